@@ -1,0 +1,46 @@
+"""LLM sequential recommendation with items as a language of their own, on Ray.
+
+The pipeline, each arrow a function from artifacts to an artifact on disk:
+
+    raw interactions  -> prepare  -> sequences in Parquet shards       (rsllm.data)
+    sequences         -> fit      -> a recommender, its item embeddings (rsllm.recommenders)
+    titles, items     -> prompts  -> token ids with item slots          (rsllm.prompts)
+    prompts, items    -> train    -> projector and LoRA, in two stages  (rsllm.model, rsllm.train)
+    tuned model       -> evaluate -> rankings, intervals, paired tests  (rsllm.evaluate)
+    a search space    -> tune     -> the best of many such runs         (rsllm.tune)
+
+`Experiment` says everything a run depends on; `Pipeline` runs it, computing nothing twice.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rsllm.assets import fetch
+    from rsllm.config import Experiment, replace_in
+    from rsllm.errors import RsllmError
+    from rsllm.pipeline import Pipeline
+
+__version__ = "0.1.0"
+
+__all__ = ["Experiment", "Pipeline", "RsllmError", "fetch", "replace_in"]
+
+_HOMES = {
+    "Experiment": "rsllm.config",
+    "Pipeline": "rsllm.pipeline",
+    "RsllmError": "rsllm.errors",
+    "fetch": "rsllm.assets",
+    "replace_in": "rsllm.config",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

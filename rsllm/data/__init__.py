@@ -1,0 +1,1 @@
+"""From raw interaction files to Parquet rows with their candidate sets."""

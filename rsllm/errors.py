@@ -1,0 +1,31 @@
+"""The errors a user can meet. Each message names the value at fault and the way out."""
+
+from __future__ import annotations
+
+
+class RsllmError(Exception):
+    """Base of every error rsllm raises on purpose; the command line prints it without a traceback."""
+
+    exit_code = 1
+
+
+class ConfigError(RsllmError, ValueError):
+    """A setting that cannot work; the user's mistake."""
+
+    exit_code = 2
+
+
+class DataError(RsllmError):
+    """Raw or prepared data that is missing, damaged or inconsistent."""
+
+
+class CheckpointError(RsllmError):
+    """A run folder or checkpoint that is missing, incomplete or altered."""
+
+
+class TrainingError(RsllmError):
+    """Training cannot start or cannot go on."""
+
+
+class EvaluationError(RsllmError):
+    """Scores or rankings that cannot be evaluated."""

@@ -1,0 +1,1 @@
+"""From scores and answers to metrics, statistics and the report."""

@@ -1,0 +1,164 @@
+"""Ranking and generation metrics, one value per user, so that every mean can carry an interval."""
+
+# Axes: R rows (users), C candidates, K possible numbers of negatives above the target.
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.stats import hypergeom
+
+from rsllm.errors import EvaluationError
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+
+def target_ranks(scores_RC: ArrayLike, target_R: ArrayLike) -> Ints:
+    """The target's place among its row's candidates, 1 for the best; ties count against it.
+
+    Args:
+        scores_RC: higher is better.
+        target_R: column of the target in each row.
+
+    Returns:
+        ranks_R in 1..C.
+
+    Raises:
+        EvaluationError: a score that is not finite, or shapes and columns that do not fit.
+    """
+    scores, target = np.asarray(scores_RC, dtype=np.float64), np.asarray(target_R, dtype=np.int64)
+    if scores.ndim != 2 or target.shape != scores.shape[:1]:
+        raise EvaluationError(
+            f"scores of shape {scores.shape} and targets of shape {target.shape} do not fit;"
+            " expected (rows, candidates) and (rows,)"
+        )
+    broken = np.flatnonzero(~np.isfinite(scores).all(axis=1))
+    if broken.size:
+        raise EvaluationError(
+            f"row {broken[0]} has a score that is NaN or infinite ({broken.size} such rows);"
+            " the model that scored it diverged"
+        )
+    outside = np.flatnonzero((target < 0) | (target >= scores.shape[1]))
+    if outside.size:
+        raise EvaluationError(
+            f"row {outside[0]} has its target in column {target[outside[0]]},"
+            f" outside its {scores.shape[1]} candidates"
+        )
+    ranks: Ints = (scores >= scores[np.arange(len(scores)), target, None]).sum(axis=1)
+    return ranks
+
+
+def hr_at(ranks_R: Ints, k: int) -> Floats:
+    """Hit ratio: 1 where the target is among the first `k`."""
+    return (ranks_R <= k).astype(np.float64)
+
+
+def ndcg_at(ranks_R: Ints, k: int) -> Floats:
+    """NDCG with one relevant item: 1 / log2(1 + rank) within the first `k`, else 0."""
+    return np.where(ranks_R <= k, 1 / np.log2(1.0 + ranks_R), 0.0)
+
+
+def reciprocal(ranks_R: Ints) -> Floats:
+    """Reciprocal rank; its mean is the MRR."""
+    return 1.0 / ranks_R
+
+
+def rank_metrics(ranks_R: Ints) -> dict[str, Floats]:
+    """Every ranking metric by name, one value per user."""
+    return {
+        "HR@1": hr_at(ranks_R, 1),
+        "HR@5": hr_at(ranks_R, 5),
+        "HR@10": hr_at(ranks_R, 10),
+        "NDCG@5": ndcg_at(ranks_R, 5),
+        "NDCG@10": ndcg_at(ranks_R, 10),
+        "MRR": reciprocal(ranks_R),
+    }
+
+
+def expected_metrics(
+    num_better_R: ArrayLike, pool_R: ArrayLike, num_negatives: int
+) -> dict[str, Floats]:
+    """`rank_metrics`, averaged exactly over every uniform draw of the negatives.
+
+    Drawing `num_negatives` of `pool` eligible items, of which `num_better` outscore the target,
+    puts a hypergeometric number of items above it. This takes the noise of the draw out of the
+    metrics of a model that scores every item.
+
+    Args:
+        num_better_R: eligible items that score at least as high as the target.
+        pool_R: eligible items, the target not among them.
+        num_negatives: candidates drawn beside the target.
+
+    Raises:
+        EvaluationError: a row whose pool is smaller than `num_better` or `num_negatives`.
+    """
+    better, pool = np.broadcast_arrays(np.asarray(num_better_R), np.asarray(pool_R))
+    broken = np.flatnonzero((better < 0) | (better > pool) | (pool < num_negatives))
+    if broken.size:
+        row = broken[0]
+        raise EvaluationError(
+            f"row {row} has {better[row]} better items in a pool of {pool[row]}, to draw"
+            f" {num_negatives} negatives from; a pool holds both"
+        )
+    above_K = np.arange(num_negatives + 1)
+    chance_RK = hypergeom.pmf(above_K, pool[:, None], better[:, None], num_negatives)
+    return {name: chance_RK @ values_K for name, values_K in rank_metrics(1 + above_K).items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Whether a generated answer names exactly one candidate, and whether that is the target."""
+
+    valid: bool
+    hit: bool
+
+
+def verdict(answer: str, titles: Sequence[str], target: int) -> Verdict:
+    """LLaRA's rule (arXiv 2312.02445): exactly one candidate title is part of the first line.
+
+    Case and outer blanks are ignored. A perfect answer is invalid when another candidate's title
+    is contained in it, which caps the hit ratio a little below 1.
+    """
+    line = _first_line(answer)
+    return _judge([title.lower().strip() in line for title in titles], target)
+
+
+def strict_verdict(answer: str, titles: Sequence[str], target: int) -> Verdict:
+    """The first line equals exactly one candidate title; case and outer blanks are ignored."""
+    line = _first_line(answer)
+    return _judge([title.lower().strip() == line for title in titles], target)
+
+
+def _first_line(answer: str) -> str:
+    return answer.strip().split("\n", 1)[0].strip().lower()
+
+
+def _judge(matches: Sequence[bool], target: int) -> Verdict:
+    valid = sum(matches) == 1
+    return Verdict(valid=valid, hit=valid and matches[target])
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationMetrics:
+    """Generated answers, judged: 0/1 vectors over rows. The mean of `valid` is the valid ratio."""
+
+    valid: Floats
+    hits_of_all: Floats
+    """Invalid answers count as misses; the mean is the HitRatio@1 that LLaRA publishes."""
+
+    @property
+    def hits_of_valid(self) -> float:
+        """Hits as a share of the valid answers; 0 if there is none."""
+        return float(self.hits_of_all.sum() / max(self.valid.sum(), 1.0))
+
+
+def generation_metrics(verdicts: Sequence[Verdict]) -> GenerationMetrics:
+    """Collect the verdicts of all rows."""
+    return GenerationMetrics(
+        valid=np.array([verdict.valid for verdict in verdicts], dtype=np.float64),
+        hits_of_all=np.array([verdict.hit for verdict in verdicts], dtype=np.float64),
+    )

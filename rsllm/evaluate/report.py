@@ -1,0 +1,247 @@
+"""Results as files and tables: `results.json`, `trials.csv`, one self-contained HTML page.
+
+Titles, names and errors come from data and are inert everywhere: escaped in HTML, quoted in CSV,
+stripped of control characters in the terminal.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+from tabulate import tabulate
+
+from rsllm.evaluate import plots
+from rsllm.runs import write_json
+
+Results = Mapping[str, Any]
+PLOTTED = ("HR@1", "MRR")
+METHODS_NOTE = (
+    "Means over n users with 95 % intervals (Wilson for hit ratios, bootstrap otherwise)."
+    " hits_of_all counts invalid answers as misses and is the HitRatio@1 that LLaRA publishes."
+)
+PAIRS_NOTE = (
+    "Difference: first minus second on the same users. Verdicts follow p (Holm), adjusted for all"
+    " comparisons in the table, at the 5 % level. Detectable: the smallest true difference this"
+    " many users would show with 80 % power."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A titled table; a cell is text, a number, an estimate (value, low, high, n) or None."""
+
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Plot:
+    """An inline SVG with its caption."""
+
+    caption: str
+    svg: Markup
+
+
+def write_report(folder: Path, results: Results) -> None:
+    """Write `results.json`, `trials.csv` and `report.html` into `folder`, which must exist."""
+    write_json(folder / "results.json", results)
+    _write_csv(folder / "trials.csv", results["trials"])
+    (folder / "report.html").write_text(_html(results), encoding="utf-8")
+
+
+def tables(results: Results) -> str:
+    """The ranking of the trials, the methods and the pairwise tests, for the terminal."""
+    return "\n\n".join(
+        f"{show(table.title)}\n{_grid(table)}"
+        for table in (_trials(results), _methods(results), _pairs(results))
+        if table.rows
+    )
+
+
+def show(cell: Any) -> str:
+    """A cell as one line of printable text."""
+    if cell is None:
+        return "-"
+    if isinstance(cell, Mapping):
+        return f"{cell['value']:.3f} [{cell['low']:.3f}, {cell['high']:.3f}]"
+    if isinstance(cell, float):
+        return f"{cell:.4g}"
+    return "".join(char if char.isprintable() else " " for char in str(cell))
+
+
+def _grid(table: Table) -> str:
+    header, *rows = [[show(cell) for cell in row] for row in (table.header, *table.rows)]
+    return tabulate(rows, header, disable_numparse=True)
+
+
+def _trials(results: Results) -> Table:
+    metric, split = results["search"]["metric"], results["search"]["split"]
+    parameters = _names(trial["parameters"] for trial in results["trials"])
+    ranked = sorted(results["trials"], key=lambda trial: _descending(trial.get(metric)))
+    measured = ["MRR", "HR@1"]
+    return Table(
+        title=f"Trials, ranked by {split} {metric}",
+        header=["trial", "state", *measured, *parameters, "samples", "seconds", "error"],
+        rows=[
+            [trial["number"], trial["state"]]
+            + [trial.get(name) for name in measured]
+            + [trial["parameters"].get(name) for name in parameters]
+            + [trial["samples"], trial["seconds"], trial["error"]]
+            for trial in ranked
+        ],
+        note=f"The best trial was chosen on these {results['search']['n']} {split} users, so its"
+        " score here flatters it; the methods' table is measured on other users.",
+    )
+
+
+def _methods(results: Results) -> Table:
+    methods = results["methods"]
+    metrics = _names(method["metrics"] for method in methods)
+    generated = [
+        name for name in _names(method["generation"] or {} for method in methods) if name != "n"
+    ]
+    return Table(
+        title="Methods on the test users",
+        header=["method", "scorer", "n", *metrics, *generated, "seconds"],
+        rows=[
+            [method["name"], method["scorer"], method["n"]]
+            + [method["metrics"].get(name) for name in metrics]
+            + [(method["generation"] or {}).get(name) for name in generated]
+            + [method["seconds"]]
+            for method in methods
+        ],
+        note=METHODS_NOTE,
+    )
+
+
+def _pairs(results: Results) -> Table:
+    keys = ("claim", "metric", "first", "second", "difference", "p", "p_holm", "verdict")
+    return Table(
+        title="Paired comparisons",
+        header=[*keys[:6], "p (Holm)", "verdict", "detectable"],
+        rows=[
+            [pair.get(key) for key in keys] + [pair["minimum_detectable"]]
+            for pair in results["pairs"]
+        ],
+        note=PAIRS_NOTE,
+    )
+
+
+def _recommender(results: Results) -> Table:
+    splits = results["recommender"]
+    metrics = _names(splits.values())
+    return Table(
+        title="The recommender alone",
+        header=["split", *metrics],
+        rows=[[name, *map(split.get, metrics)] for name, split in splits.items()],
+    )
+
+
+def _facts(title: str, values: Mapping[str, Any]) -> Table:
+    return Table(title, ("", ""), list(_flat(values)))
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _names(mappings: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Every key of the mappings once, in order of appearance."""
+    return list(dict.fromkeys(name for mapping in mappings for name in mapping))
+
+
+def _descending(value: float | None) -> tuple[bool, float]:
+    return (value is None, -(value or 0.0))
+
+
+def _write_csv(path: Path, trials: Sequence[Mapping[str, Any]]) -> None:
+    rows = [{**trial, **trial["parameters"]} for trial in trials]
+    columns = [name for name in _names(rows) if name not in ("parameters", "curve")]
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(map(_inert, columns))
+        writer.writerows([_inert(row.get(name)) for name in columns] for row in rows)
+
+
+def _inert(cell: Any) -> Any:
+    """A spreadsheet runs text that opens with one of these as a formula; an apostrophe stops it."""
+    if not isinstance(cell, str) or not cell.lstrip().startswith(("=", "+", "-", "@")):
+        return cell
+    try:
+        float(cell)
+    except ValueError:
+        return f"'{cell}"
+    return cell
+
+
+def _search_plots(results: Results) -> list[Plot]:
+    trials, search = results["trials"], results["search"]
+    metric, best = search["metric"], search["best"]
+    chance = (search.get("chance") or {}).get(metric)
+    parameters = _names(trial["parameters"] for trial in trials)
+    return _drawn(
+        [
+            (
+                f"{search['split'].capitalize()} {metric} while training",
+                plots.learning_curves(trials, metric, best, chance),
+            ),
+            ("Training loss", plots.learning_curves(trials, "loss", best)),
+        ]
+        + [(name, plots.tuned_values(trials, name, metric, best)) for name in parameters]
+    )
+
+
+def _method_plots(results: Results) -> list[Plot]:
+    methods, chance = results["methods"], results["search"].get("chance") or {}
+    return _drawn(
+        (
+            f"Test {metric}, means with 95 % intervals",
+            plots.forest(methods, metric, chance.get(metric)),
+        )
+        for metric in PLOTTED
+    )
+
+
+def _drawn(pictures: Iterable[tuple[str, str]]) -> list[Plot]:
+    return [Plot(caption, Markup(svg)) for caption, svg in pictures if svg]
+
+
+def _html(results: Results) -> str:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+    )
+    environment.filters["show"] = show
+    best = [t for t in results["trials"] if t["number"] == results["search"]["best"]]
+    return environment.get_template("report.html").render(
+        results=results,
+        search=results["search"],
+        best=best[0] if best else None,
+        methods=_methods(results),
+        pairs=_pairs(results),
+        trials=_trials(results),
+        recommender=_recommender(results),
+        method_plots=_method_plots(results),
+        search_plots=_search_plots(results),
+        setup=[
+            _facts("Budget", results["budget"]),
+            _facts("Data", results["data"]),
+            _facts("Experiment", results["experiment"]),
+            _facts("Provenance", results["provenance"]),
+        ],
+    )

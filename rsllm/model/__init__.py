@@ -1,0 +1,1 @@
+"""The language model with item slots: backbone, projector, branches, losses."""

@@ -1,0 +1,81 @@
+"""Load a causal language model and attach its LoRA adapter."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from rsllm.config import BackboneConfig
+from rsllm.errors import ConfigError
+
+
+def load_tokenizer(source: str | Path) -> Any:
+    """The backbone's tokenizer, from a local folder or the hub."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(str(source))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"cannot load the tokenizer of backbone {source}: {error}") from error
+
+
+def load_backbone(source: str | Path, dtype: torch.dtype) -> Any:
+    """A causal LM with safetensors weights and SDPA attention, all parameters frozen.
+
+    Raises:
+        ConfigError: nothing loadable at `source`.
+    """
+    from transformers import AutoModelForCausalLM
+
+    try:
+        llm = AutoModelForCausalLM.from_pretrained(
+            str(source), dtype=dtype, attn_implementation="sdpa", use_safetensors=True
+        )
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"cannot load backbone {source}: {error}") from error
+    llm.requires_grad_(False)
+    llm.config.use_cache = False
+    return llm
+
+
+def context_length(llm: Any) -> int:
+    """Longest sequence, in tokens, that the backbone has positions for."""
+    return int(getattr(llm.config, "max_position_embeddings", 1 << 30))
+
+
+def linear_layers(llm: nn.Module) -> tuple[str, ...]:
+    """Names of the linear layers of the blocks: what LoRA adapts by default."""
+    names = {
+        name.rsplit(".", 1)[-1]
+        for name, module in llm.named_modules()
+        if type(module).__name__ in ("Linear", "Conv1D") and "lm_head" not in name
+    }
+    return tuple(sorted(names))
+
+
+def attach_lora(llm: Any, config: BackboneConfig) -> Any:
+    """Wrap the backbone for peft; fresh adapters (B = 0) leave its outputs unchanged.
+
+    Raises:
+        ConfigError: a target name that matches no layer, which would train nothing.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    available = linear_layers(llm)
+    targets = config.lora_targets or available
+    unmatched = sorted(set(targets) - set(available))
+    if unmatched:
+        raise ConfigError(f"backbone.lora_targets {unmatched} match no layer of {list(available)}")
+    return get_peft_model(
+        llm,
+        LoraConfig(
+            r=config.lora_rank,
+            lora_alpha=config.lora_alpha,
+            lora_dropout=config.lora_dropout,
+            target_modules=list(targets),
+            task_type="CAUSAL_LM",
+        ),
+    )

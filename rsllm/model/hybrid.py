@@ -1,0 +1,102 @@
+"""`HybridLM`: embed tokens, put projected items in their slots, run the language model.
+
+Axes: B rows, T tokens, D language-model width, E recommender width, I items, V vocabulary,
+U states whose logits are asked for, N labels, G distinct target items, L tokens of an item.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rsllm.config import ProjectorConfig
+from rsllm.model.branches import branch_mask
+from rsllm.model.projector import Projector, embedding_scale
+from rsllm.prompts.collate import Batch
+from rsllm.prompts.encode import MARKER
+
+
+class ItemSlots(nn.Module):
+    """Replaces the vectors of markers and slots: one learned vector, and projected items."""
+
+    def __init__(self, items_IE: Tensor, embeddings_VD: Tensor, config: ProjectorConfig) -> None:
+        super().__init__()
+        width = embeddings_VD.shape[1]
+        scale = embedding_scale(embeddings_VD)
+        self.projector = Projector(items_IE.shape[1], width, config, scale)
+        self.marker_D = nn.Parameter(scale * torch.randn(width))
+        self.register_buffer("items_IE", items_IE.float(), persistent=False)
+
+    def forward(self, tokens_D: Tensor, item: Tensor) -> Tensor:
+        """Fill `tokens_D` [..., D] in place where `item` [...] names a slot or a marker."""
+        slots = item >= 0
+        items_IE: Tensor = self.items_IE
+        tokens_D[slots] = self.projector(items_IE[item[slots]]).to(tokens_D.dtype)
+        tokens_D[item == MARKER] = self.marker_D.to(tokens_D.dtype)
+        return tokens_D
+
+
+class HybridLM(nn.Module):
+    """A LoRA-tuned causal LM that reads items as text, or as text, marker and slot.
+
+    RSLLM (arXiv 2412.16933), "hybrid encoding": text goes through the LM's own embedding table,
+    an item slot holds the projection of the frozen recommender's item vector. No token is added.
+    """
+
+    def __init__(self, llm: Any, slots: ItemSlots | None) -> None:
+        super().__init__()
+        self.llm = llm
+        self.slots = slots
+
+    @property
+    def backbone(self) -> Any:
+        """The causal LM itself, with LoRA layers inside."""
+        return self.llm.get_base_model() if hasattr(self.llm, "get_base_model") else self.llm
+
+    def embed(self, ids: Tensor, item: Tensor) -> Tensor:
+        """Input vectors [..., D] of token ids and item slots of the same shape."""
+        tokens: Tensor = self.backbone.get_input_embeddings()(ids)
+        return tokens if self.slots is None else self.slots(tokens.clone(), item)
+
+    def states(self, batch: Batch) -> Tensor:
+        """Final-norm hidden states of prompts and branches. [B, T, D]."""
+        mask = branch_mask(batch.branch_BT) if batch.num_branches > 1 else None
+        return self._run(batch.ids_BT, batch.item_BT, batch.position_BT, mask)
+
+    def target_states(self, batch: Batch) -> Tensor:
+        """Mean final-norm state of each distinct target item on its own. [G, D]."""
+        items = batch.targets
+        position_L = torch.arange(items.ids_GL.shape[1], device=items.ids_GL.device)
+        states_GLD = self._run(
+            items.ids_GL, items.item_GL, position_L.expand_as(items.ids_GL), mask=None
+        )
+        return pool(states_GLD, items.mask_GL)
+
+    def _run(self, ids: Tensor, item: Tensor, position: Tensor, mask: Tensor | None) -> Tensor:
+        """Without a mask attention is plainly causal: enough where padding only follows."""
+        output = self.backbone.get_decoder()(
+            inputs_embeds=self.embed(ids, item),
+            attention_mask=mask,
+            position_ids=position,
+            use_cache=False,
+        )
+        states: Tensor = output.last_hidden_state
+        return states
+
+    def label_log_probs(self, states_BTD: Tensor, batch: Batch) -> Tensor:
+        """Log-probability of every label, logits computed only where there are labels. [N]."""
+        states_UD = states_BTD.flatten(0, 1)[batch.state_U]
+        head = self.backbone.get_output_embeddings()
+        with torch.autocast(states_UD.device.type, enabled=False):
+            logits_UV = head(states_UD.to(head.weight.dtype)).float()
+        labels_N = logits_UV[batch.label_state_N, batch.label_N]
+        normalizer: Tensor = logits_UV.logsumexp(-1)[batch.label_state_N]
+        return labels_N - normalizer
+
+
+def pool(states_BTD: Tensor, span_BT: Tensor) -> Tensor:
+    """Mean state over a span, in fp32. [B, D]."""
+    weights = span_BT.float()
+    return torch.einsum("btd,bt->bd", states_BTD.float(), weights) / weights.sum(1, keepdim=True)

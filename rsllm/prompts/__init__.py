@@ -1,0 +1,1 @@
+"""From rows of items to token ids: templates, encoding, batches."""

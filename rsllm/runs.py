@@ -1,0 +1,166 @@
+"""Artifacts on disk: committed whole, hashed, keyed by what made them, computed once.
+
+An artifact is a folder. `commit_dir` stages it beside its final place, writes `manifest.json`
+(path, size and SHA-256 of every file) last and renames it in, so a folder that has a manifest is
+complete. `Store` keys artifacts by the hash of their inputs, and `Store.get` makes each one once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import platform
+import shutil
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import rsllm
+from rsllm.config import content_hash
+from rsllm.errors import CheckpointError, ConfigError
+
+MANIFEST = "manifest.json"
+
+
+def sha256(path: Path) -> str:
+    """Hex SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as JSON so that a crash leaves the old file or the new one, never half of it."""
+    staging = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    staging.write_text(json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n")
+    _fsync(staging)
+    staging.replace(path)
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        CheckpointError: the file is missing or not JSON.
+    """
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"cannot read {path}: {error}") from error
+
+
+@contextlib.contextmanager
+def commit_dir(final: Path, **facts: Any) -> Iterator[Path]:
+    """Yield a staging folder that becomes `final`, with a manifest of its files and `facts`.
+
+    A crash or an exception leaves no `final`. If another process committed the same folder
+    meanwhile, that one stays and this one is dropped.
+    """
+    final.parent.mkdir(parents=True, exist_ok=True)
+    staging = final.with_name(f".{final.name}.{uuid.uuid4().hex[:8]}.staging")
+    staging.mkdir()
+    try:
+        yield staging
+        _seal(staging, facts)
+        try:
+            staging.rename(final)
+        except OSError:
+            if not (final / MANIFEST).exists():
+                raise
+        _fsync(final.parent)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _seal(folder: Path, facts: Mapping[str, Any]) -> None:
+    files = {}
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        _fsync(path)
+        files[path.relative_to(folder).as_posix()] = {
+            "bytes": path.stat().st_size,
+            "sha256": sha256(path),
+        }
+    write_json(folder / MANIFEST, {**facts, "files": files})
+    _fsync(folder)
+
+
+def _fsync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def manifest(folder: Path, *, verify: bool = False) -> dict[str, Any]:
+    """The manifest of a committed folder, its files checked by size and, on `verify`, by hash.
+
+    Raises:
+        CheckpointError: no manifest, or a file that is missing, extra-short or altered.
+    """
+    facts: dict[str, Any] = read_json(folder / MANIFEST)
+    for name, expected in facts["files"].items():
+        path = folder / name
+        if not path.is_file():
+            raise CheckpointError(f"{folder} is damaged: {name} is missing; delete it to rebuild")
+        if path.stat().st_size != expected["bytes"] or (
+            verify and sha256(path) != expected["sha256"]
+        ):
+            raise CheckpointError(f"{folder} is damaged: {name} was altered; delete it to rebuild")
+    return facts
+
+
+def provenance() -> dict[str, Any]:
+    """What made a result: versions, machine and time. Never the environment, which holds secrets."""
+    packages = ("torch", "transformers", "peft", "deepspeed", "ray", "optuna", "numpy")
+    return {
+        "rsllm": rsllm.__version__,
+        "python": platform.python_version(),
+        "packages": {name: metadata.version(name) for name in packages},
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+@dataclass(frozen=True)
+class Store:
+    """Content-addressed artifacts under one folder that every node of the cluster can see."""
+
+    root: Path
+
+    @classmethod
+    def open(cls, root: str | Path) -> Store:
+        """Open (or create) a store after proving that it can be written.
+
+        Raises:
+            ConfigError: the folder cannot be created or written.
+        """
+        path = Path(root).expanduser().absolute()
+        probe = path / f".probe-{uuid.uuid4().hex[:8]}"
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            probe.write_text("probe")
+            probe.unlink()
+        except OSError as error:
+            raise ConfigError(
+                f"storage {path} cannot be written ({error.strerror}); choose another with --storage"
+            ) from error
+        return cls(path)
+
+    def path(self, kind: str, inputs: Any) -> Path:
+        """Where the artifact of `kind` made from `inputs` (JSON-ready) lives."""
+        return self.root / kind / content_hash({"version": rsllm.__version__, "inputs": inputs})
+
+    def get(self, kind: str, inputs: Any, make: Callable[[Path], Any]) -> Path:
+        """The artifact's folder; `make(staging)` fills it if it does not exist yet."""
+        path = self.path(kind, inputs)
+        if not (path / MANIFEST).exists():
+            with commit_dir(path, kind=kind, inputs=inputs, provenance=provenance()) as staging:
+                make(staging)
+        manifest(path)
+        return path

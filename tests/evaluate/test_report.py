@@ -1,0 +1,225 @@
+from __future__ import annotations
+
+import csv
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rsllm.evaluate.report import tables, write_report
+
+HOSTILE = "=cmd|' /C calc'!A0 <script>alert(1)</script> \x1b[31m {{ 7 * 7 }} $\\frac{$"
+
+
+def estimate(value: float, n: int = 95) -> dict[str, Any]:
+    return {"value": value, "low": value - 0.08, "high": value + 0.09, "n": n}
+
+
+def trial(number: int, state: str = "finished") -> dict[str, Any]:
+    score = None if state == "failed" else 0.3 + 0.02 * number
+    steps = range(1, 2 if state == "stopped" else 5)
+    curve = [
+        {"samples": 512 * s, "MRR": 0.2 + 0.02 * number * s, "HR@1": 0.1, "loss": 3 - 0.3 * s}
+        for s in steps
+    ]
+    return {
+        "number": number,
+        "state": state,
+        "parameters": {
+            "alpha": 0.05 * number,
+            "beta": 0.1,
+            "temperature": 0.07 * 3**number,
+            "gamma": 1.0,
+        },
+        "samples": 512 * len(curve),
+        "seconds": 31.5,
+        "curve": [] if state == "failed" else curve,
+        "MRR": score,
+        "HR@1": score and score / 2,
+        "error": "TrainingError: loss is NaN" if state == "failed" else None,
+    }
+
+
+def study() -> dict[str, Any]:
+    """A made-up result with every kind of entry the report knows."""
+    metrics = {"HR@1": estimate(0.42), "NDCG@10": estimate(0.6), "MRR": estimate(0.55)}
+    generation = {"ValidRatio": estimate(0.9), "hits_of_all": estimate(0.4), "n": 95}
+    return {
+        "title": "Loss weights on MovieLens-100K",
+        "question": "Which loss weights rank the next film best?",
+        "budget": {"trials": 4, "samples": 2048},
+        "data": {"users": 943, "test rows": 95},
+        "backbone": "smollm2-135m-q4",
+        "provenance": {"rsllm": "0.1.0", "packages": {"torch": "2.13"}},
+        "notes": ["One seed."],
+        "experiment": {"stage2": {"loss": {"alpha": 0.1}}, "seed": 0},
+        "trials": [trial(0), trial(1, "stopped"), trial(2, "failed"), trial(3)],
+        "search": {
+            "metric": "MRR",
+            "split": "validation",
+            "n": 94,
+            "best": 3,
+            "p_beats_chance": 1e-5,
+            "chance": {"MRR": 0.18, "HR@1": 0.05},
+        },
+        "methods": [
+            {
+                "name": "tuned",
+                "scorer": "likelihood",
+                "n": 95,
+                "metrics": metrics,
+                "generation": {**generation, "hits_of_valid": estimate(0.44)},
+                "seconds": 12.0,
+            },
+            {
+                "name": "random",
+                "scorer": "none",
+                "n": 95,
+                "metrics": {"HR@1": estimate(0.05), "MRR": estimate(0.18)},
+                "generation": None,
+                "seconds": None,
+            },
+        ],
+        "pairs": [
+            {
+                "first": "tuned",
+                "second": "random",
+                "metric": "MRR",
+                "difference": estimate(0.37),
+                "p": 0.0001,
+                "p_holm": 0.0002,
+                "verdict": "better",
+                "minimum_detectable": 0.07,
+                "claim": None,
+            }
+        ],
+        "recommender": {"validation": metrics, "test": {"HR@1": estimate(0.35)}},
+    }
+
+
+class Page(HTMLParser):
+    """The tags, attributes and text of an HTML page."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += attrs
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def written(folder: Path, results: dict[str, Any]) -> tuple[Page, list[dict[str, str]]]:
+    write_report(folder, results)
+    assert json.loads((folder / "results.json").read_text()) == results
+    with (folder / "trials.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    return Page((folder / "report.html").read_text(encoding="utf-8")), rows
+
+
+def test_report_holds_the_numbers_and_the_plots(tmp_path: Path) -> None:
+    page, rows = written(tmp_path, study())
+    assert page.tags.count("svg") == 8  # two forests, learning curves, loss, four parameters
+    assert page.tags.count("table") == 8
+    assert "mathdefault" not in page.text
+    for text in ("0.420", "0.340", "better", "chance", "trial 3, the best", "stage2.loss.alpha"):
+        assert text in page.text
+    assert [row["number"] for row in rows] == ["0", "1", "2", "3"]
+    assert (rows[3]["MRR"], rows[2]["MRR"], rows[2]["state"]) == ("0.36", "", "failed")
+    assert rows[3]["alpha"] == str(0.05 * 3)
+
+
+def test_report_reaches_for_nothing_outside(tmp_path: Path) -> None:
+    page, _ = written(tmp_path, study())
+    assert not {"script", "link", "img", "iframe", "object"} & set(page.tags)
+    references = [v for k, v in page.attributes if k in ("src", "href", "xlink:href", "action")]
+    assert all(value and value.startswith("#") for value in references)
+    html = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert not re.search(r"url\((?!#)|@import", html)
+
+
+def test_report_is_the_same_twice(tmp_path: Path) -> None:
+    write_report(tmp_path, study())
+    first = (tmp_path / "report.html").read_bytes()
+    write_report(tmp_path, study())
+    assert (tmp_path / "report.html").read_bytes() == first
+
+
+def test_hostile_text_is_inert(tmp_path: Path) -> None:
+    results = study() | {"title": HOSTILE, "question": HOSTILE, "notes": [HOSTILE]}
+    results["methods"][0]["name"] = results["pairs"][0]["first"] = HOSTILE
+    results["pairs"][0]["claim"] = results["data"][HOSTILE] = HOSTILE
+    for entry in results["trials"]:
+        entry |= {"error": HOSTILE, "parameters": {HOSTILE: HOSTILE}}
+    page, rows = written(tmp_path, results)
+    assert "script" not in page.tags
+    assert "{{ 7 * 7 }}" in page.text
+    assert all(row["error"] == "'" + HOSTILE for row in rows)
+    assert all(name[0] not in "=+-@" for name in rows[0])
+    assert "\x1b" not in tables(results)
+
+
+def test_csv_quotes_formulas_but_not_numbers(tmp_path: Path) -> None:
+    cells = ["-1.5", "+3", "a=b", "-1+cmd", "@sum", "\t=1"]
+    results = study()
+    results["trials"] = [trial(number) | {"error": cell} for number, cell in enumerate(cells)]
+    _, rows = written(tmp_path, results)
+    expected = ["-1.5", "+3", "a=b", "'-1+cmd", "'@sum", "'\t=1"]
+    assert [row["error"] for row in rows] == expected
+
+
+def without_trials(results: dict[str, Any]) -> None:
+    results["trials"] = []
+    results["search"] |= {"best": None, "p_beats_chance": None}
+
+
+def one_trial(results: dict[str, Any]) -> None:
+    results["trials"] = [trial(3)]
+
+
+def only_failures(results: dict[str, Any]) -> None:
+    results["trials"] = [trial(0, "failed"), trial(1, "failed")]
+    results["search"] |= {"best": None, "p_beats_chance": None, "chance": None}
+
+
+def nothing_evaluated(results: dict[str, Any]) -> None:
+    results |= {"methods": [], "pairs": [], "recommender": {}, "notes": []}
+
+
+def long_names(results: dict[str, Any]) -> None:
+    results["title"] = results["methods"][0]["name"] = "very long title " * 40 + "x" * 300
+
+
+def named_choices(results: dict[str, Any]) -> None:
+    for entry, choice in zip(results["trials"], ["a", "b", None, True], strict=True):
+        entry["parameters"] = {"scorer": choice}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [without_trials, one_trial, only_failures, nothing_evaluated, long_names, named_choices],
+)
+def test_sparse_results_still_make_a_report(tmp_path: Path, change: Any) -> None:
+    results = study()
+    change(results)
+    page, rows = written(tmp_path, results)
+    assert len(rows) == len(results["trials"])
+    assert results["title"] in page.text
+    assert tables(results).count("\n") >= 3
+
+
+def test_terminal_tables_rank_trials_and_state_verdicts() -> None:
+    text = tables(study())
+    trials, methods, pairs = text.split("\n\n")
+    assert [line.split()[0] for line in trials.splitlines()[3:]] == ["3", "1", "0", "2"]
+    assert "0.420 [0.340, 0.510]" in methods
+    assert "better" in pairs

@@ -1,0 +1,171 @@
+"""The command line: a frozen set of verbs and flags, light to load, kind to a user's mistakes."""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+import rsllm
+from rsllm.cli import build_parser, main, run_script
+from rsllm.config import Experiment, replace_in
+from rsllm.errors import DataError
+
+EXPERIMENT_FLAGS = ["--backbone", "--data", "--set", "--storage"]
+GOLDEN = {
+    "fetch": ["NAME"],
+    "prepare": EXPERIMENT_FLAGS,
+    "fit": EXPERIMENT_FLAGS,
+    "train": EXPERIMENT_FLAGS,
+}
+
+
+def flags(parser: argparse.ArgumentParser) -> list[str]:
+    names = [
+        action.option_strings[-1] if action.option_strings else str(action.metavar)
+        for action in parser._actions
+        if not isinstance(action, argparse._HelpAction | argparse._SubParsersAction)
+    ]
+    return sorted(names)
+
+
+def test_verbs_and_flags_are_frozen() -> None:
+    parser = build_parser()
+    (verbs,) = (a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
+    assert flags(parser) == ["--version"]
+    assert {verb: flags(choice) for verb, choice in verbs.choices.items()} == GOLDEN
+
+
+@pytest.mark.parametrize(
+    "code",
+    ["import rsllm; rsllm.Experiment", "from rsllm.cli import main; main(['--help'])"],
+    ids=["import", "help"],
+)
+def test_import_and_help_are_light(code: str) -> None:
+    report = (
+        "import atexit, sys\n"
+        "atexit.register(lambda: sys.stderr.write(' '.join({'torch', 'ray', 'transformers', "
+        "'numpy', 'pandas'} & sys.modules.keys())))\n"
+    )
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        done = subprocess.run([sys.executable, "-c", report + code], capture_output=True, text=True)
+        seconds.append(time.perf_counter() - start)
+        assert (done.returncode, done.stderr) == (0, "")
+    assert min(seconds) <= 0.5
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["--version"])
+    assert stop.value.code == 0
+    assert capsys.readouterr().out == f"rsllm {rsllm.__version__}\n"
+
+
+def test_fetch_lists_assets_licences_and_the_cache(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("RSLLM_CACHE", str(tmp_path))
+    assert main(["fetch"]) == 0
+    listing = capsys.readouterr().out
+    for part in (str(tmp_path), "movielens-100k", "no redistribution", "smollm2-135m-q4"):
+        assert part in listing
+
+
+@pytest.fixture
+def runs(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Puts a pipeline that only records its calls in the place of the real one."""
+    calls: list[Any] = []
+
+    class Recorder:
+        def __init__(self, experiment: Experiment, storage: Path) -> None:
+            self.call = (experiment, storage)
+
+        def __getattr__(self, verb: str) -> Any:
+            return lambda: calls.append((verb, *self.call)) or Path("artifact")
+
+    module = ModuleType("rsllm.pipeline")
+    module.Pipeline = Recorder  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "rsllm.pipeline", module)
+    return calls
+
+
+@pytest.mark.parametrize("verb", ["prepare", "fit", "train"])
+def test_verb_runs_its_stage_on_the_default_experiment(
+    verb: str, runs: list[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([verb]) == 0
+    assert runs == [(verb, Experiment(), Path("rsllm-store"))]
+    assert capsys.readouterr().out == "artifact\n"
+
+
+def test_flags_become_settings(runs: list[Any]) -> None:
+    arguments = [
+        "--set",
+        "stage2.samples=16",
+        "--set",
+        "data.train_share=0.5",
+        "--data",
+        "synthetic",
+    ]
+    arguments += ["--set", 'backbone.lora_targets=["q_proj"]', "--backbone", "org/name"]
+    assert (
+        main(["train", *arguments, "--set", "stage1.representation=text", "--storage", "/s"]) == 0
+    )
+    expected = {
+        "stage2.samples": 16,
+        "data.train_share": 0.5,
+        "data.source": "synthetic",
+        "backbone.lora_targets": ["q_proj"],
+        "backbone.source": "org/name",
+    }
+    assert runs == [("train", replace_in(Experiment(), expected), Path("/s"))]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["fetch", "movielens"], "choose one of movielens-100k"),
+        (["train", "--set", "seed"], "not of the form PATH=VALUE"),
+        (["train", "--set", "data.colour=1"], "no setting 'data.colour'"),
+        (["train", "--set", "data.window=ten"], "expected int"),
+        (["train", "--set", "data.window=0"], "at least 1"),
+    ],
+)
+def test_a_users_mistake_is_one_message(
+    arguments: list[str], message: str, runs: list[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("rsllm: error: ")
+    assert message in error
+    assert runs == []
+
+
+def test_script_exits_with_the_errors_code(capsys: pytest.CaptureFixture[str]) -> None:
+    def fail() -> None:
+        raise DataError("no ratings")
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    for script, code in ((fail, 1), (interrupt, 130), (lambda: None, 0)):
+        with pytest.raises(SystemExit) as stop:
+            run_script(script)
+        assert stop.value.code == code
+    assert capsys.readouterr().err == "rsllm: error: no ratings\n"
+
+
+def test_public_names_are_importable_and_others_refused() -> None:
+    assert rsllm.Experiment is Experiment
+    assert rsllm.replace_in is replace_in
+    assert set(rsllm.__all__) <= set(dir(rsllm))
+    with pytest.raises(AttributeError, match="Experimnt"):
+        rsllm.Experimnt  # noqa: B018

@@ -1,0 +1,113 @@
+"""The cluster files: valid for the installed Ray, authenticated, closed to the network."""
+
+from __future__ import annotations
+
+import copy
+import subprocess
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+CLUSTER = Path(__file__).parents[1] / "cluster"
+FILES = sorted(CLUSTER.glob("*.yaml"), key=lambda path: path.name)
+COMMANDS = (
+    "setup_commands",
+    "head_setup_commands",
+    "head_start_ray_commands",
+    "worker_start_ray_commands",
+)
+TOKEN = "~/.ray/auth_token"
+
+
+@pytest.fixture(params=FILES, ids=lambda path: path.name)
+def path(request: pytest.FixtureRequest) -> Path:
+    file: Path = request.param
+    return file
+
+
+@pytest.fixture
+def config(path: Path) -> dict[str, Any]:
+    loaded: dict[str, Any] = yaml.safe_load(path.read_text())
+    return loaded
+
+
+def validate(config: dict[str, Any]) -> None:
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    validate_config(prepare_config(copy.deepcopy(config)))
+
+
+def commands(config: dict[str, Any]) -> list[str]:
+    return [command for section in COMMANDS for command in config.get(section, [])]
+
+
+def test_both_files_are_there() -> None:
+    assert [file.name for file in FILES] == ["gpu.yaml", "local.yaml"]
+
+
+def test_ray_accepts_the_file(config: dict[str, Any]) -> None:
+    validate(config)
+    with pytest.raises(Exception, match="workers_max"):
+        validate({**config, "workers_max": 3})
+
+
+def test_token_authentication_is_on_for_head_and_workers(config: dict[str, Any]) -> None:
+    starts = [command for command in commands(config) if "ray start" in command]
+    assert len(starts) == 2
+    assert all("RAY_AUTH_MODE=token ray start" in command for command in starts)
+    assert config["file_mounts"][TOKEN] == TOKEN
+    assert config["setup_commands"][0] == f"chmod 600 {TOKEN}"
+
+
+def test_dashboard_is_on_loopback(config: dict[str, Any], path: Path) -> None:
+    heads = [command for command in commands(config) if "ray start --head" in command]
+    assert [command.count("--dashboard-host=127.0.0.1") for command in heads] == [1]
+    assert "0.0.0.0" not in path.read_text()
+
+
+def test_commands_survive_yaml_and_bash(config: dict[str, Any], path: Path) -> None:
+    lines = [line for line in path.read_text().splitlines() if not line.lstrip().startswith("#")]
+    assert not [line for line in lines if " #" in line]
+    for command in commands(config):
+        subprocess.run(["bash", "-n", "-c", command], check=True)
+
+
+def test_mounted_sources_are_in_the_repository(config: dict[str, Any]) -> None:
+    sources = {local for remote, local in config["file_mounts"].items() if remote != TOKEN}
+    assert sources >= {"rsllm", "pyproject.toml"}
+    assert all((CLUSTER.parent / source).exists() for source in sources)
+
+
+def test_setup_puts_rsllm_on_the_login_path_once(config: dict[str, Any], tmp_path: Path) -> None:
+    (command,) = [command for command in config["setup_commands"] if ".bashrc" in command]
+    environment = {"HOME": str(tmp_path), "PATH": "/usr/bin:/bin"}
+    for _ in range(2):
+        subprocess.run(["bash", "-c", command], env=environment, check=True)
+    assert len((tmp_path / ".bashrc").read_text().splitlines()) == 1
+    shell = 'source ~/.bashrc; echo "${PATH%%:*}" "$RAY_AUTH_MODE"'
+    output = subprocess.run(
+        ["bash", "-c", shell], env=environment, check=True, capture_output=True, text=True
+    ).stdout
+    assert output.split() == [f"{tmp_path}/.rsllm/venv/bin", "token"]
+
+
+def test_gpu_workers_scale_to_zero_and_the_head_is_on_demand() -> None:
+    config = yaml.safe_load((CLUSTER / "gpu.yaml").read_text())
+    types = config["available_node_types"]
+    assert "InstanceMarketOptions" not in types[config["head_node_type"]]["node_config"]
+    assert types["gpu"]["min_workers"] == 0 < types["gpu"]["max_workers"]
+
+
+@pytest.mark.ray
+def test_dashboard_refuses_requests_without_the_token(ray_cluster: str) -> None:
+    from ray.job_submission import JobSubmissionClient
+
+    for route in ("/api/version", "/api/jobs/"):
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(ray_cluster + route, timeout=10)
+        assert refused.value.code in (401, 403)
+    assert JobSubmissionClient(ray_cluster).list_jobs()[0].job_id, "with the token: this driver"

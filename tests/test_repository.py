@@ -1,0 +1,206 @@
+"""What holds for the repository as a whole: the import map, forbidden calls, sizes, clean text."""
+
+from __future__ import annotations
+
+import ast
+import graphlib
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "rsllm"
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+
+# Top to bottom. A part may import its own layer (without a cycle) and those below.
+LAYERS = (
+    {"__main__"},
+    {"cli"},
+    {"tune", "serve"},
+    {"pipeline"},
+    {"train"},
+    {"evaluate"},
+    {"model", "prompts", "recommenders"},
+    {"data"},
+    {"plan", "doctor", "runs"},
+    {"assets", "config", "errors"},
+)
+LAYER = {part: depth for depth, parts in enumerate(LAYERS) for part in parts}
+
+MAY_IMPORT = {
+    "ray": (
+        "data/shards.py",
+        "doctor.py",
+        "evaluate/launch.py",
+        "pipeline.py",
+        "serve/",
+        "train/launch.py",
+        "tune/",
+    ),
+    "deepspeed": ("train/engine.py",),
+}
+
+FORBIDDEN_MODULES = {"cloudpickle", "dill", "joblib", "marshal", "pickle", "shelve"}
+FORBIDDEN_CALLS = {"read_pickle", "to_pickle", "torch.load", "yaml.load"}
+FORBIDDEN_KEYWORDS = {("allow_pickle", True), ("weights_only", False)}
+
+ABSOLUTE_PATH = re.compile(r"(?<![\w.~/-])/(?:work|root|tmp)\b")
+
+
+def parse(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(), filename=str(path))
+
+
+def name(path: Path) -> str:
+    return path.relative_to(PACKAGE).as_posix()
+
+
+def part(path: Path) -> str:
+    return path.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+def imports(tree: ast.AST) -> Iterator[str]:
+    """Dotted names of all imports at any depth; `from a import b` gives both `a` and `a.b`."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            source = "." * node.level + (node.module or "")
+            yield source
+            yield from (f"{source}.{alias.name}" for alias in node.names)
+
+
+def parts_imported(tree: ast.AST) -> set[str]:
+    names = (dotted.split(".") for dotted in imports(tree) if dotted.startswith("rsllm."))
+    return {second for _, second, *_ in names if second != "__version__"}
+
+
+def violations(tree: ast.AST) -> list[str]:
+    found = [f"import {top}" for top in _tops(tree) & FORBIDDEN_MODULES]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            found += _call_violations(node)
+    return found
+
+
+def _tops(tree: ast.AST) -> set[str]:
+    return {dotted.split(".")[0] for dotted in imports(tree)}
+
+
+def _call_violations(call: ast.Call) -> Iterator[str]:
+    function = ast.unparse(call.func)
+    if function in FORBIDDEN_CALLS or function.split(".")[-1] in FORBIDDEN_CALLS:
+        yield f"{function}() in line {call.lineno}"
+    keywords = {keyword.arg: keyword.value for keyword in call.keywords}
+    if function == "zip" and "strict" not in keywords:
+        yield f"zip() without strict in line {call.lineno}"
+    for keyword, value in keywords.items():
+        constant = value.value if isinstance(value, ast.Constant) else None
+        if keyword == "trust_remote_code" or (keyword, constant) in FORBIDDEN_KEYWORDS:
+            yield f"{keyword}={ast.unparse(value)} in line {call.lineno}"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name)
+def test_source_file(path: Path) -> None:
+    tree = parse(path)
+    assert violations(tree) == []
+    assert path.read_bytes().isascii(), "ASCII in code"
+    assert len(path.read_text().splitlines()) <= 400
+    functions = [
+        node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    ]
+    lengths = {node.name: (node.end_lineno or 0) - node.lineno + 1 for node in functions}
+    assert {function: n for function, n in lengths.items() if n > 60} == {}
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import pickle",
+        "from pickle import loads",
+        "import pandas as pd\npd.read_pickle(path)",
+        "np.load(path, allow_pickle=True)",
+        "f(weights_only=False)",
+        "torch.load(path)",
+        "yaml.load(text)",
+        "AutoModel.from_pretrained(path, trust_remote_code=flag)",
+        "def f():\n    return zip(a, b)",
+    ],
+)
+def test_the_guard_sees(source: str) -> None:
+    assert len(violations(ast.parse(source))) == 1
+
+
+def test_the_guard_lets_pass() -> None:
+    source = "np.load(path, allow_pickle=False)\nyaml.safe_load(text)\nzip(a, b, strict=True)"
+    assert violations(ast.parse(source)) == []
+
+
+def test_package_stays_small() -> None:
+    assert sum(len(path.read_text().splitlines()) for path in SOURCES) <= 8000
+
+
+def test_imports_point_downwards() -> None:
+    graph: dict[str, set[str]] = {}
+    for path in SOURCES:
+        importer = part(path)
+        if importer == "__init__":
+            continue
+        assert importer in LAYER, f"{name(path)} is in no layer; see LAYERS"
+        imported = parts_imported(parse(path)) - {importer}
+        upwards = {other for other in imported if LAYER[other] < LAYER[importer]}
+        assert not upwards, f"{name(path)} imports {upwards}, which are above it"
+        graph.setdefault(importer, set()).update(imported)
+    graphlib.TopologicalSorter(graph).prepare()
+
+
+def test_imports_are_absolute() -> None:
+    assert [name(p) for p in SOURCES if any(n.startswith(".") for n in imports(parse(p)))] == []
+
+
+@pytest.mark.parametrize("library", MAY_IMPORT)
+def test_platform_stays_in_its_place(library: str) -> None:
+    importers = [name(path) for path in SOURCES if library in _tops(parse(path))]
+    assert [file for file in importers if not file.startswith(MAY_IMPORT[library])] == []
+
+
+def loaded_after(code: str) -> set[str]:
+    """Which of torch and ray a fresh interpreter holds after running `code`."""
+    code += "\nimport sys; print(*{'torch', 'ray'} & set(sys.modules))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(run.stdout.splitlines()[-1].split())
+
+
+def test_import_loads_neither_torch_nor_ray() -> None:
+    assert loaded_after("import ray") == {"ray"}
+    assert loaded_after("import rsllm") == set()
+
+
+@pytest.mark.skipif(not (PACKAGE / "cli.py").exists(), reason="there is no command line yet")
+def test_help_loads_neither_torch_nor_ray() -> None:
+    code = (
+        "import contextlib, rsllm.cli, sys\nsys.argv = ['rsllm', '--help']\n"
+        "with contextlib.suppress(SystemExit): rsllm.cli.main()"
+    )
+    assert loaded_after(code) == set()
+
+
+def tracked_files() -> list[Path]:
+    """Files that are in git, or would be with the next `git add`."""
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    return [ROOT / file for file in run.stdout.split("\0") if (ROOT / file).is_file()]
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a git checkout")
+def test_text_names_no_path_of_one_machine() -> None:
+    found = []
+    for path in tracked_files():
+        for number, line in enumerate(path.read_text(errors="ignore").splitlines(), 1):
+            if ABSOLUTE_PATH.search(line):
+                found.append(f"{path.relative_to(ROOT)}:{number}: {line.strip()}")
+    assert found == []
