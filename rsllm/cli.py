@@ -98,12 +98,13 @@ def _run_stage(arguments: argparse.Namespace) -> None:
 
 
 def _overrides(arguments: argparse.Namespace) -> dict[str, Any]:
-    overrides = dict(map(_parse_setting, arguments.set))
+    overrides = dict(map(parse_setting, arguments.set))
     named = {"data.source": arguments.data, "backbone.source": arguments.backbone}
     return overrides | {path: value for path, value in named.items() if value is not None}
 
 
-def _parse_setting(text: str) -> tuple[str, Any]:
+def parse_setting(text: str) -> tuple[str, Any]:
+    """PATH=VALUE of `--set`; the value is JSON, or else plain text."""
     path, separator, value = text.partition("=")
     if not path or not separator:
         raise ConfigError(f"--set {text} is not of the form PATH=VALUE")

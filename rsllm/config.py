@@ -200,9 +200,7 @@ class LossConfig:
             0 < self.temperature < math.inf,
             f"loss.temperature is {self.temperature}; it must be positive",
         )
-        _require(
-            0 <= self.gamma < math.inf, f"loss.gamma is {self.gamma}; it must not be negative"
-        )
+        _require(0 <= self.gamma < math.inf, f"loss.gamma is {self.gamma}; it must not be negative")
 
     @property
     def contrasts(self) -> bool:
@@ -230,8 +228,11 @@ class StageConfig:
     validations: int = 1
     """Validations (and reports to the search), evenly spaced; the last is at the end."""
     loss: LossConfig = field(default_factory=LossConfig)
+    seed: int = 0
+    """Seeds fresh weights, sample order, templates and training negatives."""
 
     def __post_init__(self) -> None:
+        _require(self.seed >= 0, f"stage.seed is {self.seed}; it cannot be negative")
         _require(self.samples >= 0, f"stage.samples is {self.samples}; it cannot be negative")
         for name in ("batch_size", "accumulation", "validations"):
             value = getattr(self, name)
@@ -249,7 +250,9 @@ class StageConfig:
             f"stage.warmup_share is {self.warmup_share}; it must be in [0, 1)",
         )
         _require(
-            not (self.loss.gamma and self.loss.scorer == "pointer" and self.representation == "text"),
+            not (
+                self.loss.gamma and self.loss.scorer == "pointer" and self.representation == "text"
+            ),
             "the pointer scores candidate slots, which text prompts lack; use the likelihood"
             " scorer or unified prompts",
         )
@@ -321,8 +324,6 @@ class Experiment:
     )
     compute: ComputeConfig = field(default_factory=ComputeConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
-    seed: int = 0
-    """Seeds initial weights, sample order, templates and training negatives of the LLM stages."""
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class RsllmError(Exception):
-    """Base of every error rsllm raises on purpose; the command line prints it without a traceback."""
+    """Base of every error rsllm raises on purpose; users see it without a traceback."""
 
     exit_code = 1
 

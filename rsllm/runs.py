@@ -35,7 +35,7 @@ def sha256(path: Path) -> str:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as JSON so that a crash leaves the old file or the new one, never half of it."""
+    """Write `value` as JSON; a crash leaves the old file or the new one, never half of it."""
     staging = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     staging.write_text(json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n")
     _fsync(staging)
@@ -66,7 +66,7 @@ def commit_dir(final: Path, **facts: Any) -> Iterator[Path]:
     staging.mkdir()
     try:
         yield staging
-        _seal(staging, facts)
+        seal(staging, facts)
         try:
             staging.rename(final)
         except OSError:
@@ -77,7 +77,8 @@ def commit_dir(final: Path, **facts: Any) -> Iterator[Path]:
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def _seal(folder: Path, facts: Mapping[str, Any]) -> None:
+def seal(folder: Path, facts: Mapping[str, Any]) -> None:
+    """Flush every file of a folder, then write its manifest; a sealed folder is complete."""
     files = {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         _fsync(path)
@@ -116,7 +117,7 @@ def manifest(folder: Path, *, verify: bool = False) -> dict[str, Any]:
 
 
 def provenance() -> dict[str, Any]:
-    """What made a result: versions, machine and time. Never the environment, which holds secrets."""
+    """What made a result: versions, machine and time. No environment: it holds secrets."""
     packages = ("torch", "transformers", "peft", "deepspeed", "ray", "optuna", "numpy")
     return {
         "rsllm": rsllm.__version__,
@@ -148,7 +149,8 @@ class Store:
             probe.unlink()
         except OSError as error:
             raise ConfigError(
-                f"storage {path} cannot be written ({error.strerror}); choose another with --storage"
+                f"storage {path} cannot be written ({error.strerror});"
+                " choose another with --storage"
             ) from error
         return cls(path)
 

@@ -26,8 +26,11 @@ LAYERS = (
     {"evaluate"},
     {"model", "prompts", "recommenders"},
     {"data"},
-    {"plan", "doctor", "runs"},
-    {"assets", "config", "errors"},
+    {"plan", "doctor"},
+    {"assets"},
+    {"sources"},
+    {"runs"},
+    {"config", "errors"},
 )
 LAYER = {part: depth for depth, parts in enumerate(LAYERS) for part in parts}
 

@@ -104,23 +104,20 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return [float(p) for p in adjusted]
 
 
-def beats_chance(ranks: ArrayLike, num_candidates: int, seed: int = 0) -> float:
-    """One-sided p-value of the MRR against ranks drawn uniformly from 1..`num_candidates`.
+def beats_chance(mrr: float, n: int, num_candidates: int, seed: int = 0) -> float:
+    """One-sided p-value of an MRR over `n` rows against ranks uniform on 1..`num_candidates`.
 
     Monte Carlo with 100,000 draws, (k + 1) / (draws + 1), so it is never 0.
 
     Raises:
-        EvaluationError: no ranks, or ranks outside 1..`num_candidates`.
+        EvaluationError: no rows, or an MRR outside (0, 1].
     """
-    sample = _checked(ranks).astype(np.int64)
-    if sample.min() < 1 or sample.max() > num_candidates:
-        raise EvaluationError(
-            f"ranks from {sample.min()} to {sample.max()} do not fit {num_candidates} candidates"
-        )
+    if n < 1 or not 0 < mrr <= 1:
+        raise EvaluationError(f"an MRR of {mrr} over {n} rows cannot be tested")
     uniform = np.full(num_candidates, 1 / num_candidates)
-    counts = np.random.default_rng(seed).multinomial(len(sample), uniform, size=CHANCE_DRAWS)
+    counts = np.random.default_rng(seed).multinomial(n, uniform, size=CHANCE_DRAWS)
     null = counts @ (1 / np.arange(1, num_candidates + 1))
-    reached = int((null >= (1 / sample).sum() - 1e-9).sum())
+    reached = int((null >= n * mrr - 1e-9).sum())
     return (reached + 1) / (CHANCE_DRAWS + 1)
 
 

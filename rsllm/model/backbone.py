@@ -26,18 +26,26 @@ def load_backbone(source: str | Path, dtype: torch.dtype) -> Any:
     """A causal LM with safetensors weights and SDPA attention, all parameters frozen.
 
     Raises:
-        ConfigError: nothing loadable at `source`.
+        ConfigError: nothing loadable at `source`, or weights that are damaged or incomplete.
     """
-    from transformers import AutoModelForCausalLM
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM, GenerationConfig
 
     try:
-        llm = AutoModelForCausalLM.from_pretrained(
-            str(source), dtype=dtype, attn_implementation="sdpa", use_safetensors=True
+        llm, loading = AutoModelForCausalLM.from_pretrained(
+            str(source),
+            dtype=dtype,
+            attn_implementation="sdpa",
+            use_safetensors=True,
+            output_loading_info=True,
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise ConfigError(f"cannot load backbone {source}: {error}") from error
+    if missing := sorted(loading["missing_keys"]):
+        raise ConfigError(f"backbone {source} lacks weights: {missing[:3]}; fetch it again")
     llm.requires_grad_(False)
     llm.config.use_cache = False
+    llm.generation_config = GenerationConfig()  # how to decode is never the backbone's choice
     return llm
 
 

@@ -21,6 +21,8 @@ from rsllm.prompts.encode import MARKER
 class ItemSlots(nn.Module):
     """Replaces the vectors of markers and slots: one learned vector, and projected items."""
 
+    items_IE: Tensor
+
     def __init__(self, items_IE: Tensor, embeddings_VD: Tensor, config: ProjectorConfig) -> None:
         super().__init__()
         width = embeddings_VD.shape[1]
@@ -32,8 +34,7 @@ class ItemSlots(nn.Module):
     def forward(self, tokens_D: Tensor, item: Tensor) -> Tensor:
         """Fill `tokens_D` [..., D] in place where `item` [...] names a slot or a marker."""
         slots = item >= 0
-        items_IE: Tensor = self.items_IE
-        tokens_D[slots] = self.projector(items_IE[item[slots]]).to(tokens_D.dtype)
+        tokens_D[slots] = self.projector(self.items_IE[item[slots]]).to(tokens_D.dtype)
         tokens_D[item == MARKER] = self.marker_D.to(tokens_D.dtype)
         return tokens_D
 
@@ -91,12 +92,13 @@ class HybridLM(nn.Module):
         head = self.backbone.get_output_embeddings()
         with torch.autocast(states_UD.device.type, enabled=False):
             logits_UV = head(states_UD.to(head.weight.dtype)).float()
-        labels_N = logits_UV[batch.label_state_N, batch.label_N]
-        normalizer: Tensor = logits_UV.logsumexp(-1)[batch.label_state_N]
-        return labels_N - normalizer
+        logp_N: Tensor = logits_UV[batch.label_state_N, batch.label_N]
+        return logp_N - logits_UV.logsumexp(-1)[batch.label_state_N]
 
 
 def pool(states_BTD: Tensor, span_BT: Tensor) -> Tensor:
     """Mean state over a span, in fp32. [B, D]."""
     weights = span_BT.float()
-    return torch.einsum("btd,bt->bd", states_BTD.float(), weights) / weights.sum(1, keepdim=True)
+    sums_BD = torch.einsum("btd,bt->bd", states_BTD.float(), weights)
+    mean_BD: Tensor = sums_BD / weights.sum(1, keepdim=True)
+    return mean_BD

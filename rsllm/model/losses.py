@@ -120,7 +120,7 @@ def gather(rows_BD: Tensor) -> Tensor:
     """The rows of all workers, in rank order, differentiable. [M, D]."""
     if _world() == 1:
         return rows_BD
-    gathered: Tensor = _GatherWithGradient.apply(rows_BD)
+    gathered: Tensor = _GatherWithGradient.apply(rows_BD)  # type: ignore[no-untyped-call]
     return gathered
 
 

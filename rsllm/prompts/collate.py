@@ -89,7 +89,8 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""
-        return _move(self, device)
+        moved: Batch = _move(self, device)
+        return moved
 
 
 def _move(value: Any, device: torch.device) -> Any:
@@ -122,12 +123,15 @@ def collate(
     states, labels, label_states, label_branches = _labels(layouts, width, num_branches)
     places = [list(row.candidates).index(row.target) for row in rows]
     offsets = torch.arange(len(rows)) * width
+    last_position = max(max(layout.position) for layout in layouts)
     targets = sorted({row.target for row in rows})
     return Batch(
         ids_BT=_padded([x.tokens.ids for x in layouts], width, encoder.terminator),
         item_BT=_padded([x.tokens.items for x in layouts], width, NO_ITEM),
         branch_BT=_padded([x.branch for x in layouts], width, PADDING),
-        position_BT=_padded([x.position for x in layouts], width, range(width)),
+        position_BT=_padded([x.position for x in layouts], width, range(width)).clamp(
+            max=last_position
+        ),
         state_U=states,
         label_N=labels,
         label_state_N=label_states,

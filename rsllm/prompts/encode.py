@@ -24,7 +24,7 @@ MARKER = -2
 
 @dataclass(slots=True)
 class Tokens:
-    """A run of token ids; `items` holds an item id at slots, MARKER at markers, NO_ITEM elsewhere."""
+    """Token ids; `items` holds an item id at slots, MARKER at markers, NO_ITEM elsewhere."""
 
     ids: list[int] = field(default_factory=list)
     items: list[int] = field(default_factory=list)
@@ -87,7 +87,7 @@ class PromptEncoder:
         )["input_ids"]
         control = set(self.tokenizer.added_tokens_decoder) | {self.terminator}
         for title, ids in zip(titles, encoded, strict=True):
-            if not ids or control & set(ids):
+            if not (ids and title.strip()) or control & set(ids):
                 raise DataError(f"title {title!r} is empty or reads as a control token; rename it")
         limit = self.config.max_title_tokens
         return [ids[:limit] for ids in encoded], sum(len(ids) > limit for ids in encoded)

@@ -124,13 +124,14 @@ def test_beats_chance_equals_enumeration() -> None:
     null = np.array([sum(1 / r for r in ranks) for ranks in product(range(1, 6), repeat=4)])
     for ranks in ([1, 2, 3, 1], [5, 5, 5, 5], [2, 2, 4, 1]):
         exact = np.mean(null >= sum(1 / r for r in ranks) - 1e-12)
-        assert beats_chance(ranks, 5) == pytest.approx(exact, abs=0.006)
+        mrr = float(np.mean([1 / r for r in ranks]))
+        assert beats_chance(mrr, 4, 5) == pytest.approx(exact, abs=0.006)
 
 
-def test_beats_chance_is_never_zero_and_checks_ranks() -> None:
-    assert beats_chance([1] * 50, 20) == pytest.approx(1 / 100_001)
-    with pytest.raises(EvaluationError, match="0 to 3"):
-        beats_chance([0, 3], 20)
+def test_beats_chance_is_never_zero_and_checks_its_input() -> None:
+    assert beats_chance(1.0, 50, 20) == pytest.approx(1 / 100_001)
+    with pytest.raises(EvaluationError, match="0 rows"):
+        beats_chance(0.5, 0, 20)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,219 @@
+"""Evaluate methods on held-out rows, each in its own Ray task, once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from rsllm.config import Experiment, Representation, Scorer, from_dict, to_dict
+from rsllm.plan import Layout
+from rsllm.runs import Store, read_json, write_json
+
+SCORES, ANSWERS = "scores.safetensors", "answers.json"
+EXPECTED = "expected/"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Method:
+    """Something that ranks candidates: a recommender or a (tuned) language model."""
+
+    name: str
+    scorer: Scorer | Literal["recommender"]
+    experiment: Experiment
+    representation: Representation = "text"
+    artifact: str = ""
+    """Folder of the adapter or the recommender; empty leaves the backbone untuned."""
+    recommender: str = ""
+    """Folder of the item table, for unified prompts."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outcome:
+    """What a method did on the rows of a split."""
+
+    method: Method
+    scores_RC: np.ndarray
+    likelihood_RC: np.ndarray | None
+    """Title log-probabilities beside another scorer's scores."""
+    expected: dict[str, np.ndarray]
+    """A recommender's exact expectations over uniform candidate draws, per row."""
+    answers: list[str] | None
+    """Greedy answers to the first rows of a fixed sample."""
+    seconds: float
+
+
+def evaluate(
+    methods: Sequence[Method],
+    split: Literal["validation", "test"],
+    *,
+    data: Path,
+    backbone: str,
+    layout: Layout,
+    store: Store,
+) -> list[Outcome]:
+    """Score (and let answer) every method on the same rows; what is in the store is not redone.
+
+    This is the one function that opens the test split; it says so.
+    """
+    import ray
+
+    print(f"opening the {split} split for {', '.join(m.name for m in methods)}", flush=True)
+    work = ray.remote(_evaluate).options(
+        num_cpus=layout.cpus_per_worker, num_gpus=1 if layout.use_gpu else 0, max_retries=1
+    )
+    pending: dict[str, Any] = {}
+    keys = [_inputs(method, split, data, backbone, layout) for method in methods]
+    for method, key in zip(methods, keys, strict=True):
+        folder = store.path("evaluation", key)
+        if not folder.exists() and str(folder) not in pending:
+            plain = asdict(method) | {"experiment": to_dict(method.experiment)}
+            pending[str(folder)] = work.remote(
+                plain, split, str(data), backbone, asdict(layout), str(store.root), key
+            )
+    ray.get(list(pending.values()))
+    return [
+        _read(method, store.path("evaluation", key))
+        for method, key in zip(methods, keys, strict=True)
+    ]
+
+
+def _inputs(
+    method: Method, split: str, data: Path, backbone: str, layout: Layout
+) -> dict[str, Any]:
+    return {
+        "split": split,
+        "data": data.name,
+        "backbone": backbone if method.scorer != "recommender" else "",
+        "artifact": Path(method.artifact).name,
+        "representation": method.representation,
+        "scorer": method.scorer,
+        "prompt": to_dict(method.experiment.prompt),
+        "evaluation": to_dict(method.experiment.evaluation),
+        "precision": layout.precision,
+    }
+
+
+def _read(method: Method, folder: Path) -> Outcome:
+    from safetensors.numpy import load_file
+
+    scores = load_file(folder / SCORES)
+    answers = read_json(folder / ANSWERS)
+    return Outcome(
+        method=method,
+        scores_RC=scores["scores"],
+        likelihood_RC=scores.get("likelihood"),
+        expected={
+            name.removeprefix(EXPECTED): values
+            for name, values in scores.items()
+            if name.startswith(EXPECTED)
+        },
+        answers=answers["answers"],
+        seconds=answers["seconds"],
+    )
+
+
+def _evaluate(
+    plain: dict[str, Any],
+    split: Literal["validation", "test"],
+    data_folder: str,
+    backbone: str,
+    plain_layout: dict[str, Any],
+    root: str,
+    key: dict[str, Any],
+) -> None:
+    from rsllm.data.prepared import PreparedData
+    from rsllm.evaluate.rank import fixed_sample
+
+    method = Method(**plain | {"experiment": from_dict(Experiment, plain["experiment"])})
+    layout = Layout(**plain_layout)
+    data = PreparedData.open(Path(data_folder))
+    config = method.experiment.evaluation
+    limit = config.test_rows if split == "test" else config.validation_rows
+    rows = fixed_sample(data.rows(split), limit)
+
+    def make(folder: Path) -> None:
+        from safetensors.numpy import save_file
+
+        start = time.monotonic()
+        if method.scorer == "recommender":
+            scores, answers = _recommender_scores(method, data, rows), None
+        else:
+            scores, answers = _language_scores(method, data, rows, backbone, layout)
+        save_file(scores, folder / SCORES)
+        write_json(
+            folder / ANSWERS, {"answers": answers, "seconds": round(time.monotonic() - start, 1)}
+        )
+
+    Store.open(root).get("evaluation", key, make)
+
+
+def _recommender_scores(method: Method, data: Any, rows: Any) -> dict[str, np.ndarray]:
+    from safetensors.torch import load_file
+
+    from rsllm import recommenders
+    from rsllm.evaluate.rank import catalogue_scores, expected_over_draws
+
+    experiment = method.experiment
+    model = recommenders.build(experiment.recommender, len(data.titles), experiment.data.window)
+    model.load_state_dict(load_file(Path(method.artifact) / "recommender.safetensors"))
+    scores_RI = catalogue_scores(model, rows)
+    chosen = np.take_along_axis(scores_RI, rows.candidates_RC.astype(np.int64), axis=1)
+    expected = expected_over_draws(scores_RI, rows, data)
+    return {"scores": chosen} | {EXPECTED + name: values for name, values in expected.items()}
+
+
+def _language_scores(
+    method: Method, data: Any, rows: Any, backbone: str, layout: Layout
+) -> tuple[dict[str, np.ndarray], list[str] | None]:
+    import torch
+
+    from rsllm.config import LossConfig
+    from rsllm.evaluate.generate import greedy_answers
+    from rsllm.evaluate.rank import fixed_sample, score_candidates
+    from rsllm.model import tuned
+    from rsllm.model.objective import LanguageObjective
+    from rsllm.recommenders.embeddings import ItemEmbeddings
+
+    if layout.threads:
+        torch.set_num_threads(layout.threads)
+    bf16 = layout.precision == "bf16"
+    model = tuned.build(
+        method.experiment,
+        method.representation,
+        backbone,
+        data.titles,
+        ItemEmbeddings.load(Path(method.recommender)) if method.recommender else None,
+        dtype=torch.bfloat16 if layout.use_gpu and bf16 else torch.float32,
+        lora=bool(method.artifact),
+    )
+    if method.artifact:
+        tuned.load(model, Path(method.artifact))
+    autocast = bf16 and not layout.use_gpu
+    objective = LanguageObjective(model.hybrid, LossConfig(), autocast=autocast)
+    objective.to("cuda" if layout.use_gpu else "cpu")
+    config = method.experiment.evaluation
+    scorers: dict[str, Scorer] = {"likelihood": "likelihood"}
+    if method.scorer == "pointer":
+        scorers = {"scores": "pointer", **scorers}
+    scores = {
+        name: score_candidates(
+            objective, rows, model.encoder, data, scorer, batch_size=config.batch_size
+        )
+        for name, scorer in scorers.items()
+    }
+    scores.setdefault("scores", scores["likelihood"])
+    if config.generation_rows < 0:
+        return scores, None
+    answers = greedy_answers(
+        objective,
+        fixed_sample(rows, config.generation_rows),
+        model.encoder,
+        max_new_tokens=config.max_new_tokens,
+        batch_size=config.batch_size,
+    )
+    return scores, answers

@@ -1,0 +1,102 @@
+"""Score held-out rows: all candidates of a user in one forward pass, or the whole catalogue.
+
+Axes: R rows, C candidates, I items.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from rsllm.config import Scorer
+from rsllm.data.prepared import PreparedData, Rows
+from rsllm.errors import EvaluationError
+from rsllm.evaluate.metrics import expected_metrics
+from rsllm.model.objective import LanguageObjective
+from rsllm.prompts.collate import Row, collate
+from rsllm.prompts.encode import PromptEncoder
+from rsllm.recommenders.base import Recommender
+from rsllm.recommenders.ranking import num_better
+
+Floats = NDArray[np.float64]
+
+
+def fixed_sample(rows: Rows, limit: int) -> Rows:
+    """At most `limit` rows (0: all), evenly spaced, so that every run scores the same ones."""
+    if not limit or limit >= len(rows):
+        return rows
+    return rows.take(np.linspace(0, len(rows) - 1, limit).round().astype(np.int64))
+
+
+def decision(rows: Rows, index: int) -> Row:
+    """A held-out row with its fixed candidate set.
+
+    Raises:
+        EvaluationError: the rows have no candidate sets.
+    """
+    if rows.candidates_RC is None:
+        raise EvaluationError("training rows have no fixed candidate sets")
+    return Row(
+        history=rows.histories(index).tolist(),
+        candidates=rows.candidates_RC[index].tolist(),
+        target=int(rows.target_R[index]),
+        user=int(rows.user_R[index]),
+    )
+
+
+def target_places(rows: Rows) -> NDArray[np.int64]:
+    """Where the target stands in each candidate set. [R]."""
+    if rows.candidates_RC is None:
+        raise EvaluationError("training rows have no fixed candidate sets")
+    places: NDArray[np.int64] = (rows.candidates_RC == rows.target_R[:, None]).argmax(axis=1)
+    return places
+
+
+@torch.inference_mode()
+def catalogue_scores(model: Recommender, rows: Rows) -> Floats:
+    """A recommender's scores of the whole catalogue for every row. [R, I]."""
+    model.eval()
+    device = next(model.parameters()).device
+    history_RH = torch.tensor(rows.history_RH, dtype=torch.long, device=device)
+    length_R = torch.tensor(rows.length_R, dtype=torch.long, device=device)
+    scores: Floats = model.scores(model(history_RH, length_R)).double().cpu().numpy()
+    return scores
+
+
+def expected_over_draws(scores_RI: Floats, rows: Rows, data: PreparedData) -> dict[str, Floats]:
+    """Each row's exact expectation of HR, NDCG and MRR over uniform candidate draws."""
+    if rows.candidates_RC is None:
+        raise EvaluationError("training rows have no candidate sets, so their size is not known")
+    better, pool = num_better(scores_RI, rows.target_R, rows.history_RH, data.catalogue)
+    return expected_metrics(better, pool, rows.candidates_RC.shape[1] - 1)
+
+
+@torch.inference_mode()
+def score_candidates(
+    objective: LanguageObjective,
+    rows: Rows,
+    encoder: PromptEncoder,
+    data: PreparedData,
+    scorer: Scorer,
+    *,
+    batch_size: int,
+    progress: Callable[[int], None] = lambda done: None,
+) -> Floats:
+    """Scores [R, C] of every row's candidates, higher is better."""
+    objective.eval()
+    device = next(objective.parameters()).device
+    scores = []
+    for start in range(0, len(rows), batch_size):
+        indices = range(start, min(start + batch_size, len(rows)))
+        batch = collate(
+            [decision(rows, index) for index in indices],
+            encoder,
+            data.catalogue.title_keys_I,
+            all_branches=scorer == "likelihood",
+        )
+        scores.append(objective.score(batch.to(device), scorer).double().cpu().numpy())
+        progress(indices.stop)
+    return np.concatenate(scores)

@@ -1,0 +1,112 @@
+"""A tuned language model as a folder: a peft adapter, the projector and the items it projects.
+
+`adapter_config.json` and `adapter_model.safetensors` load with plain peft; `projector.safetensors`
+holds projector and marker, `items.safetensors` the recommender's frozen item table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from rsllm.config import BackboneConfig, Experiment, Representation
+from rsllm.errors import CheckpointError, ConfigError
+from rsllm.model.backbone import attach_lora, context_length, load_backbone, load_tokenizer
+from rsllm.model.hybrid import HybridLM, ItemSlots
+from rsllm.prompts.encode import PromptEncoder
+from rsllm.recommenders.embeddings import ItemEmbeddings
+
+PROJECTOR = "projector.safetensors"
+ADAPTER = "adapter_model.safetensors"
+_ADAPTER_PREFIX, _SLOTS_PREFIX = "llm.", "slots."
+
+
+@dataclass(frozen=True, slots=True)
+class LanguageModel:
+    """A hybrid LM with the encoder that writes its prompts."""
+
+    hybrid: HybridLM
+    encoder: PromptEncoder
+    source: BackboneConfig
+
+
+def build(
+    experiment: Experiment,
+    representation: Representation,
+    backbone: str | Path,
+    titles: list[str],
+    items: ItemEmbeddings | None,
+    *,
+    dtype: torch.dtype,
+    seed: int = 0,
+    lora: bool = True,
+) -> LanguageModel:
+    """Backbone, fresh LoRA (unless `lora` is off) and, for unified prompts, fresh slots.
+
+    Raises:
+        ConfigError: the backbone cannot be loaded, or its context is too short for any prompt.
+    """
+    torch.manual_seed(seed)
+    llm = load_backbone(backbone, dtype)
+    tokenizer = load_tokenizer(backbone)
+    room = context_length(llm) - experiment.prompt.max_title_tokens - 1
+    if room < 16:
+        raise ConfigError(f"backbone {backbone} has a context of {context_length(llm)} tokens only")
+    prompt = replace(experiment.prompt, max_tokens=min(experiment.prompt.max_tokens, room))
+    slots = None
+    if representation == "unified":
+        if items is None:
+            raise ConfigError("unified prompts need the item table of a recommender")
+        embeddings_VD = llm.get_input_embeddings().weight.detach()
+        slots = ItemSlots(items.standardised(), embeddings_VD, experiment.projector)
+    hybrid = HybridLM(attach_lora(llm, experiment.backbone) if lora else llm, slots)
+    encoder = PromptEncoder(tokenizer, titles, prompt, representation)
+    return LanguageModel(hybrid, encoder, experiment.backbone)
+
+
+def save(model: LanguageModel, tensors: Mapping[str, Tensor], folder: Path) -> None:
+    """Write adapter and projector from gathered tensors named as in `HybridLM`."""
+    llm: Any = model.hybrid.llm
+    llm.peft_config["default"].base_model_name_or_path = model.source.source
+    llm.save_pretrained(
+        folder,
+        state_dict=_without_prefix(tensors, _ADAPTER_PREFIX),
+        save_embedding_layers=False,
+    )
+    (folder / "README.md").unlink(missing_ok=True)
+    slots = _without_prefix(tensors, _SLOTS_PREFIX)
+    if slots:
+        save_file(slots, folder / PROJECTOR)
+
+
+def load(model: LanguageModel, folder: Path) -> None:
+    """Load adapter and, if both have one, projector into a model of the same configuration.
+
+    Raises:
+        CheckpointError: tensors that do not fit.
+    """
+    from peft import set_peft_model_state_dict
+
+    result = set_peft_model_state_dict(model.hybrid.llm, load_file(folder / ADAPTER))
+    missing = [name for name in result.missing_keys if "lora_" in name]
+    if missing or result.unexpected_keys:
+        raise CheckpointError(
+            f"{folder} does not fit this backbone: {len(missing)} adapter tensors missing,"
+            f" {len(result.unexpected_keys)} unexpected"
+        )
+    if model.hybrid.slots is not None and (folder / PROJECTOR).exists():
+        model.hybrid.slots.load_state_dict(load_file(folder / PROJECTOR))
+
+
+def _without_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {
+        name.removeprefix(prefix): tensor.contiguous()
+        for name, tensor in tensors.items()
+        if name.startswith(prefix)
+    }

@@ -1,0 +1,197 @@
+"""prepare -> recommender -> stage 1 -> stage 2: each a function from artifacts to an artifact.
+
+Every artifact is keyed by its inputs, so a search, a reproduction and a resumed run share what
+they have in common, and nothing is computed twice.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from rsllm.assets import fetch, resolve_backbone
+from rsllm.config import ComputeConfig, Experiment, to_dict
+from rsllm.errors import ConfigError
+from rsllm.plan import Layout, Resources, cpu_has_bf16, lay_out
+from rsllm.runs import Store, sha256
+
+KINDS = {"recommender": "recommender", "stage1": "stage-1", "stage2": "stage-2"}
+
+
+def start_ray() -> str:
+    """Join the cluster this process belongs to, or start one here with the dashboard on loopback.
+
+    Returns:
+        The dashboard's address.
+    """
+    import ray
+
+    if not ray.is_initialized():
+        ray.init(include_dashboard=True, dashboard_host="127.0.0.1", logging_level="WARNING")
+    return f"http://{ray.get_runtime_context().worker.node.webui_url}"
+
+
+def cluster_resources() -> Resources:
+    """What the cluster that Ray is connected to has."""
+    import ray
+
+    total = ray.cluster_resources()
+    nodes = [n for n in ray.nodes() if n["Alive"] and n["Resources"].get("CPU", 0) >= 1]
+    return Resources(
+        cpus=total.get("CPU", 0),
+        gpus=total.get("GPU", 0),
+        nodes=max(1, len(nodes)),
+        bf16=cpu_has_bf16(),
+    )
+
+
+def lay_out_on_cluster(compute: ComputeConfig) -> Layout:
+    """`rsllm.plan.lay_out` on the cluster that Ray is connected to."""
+    start_ray()
+    return lay_out(compute, cluster_resources())
+
+
+class Pipeline:
+    """One experiment's way from raw files to a tuned model.
+
+    Args:
+        experiment: what to run.
+        storage: folder of the artifact store; every node of the cluster must see it.
+        run_name: name of the Ray Train run of the last stage, unique among running ones.
+        callbacks: Ray Train callbacks of the last stage.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        storage: str | Path,
+        *,
+        run_name: str = "",
+        callbacks: Sequence[Any] = (),
+    ) -> None:
+        self.experiment = experiment
+        self.store = Store.open(storage)
+        self.run_name = run_name
+        self.callbacks = callbacks
+
+    @cached_property
+    def layout(self) -> Layout:
+        """How training runs are laid out on this cluster."""
+        return lay_out_on_cluster(self.experiment.compute)
+
+    @cached_property
+    def backbone(self) -> str:
+        """Local folder or hub name of the backbone."""
+        return str(resolve_backbone(self.experiment.backbone.source))
+
+    def prepare(self) -> Path:
+        """Raw files -> windows, splits and candidate sets."""
+        from rsllm.data.shards import prepare
+
+        start_ray()
+        return prepare(self.experiment.data, self.store, fetch)
+
+    def fit(self) -> Path:
+        """Stage 0: the recommender and its frozen item table."""
+        data = self.prepare()
+        inputs = {"data": data.name, "recommender": to_dict(self.experiment.recommender)}
+        return self._train("recommender", inputs, data=str(data))
+
+    def train_text(self) -> Path:
+        """Stage 1: the language model on text-only prompts."""
+        data = self.prepare()
+        return self._train(
+            "stage1", self._language_inputs("stage1", data), data=str(data), backbone=self.backbone
+        )
+
+    def train(self) -> Path:
+        """Stage 2: the language model and the projector on unified prompts."""
+        inputs, folders = self._stage2_inputs()
+        return self._train("stage2", inputs, **folders)
+
+    def finished(self) -> Path | None:
+        """Stage 2's artifact if it exists; earlier stages must."""
+        path = self.store.path(KINDS["stage2"], self._stage2_inputs()[0])
+        return path if path.exists() else None
+
+    def _stage2_inputs(self) -> tuple[dict[str, Any], dict[str, str]]:
+        data, recommender = self.prepare(), self.fit()
+        start = self.train_text() if self.experiment.stage1.steps else None
+        inputs = self._language_inputs("stage2", data) | {
+            "recommender": recommender.name,
+            "projector": to_dict(self.experiment.projector),
+            "start": start.name if start else None,
+        }
+        folders = {
+            "data": str(data),
+            "backbone": self.backbone,
+            "recommender": str(recommender),
+            "start": str(start or ""),
+        }
+        return inputs, folders
+
+    def _language_inputs(self, stage: str, data: Path) -> dict[str, Any]:
+        experiment = self.experiment
+        return {
+            "data": data.name,
+            "backbone": to_dict(experiment.backbone) | {"source": self._fingerprint},
+            "prompt": to_dict(experiment.prompt),
+            "stage": to_dict(getattr(experiment, stage)),
+            "validation_rows": experiment.evaluation.validation_rows,
+            "precision": self.layout.precision,
+        }
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        """Hash of a local backbone's weights; a hub name stands for itself."""
+        folder = Path(self.backbone)
+        if not folder.is_dir():
+            return self.backbone
+        weights = sorted(folder.glob("*.safetensors"))
+        return "+".join(sha256(path)[:16] for path in weights)
+
+    def _train(self, stage: Any, inputs: dict[str, Any], **folders: str) -> Path:
+        from rsllm.train.launch import Assignment, run
+
+        _check_batch(self.experiment, stage, self.layout.workers)
+        kind = KINDS[stage]
+        key = self.store.path(kind, inputs).name
+        checkpoints = self.store.root / "running" / f"{kind}-{key}"
+        last = stage == "stage2"
+
+        def make(staging: Path) -> None:
+            assignment = Assignment(
+                stage=stage,
+                experiment=self.experiment,
+                layout=self.layout,
+                checkpoints=str(checkpoints),
+                export=str(staging),
+                **folders,
+            )
+            name = self.run_name if last and self.run_name else f"{kind}-{key}"
+            run(
+                assignment,
+                name=name,
+                storage=self.store.root / "ray",
+                callbacks=self.callbacks if last else (),
+            )
+
+        path = self.store.get(kind, inputs, make)
+        shutil.rmtree(checkpoints, ignore_errors=True)
+        return path
+
+
+def _check_batch(experiment: Experiment, stage: str, workers: int) -> None:
+    if stage == "recommender":
+        size, parts = experiment.recommender.batch_size, workers
+    else:
+        config = getattr(experiment, stage)
+        size, parts = config.batch_size, workers * config.accumulation
+    if size % parts:
+        raise ConfigError(
+            f"{stage}.batch_size {size} does not divide into {parts} equal micro-batches;"
+            " change it, compute.workers or accumulation"
+        )

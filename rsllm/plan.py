@@ -1,0 +1,100 @@
+"""How the machine is used: workers, threads, precision and concurrent trials."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from rsllm.config import ComputeConfig
+from rsllm.errors import ConfigError
+
+DRIVER_CPUS = 0.05
+"""CPU share of a trial's driver, which only waits."""
+TRAINING_SHARE = 0.45
+"""Share of the CPUs that training reserves; the rest keeps Ray Data from waiting for ever."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Resources:
+    """What the cluster has."""
+
+    cpus: float
+    gpus: float
+    nodes: int = 1
+    bf16: bool = False
+    """Whether the CPUs multiply bf16 in hardware (AVX-512-BF16 or AMX)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Layout:
+    """How one training run is laid out, and how many run side by side."""
+
+    workers: int
+    cpus_per_worker: float
+    use_gpu: bool
+    threads: int
+    """Torch threads per CPU worker."""
+    precision: Literal["fp32", "bf16"]
+    concurrent_trials: int
+
+
+def lay_out(compute: ComputeConfig, resources: Resources) -> Layout:
+    """Fit a training run to the cluster: GPUs if there are any, else one trial per node.
+
+    Raises:
+        ConfigError: more workers than the cluster can ever give, or ZeRO 0 with a bf16 engine.
+    """
+    use_gpu = resources.gpus >= 1
+    slots = int(resources.gpus if use_gpu else resources.cpus)
+    workers = compute.workers or 1
+    if workers > slots:
+        raise ConfigError(
+            f"compute.workers is {workers}, but the cluster has {slots}"
+            f" {'GPUs' if use_gpu else 'CPU cores'}; lower it"
+        )
+    precision = _precision(compute, resources, use_gpu)
+    if use_gpu:
+        share = max(1.0, resources.cpus * TRAINING_SHARE // resources.gpus)
+        concurrent = int(resources.gpus) // workers
+        return Layout(
+            workers=workers,
+            cpus_per_worker=min(share, 8.0),
+            use_gpu=True,
+            threads=0,
+            precision=precision,
+            concurrent_trials=concurrent,
+        )
+    concurrent = max(1, resources.nodes // workers)
+    cores = resources.cpus / resources.nodes
+    per_node = -(-workers * concurrent // resources.nodes)
+    share = TRAINING_SHARE * cores / per_node
+    return Layout(
+        workers=workers,
+        cpus_per_worker=share if share < 1 else float(int(share)),
+        use_gpu=False,
+        threads=compute.threads or max(1, int(cores) // per_node),
+        precision=precision,
+        concurrent_trials=concurrent,
+    )
+
+
+def _precision(
+    compute: ComputeConfig, resources: Resources, use_gpu: bool
+) -> Literal["fp32", "bf16"]:
+    if compute.precision != "auto":
+        precision = compute.precision
+    else:
+        precision = "bf16" if use_gpu or resources.bf16 else "fp32"
+    if use_gpu and precision == "bf16" and compute.zero_stage == 0:
+        raise ConfigError(
+            "compute.zero_stage 0 with DeepSpeed's bf16 trains to other numbers than stages 1 to 3;"
+            " use stage 1, 2 or 3, or compute.precision fp32"
+        )
+    return precision
+
+
+def cpu_has_bf16() -> bool:
+    """Whether this machine's CPU multiplies bf16 in hardware."""
+    import torch
+
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()

@@ -1,0 +1,1 @@
+"""One train loop for the recommender and both language-model stages, under Ray Train."""

@@ -1,0 +1,162 @@
+"""DeepSpeed ZeRO 0-3 on GPUs or CPUs: the only place that knows DeepSpeed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from deepspeed.accelerator import get_accelerator
+from torch import Tensor, nn
+
+from rsllm.errors import TrainingError
+
+BUCKET_ELEMENTS = 20_000_000
+"""Elements per communication bucket; DeepSpeed's default allocates 2 GB per bucket."""
+
+
+@dataclass(frozen=True, slots=True)
+class ParameterGroup:
+    """Parameters that share a peak learning rate."""
+
+    parameters: list[nn.Parameter]
+    learning_rate: float
+    weight_decay: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Optimization:
+    """How an objective is optimized."""
+
+    groups: Sequence[ParameterGroup]
+    schedule: Callable[[int], float]
+    """Step -> factor on the peak learning rates; a pure function, so resuming needs no state."""
+    micro_batch: int
+    """Rows per forward pass and worker."""
+    accumulation: int = 1
+    max_gradient_norm: float = 0.0
+    """0 turns clipping off."""
+
+
+def warmup_then_cosine(steps: int, warmup: int, floor: float = 0.1) -> Callable[[int], float]:
+    """Linear warm-up, then a cosine down to `floor` of the peak at the last step."""
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / (warmup + 1)
+        share = (step - warmup) / max(1, steps - warmup)
+        return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
+
+    return factor
+
+
+class Engine:
+    """An objective under ZeRO: `step` it, `save` and `load` it, take its `trainable` tensors.
+
+    The objective maps a batch to (loss, parts); torch.distributed must be initialised.
+    """
+
+    def __init__(
+        self, objective: nn.Module, optimization: Optimization, *, zero_stage: int, bf16: bool
+    ) -> None:
+        if get_accelerator().device_name() == "cpu":
+            # The shared-memory op serves inference only, and compiling it takes a minute.
+            deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        self.optimization = optimization
+        groups = [
+            {"params": g.parameters, "lr": g.learning_rate, "weight_decay": g.weight_decay}
+            for g in optimization.groups
+        ]
+        self._engine, *_ = deepspeed.initialize(
+            model=objective,
+            optimizer=torch.optim.AdamW(groups),
+            config=_deepspeed_config(optimization, zero_stage, bf16),
+            dist_init_required=False,
+        )
+
+    @property
+    def objective(self) -> nn.Module:
+        """The objective inside the engine; every rank must call it under ZeRO 3."""
+        module: nn.Module = self._engine.module
+        return module
+
+    @property
+    def device(self) -> torch.device:
+        """Where batches belong."""
+        return torch.device(self._engine.device)
+
+    def step(self, batches: Sequence[Any], step: int) -> dict[str, float]:
+        """One optimizer step over this worker's micro-batches.
+
+        Returns:
+            The objective's parts, averaged over micro-batches and workers.
+
+        Raises:
+            TrainingError: a loss that is not finite on any worker; no weight has changed then.
+        """
+        self._engine.train()
+        groups = zip(self._engine.optimizer.param_groups, self.optimization.groups, strict=True)
+        for live, group in groups:
+            live["lr"] = group.learning_rate * self.optimization.schedule(step)
+        sums: dict[str, Tensor] = {}
+        for batch in batches:
+            loss, parts = self._engine(batch.to(self.device))
+            self._refuse_non_finite(loss.detach(), step)
+            self._engine.backward(loss)
+            self._engine.step()
+            sums = {name: sums.get(name, 0) + part for name, part in parts.items()}
+        return self._average(sums, len(batches))
+
+    def _refuse_non_finite(self, loss: Tensor, step: int) -> None:
+        bad = (~torch.isfinite(loss)).float()
+        dist.all_reduce(bad)
+        if bad.item():
+            raise TrainingError(
+                f"the loss of step {step} is not finite ({loss.item()} on worker"
+                f" {dist.get_rank()}); lower the learning rates or raise loss.temperature"
+            )
+
+    def _average(self, sums: dict[str, Tensor], count: int) -> dict[str, float]:
+        values = torch.stack([value.detach().float() for value in sums.values()]) / count
+        dist.all_reduce(values)
+        values /= dist.get_world_size()
+        return dict(zip(sums, values.tolist(), strict=True))
+
+    def trainable(self) -> dict[str, Tensor]:
+        """The trained tensors, gathered, fp32 on the CPU. Every rank must call it."""
+        named = [(n, p) for n, p in self.objective.named_parameters() if p.requires_grad]
+        with deepspeed.zero.GatheredParameters([p for _, p in named], modifier_rank=None):
+            return {name: p.detach().float().cpu().clone() for name, p in named}
+
+    def save(self, folder: Path) -> None:
+        """Write this rank's shard of weights and optimizer. Every rank must call it."""
+        self._engine.save_checkpoint(str(folder), tag="engine", exclude_frozen_parameters=True)
+
+    def load(self, folder: Path) -> None:
+        """Read what `save` wrote; the caller has checked its hashes, for these are pickles."""
+        path, _ = self._engine.load_checkpoint(str(folder), tag="engine", load_module_strict=False)
+        if path is None:
+            raise TrainingError(f"DeepSpeed found no checkpoint in {folder}")
+
+
+def _deepspeed_config(optimization: Optimization, zero_stage: int, bf16: bool) -> dict[str, Any]:
+    world = dist.get_world_size()
+    return {
+        "train_micro_batch_size_per_gpu": optimization.micro_batch,
+        "gradient_accumulation_steps": optimization.accumulation,
+        "train_batch_size": optimization.micro_batch * optimization.accumulation * world,
+        "gradient_clipping": optimization.max_gradient_norm,
+        "bf16": {"enabled": bf16},
+        "zero_optimization": {
+            "stage": zero_stage,
+            "reduce_bucket_size": BUCKET_ELEMENTS,
+            "allgather_bucket_size": BUCKET_ELEMENTS,
+            "stage3_prefetch_bucket_size": BUCKET_ELEMENTS,
+        },
+        "steps_per_print": 1_000_000_000,
+    }

@@ -1,0 +1,168 @@
+"""Run a stage under Ray Train: the worker function and its `TorchTrainer`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from rsllm.config import Experiment, from_dict, to_dict
+from rsllm.errors import RsllmError, TrainingError
+from rsllm.plan import Layout
+
+Stage = Literal["recommender", "stage1", "stage2"]
+MAX_FAILURES = 1
+"""Restarts after a worker died; each continues from the last checkpoint."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Assignment:
+    """What the workers of one run are to do; paths are on storage that all of them see."""
+
+    stage: Stage
+    experiment: Experiment
+    layout: Layout
+    data: str
+    backbone: str = ""
+    recommender: str = ""
+    """Folder of the item table (stage 2 with unified prompts)."""
+    start: str = ""
+    """Folder of the adapter to continue from; empty starts fresh."""
+    checkpoints: str
+    export: str
+
+
+def run(assignment: Assignment, *, name: str, storage: Path, callbacks: Sequence[Any] = ()) -> None:
+    """Train one stage with Ray Train and wait for it; the artifact is in `assignment.export`.
+
+    Raises:
+        TrainingError: a worker failed for good.
+    """
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    layout = assignment.layout
+    trainer = TorchTrainer(
+        _work,
+        train_loop_config=_to_plain(assignment),
+        scaling_config=ScalingConfig(
+            num_workers=layout.workers,
+            use_gpu=layout.use_gpu,
+            resources_per_worker={"CPU": layout.cpus_per_worker}
+            | ({"GPU": 1} if layout.use_gpu else {}),
+        ),
+        run_config=RunConfig(
+            name=name,
+            storage_path=str(storage),
+            failure_config=FailureConfig(max_failures=MAX_FAILURES),
+            callbacks=list(callbacks),
+        ),
+    )
+    try:
+        trainer.fit()
+    except Exception as error:
+        raise _explained(error, assignment.stage) from error
+
+
+def _explained(error: Exception, stage: Stage) -> RsllmError:
+    """The workers' own error, if it is one of ours; otherwise what Ray Train says."""
+    failures = getattr(error, "worker_failures", None) or {0: error}
+    for failure in failures.values():
+        cause: BaseException | None = failure
+        while cause is not None:
+            if isinstance(cause, RsllmError):
+                return cause
+            cause = getattr(cause, "cause", None) or cause.__cause__
+    first = str(next(iter(failures.values()))).strip().splitlines()
+    return TrainingError(f"{stage} failed: {first[-1] if first else type(error).__name__}")
+
+
+def _to_plain(assignment: Assignment) -> dict[str, Any]:
+    return asdict(assignment) | {"experiment": to_dict(assignment.experiment)}
+
+
+def _work(plain: dict[str, Any]) -> None:
+    """One worker, from imports to the exported artifact."""
+    import ray.train
+    import torch.distributed as dist
+
+    from rsllm.runs import write_json
+    from rsllm.train.checkpoints import Checkpoints
+    from rsllm.train.engine import Engine
+    from rsllm.train.loop import train
+
+    assignment = Assignment(
+        **plain
+        | {
+            "experiment": from_dict(Experiment, plain["experiment"]),
+            "layout": Layout(**plain["layout"]),
+        }
+    )
+    _prepare_process(assignment.layout)
+    task = _task(assignment)
+    engine = Engine(task.objective, task.optimization, **_engine_settings(assignment))
+    checkpoints = Checkpoints(Path(assignment.checkpoints))
+    state = train(task, engine, checkpoints, report=ray.train.report)
+    tensors = engine.trainable()
+    if dist.get_rank() == 0:
+        task.export(tensors, Path(assignment.export))
+        write_json(Path(assignment.export) / "training.json", asdict(state))
+    dist.barrier()
+
+
+def _prepare_process(layout: Layout) -> None:
+    import logging
+
+    import torch
+
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    if layout.threads:
+        torch.set_num_threads(layout.threads)
+
+
+def _engine_settings(assignment: Assignment) -> dict[str, Any]:
+    """The recommender is tiny: fp32, and nothing that ZeRO 3 could shard."""
+    zero_stage = assignment.experiment.compute.zero_stage
+    if assignment.stage == "recommender":
+        return {"zero_stage": min(zero_stage, 2), "bf16": False}
+    layout = assignment.layout
+    return {"zero_stage": zero_stage, "bf16": layout.use_gpu and layout.precision == "bf16"}
+
+
+def _task(assignment: Assignment) -> Any:
+    import torch
+
+    from rsllm.data.prepared import PreparedData
+    from rsllm.model import tuned
+    from rsllm.recommenders.embeddings import ItemEmbeddings
+    from rsllm.train.stages import LanguageTask, RecommenderTask
+
+    experiment, layout = assignment.experiment, assignment.layout
+    data = PreparedData.open(Path(assignment.data))
+    if assignment.stage == "recommender":
+        return RecommenderTask(experiment, data)
+    stage = experiment.stage1 if assignment.stage == "stage1" else experiment.stage2
+    unified = stage.representation == "unified"
+    bf16 = layout.precision == "bf16"
+    model = tuned.build(
+        experiment,
+        stage.representation,
+        assignment.backbone,
+        data.titles,
+        ItemEmbeddings.load(Path(assignment.recommender)) if unified else None,
+        dtype=torch.bfloat16 if layout.use_gpu and bf16 else torch.float32,
+        seed=stage.seed,
+    )
+    if assignment.start:
+        tuned.load(model, Path(assignment.start))
+    return LanguageTask(
+        experiment,
+        stage,
+        data,
+        model,
+        name=assignment.stage,
+        autocast=bf16 and not layout.use_gpu,
+    )

@@ -1,0 +1,112 @@
+"""The train loop: one screen, for the recommender and both language-model stages."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from rsllm.train.checkpoints import Checkpoints, State
+from rsllm.train.engine import Engine, Optimization
+
+Report = Callable[[dict[str, float]], None]
+PROGRESS_SECONDS = 30.0
+
+
+class Task(Protocol):
+    """What a stage trains, on what, and how it is judged."""
+
+    name: str
+    seed: int
+    steps: int
+    rows_per_step: int
+    patience: int
+    """Validations without a better score before it stops; 0 trains to the end."""
+    metric: str
+    objective: nn.Module
+    optimization: Optimization
+
+    def batches(self, step: int) -> Sequence[Any]:
+        """This worker's micro-batches of a step: a pure function of it."""
+
+    def due(self, step: int) -> bool:
+        """Whether to validate after this many steps."""
+
+    def validate(self, objective: nn.Module) -> dict[str, float]:
+        """Validation metrics, equal on all ranks."""
+
+    def export(self, tensors: dict[str, Tensor], folder: Path) -> None:
+        """Write the finished artifact (rank 0 only)."""
+
+
+def train(task: Task, engine: Engine, checkpoints: Checkpoints, report: Report) -> State:
+    """Train to the end, or until validation stops improving; continue if there is a checkpoint."""
+    state = checkpoints.restore(engine)
+    progress = Progress(task, state)
+    while state.step < task.steps and not _stalled(task, state):
+        torch.manual_seed(_step_seed(task.seed, state.step))
+        losses = engine.step(task.batches(state.step), state.step)
+        state = replace(state, step=state.step + 1)
+        progress.show(state, losses)
+        if task.due(state.step) or state.step == task.steps:
+            state = replace(state, seconds=progress.seconds())
+            entry = {**losses, **task.validate(engine.objective), **progress.rates(state)}
+            state = state.validated(entry, task.metric)
+            checkpoints.commit(engine, state)
+            report(entry)
+    if task.patience and state.step != state.best_step:
+        checkpoints.restore(engine, step=state.best_step)
+    return replace(state, seconds=progress.seconds())
+
+
+def _stalled(task: Task, state: State) -> bool:
+    return bool(task.patience) and state.validations_since_best() >= task.patience
+
+
+def _step_seed(seed: int, step: int) -> int:
+    """Randomness (dropout) is a function of seed, rank and step, so resuming needs no RNG state."""
+    return (seed * 1_000_003 + step) * 1009 + dist.get_rank()
+
+
+class Progress:
+    """Rows per second and time left, printed now and then by rank 0."""
+
+    def __init__(self, task: Task, state: State) -> None:
+        self.task = task
+        self.start_step = state.step
+        self.earlier_seconds = state.seconds
+        self.start = self.last = time.monotonic()
+
+    def seconds(self) -> float:
+        """Time spent on this run so far, in seconds, over all attempts."""
+        return self.earlier_seconds + time.monotonic() - self.start
+
+    def rates(self, state: State) -> dict[str, float]:
+        """Step, rows and speed, for reports."""
+        rows = (state.step - self.start_step) * self.task.rows_per_step
+        return {
+            "step": float(state.step),
+            "samples": float(state.step * self.task.rows_per_step),
+            "seconds": state.seconds,
+            "samples_per_second": rows / max(1e-9, time.monotonic() - self.start),
+        }
+
+    def show(self, state: State, losses: dict[str, float]) -> None:
+        """Print a line if the last one is old."""
+        now = time.monotonic()
+        if dist.get_rank() or now - self.last < PROGRESS_SECONDS:
+            return
+        self.last = now
+        pace = (now - self.start) / (state.step - self.start_step)
+        print(
+            f"{self.task.name}: step {state.step}/{self.task.steps}, loss {losses['loss']:.3f}, "
+            f"{self.task.rows_per_step / pace:.1f} rows/s, "
+            f"at most {pace * (self.task.steps - state.step) / 60:.1f} min left",
+            flush=True,
+        )

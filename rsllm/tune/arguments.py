@@ -1,0 +1,129 @@
+"""The command line that every experiment script shares."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rsllm.config import Experiment, replace_in
+from rsllm.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Budget:
+    """How much is spent: paths into `Experiment`, and the number of trials."""
+
+    summary: str
+    """One line for `--help`, with the time it took and on what."""
+    trials: int
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    twin_overrides: Mapping[str, Any] = field(default_factory=dict)
+    """The same for the twins of the winner."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Arguments:
+    """What the user chose."""
+
+    budget: Budget
+    budget_name: str
+    storage: Path
+    trials: int
+    overrides: dict[str, Any]
+    seed: int
+
+    def apply(self, base: Experiment) -> Experiment:
+        """The base experiment under this budget and the user's own settings."""
+        return replace_in(base, {**self.budget.overrides, **self.overrides})
+
+
+FLAGS = {
+    "data": "data.source",
+    "backbone": "backbone.source",
+    "recommender": "recommender.model",
+    "workers": "compute.workers",
+    "zero_stage": "compute.zero_stage",
+}
+
+
+def parse(
+    description: str, budgets: Mapping[str, Budget], argv: list[str] | None = None
+) -> Arguments:
+    """Read flags, and for those that are absent `RSLLM_BUDGET` and `RSLLM_STORAGE`.
+
+    Raises:
+        ConfigError: a value that cannot work.
+    """
+    values = _parser(description, budgets).parse_args(argv)
+    name = values.budget or os.environ.get("RSLLM_BUDGET") or _default_budget(budgets)
+    if name not in budgets:
+        raise ConfigError(f"budget {name!r} is unknown; choose one of {list(budgets)}")
+    from rsllm.cli import parse_setting
+
+    overrides = dict(map(parse_setting, values.set))
+    overrides |= {
+        path: getattr(values, flag)
+        for flag, path in FLAGS.items()
+        if getattr(values, flag) is not None
+    }
+    trials = values.trials or budgets[name].trials
+    if trials < 1:
+        raise ConfigError(f"--trials is {trials}; a search needs at least 1")
+    return Arguments(
+        budget=budgets[name],
+        budget_name=name,
+        storage=Path(values.storage or os.environ.get("RSLLM_STORAGE") or "rsllm-store"),
+        trials=trials,
+        overrides=overrides,
+        seed=values.seed,
+    )
+
+
+def _default_budget(budgets: Mapping[str, Budget]) -> str:
+    """The last budget (the full one) where a GPU is in reach, else the first."""
+    import ray
+
+    from rsllm.pipeline import start_ray
+
+    start_ray()
+    return list(budgets)[-1 if ray.cluster_resources().get("GPU", 0) else 0]
+
+
+def _parser(description: str, budgets: Mapping[str, Budget]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="budgets:\n"
+        + "\n".join(f"  {name:8}{budget.summary}" for name, budget in budgets.items())
+        + "\n\nResume: give the same command again after an interruption. Finished trials and every"
+        "\nartifact are found in the storage folder; nothing is computed twice.",
+    )
+    parser.add_argument(
+        "--budget",
+        help="see below (RSLLM_BUDGET; default: the last one with a GPU, else the first)",
+    )
+    parser.add_argument("--trials", type=int, help="number of trials, instead of the budget's")
+    parser.add_argument("--data", metavar="SOURCE", help="data set name, or a folder of raw files")
+    parser.add_argument("--backbone", metavar="SOURCE", help="asset, model folder or hub name")
+    parser.add_argument("--recommender", help="traditional recommender (sasrec)")
+    parser.add_argument("--workers", type=int, help="data-parallel workers per trial")
+    parser.add_argument("--zero-stage", type=int, help="DeepSpeed ZeRO stage, 0 to 3")
+    parser.add_argument(
+        "--storage",
+        metavar="DIR",
+        help="folder of all artifacts and results; every node must see it"
+        " (RSLLM_STORAGE; default: rsllm-store)",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the search (default: 0)")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="PATH=VALUE",
+        help="any setting, such as stage2.batch_size=16",
+    )
+    return parser

@@ -1,0 +1,183 @@
+"""Ray Tune + Optuna over experiments: each trial is stage 2 under other settings.
+
+A trial is a driver that runs Ray Train and is idempotent: an artifact that exists is not trained
+again. Everything before stage 2 is made once, before the first trial, and shared.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import optuna
+from ray import tune
+from ray.tune.integration.ray_train import TuneReportCallback
+from ray.tune.schedulers import ASHAScheduler
+from ray.tune.search.optuna import OptunaSearch
+
+from rsllm.config import Experiment, from_dict, replace_in, to_dict
+from rsllm.errors import TrainingError
+from rsllm.pipeline import Pipeline
+from rsllm.plan import DRIVER_CPUS
+from rsllm.runs import read_json
+from rsllm.tune.progress import TrialTable, overrides
+
+Space = Callable[[optuna.Trial], dict[str, Any]]
+"""Asks Optuna for values and returns paths into `Experiment`."""
+
+METRIC = "MRR"
+"""Validation MRR over one shared draw of candidates; never a loss, never the test split."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrialRecord:
+    """One trial, as it ended."""
+
+    number: int
+    state: str
+    """finished, stopped (early) or failed."""
+    overrides: dict[str, Any]
+    curve: list[dict[str, float]] = field(default_factory=list)
+    """One entry per validation."""
+    error: str | None = None
+
+    @property
+    def score(self) -> float | None:
+        """The last validation's score."""
+        return self.curve[-1][METRIC] if self.curve else None
+
+
+def search(
+    pipeline: Pipeline,
+    space: Space,
+    *,
+    trials: int,
+    first_guesses: Sequence[dict[str, Any]],
+    name: str,
+    seed: int,
+) -> list[TrialRecord]:
+    """Run, or continue, a search and return its trials in order of creation.
+
+    Raises:
+        TrainingError: every trial failed.
+    """
+    _quieten()
+    base = pipeline.experiment
+    folder = pipeline.store.root / "ray"
+    trainable = tune.with_resources(
+        tune.with_parameters(_trial, base=to_dict(base), storage=str(pipeline.store.root)),
+        {"CPU": DRIVER_CPUS},
+    )
+    if tune.Tuner.can_restore(str(folder / name)):
+        print(f"continuing the search {name}", flush=True)
+        tuner = tune.Tuner.restore(
+            str(folder / name), trainable, resume_unfinished=True, resume_errored=True
+        )
+    else:
+        tuner = tune.Tuner(
+            trainable,
+            tune_config=tune.TuneConfig(
+                num_samples=trials,
+                max_concurrent_trials=pipeline.layout.concurrent_trials,
+                search_alg=OptunaSearch(
+                    space,
+                    metric=METRIC,
+                    mode="max",
+                    points_to_evaluate=list(first_guesses),
+                    sampler=optuna.samplers.TPESampler(seed=seed, n_startup_trials=min(5, trials)),
+                ),
+                scheduler=_scheduler(base),
+                trial_name_creator=lambda trial: f"trial-{trial.trial_id}",
+                trial_dirname_creator=lambda trial: trial.trial_id,
+            ),
+            run_config=tune.RunConfig(
+                name=name,
+                storage_path=str(folder),
+                verbose=0,
+                callbacks=[TrialTable(METRIC, trials, _samples(base))],
+            ),
+        )
+    results = sorted(tuner.fit(), key=_first_report)
+    records = [_record(i, result, _samples(base)) for i, result in enumerate(results)]
+    if not any(record.curve for record in records):
+        reasons = {record.error for record in records}
+        raise TrainingError(f"every trial failed: {'; '.join(str(r) for r in reasons)}")
+    return records
+
+
+def _samples(experiment: Experiment) -> int:
+    """Training rows of a trial that is not stopped early."""
+    return experiment.stage2.steps * experiment.stage2.batch_size
+
+
+def _scheduler(base: Experiment) -> ASHAScheduler:
+    """Rungs at the validations before the last: the weaker half of the trials stops there.
+
+    `max_t` lies beyond the last report, for Tune kills a trial that reaches it before it has
+    written its artifact.
+    """
+    samples = _samples(base)
+    first = round(base.stage2.steps / base.stage2.validations) * base.stage2.batch_size
+    return ASHAScheduler(
+        time_attr="samples",
+        metric=METRIC,
+        mode="max",
+        grace_period=max(1, first),
+        reduction_factor=2,
+        max_t=samples + 1,
+    )
+
+
+def _trial(config: dict[str, Any], base: dict[str, Any], storage: str) -> None:
+    """One trial: report an artifact that exists, or train it."""
+    experiment = replace_in(from_dict(Experiment, base), overrides(config))
+    pipeline = Pipeline(
+        experiment,
+        storage,
+        run_name=f"train-{tune.get_context().get_trial_id()}",
+        callbacks=[TuneReportCallback()],
+    )
+    finished = pipeline.finished()
+    if finished is None:
+        pipeline.train()
+        return
+    for entry in read_json(finished / "training.json")["curve"]:
+        tune.report(entry)
+
+
+def _first_report(result: Any) -> float:
+    """When a trial first reported, in seconds since 1970; those that never did come last."""
+    frame = result.metrics_dataframe
+    return float("inf") if frame is None or frame.empty else float(frame["timestamp"].iloc[0])
+
+
+def _record(number: int, result: Any, samples: int) -> TrialRecord:
+    frame = result.metrics_dataframe
+    curve = [] if frame is None else [_numbers(row) for row in frame.to_dict("records")]
+    if result.error is not None:
+        state = "failed"
+    else:
+        state = "finished" if curve and curve[-1]["samples"] >= samples else "stopped"
+    return TrialRecord(
+        number=number,
+        state=state,
+        overrides=overrides(result.config),
+        curve=curve,
+        error=None if result.error is None else str(result.error).strip().splitlines()[-1],
+    )
+
+
+def _numbers(row: dict[str, Any]) -> dict[str, float]:
+    """rsllm's own metrics of a report, without what Tune adds."""
+    ours = ("loss", "contrast/", "MRR", "HR@", "NDCG@", "step", "samples", "seconds")
+    return {name: float(value) for name, value in row.items() if name.startswith(ours)}
+
+
+def _quieten() -> None:
+    """Leave the terminal to the table of trials."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    logging.getLogger("ray.tune").setLevel(logging.WARNING)
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")

@@ -1,0 +1,30 @@
+"""Backbones of four kinds, each as a folder; one thread, for models too small for two."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from small_models import save_gpt2, save_qwen2
+
+
+@pytest.fixture(scope="session", params=["tiny_llm", "random_llm", "gpt2", "qwen2"])
+def backbone_folder(
+    request: pytest.FixtureRequest, random_llm: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A trained and a random Llama, a random GPT-2 and a random Qwen2."""
+    save = {"gpt2": save_gpt2, "qwen2": save_qwen2}.get(request.param)
+    if save is not None:
+        return save(tmp_path_factory.mktemp(request.param), random_llm)
+    folder: Path = request.getfixturevalue(request.param)
+    return folder
+
+
+@pytest.fixture(scope="package", autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

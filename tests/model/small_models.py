@@ -1,0 +1,127 @@
+"""Small worlds for the model tests: titles, rows, and language models that fit in a blink."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from rsllm.config import BackboneConfig, ProjectorConfig, PromptConfig, Representation
+from rsllm.model.backbone import attach_lora, load_backbone
+from rsllm.model.hybrid import HybridLM, ItemSlots
+from rsllm.prompts.collate import Batch, Row, collate
+from rsllm.prompts.encode import PromptEncoder
+
+TITLES = (
+    "Heat",
+    "Heat 2",
+    "Golden Garden (1996)",
+    "The Last Voyage (1996)",
+    "Heat",
+    "Quiet Orchestra",
+    "</s>",
+    "Secret Letter (1987)",
+    "Winter",
+    "The Broken Harbor",
+    "Matrix, The (1999)",
+    "Garden",
+)
+TITLE_KEYS = np.unique(TITLES, return_inverse=True)[1]
+ITEM_WIDTH = 8
+
+
+def make_rows(num_rows: int, num_candidates: int = 4, seed: int = 0) -> list[Row]:
+    """Rows with histories of one to six items, few users, and the target at any place."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for _ in range(num_rows):
+        history = rng.choice(len(TITLES), rng.integers(1, 7), replace=False).tolist()
+        candidates = rng.choice(len(TITLES), num_candidates, replace=False).tolist()
+        target = candidates[rng.integers(num_candidates)]
+        user, template = (int(n) for n in rng.integers([4, 3]))
+        rows.append(Row(history, candidates, target, user, template))
+    return rows
+
+
+def make_encoder(tokenizer: Any, representation: Representation) -> PromptEncoder:
+    return PromptEncoder(tokenizer, TITLES, PromptConfig(), representation)
+
+
+def make_batch(encoder: PromptEncoder, rows: list[Row], **settings: Any) -> Batch:
+    """All branches, unless said otherwise."""
+    return collate(rows, encoder, TITLE_KEYS, **{"all_branches": True, **settings})
+
+
+def make_model(llm: Any) -> HybridLM:
+    """`llm` with slots whose every weight is away from its start."""
+    torch.manual_seed(1)
+    items_IE = torch.randn(len(TITLES), ITEM_WIDTH)
+    table_VD = llm.get_input_embeddings().weight
+    slots = ItemSlots(items_IE, table_VD, ProjectorConfig(hidden=16))
+    stir(slots, float(table_VD.std()))
+    return HybridLM(llm, slots)
+
+
+def make_trainable(folder: Path) -> HybridLM:
+    """The backbone in `folder` with LoRA and slots, as in the midst of training."""
+    torch.manual_seed(2)
+    llm = attach_lora(load_backbone(folder, torch.float32), BackboneConfig(lora_rank=4))
+    stir(llm, 0.05)
+    return make_model(llm)
+
+
+def stir(module: torch.nn.Module, scale: float) -> None:
+    """Move what trains by noise."""
+    with torch.no_grad():
+        for parameter in module.parameters():
+            if parameter.requires_grad:
+                parameter.add_(scale * torch.randn_like(parameter))
+
+
+def save_gpt2(folder: Path, vocabulary: Path, positions: int = 400) -> Path:
+    """A random GPT-2 (learned positions, Conv1D layers) with the tokenizer in `vocabulary`."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config = GPT2Config(
+        vocab_size=_vocabulary_size(vocabulary),
+        n_positions=positions,
+        n_embd=32,
+        n_layer=2,
+        n_head=2,
+        initializer_range=0.3,
+    )
+    return _save(GPT2LMHeadModel, config, vocabulary, folder)
+
+
+def save_qwen2(folder: Path, vocabulary: Path) -> Path:
+    """A random Qwen2 (untied head, attention biases) with the tokenizer in `vocabulary`."""
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    config = Qwen2Config(
+        vocab_size=_vocabulary_size(vocabulary),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        initializer_range=0.3,
+    )
+    return _save(Qwen2ForCausalLM, config, vocabulary, folder)
+
+
+def _vocabulary_size(folder: Path) -> int:
+    from transformers import AutoConfig
+
+    return int(AutoConfig.from_pretrained(folder).vocab_size)
+
+
+def _save(model: Any, config: Any, vocabulary: Path, folder: Path) -> Path:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model(config).save_pretrained(folder)
+    for file in vocabulary.glob("tokenizer*"):
+        shutil.copy(file, folder)
+    return folder
