@@ -91,9 +91,9 @@ class HybridLM(nn.Module):
         states_UD = states_BTD.flatten(0, 1)[batch.state_U]
         head = self.backbone.get_output_embeddings()
         with torch.autocast(states_UD.device.type, enabled=False):
-            logits_UV = head(states_UD.to(head.weight.dtype)).float()
-        logp_N: Tensor = logits_UV[batch.label_state_N, batch.label_N]
-        return logp_N - logits_UV.logsumexp(-1)[batch.label_state_N]
+            logits_UV: Tensor = head(states_UD.to(head.weight.dtype)).float()
+        logits_N = logits_UV[batch.label_state_N, batch.label_N]
+        return logits_N - logits_UV.logsumexp(-1)[batch.label_state_N]
 
 
 def pool(states_BTD: Tensor, span_BT: Tensor) -> Tensor:
