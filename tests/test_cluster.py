@@ -95,11 +95,11 @@ def test_setup_puts_rsllm_on_the_login_path_once(config: dict[str, Any], tmp_pat
     assert output.split() == [f"{tmp_path}/.rsllm/venv/bin", "token"]
 
 
-def test_gpu_workers_scale_to_zero_and_the_head_is_on_demand() -> None:
+def test_one_gpu_is_there_from_the_start_and_the_head_is_on_demand() -> None:
     config = yaml.safe_load((CLUSTER / "gpu.yaml").read_text())
     types = config["available_node_types"]
     assert "InstanceMarketOptions" not in types[config["head_node_type"]]["node_config"]
-    assert types["gpu"]["min_workers"] == 0 < types["gpu"]["max_workers"]
+    assert 1 <= types["gpu"]["min_workers"] < types["gpu"]["max_workers"]
 
 
 @pytest.mark.ray

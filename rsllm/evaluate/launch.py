@@ -27,9 +27,7 @@ class Method:
     experiment: Experiment
     representation: Representation = "text"
     artifact: str = ""
-    """Folder of the adapter or the recommender; empty leaves the backbone untuned."""
-    recommender: str = ""
-    """Folder of the item table, for unified prompts."""
+    """Folder of the tuned model or the recommender; empty leaves the backbone untuned."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -181,13 +179,13 @@ def _language_scores(
 
     if layout.threads:
         torch.set_num_threads(layout.threads)
-    bf16 = layout.precision == "bf16"
+    bf16, unified = layout.precision == "bf16", method.representation == "unified"
     model = tuned.build(
         method.experiment,
         method.representation,
         backbone,
         data.titles,
-        ItemEmbeddings.load(Path(method.recommender)) if method.recommender else None,
+        ItemEmbeddings.load(Path(method.artifact)) if unified else None,
         dtype=torch.bfloat16 if layout.use_gpu and bf16 else torch.float32,
         lora=bool(method.artifact),
     )

@@ -21,6 +21,8 @@ from rsllm.runs import write_json
 
 Results = Mapping[str, Any]
 PLOTTED = ("HR@1", "MRR")
+BRIEF = ("HR@1", "HR@5", "NDCG@10", "MRR", "ValidRatio")
+"""What the terminal shows of each method; files hold every metric."""
 METHODS_NOTE = (
     "Means over n users with 95 % intervals (Wilson for hit ratios, bootstrap otherwise)."
     " hits_of_all counts invalid answers as misses and is the HitRatio@1 that LLaRA publishes."
@@ -58,10 +60,15 @@ def write_report(folder: Path, results: Results) -> None:
 
 
 def tables(results: Results) -> str:
-    """The ranking of the trials, the methods and the pairwise tests, for the terminal."""
+    """The recommender, the trials, the methods and the paired tests, for the terminal."""
     return "\n\n".join(
         f"{show(table.title)}\n{_grid(table)}"
-        for table in (_trials(results), _methods(results), _pairs(results))
+        for table in (
+            _recommender(results),
+            _trials(results),
+            _methods(results, BRIEF),
+            _pairs(results),
+        )
         if table.rows
     )
 
@@ -102,12 +109,15 @@ def _trials(results: Results) -> Table:
     )
 
 
-def _methods(results: Results) -> Table:
+def _methods(results: Results, only: Sequence[str] = ()) -> Table:
+    """Every metric of every method, or only some of them."""
     methods = results["methods"]
     metrics = _names(method["metrics"] for method in methods)
     generated = [
         name for name in _names(method["generation"] or {} for method in methods) if name != "n"
     ]
+    if only:
+        metrics, generated = ([n for n in names if n in only] for names in (metrics, generated))
     return Table(
         title="Methods on the test users",
         header=["method", "scorer", "n", *metrics, *generated, "seconds"],
@@ -139,7 +149,7 @@ def _recommender(results: Results) -> Table:
     splits = results["recommender"]
     metrics = _names(splits.values())
     return Table(
-        title="The recommender alone",
+        title="The recommender alone, exact expectation over uniform candidate draws",
         header=["split", *metrics],
         rows=[[name, *map(split.get, metrics)] for name, split in splits.items()],
     )

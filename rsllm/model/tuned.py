@@ -34,6 +34,8 @@ class LanguageModel:
     hybrid: HybridLM
     encoder: PromptEncoder
     source: BackboneConfig
+    items: ItemEmbeddings | None = None
+    """What the slots project; None for text prompts."""
 
 
 def build(
@@ -67,7 +69,7 @@ def build(
         slots = ItemSlots(items.standardised(), embeddings_VD, experiment.projector)
     hybrid = HybridLM(attach_lora(llm, experiment.backbone) if lora else llm, slots)
     encoder = PromptEncoder(tokenizer, titles, prompt, representation)
-    return LanguageModel(hybrid, encoder, experiment.backbone)
+    return LanguageModel(hybrid, encoder, experiment.backbone, items if slots else None)
 
 
 def save(model: LanguageModel, tensors: Mapping[str, Tensor], folder: Path) -> None:
@@ -81,8 +83,9 @@ def save(model: LanguageModel, tensors: Mapping[str, Tensor], folder: Path) -> N
     )
     (folder / "README.md").unlink(missing_ok=True)
     slots = _without_prefix(tensors, _SLOTS_PREFIX)
-    if slots:
+    if model.items is not None:
         save_file(slots, folder / PROJECTOR)
+        model.items.save(folder)
 
 
 def load(model: LanguageModel, folder: Path) -> None:

@@ -17,6 +17,7 @@ from rsllm.evaluate.rank import fixed_sample
 from rsllm.evaluate.report import tables, write_report
 from rsllm.evaluate.statistics import beats_chance
 from rsllm.pipeline import Pipeline, start_ray
+from rsllm.plan import Layout
 from rsllm.runs import provenance
 from rsllm.tune.progress import shown
 from rsllm.tune.search import METRIC, Space, TrialRecord, search
@@ -64,7 +65,7 @@ def run(study: Study, storage: str | Path) -> Path:
     start = time.monotonic()
     print(f"Ray dashboard: {start_ray()}  (its token: ray get-auth-token)", flush=True)
     pipeline = Pipeline(study.base, storage)
-    print(f"layout: {pipeline.layout}", flush=True)
+    print(_describe(pipeline.layout), flush=True)
     data = _announced("prepared data", pipeline.prepare)
     recommender = _announced("recommender", pipeline.fit)
     start_folder = _announced("stage 1", pipeline.train_text) if study.base.stage1.steps else None
@@ -85,7 +86,7 @@ def run(study: Study, storage: str | Path) -> Path:
         "budget": dict(study.budget) | {"minutes": None},
         "backbone": study.base.backbone.source,
         "experiment": to_dict(study.base),
-        "layout": str(pipeline.layout),
+        "layout": _describe(pipeline.layout),
         "provenance": provenance(),
         "trials": [_trial_row(record) for record in records],
         **_judged(study, pipeline, PreparedData.open(data), methods, best),
@@ -97,6 +98,17 @@ def run(study: Study, storage: str | Path) -> Path:
     print(tables(results))
     print(f"\nresults: {folder}  (open report.html)", flush=True)
     return folder
+
+
+def _describe(layout: Layout) -> str:
+    device = "GPU" if layout.use_gpu else f"CPU with {layout.threads} threads"
+    text = (
+        f"{layout.concurrent_trials} trial(s) at a time, each {layout.workers} worker(s), one"
+        f" {device} per worker, {layout.precision}"
+    )
+    if layout.precision == "fp32" and not layout.use_gpu:
+        text += "\nthis CPU does not multiply bf16 in hardware: allow about twice the time"
+    return text
 
 
 def _announced(what: str, make: Callable[[], Path]) -> Path:
@@ -151,7 +163,6 @@ def _methods(
                 experiment=experiment,
                 representation=experiment.stage2.representation,
                 artifact=str(folder),
-                recommender=str(recommender),
             )
         )
     return methods
@@ -180,7 +191,7 @@ def _judged(
     n = len(fixed_sample(data.rows("validation"), study.base.evaluation.validation_rows))
     chance = sum(1 / rank for rank in range(1, num_candidates + 1)) / num_candidates
     return {
-        "data": {"source": study.base.data.source, **_flat(data.facts["counts"])},
+        "data": {"source": study.base.data.source, **data.facts["counts"]},
         "search": {
             "metric": METRIC,
             "split": "validation",
@@ -197,17 +208,6 @@ def _judged(
         "pairs": pair_table(outcomes, claims, rows, PAIR_METRICS),
         "notes": _notes(study, methods),
     }
-
-
-def _flat(counts: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in counts.items():
-        flat |= (
-            _flat(value, f"{prefix}{name} ")
-            if isinstance(value, Mapping)
-            else {prefix + name: value}
-        )
-    return flat
 
 
 def _trial_row(record: TrialRecord) -> dict[str, Any]:

@@ -219,7 +219,8 @@ def test_sparse_results_still_make_a_report(tmp_path: Path, change: Any) -> None
 
 def test_terminal_tables_rank_trials_and_state_verdicts() -> None:
     text = tables(study())
-    trials, methods, pairs = text.split("\n\n")
+    recommender, trials, methods, pairs = text.split("\n\n")
+    assert "validation" in recommender
     assert [line.split()[0] for line in trials.splitlines()[3:]] == ["3", "1", "0", "2"]
     assert "0.420 [0.340, 0.510]" in methods
     assert "better" in pairs
