@@ -39,18 +39,18 @@ BUDGETS = {
     ),
     "hour": Budget(
         summary="about an hour on 2 cores",
-        trials=5,
+        trials=4,
         overrides={
-            "stage1.samples": 96,
-            "stage2.samples": 192,
+            "stage1.samples": 64,
+            "stage2.samples": 144,
             "evaluation.validation_rows": 48,
             "evaluation.generation_rows": 24,
             "evaluation.max_new_tokens": 24,
         },
-        twin_overrides={"stage2.samples": 640},
+        twin_overrides={"stage2.samples": 512},
     ),
     "full": Budget(
-        summary="hours on one GPU: every row, the whole schedule",
+        summary="for GPUs, not yet measured: every held-out row, a long schedule",
         trials=24,
         overrides={
             "stage1.samples": 8192,
@@ -106,12 +106,12 @@ CLAIMS = [
 
 def main() -> None:
     """Read the flags, print the plan, run the study."""
-    arguments = parse(__doc__ or "", BUDGETS)
+    arguments = parse(__doc__ or "", BUDGETS, BASE)
     print(f"budget {arguments.budget_name}: {arguments.budget.summary}", flush=True)
     study = Study(
         title="Tune loss weights",
         question="Which weights should RSLLM's losses have, and do its contrasts help?",
-        base=arguments.apply(BASE),
+        base=arguments.experiment,
         space=space,
         trials=arguments.trials,
         first_guesses=FIRST_GUESSES,

@@ -38,6 +38,7 @@ def _exit_code(run: Callable[[], None]) -> int:
         print(f"rsllm: error: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
+        print("rsllm: interrupted; the same command continues", file=sys.stderr)
         return 130
     return 0
 

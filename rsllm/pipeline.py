@@ -6,7 +6,9 @@ they have in common, and nothing is computed twice.
 
 from __future__ import annotations
 
+import os
 import shutil
+import socket
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +19,15 @@ from rsllm.config import ComputeConfig, Experiment, to_dict
 from rsllm.errors import ConfigError
 from rsllm.plan import Layout, Resources, cpu_has_bf16, lay_out
 from rsllm.runs import Store, sha256
+
+WORKER_ENVIRONMENT = {
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "PYTHONWARNINGS": "ignore::FutureWarning",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+}
+"""Leaves the terminal to progress, warnings and errors; the print patch prints lines twice."""
+DASHBOARD_PORT = 8265
 
 KINDS = {"recommender": "recommender", "stage1": "stage-1", "stage2": "stage-2"}
 
@@ -30,8 +41,29 @@ def start_ray() -> str:
     import ray
 
     if not ray.is_initialized():
-        ray.init(include_dashboard=True, dashboard_host="127.0.0.1", logging_level="WARNING")
-    return f"http://{ray.get_runtime_context().worker.node.webui_url}"
+        port = _free_port()
+        # Inherited by a Ray started here: two on one machine must not ask each other's dashboard.
+        os.environ["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{port}"
+        ray.init(
+            include_dashboard=True,
+            dashboard_host="127.0.0.1",
+            dashboard_port=port,
+            logging_level="WARNING",
+            runtime_env={"env_vars": WORKER_ENVIRONMENT},
+        )
+    address = f"http://{ray.get_runtime_context().worker.node.webui_url}"
+    os.environ["RAY_API_SERVER_ADDRESS"] = address
+    return address
+
+
+def _free_port() -> int:
+    """The first port from the dashboard's usual one on that nobody listens to."""
+    port = DASHBOARD_PORT
+    while True:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)):
+                return port
+        port += 1
 
 
 def cluster_resources() -> Resources:
@@ -87,6 +119,17 @@ class Pipeline:
         """Local folder or hub name of the backbone."""
         return str(resolve_backbone(self.experiment.backbone.source))
 
+    def check(self) -> None:
+        """Find the raw data and the backbone, before Ray starts and anything is computed.
+
+        Raises:
+            ConfigError, DataError: one of them is not there.
+        """
+        from rsllm.data.shards import raw_folder
+
+        with raw_folder(self.experiment.data, fetch):
+            _ = self.backbone
+
     def prepare(self) -> Path:
         """Raw files -> windows, splits and candidate sets."""
         from rsllm.data.shards import prepare
@@ -102,6 +145,7 @@ class Pipeline:
 
     def train_text(self) -> Path:
         """Stage 1: the language model on text-only prompts."""
+        self.check()
         data = self.prepare()
         return self._train(
             "stage1", self._language_inputs("stage1", data), data=str(data), backbone=self.backbone
@@ -117,7 +161,18 @@ class Pipeline:
         path = self.store.path(KINDS["stage2"], self._stage2_inputs()[0])
         return path if path.exists() else None
 
+    def discard(self) -> None:
+        """Remove what a stage 2 that was stopped early left behind."""
+        path = self.store.path(KINDS["stage2"], self._stage2_inputs()[0])
+        shutil.rmtree(self._checkpoints(KINDS["stage2"], path.name), ignore_errors=True)
+        for staging in path.parent.glob(f".{path.name}.*.staging"):
+            shutil.rmtree(staging, ignore_errors=True)
+
+    def _checkpoints(self, kind: str, key: str) -> Path:
+        return self.store.root / "running" / f"{kind}-{key}"
+
     def _stage2_inputs(self) -> tuple[dict[str, Any], dict[str, str]]:
+        self.check()
         data, recommender = self.prepare(), self.fit()
         start = self.train_text() if self.experiment.stage1.steps else None
         inputs = self._language_inputs("stage2", data) | {
@@ -159,7 +214,7 @@ class Pipeline:
         _check_batch(self.experiment, stage, self.layout.workers)
         kind = KINDS[stage]
         key = self.store.path(kind, inputs).name
-        checkpoints = self.store.root / "running" / f"{kind}-{key}"
+        checkpoints = self._checkpoints(kind, key)
         last = stage == "stage2"
 
         def make(staging: Path) -> None:

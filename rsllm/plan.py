@@ -54,11 +54,10 @@ def lay_out(compute: ComputeConfig, resources: Resources) -> Layout:
         )
     precision = _precision(compute, resources, use_gpu)
     if use_gpu:
-        share = max(1.0, resources.cpus * TRAINING_SHARE // resources.gpus)
         concurrent = int(resources.gpus) // workers
         return Layout(
             workers=workers,
-            cpus_per_worker=min(share, 8.0),
+            cpus_per_worker=min(8.0, _cpus(TRAINING_SHARE * resources.cpus / resources.gpus)),
             use_gpu=True,
             threads=0,
             precision=precision,
@@ -67,15 +66,19 @@ def lay_out(compute: ComputeConfig, resources: Resources) -> Layout:
     concurrent = max(1, resources.nodes // workers)
     cores = resources.cpus / resources.nodes
     per_node = -(-workers * concurrent // resources.nodes)
-    share = TRAINING_SHARE * cores / per_node
     return Layout(
         workers=workers,
-        cpus_per_worker=share if share < 1 else float(int(share)),
+        cpus_per_worker=_cpus(TRAINING_SHARE * cores / per_node),
         use_gpu=False,
         threads=compute.threads or max(1, int(cores) // per_node),
         precision=precision,
         concurrent_trials=concurrent,
     )
+
+
+def _cpus(share: float) -> float:
+    """What Ray can reserve: less than one CPU, or whole ones."""
+    return share if share < 1 else float(int(share))
 
 
 def _precision(

@@ -160,7 +160,10 @@ def test_script_exits_with_the_errors_code(capsys: pytest.CaptureFixture[str]) -
         with pytest.raises(SystemExit) as stop:
             run_script(script)
         assert stop.value.code == code
-    assert capsys.readouterr().err == "rsllm: error: no ratings\n"
+    assert capsys.readouterr().err.splitlines() == [
+        "rsllm: error: no ratings",
+        "rsllm: interrupted; the same command continues",
+    ]
 
 
 def test_public_names_are_importable_and_others_refused() -> None:

@@ -58,14 +58,19 @@ def prepare(config: DataConfig, store: Store, fetch: Callable[[str], Path]) -> P
         ConfigError: no such source, or its folder holds no raw files.
         DataError: broken raw lines, too few titles, or a split without rows.
     """
-    with _source(config, fetch) as folder:
+    with raw_folder(config, fetch) as folder:
         hashes = {path.name: sha256(path) for path in raw.raw_files(folder)}
         inputs = {"config": to_dict(config), "raw": hashes}
         return store.get("data", inputs, lambda staging: _make(config, folder, staging))
 
 
 @contextlib.contextmanager
-def _source(config: DataConfig, fetch: Callable[[str], Path]) -> Iterator[Path]:
+def raw_folder(config: DataConfig, fetch: Callable[[str], Path]) -> Iterator[Path]:
+    """The folder of `config.source`'s raw files, made or fetched where need be.
+
+    Raises:
+        ConfigError: no such source.
+    """
     folder = Path(config.source).expanduser()
     if config.source == "synthetic":
         with tempfile.TemporaryDirectory() as world:

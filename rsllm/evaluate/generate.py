@@ -1,8 +1,9 @@
-"""Greedy answers, decoded under explicit settings and cut at the first newline."""
+"""Greedy answers, decoded under explicit settings and cut at the terminator, a newline."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import takewhile
 
 import torch
 from torch import Tensor
@@ -47,9 +48,15 @@ def greedy_answers(
                 attention_mask=mask_BT,
                 generation_config=settings,
             )
-        answers += encoder.tokenizer.batch_decode(new_BN, skip_special_tokens=True)
+        answers += [_answer(ids, encoder) for ids in new_BN.tolist()]
         progress(len(answers))
     return answers
+
+
+def _answer(ids: list[int], encoder: PromptEncoder) -> str:
+    """The text before the terminator; behind it stands padding, or nothing."""
+    own = takewhile(lambda token: token != encoder.terminator, ids)
+    return str(encoder.tokenizer.decode(list(own), skip_special_tokens=True))
 
 
 def _left_padded(prompts: list[Tokens], fill: int) -> tuple[Tensor, Tensor, Tensor]:

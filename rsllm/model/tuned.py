@@ -11,20 +11,27 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rsllm.config import BackboneConfig, Experiment, Representation
 from rsllm.errors import CheckpointError, ConfigError
 from rsllm.model.backbone import attach_lora, context_length, load_backbone, load_tokenizer
+from rsllm.model.branches import branch_scores
 from rsllm.model.hybrid import HybridLM, ItemSlots
+from rsllm.prompts.collate import Row, collate
 from rsllm.prompts.encode import PromptEncoder
 from rsllm.recommenders.embeddings import ItemEmbeddings
 
 PROJECTOR = "projector.safetensors"
 ADAPTER = "adapter_model.safetensors"
 _ADAPTER_PREFIX, _SLOTS_PREFIX = "llm.", "slots."
+_CHECK_TITLES = ("Heat", "The Long Way Home")
+ONE_PASS_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 2e-1}
+"""Largest difference, relative or absolute, between one-pass and plain candidate scores."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +59,8 @@ def build(
     """Backbone, fresh LoRA (unless `lora` is off) and, for unified prompts, fresh slots.
 
     Raises:
-        ConfigError: the backbone cannot be loaded, or its context is too short for any prompt.
+        ConfigError: the backbone cannot be loaded, its context is too short for any prompt, or
+            it cannot rank candidates in one pass.
     """
     torch.manual_seed(seed)
     llm = load_backbone(backbone, dtype)
@@ -61,6 +69,7 @@ def build(
     if room < 16:
         raise ConfigError(f"backbone {backbone} has a context of {context_length(llm)} tokens only")
     prompt = replace(experiment.prompt, max_tokens=min(experiment.prompt.max_tokens, room))
+    _check_one_pass(llm, PromptEncoder(tokenizer, _CHECK_TITLES, prompt, "text"), backbone)
     slots = None
     if representation == "unified":
         if items is None:
@@ -70,6 +79,43 @@ def build(
     hybrid = HybridLM(attach_lora(llm, experiment.backbone) if lora else llm, slots)
     encoder = PromptEncoder(tokenizer, titles, prompt, representation)
     return LanguageModel(hybrid, encoder, experiment.backbone, items if slots else None)
+
+
+def _check_one_pass(llm: Any, encoder: PromptEncoder, backbone: str | Path) -> None:
+    """Refuse a backbone that scores candidates otherwise in one pass than one by one."""
+    row = Row(history=[1], candidates=[0, 1], target=0, user=0)
+    tolerance = ONE_PASS_TOLERANCE[llm.dtype]
+    reason = "the scores differ from a plain forward's"
+    try:
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            one_pass_C, plain_C = _one_pass_scores(llm, encoder, row), _scores(llm, encoder, row)
+        fits = torch.allclose(one_pass_C, plain_C, rtol=tolerance, atol=tolerance)
+    except (RuntimeError, TypeError, ValueError) as error:
+        fits, reason = False, str(error)
+    if not fits:
+        raise ConfigError(
+            f"backbone {backbone}: its attention cannot rank candidates in one pass (sliding"
+            " window, ALiBi, recurrent or logit scaling); use a Llama-, Qwen-, GPT-2- or"
+            f" Mistral-like model ({reason})"
+        )
+
+
+def _one_pass_scores(llm: Any, encoder: PromptEncoder, row: Row) -> Tensor:
+    model = HybridLM(llm, slots=None)
+    batch = collate([row], encoder, np.arange(len(_CHECK_TITLES)), all_branches=True)
+    scores_BC = branch_scores(model.label_log_probs(model.states(batch), batch), batch)
+    return scores_BC[0]
+
+
+def _scores(llm: Any, encoder: PromptEncoder, row: Row) -> Tensor:
+    """One plain sequence per candidate, without mask and position ids. [C]."""
+    prompt = encoder.prompt(row.history, row.candidates, row.template).tokens.ids
+    scores = []
+    for item in row.candidates:
+        answer = [*encoder.title_ids[item], encoder.terminator]
+        logits_TV = llm(torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1].float()
+        scores.append(logits_TV.log_softmax(-1)[range(len(answer)), answer].sum())
+    return torch.stack(scores)
 
 
 def save(model: LanguageModel, tensors: Mapping[str, Tensor], folder: Path) -> None:
@@ -96,15 +142,20 @@ def load(model: LanguageModel, folder: Path) -> None:
     """
     from peft import set_peft_model_state_dict
 
-    result = set_peft_model_state_dict(model.hybrid.llm, load_file(folder / ADAPTER))
+    try:
+        result = set_peft_model_state_dict(model.hybrid.llm, load_file(folder / ADAPTER))
+        if model.hybrid.slots is not None and (folder / PROJECTOR).exists():
+            model.hybrid.slots.load_state_dict(load_file(folder / PROJECTOR))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{folder} does not fit this model or is damaged: {error}; train it again"
+        ) from error
     missing = [name for name in result.missing_keys if "lora_" in name]
     if missing or result.unexpected_keys:
         raise CheckpointError(
             f"{folder} does not fit this backbone: {len(missing)} adapter tensors missing,"
             f" {len(result.unexpected_keys)} unexpected"
         )
-    if model.hybrid.slots is not None and (folder / PROJECTOR).exists():
-        model.hybrid.slots.load_state_dict(load_file(folder / PROJECTOR))
 
 
 def _without_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

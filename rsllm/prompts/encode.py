@@ -12,8 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
 from rsllm.config import PromptConfig, Representation
 from rsllm.errors import ConfigError, DataError
 from rsllm.prompts.templates import SEPARATOR, TEMPLATES
@@ -173,8 +171,3 @@ def _title_lead(tokenizer: Any) -> str:
     """The space before a title, unless the tokenizer adds one by itself."""
     first = tokenizer.convert_ids_to_tokens(tokenizer("a", add_special_tokens=False)["input_ids"])
     return "" if first[0].startswith("\u2581") else " "
-
-
-def sample_order(seed: int, epoch: int, num_rows: int) -> np.ndarray:
-    """The order in which an epoch visits the rows: a pure function of its arguments."""
-    return np.random.default_rng([seed, epoch]).permutation(num_rows)

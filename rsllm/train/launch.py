@@ -40,7 +40,7 @@ def run(assignment: Assignment, *, name: str, storage: Path, callbacks: Sequence
     Raises:
         TrainingError: a worker failed for good.
     """
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
     layout = assignment.layout
@@ -58,8 +58,11 @@ def run(assignment: Assignment, *, name: str, storage: Path, callbacks: Sequence
             storage_path=str(storage),
             failure_config=FailureConfig(max_failures=MAX_FAILURES),
             callbacks=list(callbacks),
+            logging_config=LoggingConfig(log_level="WARNING"),
         ),
     )
+    # Ray Train's handler would end the process with exit code 0 and outlive the run.
+    trainer._register_sigint_handler = lambda controller: None
     try:
         trainer.fit()
     except Exception as error:
@@ -85,14 +88,6 @@ def _to_plain(assignment: Assignment) -> dict[str, Any]:
 
 def _work(plain: dict[str, Any]) -> None:
     """One worker, from imports to the exported artifact."""
-    import ray.train
-    import torch.distributed as dist
-
-    from rsllm.runs import write_json
-    from rsllm.train.checkpoints import Checkpoints
-    from rsllm.train.engine import Engine
-    from rsllm.train.loop import train
-
     assignment = Assignment(
         **plain
         | {
@@ -101,6 +96,15 @@ def _work(plain: dict[str, Any]) -> None:
         }
     )
     _prepare_process(assignment.layout)
+
+    import ray.train
+    import torch.distributed as dist
+
+    from rsllm.runs import write_json
+    from rsllm.train.checkpoints import Checkpoints
+    from rsllm.train.engine import Engine
+    from rsllm.train.loop import train
+
     task = _task(assignment)
     engine = Engine(task.objective, task.optimization, **_engine_settings(assignment))
     checkpoints = Checkpoints(Path(assignment.checkpoints))
@@ -113,11 +117,14 @@ def _work(plain: dict[str, Any]) -> None:
 
 
 def _prepare_process(layout: Layout) -> None:
+    """Set what torch and DeepSpeed read; DeepSpeed must not be imported yet."""
     import logging
 
     import torch
 
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    for name in (None, "DeepSpeed"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    os.environ["DS_ACCELERATOR"] = "cuda" if layout.use_gpu else "cpu"
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     if layout.threads:
         torch.set_num_threads(layout.threads)

@@ -35,12 +35,16 @@ from rsllm.evaluate.rank import (
 from rsllm.model import tuned
 from rsllm.model.objective import LanguageObjective
 from rsllm.prompts.collate import Batch, Row, answer_tokens, collate
-from rsllm.prompts.encode import sample_order
 from rsllm.recommenders.base import Recommender
 from rsllm.recommenders.embeddings import ItemEmbeddings
 from rsllm.train.engine import Optimization, ParameterGroup, warmup_then_cosine
 
 RECOMMENDER = "recommender.safetensors"
+
+
+def sample_order(seed: int, epoch: int, num_rows: int) -> np.ndarray:
+    """The order in which an epoch visits the rows: a pure function of its arguments."""
+    return np.random.default_rng([seed, epoch]).permutation(num_rows)
 
 
 def step_rows(seed: int, step: int, batch_size: int, num_rows: int) -> list[tuple[int, int]]:

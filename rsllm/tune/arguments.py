@@ -9,8 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rsllm.cli import parse_setting
 from rsllm.config import Experiment, replace_in
 from rsllm.errors import ConfigError
+from rsllm.pipeline import Pipeline, start_ray
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,14 +33,11 @@ class Arguments:
 
     budget: Budget
     budget_name: str
+    experiment: Experiment
+    """The base experiment under this budget and the user's own settings."""
     storage: Path
     trials: int
-    overrides: dict[str, Any]
     seed: int
-
-    def apply(self, base: Experiment) -> Experiment:
-        """The base experiment under this budget and the user's own settings."""
-        return replace_in(base, {**self.budget.overrides, **self.overrides})
 
 
 FLAGS = {
@@ -51,43 +50,48 @@ FLAGS = {
 
 
 def parse(
-    description: str, budgets: Mapping[str, Budget], argv: list[str] | None = None
+    description: str,
+    budgets: Mapping[str, Budget],
+    base: Experiment,
+    argv: list[str] | None = None,
 ) -> Arguments:
     """Read flags, and for those that are absent `RSLLM_BUDGET` and `RSLLM_STORAGE`.
+
+    Settings, storage and sources are checked before Ray is started to look for GPUs.
 
     Raises:
         ConfigError: a value that cannot work.
     """
     values = _parser(description, budgets).parse_args(argv)
-    name = values.budget or os.environ.get("RSLLM_BUDGET") or _default_budget(budgets)
-    if name not in budgets:
+    name = values.budget or os.environ.get("RSLLM_BUDGET")
+    if name and name not in budgets:
         raise ConfigError(f"budget {name!r} is unknown; choose one of {list(budgets)}")
-    from rsllm.cli import parse_setting
-
-    overrides = dict(map(parse_setting, values.set))
-    overrides |= {
-        path: getattr(values, flag)
-        for flag, path in FLAGS.items()
-        if getattr(values, flag) is not None
-    }
-    trials = values.trials or budgets[name].trials
-    if trials < 1:
-        raise ConfigError(f"--trials is {trials}; a search needs at least 1")
+    if values.trials is not None and values.trials < 1:
+        raise ConfigError(f"--trials is {values.trials}; a search needs at least 1")
+    overrides = _overrides(values)
+    storage = Path(values.storage or os.environ.get("RSLLM_STORAGE") or "rsllm-store")
+    Pipeline(replace_in(base, overrides), storage).check()
+    name = name or _default_budget(budgets)
+    budget = budgets[name]
     return Arguments(
-        budget=budgets[name],
+        budget=budget,
         budget_name=name,
-        storage=Path(values.storage or os.environ.get("RSLLM_STORAGE") or "rsllm-store"),
-        trials=trials,
-        overrides=overrides,
+        experiment=replace_in(base, {**budget.overrides, **overrides}),
+        storage=storage,
+        trials=values.trials or budget.trials,
         seed=values.seed,
     )
+
+
+def _overrides(values: argparse.Namespace) -> dict[str, Any]:
+    named = {path: getattr(values, flag) for flag, path in FLAGS.items()}
+    given = {path: value for path, value in named.items() if value is not None}
+    return dict(map(parse_setting, values.set)) | given
 
 
 def _default_budget(budgets: Mapping[str, Budget]) -> str:
     """The last budget (the full one) where a GPU is in reach, else the first."""
     import ray
-
-    from rsllm.pipeline import start_ray
 
     start_ray()
     return list(budgets)[-1 if ray.cluster_resources().get("GPU", 0) else 0]

@@ -102,6 +102,9 @@ def search(
         )
     results = sorted(tuner.fit(), key=_first_report)
     records = [_record(i, result, _samples(base)) for i, result in enumerate(results)]
+    for record in records:
+        if record.state == "stopped":
+            Pipeline(replace_in(base, record.overrides), pipeline.store.root).discard()
     if not any(record.curve for record in records):
         reasons = {record.error for record in records}
         raise TrainingError(f"every trial failed: {'; '.join(str(r) for r in reasons)}")
@@ -177,7 +180,8 @@ def _numbers(row: dict[str, Any]) -> dict[str, float]:
 
 
 def _quieten() -> None:
-    """Leave the terminal to the table of trials."""
+    """Leave the terminal to the table of trials, and Ctrl-C to Python: Tune would go on."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     logging.getLogger("ray.tune").setLevel(logging.WARNING)
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"

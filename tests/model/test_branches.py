@@ -141,4 +141,6 @@ def naive_pointer(model: HybridLM, encoder: PromptEncoder, row: Row) -> list[flo
     vectors_TD = by_hand(model, tokens.ids, tokens.items)
     states_TD = decoder(inputs_embeds=vectors_TD[None]).last_hidden_state[0].double()
     slots = [at for at, item in enumerate(tokens.items) if item >= 0][len(row.history) :]
-    return [float(states_TD[-1] @ states_TD[at]) / states_TD.shape[1] ** 0.5 for at in slots]
+    width = states_TD.shape[1]
+    unit_TD = states_TD / (states_TD.norm(dim=1, keepdim=True) / width**0.5)
+    return [float(unit_TD[-1] @ unit_TD[at]) / width**0.5 for at in slots]

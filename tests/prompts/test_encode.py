@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from rsllm.config import PromptConfig, Representation
 from rsllm.errors import ConfigError, DataError
 from rsllm.model.backbone import load_tokenizer
-from rsllm.prompts.encode import MARKER, NO_ITEM, Prompt, PromptEncoder, sample_order
+from rsllm.prompts.encode import MARKER, NO_ITEM, Prompt, PromptEncoder
 from rsllm.prompts.templates import SEPARATOR, TEMPLATES
 
 HOSTILE = (
@@ -176,11 +176,3 @@ def test_a_tokenizer_without_a_newline_is_refused() -> None:
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[UNK]")
     with pytest.raises(ConfigError, match="newline"):
         PromptEncoder(tokenizer, ["a"], UNLIMITED, "text")
-
-
-def test_sample_order_is_a_pure_permutation() -> None:
-    order = sample_order(3, 1, 100)
-    assert sorted(order) == list(range(100))
-    assert order.tolist() == sample_order(3, 1, 100).tolist()
-    others = [sample_order(3, 2, 100), sample_order(4, 1, 100)]
-    assert all(order.tolist() != other.tolist() for other in others)

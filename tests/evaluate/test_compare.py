@@ -1,0 +1,148 @@
+"""Tables of a report from made-up scores, against numbers worked out by hand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from small_data import TITLES, small_data
+
+from rsllm.config import Experiment
+from rsllm.data.prepared import PreparedData, Rows
+from rsllm.errors import EvaluationError
+from rsllm.evaluate.compare import Claim, expected_table, method_table, pair_table
+from rsllm.evaluate.launch import Method, Outcome
+from rsllm.evaluate.rank import fixed_sample, target_places
+
+NUM_ROWS = 12
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> PreparedData:
+    return small_data(tmp_path_factory.mktemp("data") / "small", num_held_out=NUM_ROWS)
+
+
+@pytest.fixture(scope="module")
+def rows(data: PreparedData) -> Rows:
+    return data.rows("test")
+
+
+def outcome(name: str, rows: Rows, ranks: list[int]) -> Outcome:
+    """Scores under which the targets have these ranks."""
+    assert rows.candidates_RC is not None
+    scores_RC = np.zeros(rows.candidates_RC.shape)
+    for scores_C, place, rank in zip(scores_RC, target_places(rows), ranks, strict=True):
+        others = [c for c in range(len(scores_C)) if c != place]
+        scores_C[others] = -1.0
+        scores_C[others[: rank - 1]] = 1.0
+    return Outcome(
+        method=Method(name=name, scorer="likelihood", experiment=Experiment()),
+        scores_RC=scores_RC,
+        likelihood_RC=None,
+        expected={},
+        answers=None,
+        seconds=2.5,
+    )
+
+
+def test_method_table(rows: Rows, data: PreparedData) -> None:
+    ranks = [1] * 6 + [2] * 3 + [4] * 3
+    first = outcome("first", rows, ranks)
+    second = replace(first, likelihood_RC=outcome("", rows, [2] * NUM_ROWS).scores_RC)
+    entry, other = method_table([first, second], rows, data)
+    assert (entry["name"], entry["scorer"], entry["n"], entry["seconds"]) == (
+        "first",
+        "likelihood",
+        NUM_ROWS,
+        2.5,
+    )
+    values = {name: metric["value"] for name, metric in entry["metrics"].items()}
+    ndcg = (6 + 3 / np.log2(3) + 3 / np.log2(5)) / 12
+    assert values == pytest.approx(
+        {
+            "HR@1": 0.5,
+            "HR@5": 1.0,
+            "HR@10": 1.0,
+            "NDCG@5": ndcg,
+            "NDCG@10": ndcg,
+            "MRR": (6 + 3 / 2 + 3 / 4) / 12,
+        }
+    )
+    hits = entry["metrics"]["HR@1"]
+    assert (hits["low"], hits["high"]) == pytest.approx((0.2538, 0.7462), abs=1e-4), "Wilson"
+    assert all(metric["n"] == NUM_ROWS for metric in entry["metrics"].values())
+    assert entry["likelihood_metrics"] is None
+    assert entry["generation"] is None
+    assert other["metrics"] == entry["metrics"]
+    assert other["likelihood_metrics"]["MRR"]["value"] == 0.5
+
+
+def test_generated_answers_are_judged_on_the_rows_they_belong_to(
+    rows: Rows, data: PreparedData
+) -> None:
+    answered = fixed_sample(rows, 4)
+    assert answered.candidates_RC is not None
+    targets = [TITLES[target] for target in answered.target_R]
+    others = [
+        next(TITLES[c] for c in candidates if c != target)
+        for candidates, target in zip(answered.candidates_RC, answered.target_R, strict=True)
+    ]
+    answers = [targets[0], f" {targets[1].upper()}.", others[2], f"{targets[3]} or {others[3]}"]
+    made_up = replace(outcome("first", rows, [1] * NUM_ROWS), answers=answers)
+    (entry,) = method_table([made_up], rows, data)
+    generation = entry["generation"]
+    assert generation["n"] == 4
+    assert generation["ValidRatio"]["value"] == 3 / 4
+    assert generation["hits_of_all"]["value"] == 2 / 4
+    assert generation["hits_of_valid"]["value"] == 2 / 3
+    assert generation["hits_of_valid"]["n"] == 3
+
+    silent = replace(made_up, answers=[""] * 4)
+    (entry,) = method_table([silent], rows, data)
+    assert entry["generation"]["hits_of_all"]["value"] == 0
+    assert entry["generation"]["hits_of_valid"] is None
+
+
+def test_pair_table(rows: Rows) -> None:
+    """Twelve wins of twelve: p is 2 / 2^12. One win of one: p is 1."""
+    best = outcome("best", rows, [1] * NUM_ROWS)
+    second = outcome("second", rows, [2] * NUM_ROWS)
+    nearly = outcome("nearly", rows, [2] + [1] * (NUM_ROWS - 1))
+    claims = [
+        Claim("best", "second", "the best wins"),
+        Claim("second", "best"),
+        Claim("best", "nearly"),
+    ]
+    table = pair_table([best, second, nearly], claims, rows, ["HR@1", "MRR"])
+    assert [(e["first"], e["second"], e["metric"]) for e in table] == [
+        (claim.first, claim.second, metric) for metric in ("HR@1", "MRR") for claim in claims
+    ]
+    p = 2 / 2**NUM_ROWS
+    assert [entry["p"] for entry in table] == pytest.approx([p, p, 1.0] * 2)
+    adjusted = [6 * p, 6 * p, 1.0]
+    assert [entry["p_holm"] for entry in table] == pytest.approx(adjusted * 2)
+    verdicts = ["better", "worse", "not distinguishable"]
+    assert [entry["verdict"] for entry in table] == verdicts * 2
+    differences = [entry["difference"]["value"] for entry in table]
+    assert differences == pytest.approx([1, -1, 1 / 12, 0.5, -0.5, 0.5 / 12])
+    assert [entry["test"] for entry in table[::3]] == ["exact McNemar", "sign-flip permutation"]
+    assert table[0]["minimum_detectable"] == 0.0, "without spread"
+    spread = np.array([1.0] + [0.0] * 11).std(ddof=1)
+    expected = (1.959964 + 0.841621) * spread / 12**0.5
+    assert table[2]["minimum_detectable"] == pytest.approx(expected, rel=1e-5)
+    assert [entry["claim"] for entry in table[:2]] == ["the best wins", None]
+
+
+def test_expected_table(rows: Rows) -> None:
+    expectations = replace(outcome("r", rows, [1] * NUM_ROWS), expected={"MRR": np.arange(4) / 4})
+    table = expected_table(expectations)
+    assert list(table) == ["MRR"]
+    assert (table["MRR"]["value"], table["MRR"]["n"]) == (0.375, 4)
+    assert table["MRR"]["low"] < 0.375 < table["MRR"]["high"]
+
+
+def test_scores_of_other_rows_are_refused(rows: Rows, data: PreparedData) -> None:
+    fewer = outcome("first", fixed_sample(rows, 5), [1] * 5)
+    with pytest.raises(EvaluationError, match="5 rows were scored, but 12 are asked for"):
+        method_table([fewer], rows, data)

@@ -1,0 +1,133 @@
+"""Scores of candidate sets and exact expectations, against naive counterparts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import pytest
+import torch
+from model.small_models import make_model
+from small_data import NUM_CANDIDATES, TITLES, WINDOW, small_data
+
+from rsllm.config import LossConfig, PromptConfig, RecommenderConfig, Scorer
+from rsllm.data.prepared import PreparedData
+from rsllm.data.sequences import draw_candidates
+from rsllm.errors import EvaluationError
+from rsllm.evaluate.metrics import rank_metrics, target_ranks
+from rsllm.evaluate.rank import (
+    catalogue_scores,
+    decision,
+    expected_over_draws,
+    fixed_sample,
+    score_candidates,
+    target_places,
+)
+from rsllm.model.backbone import load_backbone, load_tokenizer
+from rsllm.model.hybrid import HybridLM, ItemSlots
+from rsllm.model.objective import LanguageObjective
+from rsllm.prompts.encode import PromptEncoder
+from rsllm.recommenders import build
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> PreparedData:
+    return small_data(tmp_path_factory.mktemp("data") / "small")
+
+
+def objective_and_encoder(folder: Path) -> tuple[LanguageObjective, PromptEncoder]:
+    model = make_model(load_backbone(folder, torch.float32))
+    assert isinstance(model.slots, ItemSlots)
+    items_IE = torch.randn(len(TITLES), model.slots.items_IE.shape[1])
+    model.slots.items_IE = items_IE
+    encoder = PromptEncoder(load_tokenizer(folder), TITLES, PromptConfig(), "unified")
+    return LanguageObjective(HybridLM(model.llm, model.slots), LossConfig()), encoder
+
+
+@pytest.mark.parametrize("scorer", get_args(Scorer))
+def test_scores_do_not_depend_on_the_batch_size(
+    data: PreparedData, random_llm: Path, scorer: Scorer
+) -> None:
+    objective, encoder = objective_and_encoder(random_llm)
+    rows, done = data.rows("validation"), []
+    scores = [
+        score_candidates(
+            objective, rows, encoder, data, scorer, batch_size=size, progress=done.append
+        )
+        for size in (1, 4, 99)
+    ]
+    assert scores[0].shape == (len(rows), NUM_CANDIDATES)
+    assert np.ptp(scores[0], axis=1).min() > 1e-3
+    for other in scores[1:]:
+        np.testing.assert_allclose(other, scores[0], atol=1e-4, rtol=0)
+    assert done == [1, 2, 3, 4, 5, 6, 4, 6, 6]
+
+
+def test_scores_follow_the_order_of_rows(data: PreparedData, random_llm: Path) -> None:
+    objective, encoder = objective_and_encoder(random_llm)
+    rows = data.rows("validation")
+    order = np.array([4, 0, 2])
+    settings = {"scorer": "likelihood", "batch_size": 2}
+    whole = score_candidates(objective, rows, encoder, data, **settings)
+    some = score_candidates(objective, rows.take(order), encoder, data, **settings)
+    np.testing.assert_allclose(some, whole[order], atol=1e-4, rtol=0)
+
+
+def test_target_places_are_where_the_targets_stand(data: PreparedData) -> None:
+    rows = data.rows("test")
+    assert rows.candidates_RC is not None
+    expected = [c.index(t) for c, t in zip(rows.candidates_RC.tolist(), rows.target_R, strict=True)]
+    assert target_places(rows).tolist() == expected
+    assert decision(rows, 3).candidates[expected[3]] == decision(rows, 3).target
+
+
+def test_training_rows_have_no_candidates(data: PreparedData) -> None:
+    rows = data.rows("train")
+    for use in (target_places, lambda rows: decision(rows, 0)):
+        with pytest.raises(EvaluationError, match="training rows"):
+            use(rows)
+    with pytest.raises(EvaluationError, match="training rows"):
+        expected_over_draws(np.zeros((len(rows), len(TITLES))), rows, data)
+
+
+@pytest.mark.parametrize(
+    ("limit", "expected"),
+    [(0, range(60)), (60, range(60)), (99, range(60)), (1, [0]), (4, [0, 20, 39, 59])],
+)
+def test_fixed_sample(data: PreparedData, limit: int, expected: list[int]) -> None:
+    rows = data.rows("train")
+    assert len(rows) == 60
+    sample = fixed_sample(rows, limit)
+    assert sample.target_R.tolist() == rows.target_R[list(expected)].tolist()
+    assert sample.history_RH.tolist() == rows.history_RH[list(expected)].tolist()
+
+
+def test_catalogue_scores_equal_one_row_at_a_time(data: PreparedData) -> None:
+    torch.manual_seed(0)
+    model = build(RecommenderConfig(width=8, dropout=0.5), len(TITLES), WINDOW).train()
+    rows = data.rows("validation")
+    scores_RI = catalogue_scores(model, rows)
+    assert scores_RI.shape == (len(rows), len(TITLES))
+    for i in range(len(rows)):
+        history = torch.tensor(rows.histories(i)[None].tolist())
+        state_1E = model(history, torch.tensor([history.shape[1]]))
+        expected_I = (state_1E @ model.item_table.T)[0].detach().numpy()
+        np.testing.assert_allclose(scores_RI[i], expected_I, atol=1e-5)
+
+
+def test_expectation_is_the_mean_over_many_candidate_sets(data: PreparedData) -> None:
+    rows, rng, draws = data.rows("test"), np.random.default_rng(0), 3000
+    scores_RI = rng.normal(size=(len(rows), len(TITLES))).round(1)  # with ties
+    expected = expected_over_draws(scores_RI, rows, data)
+    for i in range(len(rows)):
+        target = int(rows.target_R[i])
+        sets = [
+            draw_candidates(rng, rows.histories(i), target, data.catalogue, NUM_CANDIDATES)
+            for _ in range(draws)
+        ]
+        sets_DC = np.stack(sets)
+        ranks_D = target_ranks(scores_RI[i][sets_DC], (sets_DC == target).argmax(axis=1))
+        for name, sampled_D in rank_metrics(ranks_D).items():
+            error = sampled_D.std() / draws**0.5
+            assert abs(expected[name][i] - sampled_D.mean()) <= 4.5 * error + 1e-9, (i, name)

@@ -1,0 +1,125 @@
+"""A user's mistake costs seconds and gives one message: the real script and CLI as processes."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+from pathlib import Path
+
+import jobs
+import pytest
+
+SECONDS, SECONDS_WITH_RAY = 20, 60
+
+
+def refused(command: list[str], *, code: int, seconds: float = SECONDS) -> str:
+    """The one message of a command that is refused."""
+    done = jobs.run(command, seconds=seconds)
+    assert done.returncode == code, done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    start = done.stderr.index("rsllm: error: ")
+    assert done.stderr.count("rsllm: error: ") == 1
+    return done.stderr[start:]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    return tmp_path / "store"
+
+
+@pytest.fixture
+def script(tiny_llm: Path, store: Path) -> list[str]:
+    """The tiny job; what follows overrides its flags."""
+    return [*jobs.SCRIPT, *jobs.TINY, "--backbone", str(tiny_llm), "--storage", str(store)]
+
+
+def files(store: Path) -> list[Path]:
+    return [path for path in store.rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--data", "movies"], "no asset is called 'movies'; choose one of movielens-100k"),
+        (["--backbone", "nope"], "backbone 'nope' is no local folder"),
+        (["--budget", "nope"], "budget 'nope' is unknown; choose one of ['quick'"),
+        (["--trials", "0"], "--trials is 0; a search needs at least 1"),
+        (["--zero-stage", "7"], "compute.zero_stage is 7; choose 0, 1, 2 or 3"),
+    ],
+)
+def test_script_refuses_flags(
+    flags: list[str], message: str, script: list[str], store: Path
+) -> None:
+    assert message in refused([*script, *flags], code=2)
+    assert files(store) == []
+
+
+def test_script_refuses_more_workers_than_cores(script: list[str], store: Path) -> None:
+    message = refused([*script, "--workers", "64"], code=2, seconds=SECONDS_WITH_RAY)
+    assert "compute.workers is 64, but the cluster has" in message
+    assert files(store) == []
+
+
+def test_script_refuses_storage_below_a_file(script: list[str], tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    message = refused([*script, "--storage", str(tmp_path / "file" / "sub")], code=2)
+    assert "cannot be written (Not a directory); choose another with --storage" in message
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["stage2.loss.alpha=0.6", "stage2.loss.beta=0.5"], "keep the sum below 1"),
+        (["stage2.loss.delta=1"], "no setting 'stage2.loss.delta'"),
+        (["stage2.samples=many"], "samples is 'many'; expected int"),
+    ],
+)
+def test_cli_refuses_settings(settings: list[str], message: str, store: Path) -> None:
+    flags = [word for setting in settings for word in ("--set", setting)]
+    assert message in refused([*jobs.CLI, "train", *flags, "--storage", str(store)], code=2)
+    assert files(store) == []
+
+
+def test_cli_refuses_a_backbone_that_can_run_code(store: Path, tmp_path: Path) -> None:
+    backbone = tmp_path / "backbone"
+    backbone.mkdir()
+    (backbone / "config.json").write_text("{}")
+    (backbone / "pytorch_model.bin").touch()
+    command = [*jobs.CLI, "train", "--data", "synthetic", "--backbone", str(backbone)]
+    message = refused([*command, "--storage", str(store)], code=2)
+    assert "has no *.safetensors weights" in message
+    assert files(store) == []
+
+
+def test_cli_names_the_broken_line(store: Path, tmp_path: Path) -> None:
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    items = "".join(f"{number}|Film {number} (1995)" + "|" * 22 + "\n" for number in (1, 2, 3))
+    (raw / "u.item").write_text(items)
+    (raw / "u.data").write_text(
+        "1\t1\t4\t880000000\n1\t2\tgood\t880000060\n1\t3\t4\n1\t9\t4\t880000120\n"
+    )
+    command = [*jobs.CLI, "prepare", "--data", str(raw), "--storage", str(store)]
+    message = refused(command, code=1, seconds=SECONDS_WITH_RAY)
+    assert "3 of 7 rows rejected" in message
+    assert "first: u.data:2 bad rating" in message
+    assert "Raise data.max_rejected_rows" in message
+    assert files(store) == []
+
+
+def test_ctrl_c_in_training_ends_with_a_hint(
+    script: list[str], store: Path, tmp_path: Path
+) -> None:
+    log = tmp_path / "log"
+    with jobs.started([*script, "--set", "recommender.max_epochs=1000"], log) as job:
+        jobs.wait_until(lambda: list(store.glob("running/recommender-*/*")), job, log)
+        job.send_signal(signal.SIGINT)
+        try:
+            code = job.wait(timeout=30)
+        except subprocess.TimeoutExpired:
+            pytest.fail(f"still running 30 s after Ctrl-C:\n{log.read_text()}")
+    shown = log.read_text()
+    assert code == 130, shown
+    assert "rsllm: interrupted; the same command continues" in shown
+    assert "Traceback" not in shown
+    assert list(store.glob("recommender/[0-9a-f]*")) == []

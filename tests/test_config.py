@@ -1,0 +1,165 @@
+"""Experiments: what is refused, how variants are written, and hashes that stay."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from typing import Any
+
+import pytest
+
+from rsllm.config import (
+    DataConfig,
+    Experiment,
+    LossConfig,
+    StageConfig,
+    content_hash,
+    from_dict,
+    replace_in,
+    to_dict,
+)
+from rsllm.errors import ConfigError
+
+VARIANT = replace_in(
+    Experiment(),
+    {
+        "data.source": "synthetic",
+        "backbone.lora_targets": ["q_proj", "v_proj"],
+        "stage2.loss.alpha": 0.25,
+        "stage2.accumulation": 4,
+        "evaluation.generation_rows": -1,
+    },
+)
+
+
+@pytest.mark.parametrize("experiment", [Experiment(), VARIANT])
+def test_round_trip_through_json(experiment: Experiment) -> None:
+    text = json.dumps(to_dict(experiment))
+    again = from_dict(Experiment, json.loads(text))
+    assert again == experiment
+    assert json.dumps(to_dict(again)) == text
+    assert isinstance(again.backbone.lora_targets, tuple)
+
+
+def test_a_variant_changes_what_it_names_and_nothing_else() -> None:
+    base = Experiment()
+    changed = replace_in(base, {"stage2.loss.alpha": 0.3, "data.seed": 4})
+    assert changed.stage2.loss == dataclasses.replace(base.stage2.loss, alpha=0.3)
+    assert changed.data == DataConfig(seed=4)
+    assert changed.stage1 == base.stage1
+    assert replace_in(base, {}) == base
+    assert replace_in(base, {"stage2.loss": LossConfig(beta=0.2)}).stage2.loss.beta == 0.2
+
+
+def test_an_integer_will_do_for_a_number() -> None:
+    loss = replace_in(Experiment(), {"stage2.loss.gamma": 1}).stage2.loss
+    assert loss.gamma == 1.0
+    assert isinstance(loss.gamma, float)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("stage3.seed", 0, "no setting 'stage3.seed'"),
+        ("stage2.lose.alpha", 0, "no setting 'stage2.lose.alpha'"),
+        ("stage2.loss.alpha.x", 0, "no setting 'stage2.loss.alpha.x'"),
+        ("data.windows", 5, "no setting 'data.windows'"),
+        ("data.window", "ten", "window is 'ten'; expected int"),
+        ("data.window", 2.5, "window is 2.5; expected int"),
+        ("data.window", True, "window is True; expected int"),
+        ("data.source", 5, "source is 5; expected str"),
+        ("stage2.loss.alpha", "x", "alpha is 'x'; expected float"),
+        ("stage2.loss.alpha", float("nan"), "alpha is nan; it must be finite"),
+        ("stage2.loss.scorer", "magic", r"scorer is 'magic'; choose one of .*'pointer'"),
+        ("stage2.representation", "both", r"representation is 'both'; .*'text', 'unified'"),
+        ("compute.precision", "fp8", r"precision is 'fp8'; choose one of .*'bf16'"),
+    ],
+)
+def test_a_wrong_override_is_refused(path: str, value: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        replace_in(Experiment(), {path: value})
+
+
+def test_an_unknown_key_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"LossConfig has no setting 'delta'; it has .*'gamma'"):
+        from_dict(LossConfig, {"delta": 1})
+
+
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"data.window": 0}, "at least 1"),
+    ({"data.min_history": 0}, "choose 1 to data.window = 10"),
+    ({"data.min_history": 11}, "choose 1 to data.window = 10"),
+    ({"data.num_candidates": 1}, "at least 2"),
+    ({"data.train_share": 0.0}, "between 0 and 1"),
+    ({"data.train_share": 1.5}, "between 0 and 1"),
+    ({"data.num_shards": 0}, "at least 1"),
+    ({"data.max_rejected_rows": -1}, "cannot be negative"),
+    ({"data.seed": -1}, "cannot be negative"),
+    ({"recommender.width": 0}, "at least 1"),
+    ({"recommender.num_heads": 3}, "64 is not a multiple of num_heads"),
+    ({"recommender.dropout": 1.0}, r"in \[0, 1\)"),
+    ({"recommender.learning_rate": 0.0}, "must be positive"),
+    ({"recommender.max_epochs": -1.0}, "must be positive"),
+    ({"backbone.lora_rank": 0}, "at least 1"),
+    ({"backbone.lora_dropout": -0.1}, r"in \[0, 1\)"),
+    ({"prompt.max_title_tokens": 0}, "at least 1"),
+    ({"prompt.max_tokens": 15}, "at least 16"),
+    ({"projector.hidden": 0}, "at least 1"),
+    ({"projector.depth": -1}, "cannot be negative"),
+    ({"stage2.loss.alpha": -0.1}, "must not be negative"),
+    ({"stage2.loss.alpha": 0.6, "stage2.loss.beta": 0.5}, "keep the sum below 1"),
+    ({"stage2.loss.temperature": 0.0}, "must be positive"),
+    ({"stage2.loss.gamma": -2.0}, "must not be negative"),
+    ({"stage2.samples": -1}, "cannot be negative"),
+    ({"stage2.batch_size": 0}, "at least 1"),
+    ({"stage2.accumulation": 3}, "8 is not a multiple of accumulation"),
+    ({"stage2.lora_learning_rate": 0.0}, "must be positive"),
+    ({"stage2.max_gradient_norm": 0.0}, "must be positive"),
+    ({"stage2.warmup_share": 1.0}, r"in \[0, 1\)"),
+    ({"compute.workers": -1}, "cannot be negative"),
+    ({"compute.zero_stage": 4}, "choose 0, 1, 2 or 3"),
+    ({"compute.threads": -2}, "cannot be negative"),
+]
+
+
+@pytest.mark.parametrize(("overrides", "way_out"), REFUSED, ids=str)
+def test_a_refusal_says_setting_value_and_way_out(overrides: dict[str, Any], way_out: str) -> None:
+    with pytest.raises(ConfigError, match=way_out) as caught:
+        replace_in(Experiment(), overrides)
+    for path, value in overrides.items():
+        assert path.rsplit(".", 1)[-1] in str(caught.value)
+        assert re.search(rf"(?<!\d){re.escape(str(value))}", str(caught.value))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "way_out"),
+    [
+        ("validation_rows", -1, "cannot be negative"),
+        ("test_rows", -1, "cannot be negative"),
+        ("generation_rows", -2, "is -1, 0 or a count"),
+        ("max_new_tokens", 0, "at least 1"),
+        ("batch_size", 0, "at least 1"),
+    ],
+)
+def test_evaluation_settings_are_checked(name: str, value: int, way_out: str) -> None:
+    with pytest.raises(ConfigError, match=rf"evaluation\.{name} .*{way_out}"):
+        replace_in(Experiment(), {f"evaluation.{name}": value})
+
+
+def test_the_pointer_needs_slots() -> None:
+    pointer = LossConfig(gamma=1.0, scorer="pointer")
+    assert StageConfig(representation="unified", samples=8, loss=pointer).loss.gamma == 1.0
+    with pytest.raises(ConfigError, match="use the likelihood scorer or unified prompts"):
+        StageConfig(representation="text", samples=8, loss=pointer)
+
+
+def test_steps_are_rounded_down() -> None:
+    assert StageConfig(representation="text", samples=23, batch_size=8).steps == 2
+
+
+def test_the_content_hash_depends_on_content_alone() -> None:
+    assert content_hash({"b": 1, "a": [0.5, "x"]}) == "9ba1833eb37d5171"
+    assert content_hash({"a": [0.5, "x"], "b": 1}) == "9ba1833eb37d5171"
+    assert content_hash(Experiment()) == content_hash(from_dict(Experiment, to_dict(Experiment())))
+    assert content_hash(Experiment()) != content_hash(VARIANT)

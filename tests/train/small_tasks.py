@@ -1,0 +1,58 @@
+"""The three stages at the smallest scale that still has dropout, accumulation and contrasts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from small_data import NUM_CANDIDATES, TITLES, WINDOW
+
+from rsllm.config import Experiment, replace_in
+from rsllm.data.prepared import PreparedData
+from rsllm.model import tuned
+from rsllm.recommenders.embeddings import ItemEmbeddings
+from rsllm.train.stages import LanguageTask, RecommenderTask
+
+SMALL = replace_in(
+    Experiment(),
+    {
+        "data.window": WINDOW,
+        "data.num_candidates": NUM_CANDIDATES,
+        "recommender.width": 8,
+        "recommender.batch_size": 20,
+        "recommender.max_epochs": 3,
+        "backbone.lora_rank": 2,
+        "backbone.lora_dropout": 0.2,
+        "prompt.max_title_tokens": 8,
+        "projector.hidden": 8,
+        "stage2.samples": 24,
+        "stage2.batch_size": 4,
+        "stage2.validations": 3,
+        "stage2.loss.gamma": 0.5,
+    },
+)
+
+
+def recommender_task(data: PreparedData, **overrides: Any) -> RecommenderTask:
+    settings = {f"recommender.{name}": value for name, value in overrides.items()}
+    return RecommenderTask(replace_in(SMALL, settings), data)
+
+
+def language_task(data: PreparedData, backbone: Path, **overrides: Any) -> LanguageTask:
+    """Stage 2 on made-up item vectors."""
+    settings = {f"stage2.{name}": value for name, value in overrides.items()}
+    experiment = replace_in(SMALL, settings)
+    vectors_IE = torch.randn(len(TITLES), 8, generator=torch.Generator().manual_seed(0))
+    items = ItemEmbeddings(vectors_IE, source="made up")
+    stage = experiment.stage2
+    model = tuned.build(
+        experiment,
+        stage.representation,
+        backbone,
+        data.titles,
+        items,
+        dtype=torch.float32,
+        seed=stage.seed,
+    )
+    return LanguageTask(experiment, stage, data, model, name="stage2", autocast=False)

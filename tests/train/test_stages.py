@@ -1,0 +1,129 @@
+"""Which rows, candidates and tokens a step trains on, for any number of workers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch.distributed as dist
+from small_data import NUM_CANDIDATES
+from small_tasks import language_task, recommender_task
+from world import run_in_world
+
+from rsllm.data.prepared import PreparedData
+from rsllm.prompts.collate import Batch
+from rsllm.train.stages import step_rows
+
+STEPS = 3
+
+
+@pytest.mark.parametrize(("batch_size", "num_rows"), [(4, 12), (5, 12), (30, 12), (1, 1)])
+def test_each_epoch_visits_every_row_once(batch_size: int, num_rows: int) -> None:
+    steps = -(-3 * num_rows // batch_size)
+    visits = [visit for s in range(steps) for visit in step_rows(7, s, batch_size, num_rows)]
+    assert len(visits) == steps * batch_size
+    assert [epoch for epoch, _ in visits] == [i // num_rows for i in range(len(visits))]
+    for epoch in range(3):
+        assert sorted(row for e, row in visits if e == epoch) == list(range(num_rows))
+
+
+def test_rows_are_a_pure_function_of_seed_and_step() -> None:
+    later, earlier = step_rows(0, 5, 8, 100), step_rows(0, 4, 8, 100)
+    assert step_rows(0, 5, 8, 100) == later
+    assert later != earlier
+    assert step_rows(1, 5, 8, 100) != later
+
+
+def visited(batch: Batch) -> list[tuple[int, int, tuple[int, ...]]]:
+    """(user, title of the target, candidates in their order) of each row of a unified batch."""
+    items_BK = batch.item_BT.flatten()[batch.choice_BK]
+    columns = (batch.user_B.tolist(), batch.title_B.tolist(), items_BK.tolist())
+    return [(user, title, tuple(items)) for user, title, items in zip(*columns, strict=True)]
+
+
+def own_tokens(batch: Batch) -> int:
+    """Answer tokens of the rows' own branches."""
+    row_N = batch.label_branch_N // batch.num_branches
+    own = batch.label_branch_N % batch.num_branches == batch.target_B[row_N]
+    return int(own.sum())
+
+
+def what_a_worker_does(data: Path, backbone: Path, accumulation: int) -> dict[str, Any]:
+    task = language_task(PreparedData.open(data), backbone, accumulation=accumulation)
+    steps = [task.batches(step) for step in range(STEPS)]
+    return {
+        "rows": [[visited(batch) for batch in batches] for batches in steps],
+        "tokens": [sum(map(own_tokens, batches)) for batches in steps],
+        "tokens_per_batch": [[batch.tokens_per_batch for batch in b] for b in steps],
+        "validation": task.validate(task.objective),
+        "recommender": recommender_task(task.data).batches(1)[0].target_B.tolist(),
+        "world": dist.get_world_size(),
+    }
+
+
+@pytest.fixture(scope="module")
+def alone(data: PreparedData, random_llm: Path) -> dict[str, Any]:
+    return what_a_worker_does(data.path, random_llm, 1)
+
+
+@pytest.fixture(scope="module")
+def together(data: PreparedData, random_llm: Path) -> list[dict[str, Any]]:
+    """Two workers with two micro-batches of one row each."""
+    return run_in_world(what_a_worker_does, 2, data.path, random_llm, 2)
+
+
+def test_workers_share_what_one_would_do(
+    alone: dict[str, Any], together: list[dict[str, Any]]
+) -> None:
+    assert [worker["world"] for worker in together] == [2, 2]
+    for step in range(STEPS):
+        ((*whole,),) = alone["rows"][step]
+        shares = [batch for worker in together for batch in worker["rows"][step]]
+        assert [len(share) for share in shares] == [1, 1, 1, 1]
+        assert Counter(row for share in shares for row in share) == Counter(whole)
+    shares = [worker["recommender"] for worker in together]
+    assert Counter(shares[0] + shares[1]) == Counter(alone["recommender"])
+
+
+def test_tokens_are_counted_over_the_global_batch(
+    alone: dict[str, Any], together: list[dict[str, Any]]
+) -> None:
+    for step in range(STEPS):
+        total = alone["tokens"][step]
+        assert sum(worker["tokens"][step] for worker in together) == total
+        assert alone["tokens_per_batch"][step] == [total]
+        for worker in together:
+            assert worker["tokens_per_batch"][step] == [total / 4, total / 4]
+
+
+def test_two_workers_validate_an_odd_number_of_rows(
+    alone: dict[str, Any], together: list[dict[str, Any]]
+) -> None:
+    first, second = (worker["validation"] for worker in together)
+    assert first == second == alone["validation"]
+    assert 0.2 <= first["MRR"] <= 1, "at least 1 / NUM_CANDIDATES"
+
+
+def test_training_candidates_follow_the_rule_and_change_with_the_epoch(
+    data: PreparedData, random_llm: Path
+) -> None:
+    rows, keys = data.rows("train"), data.catalogue.title_keys_I
+    task = language_task(data, random_llm, batch_size=len(rows), samples=2 * len(rows))
+    epochs = []
+    for epoch in range(2):
+        order = [row for _, row in step_rows(task.seed, epoch, len(rows), len(rows))]
+        (batch,) = task.batches(epoch)
+        drawn = dict(zip(order, [items for _, _, items in visited(batch)], strict=True))
+        epochs.append(drawn)
+        for row, candidates in drawn.items():
+            target, titles = rows.target_R[row], keys[list(candidates)].tolist()
+            assert len(set(titles)) == NUM_CANDIDATES
+            assert target in candidates
+            assert not (set(titles) - {keys[target]}) & set(keys[rows.histories(row)].tolist())
+    changed = [set(epochs[0][row]) != set(epochs[1][row]) for row in range(len(rows))]
+    assert np.mean(changed) > 0.9
+    places = [epochs[0][row].index(rows.target_R[row]) for row in range(len(rows))]
+    assert set(places) == set(range(NUM_CANDIDATES)), "the target stands anywhere"
