@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 import rsllm
-from rsllm.config import Experiment, replace_in
-from rsllm.errors import ConfigError, RsllmError
+from rsllm.config import Experiment, parse_setting, replace_in
+from rsllm.errors import RsllmError
 
 STAGES = {
     "prepare": "turn raw interactions into checked, sharded sequences",
@@ -102,14 +101,3 @@ def _overrides(arguments: argparse.Namespace) -> dict[str, Any]:
     overrides = dict(map(parse_setting, arguments.set))
     named = {"data.source": arguments.data, "backbone.source": arguments.backbone}
     return overrides | {path: value for path, value in named.items() if value is not None}
-
-
-def parse_setting(text: str) -> tuple[str, Any]:
-    """PATH=VALUE of `--set`; the value is JSON, or else plain text."""
-    path, separator, value = text.partition("=")
-    if not path or not separator:
-        raise ConfigError(f"--set {text} is not of the form PATH=VALUE")
-    try:
-        return path, json.loads(value)
-    except ValueError:
-        return path, value

@@ -29,6 +29,18 @@ def _require(condition: bool, message: str) -> None:
         raise ConfigError(message)
 
 
+def _at_least(low: float, config: Any, section: str, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        _require(low <= value < math.inf, f"{section}.{name} is {value}; it must be at least {low}")
+
+
+def _positive(config: Any, section: str, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        _require(0 < value < math.inf, f"{section}.{name} is {value}; it must be positive")
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataConfig:
     """Which interactions, and how they become windows, splits and candidate sets."""
@@ -52,7 +64,8 @@ class DataConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _require(self.window >= 1, f"data.window is {self.window}; it must be at least 1")
+        _at_least(1, self, "data", "window", "num_shards")
+        _at_least(0, self, "data", "max_rejected_rows", "seed")
         _require(
             1 <= self.min_history <= self.window,
             f"data.min_history is {self.min_history}; choose 1 to data.window = {self.window}",
@@ -64,12 +77,6 @@ class DataConfig:
         _require(
             0 < self.train_share < 1,
             f"data.train_share is {self.train_share}; it must lie between 0 and 1",
-        )
-        _require(self.seed >= 0, f"data.seed is {self.seed}; it cannot be negative")
-        _require(self.num_shards >= 1, f"data.num_shards is {self.num_shards}; at least 1")
-        _require(
-            self.max_rejected_rows >= 0,
-            f"data.max_rejected_rows is {self.max_rejected_rows}; it cannot be negative",
         )
 
 
@@ -93,22 +100,16 @@ class RecommenderConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("width", "num_blocks", "num_heads", "batch_size", "patience"):
-            value = getattr(self, name)
-            _require(value >= 1, f"recommender.{name} is {value}; it must be at least 1")
+        counts = ("width", "num_blocks", "num_heads", "batch_size", "patience")
+        _at_least(1, self, "recommender", *counts)
+        _at_least(0, self, "recommender", "weight_decay", "seed")
+        _positive(self, "recommender", "learning_rate", "max_epochs")
         _require(
             self.width % self.num_heads == 0,
             f"recommender.width {self.width} is not a multiple of num_heads {self.num_heads}",
         )
         _require(
             0 <= self.dropout < 1, f"recommender.dropout is {self.dropout}; it must be in [0, 1)"
-        )
-        _require(
-            self.learning_rate > 0,
-            f"recommender.learning_rate is {self.learning_rate}; it must be positive",
-        )
-        _require(
-            self.max_epochs > 0, f"recommender.max_epochs is {self.max_epochs}; it must be positive"
         )
 
 
@@ -125,9 +126,7 @@ class BackboneConfig:
     """Names of the adapted linear layers; empty takes every linear layer of the blocks."""
 
     def __post_init__(self) -> None:
-        _require(
-            self.lora_rank >= 1, f"backbone.lora_rank is {self.lora_rank}; it must be at least 1"
-        )
+        _at_least(1, self, "backbone", "lora_rank", "lora_alpha")
         _require(
             0 <= self.lora_dropout < 1,
             f"backbone.lora_dropout is {self.lora_dropout}; it must be in [0, 1)",
@@ -145,13 +144,8 @@ class PromptConfig:
     """Longest prompt; whole oldest history items are dropped until it fits, and counted."""
 
     def __post_init__(self) -> None:
-        _require(
-            self.max_title_tokens >= 1,
-            f"prompt.max_title_tokens is {self.max_title_tokens}; it must be at least 1",
-        )
-        _require(
-            self.max_tokens >= 16, f"prompt.max_tokens is {self.max_tokens}; it must be at least 16"
-        )
+        _at_least(1, self, "prompt", "max_title_tokens")
+        _at_least(16, self, "prompt", "max_tokens")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -164,8 +158,8 @@ class ProjectorConfig:
     """Hidden layers of the MLP; 0 leaves the linear map alone."""
 
     def __post_init__(self) -> None:
-        _require(self.hidden >= 1, f"projector.hidden is {self.hidden}; it must be at least 1")
-        _require(self.depth >= 0, f"projector.depth is {self.depth}; it cannot be negative")
+        _at_least(1, self, "projector", "hidden")
+        _at_least(0, self, "projector", "depth")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -232,19 +226,15 @@ class StageConfig:
     """Seeds fresh weights, sample order, templates and training negatives."""
 
     def __post_init__(self) -> None:
-        _require(self.seed >= 0, f"stage.seed is {self.seed}; it cannot be negative")
-        _require(self.samples >= 0, f"stage.samples is {self.samples}; it cannot be negative")
-        for name in ("batch_size", "accumulation", "validations"):
-            value = getattr(self, name)
-            _require(value >= 1, f"stage.{name} is {value}; it must be at least 1")
+        _at_least(0, self, "stage", "samples", "weight_decay", "seed")
+        _at_least(1, self, "stage", "batch_size", "accumulation", "validations")
+        rates = ("lora_learning_rate", "projector_learning_rate", "max_gradient_norm")
+        _positive(self, "stage", *rates)
         _require(
             self.batch_size % self.accumulation == 0,
             f"stage.batch_size {self.batch_size} is not a multiple of"
             f" accumulation {self.accumulation}",
         )
-        for name in ("lora_learning_rate", "projector_learning_rate", "max_gradient_norm"):
-            value = getattr(self, name)
-            _require(value > 0, f"stage.{name} is {value}; it must be positive")
         _require(
             0 <= self.warmup_share < 1,
             f"stage.warmup_share is {self.warmup_share}; it must be in [0, 1)",
@@ -277,12 +267,11 @@ class ComputeConfig:
     """Torch threads per CPU worker; 0 takes cores / workers."""
 
     def __post_init__(self) -> None:
-        _require(self.workers >= 0, f"compute.workers is {self.workers}; it cannot be negative")
+        _at_least(0, self, "compute", "workers", "threads")
         _require(
             self.zero_stage in (0, 1, 2, 3),
             f"compute.zero_stage is {self.zero_stage}; choose 0, 1, 2 or 3",
         )
-        _require(self.threads >= 0, f"compute.threads is {self.threads}; it cannot be negative")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -300,11 +289,9 @@ class EvaluationConfig:
     batch_size: int = 8
 
     def __post_init__(self) -> None:
-        _require(self.validation_rows >= 0, "evaluation.validation_rows cannot be negative")
-        _require(self.test_rows >= 0, "evaluation.test_rows cannot be negative")
-        _require(self.generation_rows >= -1, "evaluation.generation_rows is -1, 0 or a count")
-        _require(self.max_new_tokens >= 1, "evaluation.max_new_tokens must be at least 1")
-        _require(self.batch_size >= 1, "evaluation.batch_size must be at least 1")
+        _at_least(0, self, "evaluation", "validation_rows", "test_rows")
+        _at_least(-1, self, "evaluation", "generation_rows")
+        _at_least(1, self, "evaluation", "max_new_tokens", "batch_size")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -346,12 +333,16 @@ def from_dict(cls: type[T], values: Mapping[str, Any]) -> T:
 
 def _coerce(hint: Any, value: Any, name: str) -> Any:
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-        return from_dict(hint, value) if isinstance(value, Mapping) else value
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{name} is {value!r}; it is a group of settings: set one of them")
+        return from_dict(hint, value)
     if get_origin(hint) is Literal:
         if value not in get_args(hint):
             raise ConfigError(f"{name} is {value!r}; choose one of {list(get_args(hint))}")
         return value
     if get_origin(hint) is tuple:
+        if not isinstance(value, list | tuple):
+            raise ConfigError(f'{name} is {value!r}; expected a list, such as ["q_proj"]')
         return tuple(value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
@@ -378,6 +369,17 @@ def replace_in(config: T, overrides: Mapping[str, Any]) -> T:
             raise ConfigError(f"{type(config).__name__} has no setting {path!r}")
         node[leaf] = to_dict(value) if dataclasses.is_dataclass(value) else value
     return from_dict(type(config), values)
+
+
+def parse_setting(text: str) -> tuple[str, Any]:
+    """PATH=VALUE of `--set`; the value is JSON, or else plain text."""
+    path, separator, value = text.partition("=")
+    if not path or not separator:
+        raise ConfigError(f"--set {text} is not of the form PATH=VALUE")
+    try:
+        return path, json.loads(value)
+    except ValueError:
+        return path, value
 
 
 def content_hash(value: Any) -> str:

@@ -94,8 +94,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"data.train_share": 0.0}, "between 0 and 1"),
     ({"data.train_share": 1.5}, "between 0 and 1"),
     ({"data.num_shards": 0}, "at least 1"),
-    ({"data.max_rejected_rows": -1}, "cannot be negative"),
-    ({"data.seed": -1}, "cannot be negative"),
+    ({"data.max_rejected_rows": -1}, "at least 0"),
+    ({"data.seed": -1}, "at least 0"),
     ({"recommender.width": 0}, "at least 1"),
     ({"recommender.num_heads": 3}, "64 is not a multiple of num_heads"),
     ({"recommender.dropout": 1.0}, r"in \[0, 1\)"),
@@ -106,20 +106,27 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"prompt.max_title_tokens": 0}, "at least 1"),
     ({"prompt.max_tokens": 15}, "at least 16"),
     ({"projector.hidden": 0}, "at least 1"),
-    ({"projector.depth": -1}, "cannot be negative"),
+    ({"projector.depth": -1}, "at least 0"),
     ({"stage2.loss.alpha": -0.1}, "must not be negative"),
     ({"stage2.loss.alpha": 0.6, "stage2.loss.beta": 0.5}, "keep the sum below 1"),
     ({"stage2.loss.temperature": 0.0}, "must be positive"),
-    ({"stage2.loss.gamma": -2.0}, "must not be negative"),
-    ({"stage2.samples": -1}, "cannot be negative"),
+    ({"stage2.loss.gamma": -2.0}, "at least 0"),
+    ({"stage2.samples": -1}, "at least 0"),
     ({"stage2.batch_size": 0}, "at least 1"),
     ({"stage2.accumulation": 3}, "8 is not a multiple of accumulation"),
     ({"stage2.lora_learning_rate": 0.0}, "must be positive"),
     ({"stage2.max_gradient_norm": 0.0}, "must be positive"),
     ({"stage2.warmup_share": 1.0}, r"in \[0, 1\)"),
-    ({"compute.workers": -1}, "cannot be negative"),
+    ({"compute.workers": -1}, "at least 0"),
     ({"compute.zero_stage": 4}, "choose 0, 1, 2 or 3"),
-    ({"compute.threads": -2}, "cannot be negative"),
+    ({"compute.threads": -2}, "at least 0"),
+    ({"evaluation.validation_rows": -1}, "at least 0"),
+    ({"evaluation.test_rows": -1}, "at least 0"),
+    ({"evaluation.generation_rows": -2}, "at least -1"),
+    ({"evaluation.max_new_tokens": 0}, "at least 1"),
+    ({"evaluation.batch_size": 0}, "at least 1"),
+    ({"backbone.lora_targets": "q_proj"}, "expected a list"),
+    ({"data": 5}, "a group of settings"),
 ]
 
 
@@ -130,21 +137,6 @@ def test_a_refusal_says_setting_value_and_way_out(overrides: dict[str, Any], way
     for path, value in overrides.items():
         assert path.rsplit(".", 1)[-1] in str(caught.value)
         assert re.search(rf"(?<!\d){re.escape(str(value))}", str(caught.value))
-
-
-@pytest.mark.parametrize(
-    ("name", "value", "way_out"),
-    [
-        ("validation_rows", -1, "cannot be negative"),
-        ("test_rows", -1, "cannot be negative"),
-        ("generation_rows", -2, "is -1, 0 or a count"),
-        ("max_new_tokens", 0, "at least 1"),
-        ("batch_size", 0, "at least 1"),
-    ],
-)
-def test_evaluation_settings_are_checked(name: str, value: int, way_out: str) -> None:
-    with pytest.raises(ConfigError, match=rf"evaluation\.{name} .*{way_out}"):
-        replace_in(Experiment(), {f"evaluation.{name}": value})
 
 
 def test_the_pointer_needs_slots() -> None:

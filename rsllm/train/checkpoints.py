@@ -45,7 +45,7 @@ class Checkpoints:
         self.folder = folder
 
     def commit(self, engine: Engine, state: State) -> None:
-        """Save everything at this step; older checkpoints but the best go afterwards."""
+        """Save everything at this step, then prune."""
         final = self._path(state.step)
         staging = self.folder / f".{final.name}.staging"
         if dist.get_rank() == 0:
@@ -58,7 +58,7 @@ class Checkpoints:
             seal(staging, {"state": asdict(state), "workers": dist.get_world_size()})
             shutil.rmtree(final, ignore_errors=True)
             staging.rename(final)
-            self._prune({state.step, state.best_step})
+            self._prune(state.best_step)
         dist.barrier()
 
     def restore(self, engine: Engine, step: int | None = None) -> State:
@@ -96,7 +96,8 @@ class Checkpoints:
     def _path(self, step: int) -> Path:
         return self.folder / f"step-{step:08d}"
 
-    def _prune(self, keep: set[int]) -> None:
-        for path in self.folder.glob("step-*"):
-            if path not in {self._path(step) for step in keep}:
+    def _prune(self, best_step: int) -> None:
+        """Keep the best and the newest two, should the newest turn out damaged."""
+        for path in sorted(self.folder.glob("step-*"))[:-2]:
+            if path != self._path(best_step):
                 shutil.rmtree(path, ignore_errors=True)

@@ -9,8 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rsllm.cli import parse_setting
-from rsllm.config import Experiment, replace_in
+from rsllm.config import Experiment, parse_setting, replace_in
 from rsllm.errors import ConfigError
 from rsllm.pipeline import Pipeline, start_ray
 
