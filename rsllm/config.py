@@ -194,7 +194,7 @@ class LossConfig:
             0 < self.temperature < math.inf,
             f"loss.temperature is {self.temperature}; it must be positive",
         )
-        _require(0 <= self.gamma < math.inf, f"loss.gamma is {self.gamma}; it must not be negative")
+        _at_least(0, self, "loss", "gamma")
 
     @property
     def contrasts(self) -> bool:
