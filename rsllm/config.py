@@ -201,6 +201,11 @@ class LossConfig:
         """Whether either contrastive loss has weight."""
         return self.alpha > 0 or self.beta > 0
 
+    @property
+    def ranks_by(self) -> Scorer:
+        """What candidates are ranked by: the scorer if it was trained, else the likelihood."""
+        return self.scorer if self.gamma > 0 else "likelihood"
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StageConfig:

@@ -225,23 +225,20 @@ class LanguageTask:
         """Mean metrics over the validation rows, which are spread over the workers."""
         assert isinstance(objective, LanguageObjective)
         world, total = dist.get_world_size(), len(self.validation)
-        shares = [
-            [i % total for i in range(r, -(-total // world) * world, world)] for r in range(world)
-        ]
-        own = self.validation.take(np.array(shares[dist.get_rank()]))
+        padded = np.resize(np.arange(total), -(-total // world) * world)
+        own = self.validation.take(padded[dist.get_rank() :: world])
         scores_RC = score_candidates(
             objective,
             own,
             self.model.encoder,
             self.data,
-            self.stage.loss.scorer if self.stage.loss.gamma else "likelihood",
+            self.stage.loss.ranks_by,
             batch_size=self.experiment.evaluation.batch_size,
         )
         gathered: list[Any] = [None] * world
         dist.all_gather_object(gathered, target_ranks(scores_RC, target_places(own)))
         ranks = np.zeros(total, dtype=np.int64)
-        for share, values in zip(shares, gathered, strict=True):
-            ranks[share] = values
+        ranks[padded] = np.stack(gathered, axis=1).ravel()
         return {name: float(values.mean()) for name, values in rank_metrics(ranks).items()}
 
     def export(self, tensors: dict[str, Tensor], folder: Path) -> None:

@@ -155,11 +155,10 @@ def _methods(
             Method(name="text only", scorer="likelihood", experiment=base, artifact=str(text_only))
         )
     for name, (experiment, folder) in twins.items():
-        loss = experiment.stage2.loss
         methods.append(
             Method(
                 name=name,
-                scorer=loss.scorer if loss.gamma else "likelihood",
+                scorer=experiment.stage2.loss.ranks_by,
                 experiment=experiment,
                 representation=experiment.stage2.representation,
                 artifact=str(folder),

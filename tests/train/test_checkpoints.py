@@ -110,11 +110,11 @@ def test_early_stopping_returns_the_best_weights(data: PreparedData, tmp_path: P
 
 @pytest.fixture
 def run(data: PreparedData, tmp_path: Path) -> tuple[Engine, Checkpoints, list[dict[str, Tensor]]]:
-    """Checkpoints of steps 1 (the best) and 3, and the weights after 0, 1, 2 and 3 steps."""
+    """Checkpoints of steps 1 (the best) to 4, and the weights after 0 to 4 steps."""
     task = recommender_task(data)
     engine, checkpoints = make_engine(task), Checkpoints(tmp_path / "run")
     weights = [engine.trainable()]
-    for step in (1, 2, 3):
+    for step in (1, 2, 3, 4):
         engine.step(task.batches(step - 1), step - 1)
         checkpoints.commit(engine, State(step=step, best_step=1, best_score=0.5))
         weights.append(engine.trainable())
@@ -135,16 +135,16 @@ def drop_manifest(path: Path) -> None:
     (path.parents[1] / MANIFEST).unlink()
 
 
-def test_newest_and_best_are_kept(
+def test_newest_two_and_best_are_kept(
     run: tuple[Engine, Checkpoints, list[dict[str, Tensor]]],
 ) -> None:
     engine, checkpoints, weights = run
     folders = sorted(path.name for path in checkpoints.folder.iterdir())
-    assert folders == ["step-00000001", "step-00000003"]
+    assert folders == ["step-00000001", "step-00000003", "step-00000004"]
     assert checkpoints.restore(engine, step=1).step == 1
     assert equal(engine.trainable(), weights[1])
-    assert checkpoints.restore(engine) == State(step=3, best_step=1, best_score=0.5)
-    assert equal(engine.trainable(), weights[3])
+    assert checkpoints.restore(engine) == State(step=4, best_step=1, best_score=0.5)
+    assert equal(engine.trainable(), weights[4])
 
 
 @pytest.mark.parametrize("damage", [truncate, flip_bit, drop_manifest, Path.unlink])
@@ -154,14 +154,14 @@ def test_a_damaged_checkpoint_is_never_loaded(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     engine, checkpoints, weights = run
-    newest = checkpoints.folder / "step-00000003"
+    newest = checkpoints.folder / "step-00000004"
     damage(max(newest.rglob("*.pt"), key=lambda path: path.stat().st_size))
-    with pytest.raises(CheckpointError, match="step-00000003"):
-        checkpoints.restore(engine, step=3)
-    assert equal(engine.trainable(), weights[3]), "nothing was loaded"
-    assert checkpoints.restore(engine).step == 1
-    assert equal(engine.trainable(), weights[1])
-    assert "skipping step-00000003" in capsys.readouterr().out
+    with pytest.raises(CheckpointError, match="step-00000004"):
+        checkpoints.restore(engine, step=4)
+    assert equal(engine.trainable(), weights[4]), "nothing was loaded"
+    assert checkpoints.restore(engine).step == 3
+    assert equal(engine.trainable(), weights[3])
+    assert "skipping step-00000004" in capsys.readouterr().out
 
 
 def test_without_checkpoints_it_starts_at_step_0(data: PreparedData, tmp_path: Path) -> None:
@@ -173,7 +173,7 @@ def test_another_number_of_workers_is_refused(
     run: tuple[Engine, Checkpoints, list[dict[str, Tensor]]],
 ) -> None:
     engine, checkpoints, _ = run
-    path = checkpoints.folder / "step-00000003" / MANIFEST
+    path = checkpoints.folder / "step-00000004" / MANIFEST
     path.write_text(json.dumps({**json.loads(path.read_text()), "workers": 2}))
     with pytest.raises(CheckpointError, match=r"2 workers .* has 1; use compute.workers=2"):
         checkpoints.restore(engine)
