@@ -115,7 +115,7 @@ def test_ctrl_c_in_training_ends_with_a_hint(
         jobs.wait_until(lambda: list(store.glob("running/recommender-*/*")), job, log)
         job.send_signal(signal.SIGINT)
         try:
-            code = job.wait(timeout=30)
+            code = job.wait(timeout=60)
         except subprocess.TimeoutExpired:
             pytest.fail(f"still running 30 s after Ctrl-C:\n{log.read_text()}")
     shown = log.read_text()

@@ -69,7 +69,7 @@ def study(tiny_llm: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
 
     def interrupt(job: subprocess.Popen[bytes]) -> None:
         job.send_signal(signal.SIGINT)
-        job.wait(timeout=30)
+        job.wait(timeout=60)
 
     code = run_until(lambda: started_trials(store), interrupt)
     interrupt_log = log.read_text()

@@ -27,6 +27,7 @@ Twins = Callable[[Mapping[str, Any]], dict[str, dict[str, Any]]]
 
 TWIN_SEED = 1000
 PAIR_METRICS = ("MRR", "HR@1")
+TARGET_ACCURACY, SOLVED = "contrast/target_accuracy", 0.95
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,7 +206,7 @@ def _judged(
         },
         "methods": method_table(outcomes, rows, data),
         "pairs": pair_table(outcomes, claims, rows, PAIR_METRICS),
-        "notes": _notes(study, methods),
+        "notes": _notes(study, methods, best),
     }
 
 
@@ -224,7 +225,7 @@ def _trial_row(record: TrialRecord) -> dict[str, Any]:
     }
 
 
-def _notes(study: Study, methods: Sequence[Method]) -> list[str]:
+def _notes(study: Study, methods: Sequence[Method], best: TrialRecord) -> list[str]:
     notes = [
         "The test split was opened once, after the search, for all methods together.",
         "The ranking loss (gamma) and the pointer are extensions of ours; gamma = 0 is RSLLM.",
@@ -237,4 +238,7 @@ def _notes(study: Study, methods: Sequence[Method]) -> list[str]:
         notes.append(
             "Methods scored by the pointer rank by it; their title likelihoods are in results.json."
         )
+    accuracies = [e[TARGET_ACCURACY] for e in best.curve if TARGET_ACCURACY in e]
+    if accuracies and min(accuracies) > SOLVED:
+        notes.append("The target contrast was solved from the start: alpha had no leverage.")
     return notes
