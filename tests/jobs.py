@@ -56,11 +56,17 @@ def started(command: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
             stdout=file,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            preexec_fn=_hear_interrupts,
         )
     try:
         yield job
     finally:
         kill(job)
+
+
+def _hear_interrupts() -> None:
+    """A shell's background jobs ignore Ctrl-C, and so would what they start."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def kill(job: subprocess.Popen[bytes]) -> None:
