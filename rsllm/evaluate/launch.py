@@ -69,6 +69,7 @@ def evaluate(
     for method, key in zip(methods, keys, strict=True):
         folder = store.path("evaluation", key)
         if not folder.exists() and str(folder) not in pending:
+            _wait_below(layout.concurrent_trials, list(pending.values()))
             plain = asdict(method) | {"experiment": to_dict(method.experiment)}
             pending[str(folder)] = work.remote(
                 plain, split, str(data), backbone, asdict(layout), str(store.root), key
@@ -78,6 +79,14 @@ def evaluate(
         _read(method, store.path("evaluation", key))
         for method, key in zip(methods, keys, strict=True)
     ]
+
+
+def _wait_below(limit: int, tasks: list[Any]) -> None:
+    """Wait until fewer than `limit` tasks run: two on the same cores are slower than one by one."""
+    import ray
+
+    if len(tasks) >= limit:
+        ray.wait(tasks, num_returns=len(tasks) - limit + 1)
 
 
 def _inputs(
