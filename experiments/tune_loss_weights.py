@@ -7,6 +7,8 @@ and without contrasts and ranking loss at equal samples, and compares them on th
     python experiments/tune_loss_weights.py                      # on this machine
     ray job submit --working-dir . -- python experiments/tune_loss_weights.py
     ray submit cluster/gpu.yaml experiments/tune_loss_weights.py # on a cluster
+
+Cost: see `--help`. Last measured: experiments/results/tune_loss_weights/ ("full": not yet run).
 """
 
 from __future__ import annotations
