@@ -27,7 +27,7 @@ BASE = replace_in(Experiment(), {"stage2.loss.scorer": "pointer", "stage2.valida
 
 BUDGETS = {
     "quick": Budget(
-        summary="about 25 min on 2 cores (estimated): shows the flow; too little to tell twins apart",
+        summary="about 25 min on 2 cores (estimated): shows the flow, no ranking",
         trials=3,
         overrides={
             "recommender.max_epochs": 3.0,
