@@ -72,6 +72,7 @@ class Checkpoints:
         (choice,) = agreed
         if choice is None:
             return State()
+        state: State
         state, workers = choice
         if workers != dist.get_world_size():
             raise CheckpointError(
@@ -79,7 +80,7 @@ class Checkpoints:
                 f" {dist.get_world_size()}; use compute.workers={workers} or delete it"
             )
         engine.load(self._path(state.step))
-        return State(**asdict(state))
+        return state
 
     def _choose(self, step: int | None) -> tuple[State, int] | None:
         paths = [self._path(step)] if step is not None else sorted(self.folder.glob("step-*"))[::-1]
