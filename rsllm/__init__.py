@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rsllm.assets import fetch
-    from rsllm.config import Experiment, replace_in
+    from rsllm.config import Experiment
     from rsllm.errors import RsllmError
     from rsllm.pipeline import Pipeline
+    from rsllm.settings import replace_in
 
 __version__ = "0.1.0"
 
@@ -32,7 +33,7 @@ _HOMES = {
     "Pipeline": "rsllm.pipeline",
     "RsllmError": "rsllm.errors",
     "fetch": "rsllm.assets",
-    "replace_in": "rsllm.config",
+    "replace_in": "rsllm.settings",
 }
 
 

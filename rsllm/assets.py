@@ -16,9 +16,9 @@ from typing import Literal
 import httpx
 import platformdirs
 
+from rsllm.downloads import ConvertedGguf, File, HubModel, Source, UrlZip, Wheel, say
 from rsllm.errors import ConfigError, DataError
 from rsllm.runs import commit_dir, manifest
-from rsllm.sources import ConvertedGguf, File, HubModel, Source, UrlZip, Wheel, say
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import rsllm
-from rsllm.config import Experiment, parse_setting, replace_in
-from rsllm.errors import RsllmError
+from rsllm.config import Experiment
+from rsllm.errors import ConfigError, RsllmError
+from rsllm.settings import parse_setting, replace_in
 
 STAGES = {
-    "prepare": "turn raw interactions into checked, sharded sequences",
+    "prepare": "turn raw interactions into checked, sharded sequences and candidate sets",
     "fit": "train the recommender whose item embeddings the LLM will read",
     "train": "tune the LLM in two stages",
 }
@@ -49,15 +50,52 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"rsllm {rsllm.__version__}")
     verbs = parser.add_subparsers(metavar="VERB", required=True)
-    fetch = verbs.add_parser("fetch", help="download data sets and backbones, or list them")
+
+    def add(verb: str, purpose: str, run: Callable[[argparse.Namespace], None]) -> Any:
+        added = verbs.add_parser(verb, help=purpose, description=purpose)
+        added.set_defaults(run=run, verb=verb)
+        return added
+
+    fetch = add("fetch", "download data sets and backbones, or list them", _fetch)
     fetch.add_argument("names", nargs="*", metavar="NAME", help="asset; lists all without one")
-    fetch.set_defaults(run=_fetch)
+    fetch.add_argument(
+        "--from", dest="folder", type=Path, metavar="DIR", help="folder that has the files already"
+    )
+    _add_world_flags(add("synthesize", "write a world whose best score is known", _synthesize))
     for verb, purpose in STAGES.items():
-        _add_experiment_flags(verbs.add_parser(verb, help=purpose, description=purpose), verb)
+        _add_experiment_flags(add(verb, purpose, _run_stage))
+    audit = add("audit", "look for leaks and biases in a prepared data set or a run", _audit)
+    audit.add_argument("folder", type=Path, metavar="DIR", help="an artifact, as verbs print them")
+    evaluate = add("evaluate", "judge another system's scores on our candidate sets", _evaluate)
+    _add_experiment_flags(evaluate)
+    evaluate.add_argument("--split", choices=("validation", "test"), default="validation")
+    evaluate.add_argument(
+        "--predictions",
+        type=Path,
+        metavar="FILE",
+        help="CSV or Parquet with user_id, item_id, score and, for several draws, draw",
+    )
+    evaluate.add_argument(
+        "--export", type=Path, metavar="FILE", help="write the candidate sets to score instead"
+    )
     return parser
 
 
-def _add_experiment_flags(parser: argparse.ArgumentParser, verb: str) -> None:
+def _add_world_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", type=Path, metavar="DIR", help="where to write it")
+    parser.add_argument("--users", type=int, default=1000, metavar="N")
+    parser.add_argument("--items", type=int, default=500, metavar="N")
+    parser.add_argument("--length", type=int, default=20, metavar="N", help="steps per user")
+    parser.add_argument(
+        "--noise", type=float, default=0.0, metavar="P", help="share of steps that follow no rule"
+    )
+    parser.add_argument(
+        "--text-share", type=float, default=0.0, metavar="P", help="share of users titles explain"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N")
+
+
+def _add_experiment_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", metavar="SOURCE", help="data set name or folder (data.source)")
     parser.add_argument(
         "--backbone", metavar="SOURCE", help="asset, folder or hub name (backbone.source)"
@@ -76,18 +114,56 @@ def _add_experiment_flags(parser: argparse.ArgumentParser, verb: str) -> None:
         metavar="DIR",
         help="folder of all artifacts (default: %(default)s)",
     )
-    parser.set_defaults(run=_run_stage, verb=verb)
 
 
 def _fetch(arguments: argparse.Namespace) -> None:
     from rsllm import assets
 
     for name in arguments.names:
-        print(assets.fetch(name))
+        print(assets.fetch(name, folder=arguments.folder))
     if not arguments.names:
         print(f"cache: {assets.cache_root()} (RSLLM_CACHE)")
         for name, asset in assets.ASSETS.items():
-            print(f"{name:16}  {asset.kind:8}  {asset.licence}")
+            print(f"{name:22}  {asset.kind:8}  {asset.licence}")
+
+
+def _synthesize(arguments: argparse.Namespace) -> None:
+    from rsllm.data.synthetic import write_world
+
+    write_world(
+        arguments.folder,
+        num_users=arguments.users,
+        num_items=arguments.items,
+        length=arguments.length,
+        noise=arguments.noise,
+        text_share=arguments.text_share,
+        seed=arguments.seed,
+    )
+    print((arguments.folder / "world.json").read_text().strip())
+    print(arguments.folder)
+
+
+def _audit(arguments: argparse.Namespace) -> None:
+    from rsllm.data.audit import audit, refuse_leaks, table
+
+    findings = audit(arguments.folder)
+    print(table(findings))
+    refuse_leaks(findings)
+
+
+def _evaluate(arguments: argparse.Namespace) -> None:
+    from rsllm.evaluate import predictions
+    from rsllm.pipeline import Pipeline
+
+    pipeline = Pipeline(replace_in(Experiment(), _overrides(arguments)), arguments.storage)
+    data = pipeline.prepare()
+    if arguments.export:
+        print(predictions.export_candidates(data, arguments.split, arguments.export))
+    elif arguments.predictions:
+        judged = predictions.judge(arguments.predictions, data, arguments.split, pipeline.store)
+        print(predictions.tables(judged))
+    else:
+        raise ConfigError("evaluate needs --predictions FILE, or --export FILE to write the sets")
 
 
 def _run_stage(arguments: argparse.Namespace) -> None:

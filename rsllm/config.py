@@ -6,22 +6,17 @@ are written as paths: ``replace_in(base, {"stage2.loss.alpha": 0.1})``.
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-import json
 import math
-import typing
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal
 
 from rsllm.errors import ConfigError
-
-T = TypeVar("T")
 
 Representation = Literal["text", "unified"]
 Scorer = Literal["likelihood", "pointer"]
 Precision = Literal["auto", "fp32", "bf16"]
+Domain = Literal["movie", "game", "artist", "item"]
+TimeUnit = Literal["seconds", "milliseconds", "iso8601"]
 
 
 def _require(condition: bool, message: str) -> None:
@@ -42,33 +37,79 @@ def _positive(config: Any, section: str, *names: str) -> None:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class TableConfig:
+    """Names of the columns of a table that no known layout describes."""
+
+    user: str = "user_id"
+    item: str = "item_id"
+    time: str = "timestamp"
+    rating: str = ""
+    """Empty: interactions carry no rating, and `data.min_rating` is not applied."""
+    title: str = "title"
+    text: tuple[str, ...] = ()
+    """Columns whose words follow the title in parentheses, such as genres."""
+    split: str = ""
+    """Column that says train, validation or test, the same for all rows of a user."""
+    items: str = ""
+    """File or folder of item titles; empty: the titles stand beside the interactions."""
+    time_unit: TimeUnit = "seconds"
+    encoding: str = "utf-8"
+    domain: Domain = "item"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class DataConfig:
     """Which interactions, and how they become windows, splits and candidate sets."""
 
     source: str = "movielens-100k"
-    """A data set name (see `rsllm fetch`), `synthetic`, or a folder with its raw files."""
+    """A data set name (see `rsllm fetch`), `synthetic`, or a file, folder or URI of raw data."""
+    table: TableConfig = field(default_factory=TableConfig)
+    """Columns of a raw file or folder in no known layout."""
     min_rating: float = 3.0
     """Interactions rated lower are dropped (LLaRA's MovieLens rule)."""
+    duplicates: Literal["event", "first", "last", "keep"] = "event"
+    """Of equal (user, item, time) keep one; of equal (user, item) the first or last; keep all."""
+    min_user_events: int = 1
+    """k-core: users with fewer interactions are dropped, and so on to a fixed point ..."""
+    min_item_events: int = 0
+    """... with items that have fewer; 0 keeps items that nobody interacted with."""
     window: int = 10
-    """Longest history, in items."""
+    """Longest history of a row, in items."""
     min_history: int = 3
     """Rows with a shorter history are dropped (LLaRA's loading rule)."""
+    max_history: int = 0
+    """Most recent interactions of a user that are used at all; 0 uses all."""
+    split: Literal["user", "leave-one-out", "time", "given"] = "user"
+    """By user, as LLaRA; each user's last two interactions; two cuts in time; as `table.split`."""
+    train_share: float = 0.8
+    """Share of users (by first interaction) or of interactions (by time) that train; the rest is
+    halved."""
+    cold_items: Literal["text-only", "drop"] = "text-only"
+    """Held-out targets that no training row holds: kept, their slots empty; or dropped, and no
+    cold item is a candidate."""
+    candidates: Literal["uniform", "popularity", "full"] = "uniform"
+    """How negatives are drawn: evenly, by their training interactions, or all titles at once."""
     num_candidates: int = 20
     """Size of a candidate set: the target and `num_candidates - 1` negatives."""
-    train_share: float = 0.8
-    """Share of users, in order of their first interaction, that train; the rest is halved."""
-    num_shards: int = 4
-    """Parquet files the training rows are written to."""
+    num_draws: int = 1
+    """Independent candidate sets per held-out row; metrics are means over them."""
+    num_shards: int = 16
+    """Groups of users, each prepared by one task and written to one training file."""
     max_rejected_rows: int = 0
     """Broken raw rows tolerated before `prepare` refuses."""
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _at_least(1, self, "data", "window", "num_shards")
-        _at_least(0, self, "data", "max_rejected_rows", "seed")
+        _at_least(1, self, "data", "window", "num_shards", "num_draws", "min_user_events")
+        _at_least(0, self, "data", "max_rejected_rows", "seed", "min_item_events", "max_history")
         _require(
             1 <= self.min_history <= self.window,
             f"data.min_history is {self.min_history}; choose 1 to data.window = {self.window}",
+        )
+        _require(
+            not 0 < self.max_history <= self.min_history,
+            f"data.max_history is {self.max_history}; a row needs data.min_history ="
+            f" {self.min_history} interactions and a target: choose more, or 0 for all",
         )
         _require(
             self.num_candidates >= 2,
@@ -78,6 +119,28 @@ class DataConfig:
             0 < self.train_share < 1,
             f"data.train_share is {self.train_share}; it must lie between 0 and 1",
         )
+        _require(
+            self.candidates != "full" or self.num_draws == 1,
+            f"data.num_draws is {self.num_draws}, but with data.candidates = full every draw is"
+            " the same; choose 1",
+        )
+        _require(
+            (self.split == "given") == bool(self.table.split),
+            "data.split = given and data.table.split (the column that says train, validation or"
+            " test) need each other; set both or neither",
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MixedData:
+    """A further data set of stage 1."""
+
+    data: DataConfig
+    weight: float = 1.0
+    """Share of the samples, relative to the target domain's 1."""
+
+    def __post_init__(self) -> None:
+        _positive(self, "mixture", "weight")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -135,9 +198,8 @@ class BackboneConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PromptConfig:
-    """Text around the items, and length limits."""
+    """Length limits; the text around the items follows the data's domain."""
 
-    domain: Literal["movie"] = "movie"
     max_title_tokens: int = 24
     """Longer titles are cut, and counted."""
     max_tokens: int = 1024
@@ -304,6 +366,8 @@ class Experiment:
     """One run of the pipeline: data, recommender, backbone, two stages, evaluation."""
 
     data: DataConfig = field(default_factory=DataConfig)
+    mixture: tuple[MixedData, ...] = ()
+    """Data sets that stage 1 sees beside `data`, text only."""
     recommender: RecommenderConfig = field(default_factory=RecommenderConfig)
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     prompt: PromptConfig = field(default_factory=PromptConfig)
@@ -317,78 +381,9 @@ class Experiment:
     compute: ComputeConfig = field(default_factory=ComputeConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
-
-def to_dict(config: Any) -> dict[str, Any]:
-    """The JSON-ready form of a config dataclass."""
-    return typing.cast(dict[str, Any], json.loads(json.dumps(dataclasses.asdict(config))))
-
-
-def from_dict(cls: type[T], values: Mapping[str, Any]) -> T:
-    """Rebuild a config dataclass from `to_dict`'s form.
-
-    Raises:
-        ConfigError: an unknown key or a value of the wrong type.
-    """
-    hints = get_type_hints(cls)
-    unknown = sorted(set(values) - set(hints))
-    if unknown:
-        raise ConfigError(f"{cls.__name__} has no setting {unknown[0]!r}; it has {sorted(hints)}")
-    return cls(**{key: _coerce(hints[key], value, key) for key, value in values.items()})
-
-
-def _coerce(hint: Any, value: Any, name: str) -> Any:
-    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-        if not isinstance(value, Mapping):
-            raise ConfigError(f"{name} is {value!r}; it is a group of settings: set one of them")
-        return from_dict(hint, value)
-    if get_origin(hint) is Literal:
-        if value not in get_args(hint):
-            raise ConfigError(f"{name} is {value!r}; choose one of {list(get_args(hint))}")
-        return value
-    if get_origin(hint) is tuple:
-        if not isinstance(value, list | tuple):
-            raise ConfigError(f'{name} is {value!r}; expected a list, such as ["q_proj"]')
-        return tuple(value)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
-        raise ConfigError(f"{name} is {value!r}; expected {hint.__name__}")
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ConfigError(f"{name} is {value}; it must be finite")
-    return value
-
-
-def replace_in(config: T, overrides: Mapping[str, Any]) -> T:
-    """A copy of `config` with the values at dotted paths replaced, validated as a whole.
-
-    Raises:
-        ConfigError: a path that does not exist, or a value its dataclass refuses.
-    """
-    values = to_dict(config)
-    for path, value in overrides.items():
-        *parents, leaf = path.split(".")
-        node = values
-        for name in parents:
-            node = node[name] if isinstance(node.get(name), dict) else {}
-        if leaf not in node:
-            raise ConfigError(f"{type(config).__name__} has no setting {path!r}")
-        node[leaf] = to_dict(value) if dataclasses.is_dataclass(value) else value
-    return from_dict(type(config), values)
-
-
-def parse_setting(text: str) -> tuple[str, Any]:
-    """PATH=VALUE of `--set`; the value is JSON, or else plain text."""
-    path, separator, value = text.partition("=")
-    if not path or not separator:
-        raise ConfigError(f"--set {text} is not of the form PATH=VALUE")
-    try:
-        return path, json.loads(value)
-    except ValueError:
-        return path, value
-
-
-def content_hash(value: Any) -> str:
-    """SHA-256 (first 16 hex digits) of the canonical JSON of a config or a JSON-ready value."""
-    plain = to_dict(value) if dataclasses.is_dataclass(value) else value
-    text = json.dumps(plain, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    def __post_init__(self) -> None:
+        _require(
+            not self.mixture or (self.stage1.steps > 0 and self.stage1.representation == "text"),
+            "mixture needs a stage 1 of text prompts: set stage1.samples, and"
+            " stage1.representation to text",
+        )

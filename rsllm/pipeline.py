@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from rsllm.assets import fetch, resolve_backbone
-from rsllm.config import ComputeConfig, Experiment, to_dict
+from rsllm.config import ComputeConfig, DataConfig, Experiment
 from rsllm.errors import ConfigError
 from rsllm.plan import Layout, Resources, cpu_has_bf16, lay_out
-from rsllm.runs import Store, sha256
+from rsllm.runs import Store, read_json, sha256
+from rsllm.settings import to_dict
 
 WORKER_ENVIRONMENT = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
@@ -125,17 +126,26 @@ class Pipeline:
         Raises:
             ConfigError, DataError: one of them is not there.
         """
-        from rsllm.data.shards import raw_folder
+        from rsllm.data import sources
+        from rsllm.data.shards import raw_location
 
-        with raw_folder(self.experiment.data, fetch):
+        with raw_location(self.experiment.data, fetch) as location:
+            sources.find(location, self.experiment.data.table)
             _ = self.backbone
 
     def prepare(self) -> Path:
         """Raw files -> windows, splits and candidate sets."""
+        return self._data
+
+    @cached_property
+    def _data(self) -> Path:
+        return self._prepare(self.experiment.data)
+
+    def _prepare(self, config: DataConfig) -> Path:
         from rsllm.data.shards import prepare
 
         start_ray()
-        return prepare(self.experiment.data, self.store, fetch)
+        return prepare(config, self.store, fetch)
 
     def fit(self) -> Path:
         """Stage 0: the recommender and its frozen item table."""
@@ -147,23 +157,28 @@ class Pipeline:
         """Stage 1: the language model on text-only prompts."""
         self.check()
         data = self.prepare()
+        keys = [[folder.name, weight] for folder, weight in self._mixture]
         return self._train(
-            "stage1", self._language_inputs("stage1", data), data=str(data), backbone=self.backbone
+            "stage1",
+            self._language_inputs("stage1", data) | {"mixture": keys},
+            data=str(data),
+            backbone=self.backbone,
+            mixture=[(str(folder), weight) for folder, weight in self._mixture],
         )
 
     def train(self) -> Path:
         """Stage 2: the language model and the projector on unified prompts."""
-        inputs, folders = self._stage2_inputs()
+        inputs, folders = self._stage2
         return self._train("stage2", inputs, **folders)
 
     def finished(self) -> Path | None:
         """Stage 2's artifact if it exists; earlier stages must."""
-        path = self.store.path(KINDS["stage2"], self._stage2_inputs()[0])
+        path = self.store.path(KINDS["stage2"], self._stage2[0])
         return path if path.exists() else None
 
     def discard(self) -> None:
         """Remove what a stage 2 that was stopped early left behind."""
-        path = self.store.path(KINDS["stage2"], self._stage2_inputs()[0])
+        path = self.store.path(KINDS["stage2"], self._stage2[0])
         shutil.rmtree(self._checkpoints(KINDS["stage2"], path.name), ignore_errors=True)
         for staging in path.parent.glob(f".{path.name}.*.staging"):
             shutil.rmtree(staging, ignore_errors=True)
@@ -171,7 +186,8 @@ class Pipeline:
     def _checkpoints(self, kind: str, key: str) -> Path:
         return self.store.root / "running" / f"{kind}-{key}"
 
-    def _stage2_inputs(self) -> tuple[dict[str, Any], dict[str, str]]:
+    @cached_property
+    def _stage2(self) -> tuple[dict[str, Any], dict[str, str]]:
         self.check()
         data, recommender = self.prepare(), self.fit()
         start = self.train_text() if self.experiment.stage1.steps else None
@@ -192,7 +208,7 @@ class Pipeline:
         experiment = self.experiment
         return {
             "data": data.name,
-            "backbone": to_dict(experiment.backbone) | {"source": self._fingerprint},
+            "backbone": to_dict(experiment.backbone) | {"source": self.fingerprint},
             "prompt": to_dict(experiment.prompt),
             "stage": to_dict(getattr(experiment, stage)),
             "validation_rows": experiment.evaluation.validation_rows,
@@ -200,7 +216,27 @@ class Pipeline:
         }
 
     @cached_property
-    def _fingerprint(self) -> str:
+    def _mixture(self) -> list[tuple[Path, float]]:
+        """Folders and weights of the further data sets of stage 1.
+
+        Raises:
+            ConfigError: two of the sets, the target domain among them, share users.
+        """
+        from rsllm.data.prepared import COUNTS
+
+        mixed = [(self._prepare(part.data), part.weight) for part in self.experiment.mixture]
+        folders = [self.prepare(), *(folder for folder, _ in mixed)]
+        families = [read_json(folder / COUNTS)["family"] or folder.name for folder in folders]
+        twice = next((name for name in families if families.count(name) > 1), None)
+        if twice:
+            raise ConfigError(
+                f"mixture: two of the data sets are {twice}; interactions held out in one edition"
+                " can be training rows of another: keep one of them"
+            )
+        return mixed
+
+    @cached_property
+    def fingerprint(self) -> str:
         """Hash of a local backbone's weights; a hub name stands for itself."""
         folder = Path(self.backbone)
         if not folder.is_dir():
@@ -208,7 +244,7 @@ class Pipeline:
         weights = sorted(folder.glob("*.safetensors"))
         return "+".join(sha256(path)[:16] for path in weights)
 
-    def _train(self, stage: Any, inputs: dict[str, Any], **folders: str) -> Path:
+    def _train(self, stage: Any, inputs: dict[str, Any], **sources: Any) -> Path:
         from rsllm.train.launch import Assignment, run
 
         _check_batch(self.experiment, stage, self.layout.workers)
@@ -224,7 +260,7 @@ class Pipeline:
                 layout=self.layout,
                 checkpoints=str(checkpoints),
                 export=str(staging),
-                **folders,
+                **sources,
             )
             name = self.run_name if last and self.run_name else f"{kind}-{key}"
             run(

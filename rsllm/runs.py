@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 import rsllm
-from rsllm.config import content_hash
 from rsllm.errors import CheckpointError, ConfigError
+from rsllm.settings import content_hash
 
 MANIFEST = "manifest.json"
 

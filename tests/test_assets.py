@@ -22,8 +22,8 @@ import pytest
 
 from rsllm import assets, runs
 from rsllm.assets import ASSETS, Asset, cache_root, fetch, resolve_backbone
+from rsllm.downloads import File, HubModel, Source, UrlZip, Wheel, _convert_gguf
 from rsllm.errors import CheckpointError, ConfigError, DataError
-from rsllm.sources import File, HubModel, Source, UrlZip, Wheel, _convert_gguf
 
 CONTENT = b"user item rating\n" * 100
 TOY = File("toy/ratings.txt", len(CONTENT), hashlib.sha256(CONTENT).hexdigest())

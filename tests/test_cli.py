@@ -14,8 +14,9 @@ import pytest
 
 import rsllm
 from rsllm.cli import build_parser, main, run_script
-from rsllm.config import Experiment, replace_in
+from rsllm.config import Experiment
 from rsllm.errors import DataError
+from rsllm.settings import replace_in
 
 EXPERIMENT_FLAGS = ["--backbone", "--data", "--set", "--storage"]
 GOLDEN = {

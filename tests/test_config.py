@@ -9,17 +9,9 @@ from typing import Any
 
 import pytest
 
-from rsllm.config import (
-    DataConfig,
-    Experiment,
-    LossConfig,
-    StageConfig,
-    content_hash,
-    from_dict,
-    replace_in,
-    to_dict,
-)
+from rsllm.config import DataConfig, Experiment, LossConfig, StageConfig
 from rsllm.errors import ConfigError
+from rsllm.settings import content_hash, from_dict, replace_in, to_dict
 
 VARIANT = replace_in(
     Experiment(),

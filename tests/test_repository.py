@@ -28,9 +28,9 @@ LAYERS = (
     {"data"},
     {"plan", "doctor"},
     {"assets"},
-    {"sources"},
+    {"downloads"},
     {"runs"},
-    {"config", "errors"},
+    {"config", "settings", "errors"},
 )
 LAYER = {part: depth for depth, parts in enumerate(LAYERS) for part in parts}
 

@@ -1,93 +1,123 @@
-"""Raw interactions to numbered, filtered events. Pure table functions, independent of row order."""
+"""One group of users: unordered interactions to ordered, filtered events. Pure functions."""
+
+# Axes: E events, U users of the group, I items.
 
 from __future__ import annotations
 
-import hashlib
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
-import pandas as pd
+import pyarrow as pa
 from numpy.typing import NDArray
 
-from rsllm.errors import DataError
+from rsllm.data.hashing import UInt64s, hash_strings, mix64
+from rsllm.data.sequences import Bools, Events, Ints
 
-UInt64s = NDArray[np.uint64]
+Duplicates = Literal["event", "first", "last", "keep"]
+TIME_BITS = np.uint64(33)
+TIME_BINS = 1 << 16
 
 
-def to_events(
-    interactions: pd.DataFrame, items: pd.DataFrame, *, min_rating: float, seed: int
-) -> tuple[pd.DataFrame, dict[str, int]]:
-    """Filter the interactions, drop duplicates and number users and items.
+@dataclass(frozen=True)
+class Users:
+    """The users of a group, by hash."""
 
-    Items are numbered in catalogue order; users in the order of their first kept interaction.
+    ids: pa.Array
+    hash_U: UInt64s
 
-    Args:
-        interactions: columns user, item, rating, time, in any order of rows.
-        items: column id; every item of `interactions` is in it.
-        min_rating: lower ratings are dropped.
-        seed: of the hash that orders what happened at the same time.
+
+def group_of(users: pa.Array, seed: int, num_groups: int) -> NDArray[np.int64]:
+    """The group that each interaction's user belongs to, the same wherever the line stands."""
+    encoded = users.dictionary_encode()
+    group = hash_strings(encoded.dictionary.to_pandas(), seed) % np.uint64(num_groups)
+    groups: NDArray[np.int64] = group.astype(np.int64)[np.asarray(encoded.indices)]
+    return groups
+
+
+def in_order(
+    users: pa.Array, item_E: Ints, time_E: NDArray[np.int64], item_hash_I: UInt64s, seed: int
+) -> tuple[Users, Events, NDArray[np.int64]]:
+    """Number a group's users by hash and order the events of each by time.
+
+    What happened at the same time is ordered by a hash of user and item, so that neither the
+    order of the lines nor the item's number decides.
 
     Returns:
-        Events, ordered by user, then time, then the hash `tie` (columns user int32, item int32,
-        time int64, tie uint64), and the number of interactions read, dropped and kept.
-
-    Raises:
-        DataError: no interaction is left.
+        The users, the events, and the line that each event comes from.
     """
-    rated = interactions[interactions["rating"] >= min_rating]
-    events = rated.drop_duplicates(["user", "item", "time"])
-    if events.empty:
-        raise DataError(
-            f"none of {len(interactions):,} interactions is rated data.min_rating = {min_rating:g}"
-            f" or more (highest: {interactions['rating'].max():g}); lower it"
-        )
-    counts = {
-        "read": len(interactions),
-        "below_min_rating": len(interactions) - len(rated),
-        "duplicates": len(rated) - len(events),
-        "kept": len(events),
-    }
-    return in_order(_numbered(events, items, seed)), counts
+    encoded = users.dictionary_encode()
+    hash_U = hash_strings(encoded.dictionary.to_pandas(), seed)
+    by_hash_U = np.lexsort((np.asarray(encoded.dictionary.to_pandas()), hash_U))
+    number_U = np.empty(len(by_hash_U), np.int32)
+    number_U[by_hash_U] = np.arange(len(by_hash_U), dtype=np.int32)
+    hash_U = hash_U[by_hash_U]
+    user_E = number_U[np.asarray(encoded.indices)]
+    key_E = (user_E.astype(np.uint64) << TIME_BITS) | time_E.astype(np.uint64)
+    line_E = key_E.argsort()
+    same = np.flatnonzero(np.diff(key_E[line_E]) == 0)
+    tied = np.union1d(same, same + 1)
+    lines = line_E[tied]
+    tie = mix64(hash_U[user_E[lines]] + mix64(item_hash_I[item_E[lines]]))
+    line_E[tied] = lines[np.lexsort((item_E[lines], tie, key_E[lines]))]
+    events = Events(user_E[line_E], item_E[line_E], time_E[line_E])
+    return Users(encoded.dictionary.take(pa.array(by_hash_U)), hash_U), events, line_E
 
 
-def _numbered(events: pd.DataFrame, items: pd.DataFrame, seed: int) -> pd.DataFrame:
-    user_hash, item_hash = stable_hash(events["user"], seed), stable_hash(events["item"], seed)
-    return pd.DataFrame(
-        {
-            "user": _user_numbers(events, user_hash),
-            "item": pd.Index(items["id"]).get_indexer(events["item"]).astype(np.int32),
-            "time": events["time"].to_numpy(np.int64),
-            "tie": _mix(user_hash + _mix(item_hash)),
-        }
-    )
+def select(events: Events, mask_E: Bools) -> Events:
+    """The events where the mask is true."""
+    return Events(events.user_E[mask_E], events.item_E[mask_E], events.time_E[mask_E])
 
 
-def _user_numbers(events: pd.DataFrame, user_hash: UInt64s) -> NDArray[np.int32]:
-    codes, users = pd.factorize(events["user"])
-    first = events.groupby(codes)["time"].min().to_numpy(np.int64)
-    tie = np.empty(len(users), np.uint64)
-    tie[codes] = user_hash
-    numbers = np.empty(len(users), np.int32)
-    numbers[np.lexsort((tie, first))] = np.arange(len(users), dtype=np.int32)
-    return numbers[codes]
+def distinct(events: Events, policy: Duplicates) -> Bools:
+    """Which ordered events to keep.
+
+    `event` keeps one of equal user, item and time; `first` and `last` one of equal user and item;
+    `keep` all.
+    """
+    pair_E = (events.user_E.astype(np.int64) << 32) | events.item_E
+    keep_E = np.ones(len(pair_E), bool)
+    if policy == "event":
+        keep_E[1:] = (np.diff(pair_E) != 0) | (np.diff(events.time_E) != 0)
+    elif policy != "keep":
+        keep_E[:] = False
+        if policy == "first":
+            keep_E[np.unique(pair_E, return_index=True)[1]] = True
+        else:
+            keep_E[-1 - np.unique(pair_E[::-1], return_index=True)[1]] = True
+    return keep_E
 
 
-def in_order(events: pd.DataFrame) -> pd.DataFrame:
-    """The events sorted by user, time and tie."""
-    order = np.lexsort((events["tie"], events["time"], events["user"]))
-    return events.iloc[order].reset_index(drop=True)
+def core(events: Events, kept_I: Bools, min_user_events: int) -> Bools:
+    """Events with kept items, of users who have enough of those."""
+    keep_E = kept_I[events.item_E]
+    size_U = np.bincount(events.user_E[keep_E], minlength=int(events.user_E.max(initial=0)) + 1)
+    return keep_E & (size_U[events.user_E] >= min_user_events)
 
 
-def stable_hash(values: pd.Series[str], seed: int) -> UInt64s:
-    """A 64-bit hash of each string, the same on every machine and in every process."""
-    codes, distinct = pd.factorize(values)
-    digests = [
-        hashlib.blake2b(f"{seed}:{value}".encode(), digest_size=8).digest() for value in distinct
-    ]
-    return np.frombuffer(b"".join(digests), np.dtype("<u8")).astype(np.uint64)[codes]
+def most_recent(events: Events, number: int) -> Bools:
+    """The last `number` events of each user; 0 keeps all."""
+    if not number:
+        return np.ones(len(events.user_E), bool)
+    starts_E = np.searchsorted(events.user_E, events.user_E, "right")
+    return np.arange(len(starts_E)) >= starts_E - number
 
 
-def _mix(bits: UInt64s) -> UInt64s:
-    """The output function of SplitMix64 (Steele, Lea and Flood 2014), a bijection."""
-    bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return bits ^ (bits >> np.uint64(31))
+def time_bins(time_E: NDArray[np.int64], earliest: int, latest: int) -> NDArray[np.int64]:
+    """Equal parts of the data's span of time, from 0."""
+    return (time_E - earliest) * TIME_BINS // (latest - earliest + 1)
+
+
+def time_cut(counts: NDArray[np.int64], share: float, earliest: int, latest: int) -> int:
+    """The first time before which at least `share` of the events lie; `counts` per bin."""
+    bins = int(np.searchsorted(counts.cumsum(), share * counts.sum(), "left")) + 1
+    return earliest + -(-bins * (latest - earliest + 1) // TIME_BINS)
+
+
+def user_numbers(first_U: NDArray[np.int64], hash_U: UInt64s, kept_U: Bools) -> Ints:
+    """Numbers of all kept users in order of their first interaction, ties by hash; else -1."""
+    kept = np.flatnonzero(kept_U)
+    number_U = np.full(len(first_U), -1, np.int32)
+    order = kept[np.lexsort((hash_U[kept], first_U[kept]))]
+    number_U[order] = np.arange(len(order), dtype=np.int32)
+    return number_U

@@ -1,7 +1,11 @@
-"""The prepared folder: items and rows as Parquet, written by `rsllm.data.shards`, read here.
+"""The prepared folder: Parquet tables, written by `rsllm.data.shards` and read here.
 
-`items.parquet`, `train/part-*.parquet`, `validation.parquet`, `test.parquet` and `counts.json`,
-with `rejects.jsonl` when raw lines were refused. Rows are sorted by user, then position.
+items.parquet, users.parquet         source ids, titles, training interactions
+events/part-*.parquet                every kept interaction; only the audit reads them
+train/part-*.parquet                 rows: a history and the item that came next
+validation.parquet, test.parquet     held-out rows
+candidates/SPLIT-DRAW.parquet        candidate sets, row by row as in the split's file
+counts.json, rejects.jsonl           what became of every raw line
 """
 
 # Axes: R rows, H history, C candidates, I items.
@@ -17,34 +21,42 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rsllm.data.sequences import NO_ITEM, Catalogue, Ints, Rows, Split
+from rsllm.config import Domain
+from rsllm.data.sequences import NO_ITEM, Catalogue, Events, Ints, Rows, Split
 from rsllm.errors import DataError
 from rsllm.runs import manifest, read_json
 
-__all__ = ["COUNTS", "ITEMS", "Catalogue", "PreparedData", "Rows", "write_items", "write_rows"]
-
-ITEMS = "items.parquet"
 COUNTS = "counts.json"
+ITEMS = "items.parquet"
+USERS = "users.parquet"
 
-_ITEM_SCHEMA = pa.schema(
-    [
-        ("item", pa.int32()),
-        ("source_id", pa.string()),
-        ("title", pa.string()),
-        ("title_key", pa.int32()),
-        ("representative", pa.bool_()),
-    ]
-)
-_TRAIN_SCHEMA = pa.schema(
-    [
-        ("user", pa.int32()),
-        ("position", pa.int32()),
-        ("history", pa.list_(pa.int32())),
-        ("target", pa.int32()),
-        ("time", pa.int64()),
-    ]
-)
-_HELD_OUT_SCHEMA = _TRAIN_SCHEMA.append(pa.field("candidates", pa.list_(pa.int32())))
+_LIST = pa.list_(pa.int32())
+_SCHEMAS = {
+    "items": pa.schema(
+        [
+            ("item", pa.int32()),
+            ("source_id", pa.string()),
+            ("title", pa.string()),
+            ("title_key", pa.int32()),
+            ("representative", pa.bool_()),
+            ("count", pa.int64()),
+        ]
+    ),
+    "users": pa.schema([("user", pa.int32()), ("source_id", pa.string())]),
+    "events": pa.schema([("user", pa.int32()), ("item", pa.int32()), ("time", pa.int64())]),
+    "rows": pa.schema(
+        [
+            ("user", pa.int32()),
+            ("position", pa.int32()),
+            ("history", _LIST),
+            ("target", pa.int32()),
+            ("time", pa.int64()),
+        ]
+    ),
+    "candidates": pa.schema(
+        [("user", pa.int32()), ("position", pa.int32()), ("candidates", _LIST)]
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -54,12 +66,14 @@ class PreparedData:
     Attributes:
         path: its folder.
         titles: the title of each item.
-        catalogue: which items bear equal titles.
-        facts: the manifest, and under "counts" the rows and users at each step.
+        source_ids: what the raw data calls each item.
+        catalogue: which items bear equal titles, and how often they train.
+        facts: the manifest, and under "counts" what became of all rows.
     """
 
     path: Path
     titles: list[str]
+    source_ids: list[str]
     catalogue: Catalogue
     facts: dict[str, Any]
 
@@ -72,63 +86,121 @@ class PreparedData:
             DataError: a file has another schema.
         """
         facts = {**manifest(path, verify=True), "counts": read_json(path / COUNTS)}
-        items = _read(path / ITEMS, _ITEM_SCHEMA)
-        title_keys_I = items["title_key"].to_numpy()
+        items = read_table(path / ITEMS, "items")
         representatives = np.flatnonzero(items["representative"].to_numpy()).astype(np.int32)
-        catalogue = Catalogue(title_keys_I, representatives)
-        return cls(path, items["title"].to_pylist(), catalogue, facts)
+        catalogue = Catalogue(
+            items["title_key"].to_numpy(), representatives, items["count"].to_numpy()
+        )
+        titles, source_ids = items["title"].to_pylist(), items["source_id"].to_pylist()
+        return cls(path, titles, source_ids, catalogue, facts)
 
     @property
-    def title_keys(self) -> Ints:
-        """The number of each item's distinct title."""
-        return self.catalogue.title_keys_I
+    def config(self) -> dict[str, Any]:
+        """The `DataConfig` it was made with, as plain data."""
+        config: dict[str, Any] = self.facts["inputs"]["config"]
+        return config
 
-    def rows(self, split: Split) -> Rows:
+    @property
+    def domain(self) -> Domain:
+        """What the items are."""
+        domain: Domain = self.facts["counts"]["domain"]
+        return domain
+
+    @property
+    def num_draws(self) -> int:
+        """Candidate sets of each held-out row."""
+        draws: int = self.config["num_draws"]
+        return draws
+
+    def user_ids(self) -> list[str]:
+        """What the raw data calls each user."""
+        ids: list[str] = read_table(self.path / USERS, "users")["source_id"].to_pylist()
+        return ids
+
+    def rows(self, split: Split, draw: int = 0) -> Rows:
         """The rows of a split by user and position; only `rows("test")` opens the test file.
 
         Raises:
-            DataError: a file has another schema.
+            DataError: a file has another schema, or there is no such draw.
         """
-        window: int = self.facts["inputs"]["config"]["window"]
-        if split != "train":
-            return _to_rows(_read(self.path / f"{split}.parquet", _HELD_OUT_SCHEMA), window)
-        parts = sorted((self.path / "train").glob("part-*.parquet"))
-        return _to_rows(pa.concat_tables([_read(part, _TRAIN_SCHEMA) for part in parts]), window)
+        window: int = self.config["window"]
+        if split == "train":
+            return to_rows(_read_parts(self.path / "train", "rows"), window)
+        rows = to_rows(read_table(self.path / f"{split}.parquet", "rows"), window)
+        if not 0 <= draw < self.num_draws:
+            raise DataError(f"{self.path} has draws 0 to {self.num_draws - 1}, not {draw}")
+        drawn = read_table(candidates_file(self.path, split, draw), "candidates")
+        if not np.array_equal(drawn["user"].to_numpy(), rows.user_R):
+            raise DataError(f"the {split} candidates are of other rows; prepare the data again")
+        return replace(rows, candidates_RC=_padded(drawn["candidates"]))
+
+    def events(self) -> Events:
+        """Every kept interaction, those that are held out too, by user and in order."""
+        table = _read_parts(self.path / "events", "events")
+        return Events(*(table[name].to_numpy() for name in ("user", "item", "time")))
 
 
-def write_items(path: Path, source_ids: Sequence[str], titles: Sequence[str]) -> Catalogue:
-    """Write the item table and return its catalogue."""
-    catalogue = Catalogue.of(titles)
+def candidates_file(folder: Path, split: Split, draw: int) -> Path:
+    """The file of one draw of a split's candidate sets."""
+    return folder / "candidates" / f"{split}-{draw}.parquet"
+
+
+def write_items(
+    path: Path, source_ids: Sequence[str], titles: Sequence[str], catalogue: Catalogue
+) -> None:
+    """Write the item table."""
     number_I = np.arange(len(titles), dtype=np.int32)
     representative_I = np.isin(number_I, catalogue.representatives)
-    columns = [number_I, source_ids, titles, catalogue.title_keys_I, representative_I]
-    _write(pa.Table.from_arrays([pa.array(c) for c in columns], schema=_ITEM_SCHEMA), path)
-    return catalogue
+    write_table(
+        path,
+        "items",
+        [
+            number_I,
+            source_ids,
+            titles,
+            catalogue.title_keys_I,
+            representative_I,
+            catalogue.counts_I,
+        ],
+    )
 
 
-def write_rows(path: Path, rows: Rows) -> None:
-    """Write rows, with their candidates if they have any."""
-    columns = [
-        pa.array(rows.user_R),
-        pa.array(rows.position_R),
-        _to_lists(rows.history_RH, rows.length_R),
-        pa.array(rows.target_R),
-        pa.array(rows.time_R),
-    ]
-    schema = _TRAIN_SCHEMA
-    if rows.candidates_RC is not None:
-        schema = _HELD_OUT_SCHEMA
-        size_R = np.full(len(rows), rows.candidates_RC.shape[1], np.int32)
-        columns.append(_to_lists(rows.candidates_RC, size_R))
-    _write(pa.Table.from_arrays(columns, schema=schema), path)
+def row_columns(rows: Rows) -> list[Any]:
+    """The columns of rows, for `to_table`."""
+    history = _to_lists(rows.history_RH, rows.history_RH != NO_ITEM)
+    return [rows.user_R, rows.position_R, history, rows.target_R, rows.time_R]
 
 
-def _write(table: pa.Table, path: Path) -> None:
+def candidate_columns(rows: Rows, candidates_RC: Ints) -> list[Any]:
+    """The columns of candidate sets, for `to_table`."""
+    return [rows.user_R, rows.position_R, _to_lists(candidates_RC, candidates_RC != NO_ITEM)]
+
+
+def to_table(kind: str, columns: Sequence[Any]) -> pa.Table:
+    """Columns as a table of one of the folder's schemas."""
+    arrays = [c if isinstance(c, pa.Array) else pa.array(c) for c in columns]
+    return pa.Table.from_arrays(arrays, schema=_SCHEMAS[kind])
+
+
+def write_table(path: Path, kind: str, columns: Sequence[Any]) -> None:
+    """Write one file of one of the folder's schemas."""
+    with table_writer(path, kind) as writer:
+        writer.write_table(to_table(kind, columns))
+
+
+def table_writer(path: Path, kind: str) -> pq.ParquetWriter:
+    """A writer of a file in several goes."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(table, path, compression="zstd", write_page_checksum=True)
+    return pq.ParquetWriter(path, _SCHEMAS[kind], compression="zstd", write_page_checksum=True)
 
 
-def _read(path: Path, schema: pa.Schema) -> pa.Table:
+def read_table(path: Path, kind: str) -> pa.Table:
+    """Read a file of one of the folder's schemas, checking its pages.
+
+    Raises:
+        DataError: it has another schema.
+    """
+    schema = _SCHEMAS[kind]
     with pq.ParquetFile(path, page_checksum_verification=True) as file:
         found = file.schema_arrow
         if not found.equals(schema):
@@ -136,33 +208,38 @@ def _read(path: Path, schema: pa.Schema) -> pa.Table:
             surplus = [f.name for f in found if f.name not in schema.names]
             names = ", ".join(drifted + surplus)
             raise DataError(f"{path} has another schema (column {names}); prepare the data again")
-        return file.read()
+        return file.read().combine_chunks()
 
 
-def _to_lists(padded_RN: Ints, length_R: Ints) -> pa.ListArray:
-    offsets = np.concatenate([[0], np.cumsum(length_R)]).astype(np.int32)
-    return pa.ListArray.from_arrays(offsets, padded_RN[_filled(length_R, padded_RN.shape[1])])
+def _read_parts(folder: Path, kind: str) -> pa.Table:
+    """All parts, by user; a user is in one part, in order."""
+    parts = [read_table(part, kind) for part in sorted(folder.glob("part-*.parquet"))]
+    table = pa.concat_tables(parts)
+    return table.take(table["user"].to_numpy().argsort(kind="stable")).combine_chunks()
 
 
-def _to_rows(table: pa.Table, window: int) -> Rows:
+def _to_lists(padded_RN: Ints, filled_RN: np.ndarray[Any, np.dtype[np.bool_]]) -> pa.ListArray:
+    offsets = np.concatenate([[0], np.cumsum(filled_RN.sum(axis=1))]).astype(np.int32)
+    return pa.ListArray.from_arrays(offsets, padded_RN[filled_RN])
+
+
+def _padded(lists: pa.ChunkedArray, width: int = 0) -> Ints:
+    column = lists.combine_chunks()
+    length_R = column.value_lengths().to_numpy()
+    padded_RN = np.full((len(column), width or int(length_R.max(initial=0))), NO_ITEM, np.int32)
+    padded_RN[np.arange(padded_RN.shape[1]) < length_R[:, None]] = column.flatten().to_numpy()
+    return padded_RN
+
+
+def to_rows(table: pa.Table, window: int) -> Rows:
+    """Rows of a table of the "rows" schema."""
     table = table.combine_chunks()
-    history = table["history"].combine_chunks()
-    length_R = history.value_lengths().to_numpy()
-    history_RH = np.full((len(table), window), NO_ITEM, np.int32)
-    history_RH[_filled(length_R, window)] = history.flatten().to_numpy()
-    rows = Rows(
+    history_RH = _padded(table["history"], window)
+    return Rows(
         user_R=table["user"].to_numpy(),
         position_R=table["position"].to_numpy(),
         history_RH=history_RH,
-        length_R=length_R,
+        length_R=(history_RH != NO_ITEM).sum(axis=1, dtype=np.int32),
         target_R=table["target"].to_numpy(),
         time_R=table["time"].to_numpy(),
     )
-    if "candidates" not in table.column_names:
-        return rows
-    candidates = table["candidates"].combine_chunks().flatten().to_numpy()
-    return replace(rows, candidates_RC=candidates.reshape(len(rows), -1))
-
-
-def _filled(length_R: Ints, width: int) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    return np.arange(width) < length_R[:, None]

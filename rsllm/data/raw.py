@@ -1,231 +1,269 @@
-"""Raw MovieLens files, as GroupLens or RecBole ships them, to clean tables.
-
-Every line is either used or a `Reject` with its file, line and reason; none is lost in silence.
-"""
+"""Raw tables to clean values. Every line is used or a `Reject` with its file, line and reason."""
 
 from __future__ import annotations
 
-import codecs
-import re
-import unicodedata
+import json
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TypeVar
 
+import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
 
-from rsllm.errors import ConfigError, DataError
+from rsllm.config import TimeUnit
+from rsllm.data.files import Chunk, File, Table
+from rsllm.data.sequences import SPLITS, Bools
+from rsllm.data.tables import Piece, plan, read
+from rsllm.data.titles import clean_title
+from rsllm.errors import DataError
 
-T = TypeVar("T")
-
-MAX_RATING = 5.0
+TEXT = "text"
+"""Start of the roles of further texts of an item."""
 MAX_TIME = 2**32
 """Seconds since 1970 (year 2106); beyond it a time is in another unit."""
-
-_NUMBER = re.compile(r"[0-9]+(\.[0-9]+)?")
-_INTEGER = re.compile(r"[0-9]{1,10}")
-_YEAR = re.compile(r"( ?\(([0-9]{4}|V|TV)\))+$")
-_ARTICLE = re.compile(r"(^|\()([^()]+), (The|An|A)(?= ?(?:[()]|$))")
-_PLACEHOLDERS = {"unknown", "unkonwn"}
-"""MovieLens-100K's item 267 has no title; GroupLens and RecBole spell that differently."""
+_UNITS: dict[TimeUnit, float] = {"seconds": 1.0, "milliseconds": 1e3}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, order=True)
 class Reject:
     """A raw line that cannot be used."""
 
     file: str
     line: int
-    """Line in the file, counted from 1, headers included."""
+    """Line in the file (row, in Parquet), counted from 1, headers included."""
     reason: str
 
 
 @dataclass(frozen=True)
-class RawData:
-    """Clean tables, in file order, and what was refused.
+class Items:
+    """The catalogue as the source has it, by id (numbers by size), and what was refused."""
 
-    Attributes:
-        interactions: columns user (str), item (str), rating (float64), time (int64, seconds).
-        items: columns id (str), title (str); ids are distinct.
-        rejects: the refused lines of both files.
-        rows_read: data lines of both files, used or refused.
-    """
-
-    interactions: pd.DataFrame
-    items: pd.DataFrame
+    ids: list[str]
+    titles: list[str]
     rejects: list[Reject]
     rows_read: int
+    other_titles: int = 0
+    """Items whose interactions name several titles; the most frequent one is theirs."""
+
+    def index(self) -> pa.Array:
+        """The ids, in the order of their numbers."""
+        return pa.array(self.ids, pa.string())
 
 
 @dataclass(frozen=True)
-class _File:
-    name: str
-    separator: str
-    columns: int
-    encoding: str = "utf-8"
-    header: str | None = None
+class Interactions:
+    """Some clean lines of a chunk.
+
+    Attributes:
+        table: user (string), item (int32 number), time (int64, seconds since 1970), and rating
+            (float64) and split (int8) where the source has them.
+        rejects: of these lines; their `line` counts from 0 at the start of the chunk.
+        num_lines: lines of the chunk that were read, the header too.
+    """
+
+    table: pa.Table
+    rejects: list[Reject]
+    num_lines: int
 
 
-@dataclass(frozen=True)
-class _Layout:
-    interactions: _File
-    items: _File
-
-
-_LAYOUTS = (
-    _Layout(
-        _File("u.data", "\t", columns=4),
-        _File("u.item", "|", columns=24, encoding="latin-1"),
-    ),
-    _Layout(
-        _File(
-            "ml-100k.inter",
-            "\t",
-            columns=4,
-            header="user_id:token\titem_id:token\trating:float\ttimestamp:float",
-        ),
-        _File(
-            "ml-100k.item",
-            "\t",
-            columns=4,
-            header="item_id:token\tmovie_title:token_seq\trelease_year:token\tclass:token_seq",
-        ),
-    ),
-)
-
-
-class _BrokenRow(ValueError):
-    """Its message is the reason a line is refused."""
-
-
-def raw_files(folder: Path) -> list[Path]:
-    """The files `read` would read in `folder`.
+def read_items(files: Sequence[File], table: Table) -> Items:
+    """The titles of all items, one row each.
 
     Raises:
-        ConfigError: the folder holds neither layout.
+        DataError: an item with two titles, or no usable row.
     """
-    layout = _layout(folder)
-    return [folder / layout.interactions.name, folder / layout.items.name]
-
-
-def read(folder: Path, *, max_rejected_rows: int) -> RawData:
-    """Read the interactions and items in `folder`, in GroupLens' or RecBole's layout.
-
-    Raises:
-        ConfigError: the folder holds neither layout.
-        DataError: more than `max_rejected_rows` broken lines, an item with two titles, a header
-            that is not the layout's, or no usable line.
-    """
-    layout, rejects = _layout(folder), list[Reject]()
     titles: dict[str, str] = {}
-    items = _parse(folder, layout.items, lambda fields: _item(fields, titles), rejects)
-    interactions = _parse(
-        folder, layout.interactions, lambda fields: _interaction(fields, titles), rejects
-    )
-    rows_read = len(items) + len(interactions) + len(rejects)
-    _check_rejects(rejects, rows_read, max_rejected_rows)
-    for file, rows in ((layout.items, items), (layout.interactions, interactions)):
-        if not rows:
-            raise DataError(f"{folder / file.name} has no usable row; is it the right file?")
-    return RawData(
-        pd.DataFrame(interactions, columns=["user", "item", "rating", "time"]),
-        pd.DataFrame(items, columns=["id", "title"]),
-        rejects,
-        rows_read,
-    )
+    rejects: list[Reject] = []
+    rows_read = 0
+    for file in files:
+        first = 1
+        for chunk in plan([file], table):
+            num_lines = 0
+            for piece in read(chunk, table):
+                broken = piece.broken | _add_items(titles, piece)
+                rejects += [Reject(file.name, first + i, broken[i]) for i in sorted(broken)]
+                rows_read += len(piece.columns) + len(piece.broken)
+                num_lines += piece.num_lines
+            first += num_lines
+    if not titles:
+        raise DataError(f"{files[0].name} has no usable row; is it the right file?")
+    ids = sorted(titles, key=by_size)
+    return Items(ids, [titles[item] for item in ids], rejects, rows_read)
 
 
-def clean_title(title: str, item: str) -> str:
-    """The title as prompts show it: one line, no year, article in front.
-
-    ``"Matrix, The (1999)"`` becomes ``"The Matrix"``; alternative titles in parentheses stay and
-    get the same treatment. A title that is empty or a placeholder becomes ``"item <id>"``.
-    """
-    visible = (" " if unicodedata.category(c) == "Cc" else c for c in title)
-    kept = "".join(c for c in visible if unicodedata.category(c) != "Cf")
-    line = " ".join(unicodedata.normalize("NFC", kept).split())
-    name = _ARTICLE.sub(r"\1\3 \2", _YEAR.sub("", line)).strip()
-    return f"item {item}" if name in _PLACEHOLDERS or not name else name
-
-
-def _layout(folder: Path) -> _Layout:
-    for layout in _LAYOUTS:
-        if all((folder / file.name).is_file() for file in (layout.interactions, layout.items)):
-            return layout
-    pairs = " or ".join(f"{x.interactions.name} and {x.items.name}" for x in _LAYOUTS)
-    raise ConfigError(f"{folder} holds no raw data; looked for {pairs}")
+def titles_beside(chunk: Chunk, table: Table) -> Counter[tuple[str, str]]:
+    """How often the interactions of a chunk give an item which title; broken lines do not count."""
+    found: Counter[tuple[str, str]] = Counter()
+    roles = [role for role in table.columns if role in ("item", "title") or role.startswith(TEXT)]
+    for piece in read(chunk, table):
+        rows = piece.columns.select(roles).group_by(roles).aggregate([([], "count_all")])
+        for row in rows.to_pylist():
+            count = row.pop("count_all")
+            try:
+                found[titled(row)] += count
+            except UnicodeDecodeError:
+                continue
+    return found
 
 
-def _parse(
-    folder: Path, file: _File, parse: Callable[[list[str]], T], rejects: list[Reject]
-) -> list[T]:
-    rows = []
-    for line, raw in _lines(folder / file.name, file.header):
+def settle_titles(counts: Mapping[tuple[str, str], int]) -> Items:
+    """One title per item: the most frequent one, of equally frequent ones the first by alphabet."""
+    best: dict[str, tuple[int, str]] = {}
+    for (item, title), count in counts.items():
+        best[item] = min(best.get(item, (1, "")), (-count, title))
+    best.pop("", None)
+    ids = sorted(best, key=by_size)
+    return Items(ids, [best[item][1] for item in ids], [], 0, len(counts) - len(ids))
+
+
+def by_size(item: str) -> tuple[int, str]:
+    """Orders ids: numbers by value, whatever the order of the file."""
+    return len(item), item
+
+
+def _add_items(titles: dict[str, str], piece: Piece) -> dict[int, str]:
+    """Put the rows' titles into `titles`; the lines that are refused, and why."""
+    broken: dict[int, str] = {}
+    for line, row in zip(piece.lines, piece.columns.to_pylist(), strict=True):
         try:
-            rows.append(parse(_fields(raw, file)))
-        except _BrokenRow as broken:
-            rejects.append(Reject(file.name, line, str(broken)))
-    return rows
+            item, title = titled(row)
+        except UnicodeDecodeError as error:
+            broken[line] = f"undecodable text at byte {error.start} of a field"
+            continue
+        if not item or item in titles:
+            broken[line] = "repeated item" if item else "empty id"
+        if titles.setdefault(item, title) != title:
+            raise DataError(
+                f"item {item} has two titles, {titles[item]!r} and {title!r}; keep one of them"
+            )
+    titles.pop("", None)
+    return broken
 
 
-def _lines(path: Path, header: str | None) -> Iterator[tuple[int, bytes]]:
-    lines = path.read_bytes().removeprefix(codecs.BOM_UTF8).split(b"\n")
-    if not lines[-1]:
-        lines.pop()
-    numbered = ((number, line.removesuffix(b"\r")) for number, line in enumerate(lines, start=1))
-    if header is not None:
-        _, first = next(numbered, (1, b""))
-        if first != header.encode():
-            raise DataError(f"{path} starts with {first[:80]!r}; expected the header {header!r}")
-    return numbered
+def titled(row: Mapping[str, str | bytes]) -> tuple[str, str]:
+    """A row's item id and its clean title, with the further texts in parentheses."""
+    text = {k: v.decode() if isinstance(v, bytes) else v for k, v in row.items()}
+    title = clean_title(text["title"], text["item"])
+    words = [clean_title(v, "") for k, v in text.items() if k.startswith(TEXT) and v.strip()]
+    return text["item"], f"{title} ({', '.join(words)})" if words else title
 
 
-def _fields(raw: bytes, file: _File) -> list[str]:
+def read_interactions(chunk: Chunk, table: Table, item_ids: pa.Array) -> Iterator[Interactions]:
+    """The interactions of a chunk with items of the catalogue, piece by piece."""
+    for piece in read(chunk, table):
+        columns, checks = _decoded(piece)
+        numbers = pc.index_in(columns["item"], value_set=item_ids)
+        checks.refuse(_empty(columns["user"]) | _empty(columns["item"]), "empty id")
+        clean = {"user": columns["user"], "item": numbers}
+        if "rating" in columns:
+            clean["rating"] = _ratings(columns["rating"], table.max_rating, checks)
+        clean["time"] = _times(columns["time"], table.time_unit, checks)
+        if "split" in columns:
+            clean["split"] = _splits(columns["split"], checks)
+        checks.refuse(np.asarray(numbers.is_null()), "unknown item")
+        rows = pa.table(clean).filter(pa.array(checks.good))
+        yield Interactions(rows, checks.rejects(piece, chunk.file), piece.num_lines)
+
+
+class _Checks:
+    """The first reason to refuse each row."""
+
+    def __init__(self, size: int) -> None:
+        self.reason_R = np.zeros(size, np.int8)
+        self.reasons = [""]
+
+    def refuse(self, bad_R: Bools, reason: str) -> None:
+        self.reasons.append(reason)
+        self.reason_R[bad_R & (self.reason_R == 0)] = len(self.reasons) - 1
+
+    @property
+    def good(self) -> Bools:
+        good_R: Bools = self.reason_R == 0
+        return good_R
+
+    def rejects(self, piece: Piece, file: File) -> list[Reject]:
+        found = {piece.lines[i]: self.reasons[self.reason_R[i]] for i in np.flatnonzero(~self.good)}
+        found |= piece.broken
+        return [Reject(file.name, line, found[line]) for line in sorted(found)]
+
+
+def _decoded(piece: Piece) -> tuple[dict[str, pa.Array], _Checks]:
+    columns, checks = {}, _Checks(len(piece.columns))
+    for role in piece.columns.column_names:
+        column = piece.columns[role].combine_chunks()
+        try:
+            columns[role] = column.cast(pa.string())
+        except pa.ArrowInvalid:
+            texts = [value.decode(errors="replace") for value in column.to_pylist()]
+            columns[role] = pa.array(texts, pa.string())
+            good_R = columns[role].cast(pa.binary()).equals(column) or pc.equal(
+                columns[role].cast(pa.binary()), column
+            )
+            checks.refuse(~np.asarray(good_R), "undecodable text")
+    return columns, checks
+
+
+def _empty(column: pa.Array) -> Bools:
+    return np.asarray(pc.equal(pc.binary_length(column), 0))
+
+
+def _numbers(column: pa.Array) -> tuple[NDArray[np.float64], Bools]:
+    """The values of a column, and which of them are finite numbers."""
     try:
-        fields = raw.decode(file.encoding).split(file.separator)
-    except UnicodeDecodeError as error:
-        raise _BrokenRow("undecodable text") from error
-    if len(fields) != file.columns:
-        raise _BrokenRow("wrong column count")
-    return fields
+        values_R = np.asarray(column.cast(pa.float64()))
+    except pa.ArrowInvalid:
+        values_R = np.asarray(pd.to_numeric(column.to_pandas(), errors="coerce"), np.float64)
+    return values_R, np.isfinite(values_R)
 
 
-def _item(fields: list[str], titles: dict[str, str]) -> tuple[str, str]:
-    item, title = fields[0], clean_title(fields[1], fields[0])
-    if not item:
-        raise _BrokenRow("empty id")
-    known = titles.get(item, title)
-    if known != title:
-        raise DataError(f"item {item} has two titles, {known!r} and {title!r}; keep one of them")
-    if item in titles:
-        raise _BrokenRow("repeated item")
-    titles[item] = title
-    return item, title
+def _ratings(column: pa.Array, highest: float, checks: _Checks) -> NDArray[np.float64]:
+    values_R, good_R = _numbers(column)
+    if np.isfinite(highest):
+        good_R = good_R & (values_R >= 0) & (values_R <= highest)
+    checks.refuse(~good_R, "bad rating")
+    return values_R
 
 
-def _interaction(fields: list[str], titles: dict[str, str]) -> tuple[str, str, float, int]:
-    user, item, rating, time = fields
-    if not user or not item:
-        raise _BrokenRow("empty id")
-    if not _NUMBER.fullmatch(rating) or float(rating) > MAX_RATING:
-        raise _BrokenRow("bad rating")
-    if not _INTEGER.fullmatch(time) or int(time) > MAX_TIME:
-        raise _BrokenRow("bad time")
-    if item not in titles:
-        raise _BrokenRow("unknown item")
-    return user, item, float(rating), int(time)
+def _times(column: pa.Array, unit: TimeUnit, checks: _Checks) -> NDArray[np.int64]:
+    if unit == "iso8601":
+        stamps = pd.to_datetime(column.to_pandas(), errors="coerce", format="ISO8601", utc=True)
+        seconds_R = stamps.to_numpy("datetime64[s]").astype(np.int64).astype(np.float64)
+        good_R = stamps.notna().to_numpy()
+    else:
+        seconds_R, good_R = _numbers(column)
+        seconds_R = seconds_R / _UNITS[unit]
+    good_R = good_R & (seconds_R >= 0) & (seconds_R <= MAX_TIME)
+    checks.refuse(~good_R, "bad time")
+    return np.where(good_R, seconds_R, 0).astype(np.int64)
 
 
-def _check_rejects(rejects: list[Reject], rows_read: int, allowed: int) -> None:
-    if len(rejects) <= allowed:
-        return
-    reasons = Counter(reject.reason for reject in rejects)
-    summary = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
-    first = rejects[0]
-    raise DataError(
-        f"{len(rejects):,} of {rows_read:,} rows rejected ({summary}); first:"
-        f" {first.file}:{first.line} {first.reason}. Allowed: {allowed:,}."
-        " Raise data.max_rejected_rows to continue."
-    )
+def _splits(column: pa.Array, checks: _Checks) -> NDArray[np.int8]:
+    codes = pc.fill_null(pc.index_in(column, value_set=pa.array(SPLITS)), -1)
+    split_R = np.asarray(codes).astype(np.int8)
+    checks.refuse(split_R < 0, "bad split")
+    return split_R
+
+
+def check_rejects(rejects: Sequence[Reject], rows_read: int, allowed: int, listed: Path) -> None:
+    """Write the rejects to `listed`, one JSON object a line, and refuse too many of them.
+
+    Raises:
+        DataError: more than `allowed`.
+    """
+    if rejects:
+        lines = (json.dumps(asdict(reject), sort_keys=True) for reject in rejects)
+        listed.parent.mkdir(parents=True, exist_ok=True)
+        listed.write_text("".join(f"{line}\n" for line in lines))
+    if len(rejects) > allowed:
+        reasons = Counter(reject.reason for reject in rejects)
+        summary = ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common(9))
+        first = rejects[0]
+        raise DataError(
+            f"{len(rejects):,} of {rows_read:,} rows rejected ({summary}); first:"
+            f" {first.file}:{first.line} {first.reason}; all: {listed}. Allowed: {allowed:,}."
+            " Raise data.max_rejected_rows to continue."
+        )

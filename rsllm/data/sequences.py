@@ -1,6 +1,6 @@
-"""Windows over event sequences, the split of users, and seeded candidate sets. Pure numpy."""
+"""Windows over event sequences, their splits, and seeded candidate sets. Pure numpy."""
 
-# Axes: E events, R rows, H history, C candidates, I items.
+# Axes: E events, U users, R rows, H history, C candidates, I items, T titles to draw from.
 
 from __future__ import annotations
 
@@ -12,33 +12,61 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from rsllm.data.hashing import UInt64s, entry, mix64, stream, unit
 from rsllm.errors import DataError
 
 Ints = NDArray[np.int32]
+Bools = NDArray[np.bool_]
+Sampling = Literal["uniform", "popularity", "full"]
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 NO_ITEM = -1
+ROWS_AT_ONCE = 1 << 14
+CELLS_AT_ONCE = 1 << 22
+SPARE_DRAWS = 8
+
+
+@dataclass(frozen=True)
+class Events:
+    """Interactions, each user's contiguous and in order."""
+
+    user_E: Ints
+    item_E: Ints
+    time_E: NDArray[np.int64]
+    """Seconds since 1970."""
 
 
 @dataclass(frozen=True)
 class Catalogue:
-    """Which items bear equal titles (letter case aside).
+    """Which items bear equal titles (letter case aside), and how often they train.
 
     Attributes:
         title_keys_I: the number of each item's distinct title, in order of first appearance.
-        representatives: the first item of each distinct title.
+        representatives: the first item of each distinct title that may be a negative. [T]
+        counts_I: training interactions of each item.
     """
 
     title_keys_I: Ints
     representatives: Ints
+    counts_I: NDArray[np.int64]
 
     @classmethod
-    def of(cls, titles: Sequence[str]) -> Catalogue:
-        """Number the distinct titles of a catalogue."""
+    def of(
+        cls, titles: Sequence[str], counts_I: NDArray[np.int64], *, cold: bool = True
+    ) -> Catalogue:
+        """Number the distinct titles of a catalogue; without `cold` only trained items count."""
         keys: dict[str, int] = {}
         folded = (unicodedata.normalize("NFC", title.casefold()) for title in titles)
         title_keys_I = np.array([keys.setdefault(t, len(keys)) for t in folded], np.int32)
-        return cls(title_keys_I, np.unique(title_keys_I, return_index=True)[1].astype(np.int32))
+        eligible = np.flatnonzero((counts_I > 0) | cold).astype(np.int32)
+        first = np.unique(title_keys_I[eligible], return_index=True)[1]
+        return cls(title_keys_I, eligible[first], counts_I)
+
+    def weights(self) -> NDArray[np.float64]:
+        """Training interactions of each representative's title, plus one. [T]"""
+        totals = np.bincount(self.title_keys_I, self.counts_I)
+        weights_T: Any = totals[self.title_keys_I[self.representatives]] + 1.0
+        return np.asarray(weights_T, np.float64)
 
 
 @dataclass(frozen=True)
@@ -80,15 +108,9 @@ class Rows:
         return history
 
 
-def windows(user_E: Ints, item_E: Ints, time_E: NDArray[np.int64], window: int) -> Rows:
-    """One row per event: the event is the target, the up to `window` items before it the history.
-
-    Args:
-        user_E: user numbers; each user's events are contiguous and in order of time.
-        item_E: item numbers.
-        time_E: seconds since 1970.
-        window: longest history.
-    """
+def windows(events: Events, window: int) -> Rows:
+    """One row per event: it is the target, the up to `window` items before it the history."""
+    user_E, item_E = events.user_E, events.item_E
     event_E = np.arange(len(user_E), dtype=np.int32)
     is_first_E = np.diff(user_E, prepend=NO_ITEM) != 0
     position_E = event_E - np.maximum.accumulate(np.where(is_first_E, event_E, 0))
@@ -100,12 +122,7 @@ def windows(user_E: Ints, item_E: Ints, time_E: NDArray[np.int64], window: int) 
         item_E[np.minimum(source_EH, max(len(item_E) - 1, 0))],
         np.int32(NO_ITEM),
     )
-    return Rows(user_E, position_E, history_EH, length_E, item_E, time_E)
-
-
-def last_of_each_user(rows: Rows) -> Rows:
-    """The row of each user's last interaction; `rows` as `windows` makes them."""
-    return rows.take(np.diff(rows.user_R, append=NO_ITEM) != 0)
+    return Rows(user_E, position_E, history_EH, length_E, item_E, events.time_E)
 
 
 def split_sizes(num_users: int, train_share: float) -> dict[Split, int]:
@@ -119,50 +136,194 @@ def split_sizes(num_users: int, train_share: float) -> dict[Split, int]:
     return {"train": train, "validation": validation, "test": num_users - train - validation}
 
 
-def candidate_rng(
-    seed: int, split: Split, user: int, position: int, epoch: int
-) -> np.random.Generator:
-    """The generator of one row's candidates. It depends on which row it is, never on its target."""
-    return np.random.default_rng([seed, SPLITS.index(split), user, position, epoch])
+def user_targets(events: Events, split_U: Ints) -> Ints:
+    """The split that each event is a target of (-1: none), when every user belongs to one split.
+
+    All events of a training user are targets, and only the last one of the others (LLaRA).
+    """
+    split_E = split_U[events.user_E]
+    return np.where((split_E == 0) | (_from_end(events) == 0), split_E, np.int32(NO_ITEM))
+
+
+def leave_one_out_targets(events: Events) -> Ints:
+    """Each user's last event tests, the one before validates; users with fewer than 3 train."""
+    from_end_E = _from_end(events)
+    _, number_E, size_U = np.unique(events.user_E, return_inverse=True, return_counts=True)
+    split_E = np.select([from_end_E == 0, from_end_E == 1], [2, 1], 0)
+    return np.where(size_U[number_E] >= 3, split_E, 0).astype(np.int32)
+
+
+def time_targets(events: Events, validation_from: int, test_from: int) -> Ints:
+    """Events before the first cut train; each user's first one after a cut is held out."""
+    period_E = (events.time_E >= validation_from).astype(np.int32) + (events.time_E >= test_from)
+    starts_E = np.diff(events.user_E, prepend=NO_ITEM) != 0
+    first_E = starts_E | (np.diff(period_E, prepend=0) != 0)
+    return np.where((period_E == 0) | first_E, period_E, NO_ITEM).astype(np.int32)
+
+
+def _from_end(events: Events) -> NDArray[np.int64]:
+    """How many events of the same user follow each event."""
+    event_E = np.arange(len(events.user_E))
+    last_E = np.diff(events.user_E, append=NO_ITEM) != 0
+    end_E = np.minimum.accumulate(np.where(last_E, event_E, len(event_E))[::-1])[::-1]
+    return end_E - event_E
+
+
+def row_keys(
+    seed: int, split: Split, user_R: Ints, position_R: Ints, draw: int | NDArray[np.integer]
+) -> UInt64s:
+    """The random key of each row's candidates. It depends on which row it is, never on its target.
+
+    Args:
+        seed: of the data set (held-out rows) or of the stage (training rows).
+        split: splits draw independently of each other.
+        user_R: user numbers.
+        position_R: how many interactions of the user precede the target.
+        draw: number of the draw; for training rows the epoch.
+    """
+    key_R = mix64(np.array([seed * len(SPLITS) + SPLITS.index(split)], np.uint64))
+    for part_R in (user_R, position_R, draw):
+        key_R = entry(key_R, np.atleast_1d(part_R))
+    return key_R
 
 
 def draw_candidates(
-    rng: np.random.Generator,
-    history: Ints,
-    target: int,
+    keys_R: UInt64s,
+    history_RH: Ints,
+    target_R: Ints,
     catalogue: Catalogue,
     num_candidates: int,
+    sampling: Sampling = "uniform",
 ) -> Ints:
-    """The target and `num_candidates - 1` negatives, shuffled; no two bear the same title.
+    """Each row's target and its negatives, shuffled; no two bear the same title.
 
-    Negatives are uniform without replacement over the catalogue's representatives, less the
-    titles of the target and of the history. LLaRA (arXiv 2312.02445, its code) draws over item
-    ids, so its sets can hold the target's title twice.
+    Negatives are drawn without replacement from the catalogue's representatives, less the titles
+    of the target and of the history: uniformly, in proportion to `Catalogue.weights`, or all of
+    them. LLaRA (arXiv 2312.02445, its code) draws over item ids, so its sets can hold the
+    target's title twice.
 
     Args:
-        rng: the row's generator, see `candidate_rng`.
-        history: item numbers without padding.
-        target: item number.
+        keys_R: each row's key, see `row_keys`.
+        history_RH: item numbers, padded with -1.
+        target_R: item numbers.
         catalogue: all items.
-        num_candidates: size of the set.
+        num_candidates: size C of a set; "full" sampling takes as many as there are.
+        sampling: how negatives are drawn.
 
     Returns:
-        Item numbers, int32 of shape (num_candidates,).
+        Item numbers, int32 of shape (rows, C). Sets of "full" sampling may be shorter than the
+        longest one; they are padded with -1.
 
     Raises:
         DataError: too few distinct titles.
     """
-    keys = catalogue.title_keys_I
-    excluded = np.array(sorted({int(keys[target]), *keys[history].tolist()}))
-    allowed = len(catalogue.representatives) - len(excluded)
-    if allowed < num_candidates - 1:
-        raise DataError(
-            f"{len(catalogue.representatives)} distinct titles leave {allowed} negatives for a"
-            f" history of {len(history)}; lower data.num_candidates = {num_candidates}"
-        )
-    rank = rng.choice(allowed, num_candidates - 1, replace=False)
-    # The r-th key that is not excluded: r, moved up by the excluded keys at or below it.
-    negative_keys = rank + np.searchsorted(excluded - np.arange(len(excluded)), rank, "right")
-    candidates_C = np.append(catalogue.representatives[negative_keys], np.int32(target))
-    rng.shuffle(candidates_C)
-    return candidates_C
+    full = sampling == "full"
+    size = len(catalogue.representatives) if full else num_candidates - 1
+    weights_T = catalogue.weights() if sampling == "popularity" else None
+    step = max(1, CELLS_AT_ONCE // size) if full else ROWS_AT_ONCE
+    chunks = [np.empty((0, size + 1), np.int32)]
+    for start in range(0, len(keys_R), step):
+        rows = slice(start, start + step)
+        pool = _Pool(keys_R[rows], history_RH[rows], target_R[rows], catalogue, weights_T)
+        negatives_RN = pool.all() if full else pool.draw(size)
+        chunks.append(_shuffled(keys_R[rows], target_R[rows], negatives_RN))
+    candidates_RC = np.concatenate(chunks)
+    used = (candidates_RC != NO_ITEM).any(axis=0)
+    return candidates_RC[:, used] if full and len(keys_R) else candidates_RC
+
+
+def _shuffled(keys_R: UInt64s, target_R: Ints, negatives_RN: Ints) -> Ints:
+    candidates_RC = np.column_stack([target_R, negatives_RN])
+    place_RC = stream(mix64(keys_R), 0, candidates_RC.shape[1])
+    place_RC[candidates_RC == NO_ITEM] = np.iinfo(np.uint64).max
+    shuffled_RC: Ints = np.take_along_axis(candidates_RC, place_RC.argsort(axis=1), axis=1)
+    return shuffled_RC
+
+
+class _Pool:
+    """What the negatives of some rows may be."""
+
+    def __init__(
+        self,
+        keys_R: UInt64s,
+        history_RH: Ints,
+        target_R: Ints,
+        catalogue: Catalogue,
+        weights_T: NDArray[np.float64] | None,
+    ) -> None:
+        self.keys_R, self.weights_T = keys_R, weights_T
+        self.items_T, self.history = catalogue.representatives, history_RH.shape[1]
+        self.size = len(self.items_T)
+        title_keys_I = catalogue.title_keys_I
+        # Title key -> place in T; `size` stands for titles that are no negatives, and for padding.
+        place_of_key = np.full(int(title_keys_I.max()) + 2, self.size, np.int32)
+        place_of_key[title_keys_I[self.items_T]] = np.arange(self.size, dtype=np.int32)
+        seen_RX = np.column_stack([target_R, history_RH])
+        self.excluded_RX = place_of_key[np.where(seen_RX >= 0, title_keys_I[seen_RX], -1)]
+
+    def draw(self, size: int) -> Ints:
+        """Draw titles one after another, refusing excluded and repeated ones."""
+        num_draws = 2 * size + self.history + SPARE_DRAWS
+        drawn_RJ = self._places(stream(self.keys_R, 0, num_draws))
+        good_RJ = ~(_repeated(drawn_RJ) | _is_in(drawn_RJ, self.excluded_RX))
+        number_RJ = good_RJ.cumsum(axis=1)
+        good_RJ &= number_RJ <= size
+        missing_R = number_RJ[:, -1] < size
+        out_RN = np.empty((len(drawn_RJ), size), np.int32)
+        out_RN[~missing_R] = drawn_RJ[~missing_R][good_RJ[~missing_R]].reshape(-1, size)
+        for rows in np.array_split(
+            np.flatnonzero(missing_R), 1 + missing_R.sum() * self.size // CELLS_AT_ONCE
+        ):
+            chosen_RJ = np.where(good_RJ[rows], drawn_RJ[rows], self.size)
+            out_RN[rows] = self._race(rows, chosen_RJ, num_draws)[:, :size]
+        if (out_RN == self.size).any():
+            raise DataError(
+                f"{self.size} distinct titles are too few for sets of {size + 1} and a history of"
+                f" {self.history}; lower data.num_candidates or data.window"
+            )
+        return self.items_T[out_RN]
+
+    def all(self) -> Ints:
+        """Every title that is not excluded, then padding."""
+        rows, none = np.arange(len(self.keys_R)), np.full((len(self.keys_R), 1), self.size)
+        return np.append(self.items_T, np.int32(NO_ITEM))[self._race(rows, none, 0)]
+
+    def _places(self, bits: UInt64s) -> Ints:
+        if self.weights_T is None:
+            high = bits >> np.uint64(32)
+            return (high * np.uint64(self.size) >> np.uint64(32)).astype(np.int32)
+        total_T = self.weights_T.cumsum()
+        places: Ints = np.searchsorted(total_T, unit(bits) * total_T[-1], "right").astype(np.int32)
+        return places
+
+    def _race(self, rows: NDArray[np.integer], chosen_RJ: Ints, start: int) -> Ints:
+        """The chosen titles, then the others in the order in which drawing on would give them.
+
+        Weighted sampling without replacement as a race of exponential clocks (Efraimidis and
+        Spirakis 2006). Excluded titles come last, as `size`.
+        """
+        clock_RT = -np.log(unit(stream(self.keys_R[rows], start, self.size + 1)))
+        if self.weights_T is not None:
+            clock_RT[:, :-1] /= self.weights_T
+        np.put_along_axis(clock_RT, chosen_RJ, -1.0, axis=1)
+        np.put_along_axis(clock_RT, self.excluded_RX[rows], np.inf, axis=1)
+        clock_RT[:, self.size] = np.inf
+        order_RT = clock_RT.argsort(axis=1, kind="stable").astype(np.int32)
+        out: Ints = np.where(
+            np.isinf(np.take_along_axis(clock_RT, order_RT, axis=1)), np.int32(self.size), order_RT
+        )[:, : self.size]
+        return out
+
+
+def _repeated(drawn_RJ: Ints) -> Bools:
+    """True where a row's value stood in an earlier column."""
+    order_RJ = drawn_RJ.argsort(axis=1, kind="stable")
+    sorted_RJ = np.take_along_axis(drawn_RJ, order_RJ, axis=1)
+    repeated_RJ = np.zeros(drawn_RJ.shape, bool)
+    np.put_along_axis(repeated_RJ, order_RJ[:, 1:], sorted_RJ[:, 1:] == sorted_RJ[:, :-1], axis=1)
+    return repeated_RJ
+
+
+def _is_in(values_RJ: Ints, sets_RX: Ints) -> Bools:
+    is_in_RJ: Bools = np.logical_or.reduce([values_RJ == x_R[:, None] for x_R in sets_RX.T])
+    return is_in_RJ

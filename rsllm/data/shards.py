@@ -1,233 +1,272 @@
-"""The Ray Data pipeline: raw files to a prepared folder, sharded by user."""
+"""The Ray Data pipeline: raw files to a prepared folder, in five passes of bounded memory.
 
-# Axes: U users, E events, R rows, C candidates.
+    read      chunks of the raw files -> clean interactions, dealt out to groups of users
+    order     each group: by user and time, duplicates dropped
+    survey    each group: its users and items, until the k-core filter drops no more
+    write     each group: numbers, splits, windows -> events and training rows
+    hold out  each split: rows by user, candidate sets
+
+The shuffle by user between the first two goes through files: every pass is a map whose results
+are a few numbers per task, so neither the driver nor the object store ever holds interactions.
+What is written depends neither on the order of the raw lines nor on the files and chunks they
+stand in.
+"""
+
+# Axes: E events, U users, I items.
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
 import json
 import logging
+import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import ray.data
-from ray.data.context import DataContext, ShuffleStrategy
+from pyarrow import feather
+from ray.data.context import DataContext
 
-from rsllm.config import DataConfig, to_dict
-from rsllm.data import raw, synthetic
-from rsllm.data.interactions import in_order, to_events
-from rsllm.data.prepared import COUNTS, ITEMS, write_items, write_rows
-from rsllm.data.sequences import (
-    SPLITS,
-    Catalogue,
-    Ints,
-    Rows,
-    Split,
-    candidate_rng,
-    draw_candidates,
-    last_of_each_user,
-    split_sizes,
-    windows,
-)
+from rsllm.config import DataConfig
+from rsllm.data import accounts, passes, prepared, sources, synthetic
+from rsllm.data.files import Chunk
+from rsllm.data.hashing import hash_strings
+from rsllm.data.interactions import time_cut, user_numbers
+from rsllm.data.passes import Job, Users
+from rsllm.data.raw import Items, Reject, check_rejects, read_items, settle_titles
+from rsllm.data.sequences import SPLITS, Bools, Catalogue, split_sizes
+from rsllm.data.tables import plan
 from rsllm.errors import ConfigError, DataError
-from rsllm.runs import Store, sha256, write_json
+from rsllm.runs import Store, write_json
+from rsllm.settings import to_dict
 
 SYNTHETIC_WORLD = {"num_users": 120, "num_items": 60, "length": 16}
-MAX_PARTITIONS = 8
+PROGRESS_SECONDS = 5.0
 
 
 def prepare(config: DataConfig, store: Store, fetch: Callable[[str], Path]) -> Path:
     """The prepared folder of `config`, made unless the store has it. Ray must be initialised.
 
-    Reading, filtering and numbering happen here; ordering, windows, candidates and writing in
-    Ray tasks, one group of users each. The rows depend neither on the number of blocks nor on
-    the order of the raw lines.
-
     Args:
-        config: source, filters, windows, splits.
+        config: source, filters, windows, splits, candidate sets.
         store: where the folder is kept; all nodes must see it.
         fetch: gives the raw folder of a named data set.
 
     Raises:
-        ConfigError: no such source, or its folder holds no raw files.
+        ConfigError: no such source, or nothing in it that could be read.
         DataError: broken raw lines, too few titles, or a split without rows.
     """
-    with raw_folder(config, fetch) as folder:
-        hashes = {path.name: sha256(path) for path in raw.raw_files(folder)}
+    with raw_location(config, fetch) as location:
+        data = sources.find(location, config.table)
+        hashes = {file.name: file.sha256() for file in (*data.interactions, *data.items)}
         inputs = {"config": to_dict(config), "raw": hashes}
-        return store.get("data", inputs, lambda staging: _make(config, folder, staging))
+        rejects = store.root / "rejects" / f"{store.path('data', inputs).name}.jsonl"
+        return store.get("data", inputs, lambda folder: _run(Job(config, data, folder), rejects))
 
 
-@contextlib.contextmanager
-def raw_folder(config: DataConfig, fetch: Callable[[str], Path]) -> Iterator[Path]:
-    """The folder of `config.source`'s raw files, made or fetched where need be.
+@contextmanager
+def raw_location(config: DataConfig, fetch: Callable[[str], Path]) -> Iterator[str]:
+    """Where `config.source`'s raw files are, made or fetched where need be.
 
     Raises:
         ConfigError: no such source.
     """
-    folder = Path(config.source).expanduser()
+    source = Path(config.source).expanduser()
     if config.source == "synthetic":
         with tempfile.TemporaryDirectory() as world:
             synthetic.write_world(Path(world), **SYNTHETIC_WORLD, seed=config.seed)
-            yield Path(world)
-    elif folder.is_dir():
-        yield folder
-    elif len(folder.parts) > 1:
-        raise ConfigError(f"data.source {config.source} is no folder; name one with raw files")
+            yield world
+    elif "://" in config.source:
+        yield config.source
+    elif source.exists():
+        yield str(source.absolute())
+    elif len(source.parts) > 1 or source.suffix:
+        raise ConfigError(f"data.source {config.source} is no file or folder with raw data")
     else:
-        yield fetch(config.source)
+        yield str(fetch(config.source))
 
 
-def _make(config: DataConfig, folder: Path, staging: Path) -> None:
-    data = raw.read(folder, max_rejected_rows=config.max_rejected_rows)
-    ids, titles = data.items["id"].tolist(), data.items["title"].tolist()
-    catalogue = write_items(staging / ITEMS, ids, titles)
-    _check_catalogue(catalogue, config)
-    events, event_counts = to_events(
-        data.interactions, data.items, min_rating=config.min_rating, seed=config.seed
-    )
-    num_users = int(events["user"].max()) + 1
-    row_counts = write_splits(events, catalogue, config, staging, num_blocks=config.num_shards)
-    _check_splits(row_counts, config)
-    _write_rejects(staging / "rejects.jsonl", data.rejects)
-    write_json(
-        staging / COUNTS,
-        {
-            "raw": {
-                "read": data.rows_read,
-                "used": len(data.items) + len(data.interactions),
-                "rejected": len(data.rejects),
-            },
-            "items": len(data.items),
-            "distinct_titles": len(catalogue.representatives),
-            "interactions": event_counts,
-            "users": split_sizes(num_users, config.train_share),
-            "rows": row_counts,
-        },
-    )
-
-
-def write_splits(
-    events: pd.DataFrame,
-    catalogue: Catalogue,
-    config: DataConfig,
-    folder: Path,
-    *,
-    num_blocks: int,
-) -> dict[str, dict[str, int]]:
-    """Write the rows of all splits with Ray Data, each file by the task that holds its users.
-
-    Args:
-        events: as `rsllm.data.interactions.to_events` makes them, in any order of rows.
-        catalogue: all items.
-        config: windows, splits, candidates, number of training files.
-        folder: where the files go; all nodes must see it.
-        num_blocks: blocks the events are cut into; of no influence on the files.
-
-    Returns:
-        For each split the rows seen, dropped for a short history, and kept.
-    """
-    shard_E = _shards(events["user"].to_numpy(), config)
-    table = pa.Table.from_pandas(events.assign(shard=shard_E), preserve_index=False)
-    size = -(-len(table) // num_blocks)
-    blocks = [table.slice(start, size) for start in range(0, len(table), size)]
+def _run(job: Job, listed: Path) -> None:
+    """All passes; `listed` takes the rejected lines."""
     _configure_ray_data()
-    written = (
-        ray.data.from_arrow(blocks)
-        .groupby("shard", num_partitions=min(config.num_shards, MAX_PARTITIONS))
-        .map_groups(
-            partial(_write_shard, catalogue=catalogue, config=config, folder=folder),
-            batch_format="pandas",
+    job.scratch.mkdir()
+    items, rejects, counts = _read(job)
+    rows_read = counts["used"] + counts["rejected"] + items.rows_read
+    check_rejects(rejects, rows_read, job.config.max_rejected_rows, listed)
+    groups = range(job.config.num_shards)
+    order = partial(passes.order, job, hash_strings(items.ids, job.config.seed))
+    counts.update(_total(_each("order", order, groups)))
+    span = (counts.pop("earliest"), counts.pop("latest"))
+    kept_I = _core(job, len(items.ids), span, counts)
+    users = _number_users(job, span)
+    number_I = np.where(kept_I, kept_I.cumsum() - 1, -1).astype(np.int32)
+    counts.update(_total(_each("write", partial(passes.write, job, number_I, users), groups)))
+    catalogue = _write_items(job, items, kept_I)
+    counts.update(_total(_each("hold out", partial(passes.hold_out, job, catalogue), SPLITS[1:])))
+    _check_splits(counts, job.config)
+    shutil.rmtree(job.scratch)
+    if rejects:
+        shutil.copy(listed, job.folder / "rejects.jsonl")
+    facts = accounts.facts(job, items, catalogue, users, counts)
+    write_json(job.folder / prepared.COUNTS, facts)
+    print(accounts.describe(facts), flush=True)
+
+
+def _read(job: Job) -> tuple[Items, list[Reject], Counter[str]]:
+    """The catalogue, all rejected lines, and the interactions dealt out to the groups."""
+    source = job.data.source
+    tasks = list(enumerate(plan(job.data.interactions, source.interactions)))
+    if not tasks:
+        raise DataError(f"{job.data.interactions[0].name} has no usable row; is it the right file?")
+    titles = source.items
+    items = read_items(job.data.items, titles) if titles else _titles_beside(job, tasks)
+    work = partial(passes.read, job, pa.array(items.ids, pa.string()))
+    results = _each("read", work, tasks)
+    rejects, lines_before = [*items.rejects], Counter[str]()
+    for (number, chunk), result in zip(tasks, results, strict=True):
+        name = chunk.file.name
+        for row in feather.read_table(job.scratch / f"rejects-{number}").to_pylist():
+            rejects.append(Reject(name, lines_before[name] + row["line"] + 1, row["reason"]))
+        lines_before[name] += result["lines"]
+    counts = _total(results)
+    counts["earliest"] = min(result["earliest"] for result in results)
+    counts["latest"] = max(result["latest"] for result in results)
+    return items, rejects, counts
+
+
+def _titles_beside(job: Job, tasks: Sequence[tuple[int, Chunk]]) -> Items:
+    _each("titles", partial(passes.read_titles, job), tasks)
+    found = Counter[tuple[str, str]]()
+    for number, _ in tasks:
+        for row in feather.read_table(job.scratch / f"titles-{number}").to_pylist():
+            item, title = row["pair"]
+            found[item, title] += row["count"]
+    return settle_titles(found)
+
+
+def _core(job: Job, num_items: int, span: tuple[int, int], counts: Counter[str]) -> Bools:
+    """The items that stay: in a k-core all users and items have enough interactions."""
+    config, kept_I = job.config, np.ones(num_items, bool)
+    groups, before = range(config.num_shards), counts["used"] - counts["below_min_rating"]
+    while True:
+        left = _total(_each("survey", partial(passes.survey, job, kept_I, span), groups))
+        size_I = sum(_survey(job, group)["items_I"] for group in groups)
+        weak_I = kept_I & (size_I < config.min_item_events)
+        if not weak_I.any() or not left["events"]:
+            break
+        kept_I &= ~weak_I
+    counts["outside_core"] = before - counts["duplicates"] - left["events"]
+    if not left["events"]:
+        raise DataError(
+            f"no interaction is left of {counts['used']:,}:"
+            f" {counts['below_min_rating']:,} are rated below data.min_rating ="
+            f" {config.min_rating:g}, and {counts['outside_core']:,} belong to users or items with"
+            f" fewer than data.min_user_events = {config.min_user_events} or"
+            f" data.min_item_events = {config.min_item_events}; lower these"
         )
-        .to_pandas()
+    return kept_I
+
+
+def _survey(job: Job, group: int) -> Any:
+    return np.load(job.scratch / f"survey-{group}.npz")
+
+
+def _number_users(job: Job, span: tuple[int, int]) -> Users:
+    """Number the users, write their table, and say what splits them."""
+    config, groups = job.config, range(job.config.num_shards)
+    files = [job.scratch / f"users-{group}" for group in groups]
+    tables = [feather.read_table(file) for file in files if file.exists()]
+    found = pa.concat_tables(tables).combine_chunks()
+    surveys = [_survey(job, group) for group in groups]
+    first_U = np.concatenate([survey["first_U"] for survey in surveys])
+    number_U = user_numbers(first_U, found["hash"].to_numpy(), first_U >= 0)
+    kept = np.flatnonzero(number_U >= 0)
+    kept = kept[number_U[kept].argsort()]
+    columns = [np.arange(len(kept), dtype=np.int32), found["id"].take(kept).combine_chunks()]
+    prepared.write_table(job.folder / prepared.USERS, "users", columns)
+    split_U = found["split"].to_numpy()[kept].astype(np.int32)
+    if config.split == "user":
+        sizes = split_sizes(len(kept), config.train_share)
+        split_U = np.repeat(np.arange(3, dtype=np.int32), [sizes[split] for split in SPLITS])
+    bins = sum(survey["bins"] for survey in surveys)
+    shares = (config.train_share, (1 + config.train_share) / 2)
+    cuts = [time_cut(bins, share, *span) for share in shares]
+    ends = np.cumsum([len(survey["first_U"]) for survey in surveys])[:-1]
+    return Users(np.split(number_U, ends), split_U, (cuts[0], cuts[1]))
+
+
+def _write_items(job: Job, items: Items, kept_I: Bools) -> Catalogue:
+    kept = np.flatnonzero(kept_I)
+    ids, titles = ([names[i] for i in kept] for names in (items.ids, items.titles))
+    counts_I = np.sum(
+        [np.load(job.scratch / f"trained-{g}.npy") for g in range(job.config.num_shards)], axis=0
     )
-    totals = written.groupby("split").sum().reindex(list(SPLITS), fill_value=0)
-    return {split: {k: int(n) for k, n in totals.loc[split].items()} for split in SPLITS}
+    catalogue = Catalogue.of(titles, counts_I, cold=job.config.cold_items == "text-only")
+    needed = job.config.window + job.config.num_candidates
+    if len(catalogue.representatives) < needed and job.config.candidates != "full":
+        raise DataError(
+            f"{len(catalogue.representatives)} distinct titles are too few for data.window ="
+            f" {job.config.window} and data.num_candidates = {job.config.num_candidates}, which"
+            f" need {needed}; lower them"
+        )
+    prepared.write_items(job.folder / prepared.ITEMS, ids, titles, catalogue)
+    return catalogue
+
+
+def _check_splits(counts: Counter[str], config: DataConfig) -> None:
+    for split in SPLITS:
+        if not counts[f"{split}.kept"]:
+            raise DataError(
+                f"the {split} split is empty: of {counts[f'{split}.seen']:,} rows"
+                f" {counts[f'{split}.short_history']:,} have a history shorter than"
+                f" data.min_history = {config.min_history}, and {counts[f'{split}.cold_target']:,}"
+                " a target that no training row holds; lower data.min_history, give more users or"
+                f" change data.train_share = {config.train_share}"
+            )
 
 
 def _configure_ray_data() -> None:
     context = DataContext.get_current()
-    context.shuffle_strategy = ShuffleStrategy.HASH_SHUFFLE
     context.enable_progress_bars = False
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
-    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
+    context.execution_options.preserve_order = True
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
 
 
-def _shards(user_E: Ints, config: DataConfig) -> Ints:
-    """Files as numbers: training files by ranges of users, then validation, then test."""
-    sizes = split_sizes(int(user_E.max()) + 1, config.train_share)
-    train_E = user_E.astype(np.int64) * config.num_shards // max(sizes["train"], 1)
-    held_out_E = config.num_shards + (user_E >= sizes["train"] + sizes["validation"])
-    return np.where(user_E < sizes["train"], train_E, held_out_E).astype(np.int32)
+def _each(
+    label: str, work: Callable[[Any], passes.Counts], tasks: Sequence[Any]
+) -> list[dict[str, int]]:
+    """Run `work` on every task with Ray Data; the results in the order of the tasks."""
+
+    def attempt(row: dict[str, Any]) -> dict[str, str]:
+        try:
+            return {"counts": json.dumps(work(tasks[row["id"]])), "error": ""}
+        except DataError as error:  # Ray would hand it on without its type
+            return {"counts": "{}", "error": str(error)}
+
+    rows = ray.data.range(len(tasks), override_num_blocks=len(tasks)).map(attempt)
+    results, start = [], time.monotonic()
+    shown = start
+    for result in rows.iter_rows():
+        if result["error"]:
+            raise DataError(result["error"])
+        results.append(json.loads(result["counts"]))
+        now = time.monotonic()
+        if now - shown > PROGRESS_SECONDS:
+            shown, done = now, len(results)
+            left = (now - start) / done * (len(tasks) - done)
+            print(f"{label}: {done} of {len(tasks)} parts, {left:.0f} s left", flush=True)
+    return results
 
 
-def _split_and_file(shard: int, num_shards: int) -> tuple[Split, str]:
-    if shard < num_shards:
-        return "train", f"train/part-{shard:05d}.parquet"
-    split: Split = "validation" if shard == num_shards else "test"
-    return split, f"{split}.parquet"
-
-
-def _write_shard(
-    events: pd.DataFrame, *, catalogue: Catalogue, config: DataConfig, folder: Path
-) -> pd.DataFrame:
-    """Write the file of one group of users; return its split and row counts."""
-    split, file = _split_and_file(int(events["shard"].iloc[0]), config.num_shards)
-    events = in_order(events)
-    seen = windows(
-        events["user"].to_numpy(np.int32),
-        events["item"].to_numpy(np.int32),
-        events["time"].to_numpy(np.int64),
-        config.window,
-    )
-    if split != "train":
-        seen = last_of_each_user(seen)
-    rows = seen.take(seen.length_R >= config.min_history)
-    if split != "train":
-        rows = _with_candidates(rows, split, catalogue, config)
-    write_rows(folder / file, rows)
-    counts = {"seen": len(seen), "short_history": len(seen) - len(rows), "kept": len(rows)}
-    return pd.DataFrame([{"split": split, **counts}])
-
-
-def _with_candidates(rows: Rows, split: Split, catalogue: Catalogue, config: DataConfig) -> Rows:
-    candidates_RC = np.empty((len(rows), config.num_candidates), np.int32)
-    for i, (user, position, target) in enumerate(
-        zip(rows.user_R, rows.position_R, rows.target_R, strict=True)
-    ):
-        rng = candidate_rng(config.seed, split, int(user), int(position), epoch=0)
-        candidates_RC[i] = draw_candidates(
-            rng, rows.histories(i), int(target), catalogue, config.num_candidates
-        )
-    return dataclasses.replace(rows, candidates_RC=candidates_RC)
-
-
-def _check_catalogue(catalogue: Catalogue, config: DataConfig) -> None:
-    titles, needed = len(catalogue.representatives), config.window + config.num_candidates
-    if titles < needed:
-        raise DataError(
-            f"{titles} distinct titles are too few for data.window = {config.window} and"
-            f" data.num_candidates = {config.num_candidates}, which need {needed}; lower them"
-        )
-
-
-def _check_splits(rows: dict[str, dict[str, int]], config: DataConfig) -> None:
-    for split, counts in rows.items():
-        if not counts["kept"]:
-            raise DataError(
-                f"the {split} split is empty: {counts['short_history']:,} of {counts['seen']:,}"
-                f" rows have a history shorter than data.min_history = {config.min_history}; lower"
-                f" it, give more users or change data.train_share = {config.train_share}"
-            )
-
-
-def _write_rejects(path: Path, rejects: list[raw.Reject]) -> None:
-    if rejects:
-        lines = (json.dumps(dataclasses.asdict(reject), sort_keys=True) for reject in rejects)
-        path.write_text("".join(f"{line}\n" for line in lines))
+def _total(results: Iterable[dict[str, int]]) -> Counter[str]:
+    total = Counter[str]()
+    for result in results:
+        total.update(result)
+    return total

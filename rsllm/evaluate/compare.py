@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from rsllm.data.prepared import PreparedData, Rows
+from rsllm.data.prepared import PreparedData
+from rsllm.data.sequences import Rows
 from rsllm.errors import EvaluationError
 from rsllm.evaluate.launch import Outcome
 from rsllm.evaluate.metrics import generation_metrics, rank_metrics, target_ranks, verdict

@@ -8,7 +8,7 @@ from itertools import takewhile
 import torch
 from torch import Tensor
 
-from rsllm.data.prepared import Rows
+from rsllm.data.sequences import Rows
 from rsllm.evaluate.rank import decision
 from rsllm.model.objective import LanguageObjective
 from rsllm.prompts.encode import NO_ITEM, PromptEncoder, Tokens

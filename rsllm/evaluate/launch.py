@@ -10,9 +10,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from rsllm.config import Experiment, Representation, Scorer, from_dict, to_dict
+from rsllm.config import Experiment, Representation, Scorer
 from rsllm.plan import Layout
 from rsllm.runs import Store, read_json, write_json
+from rsllm.settings import from_dict, to_dict
 
 SCORES, ANSWERS = "scores.safetensors", "answers.json"
 EXPECTED = "expected/"
@@ -51,6 +52,7 @@ def evaluate(
     *,
     data: Path,
     backbone: str,
+    fingerprint: str,
     layout: Layout,
     store: Store,
 ) -> list[Outcome]:
@@ -65,7 +67,7 @@ def evaluate(
         num_cpus=layout.cpus_per_worker, num_gpus=1 if layout.use_gpu else 0, max_retries=1
     )
     pending: dict[str, Any] = {}
-    keys = [_inputs(method, split, data, backbone, layout) for method in methods]
+    keys = [_inputs(method, split, data, fingerprint, layout) for method in methods]
     for method, key in zip(methods, keys, strict=True):
         folder = store.path("evaluation", key)
         if not folder.exists() and str(folder) not in pending:
@@ -90,12 +92,12 @@ def _wait_below(limit: int, tasks: list[Any]) -> None:
 
 
 def _inputs(
-    method: Method, split: str, data: Path, backbone: str, layout: Layout
+    method: Method, split: str, data: Path, fingerprint: str, layout: Layout
 ) -> dict[str, Any]:
     return {
         "split": split,
         "data": data.name,
-        "backbone": backbone if method.scorer != "recommender" else "",
+        "backbone": fingerprint if method.scorer != "recommender" else "",
         "artifact": Path(method.artifact).name,
         "representation": method.representation,
         "scorer": method.scorer,
@@ -163,13 +165,13 @@ def _recommender_scores(method: Method, data: Any, rows: Any) -> dict[str, np.nd
     from safetensors.torch import load_file
 
     from rsllm import recommenders
-    from rsllm.evaluate.rank import catalogue_scores, expected_over_draws
+    from rsllm.evaluate.rank import candidate_scores, catalogue_scores, expected_over_draws
 
     experiment = method.experiment
     model = recommenders.build(experiment.recommender, len(data.titles), experiment.data.window)
     model.load_state_dict(load_file(Path(method.artifact) / "recommender.safetensors"))
     scores_RI = catalogue_scores(model, rows)
-    chosen = np.take_along_axis(scores_RI, rows.candidates_RC.astype(np.int64), axis=1)
+    chosen = candidate_scores(scores_RI, rows)
     expected = expected_over_draws(scores_RI, rows, data)
     return {"scores": chosen} | {EXPECTED + name: values for name, values in expected.items()}
 
@@ -193,7 +195,7 @@ def _language_scores(
         method.experiment,
         method.representation,
         backbone,
-        data.titles,
+        data,
         ItemEmbeddings.load(Path(method.artifact)) if unified else None,
         dtype=torch.bfloat16 if layout.use_gpu and bf16 else torch.float32,
         lora=bool(method.artifact),

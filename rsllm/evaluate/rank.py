@@ -12,7 +12,8 @@ import torch
 from numpy.typing import NDArray
 
 from rsllm.config import Scorer
-from rsllm.data.prepared import PreparedData, Rows
+from rsllm.data.prepared import PreparedData
+from rsllm.data.sequences import NO_ITEM, Rows
 from rsllm.errors import EvaluationError
 from rsllm.evaluate.metrics import expected_metrics
 from rsllm.model.objective import LanguageObjective
@@ -66,10 +67,23 @@ def catalogue_scores(model: Recommender, rows: Rows) -> Floats:
     return scores
 
 
+def candidate_scores(scores_RI: Floats, rows: Rows) -> Floats:
+    """The scores of each row's candidates, out of those of the catalogue. [R, C]"""
+    if rows.candidates_RC is None:
+        raise EvaluationError("training rows have no fixed candidate sets")
+    chosen_RC = np.take_along_axis(scores_RI, rows.candidates_RC.astype(np.int64), axis=1)
+    return np.where(rows.candidates_RC == NO_ITEM, np.finfo(np.float64).min, chosen_RC)
+
+
 def expected_over_draws(scores_RI: Floats, rows: Rows, data: PreparedData) -> dict[str, Floats]:
-    """Each row's exact expectation of HR, NDCG and MRR over uniform candidate draws."""
+    """Each row's exact expectation of HR, NDCG and MRR over uniform candidate draws.
+
+    Empty where the data's candidates are not drawn uniformly: there is no closed form then.
+    """
     if rows.candidates_RC is None:
         raise EvaluationError("training rows have no candidate sets, so their size is not known")
+    if data.config["candidates"] != "uniform":
+        return {}
     better, pool = num_better(scores_RI, rows.target_R, rows.history_RH, data.catalogue)
     return expected_metrics(better, pool, rows.candidates_RC.shape[1] - 1)
 

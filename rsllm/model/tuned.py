@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rsllm.config import BackboneConfig, Experiment, Representation
+from rsllm.data.prepared import PreparedData
 from rsllm.errors import CheckpointError, ConfigError
 from rsllm.model.backbone import attach_lora, context_length, load_backbone, load_tokenizer
 from rsllm.model.branches import branch_scores
@@ -49,7 +50,7 @@ def build(
     experiment: Experiment,
     representation: Representation,
     backbone: str | Path,
-    titles: list[str],
+    data: PreparedData,
     items: ItemEmbeddings | None,
     *,
     dtype: torch.dtype,
@@ -69,7 +70,7 @@ def build(
     if room < 16:
         raise ConfigError(f"backbone {backbone} has a context of {context_length(llm)} tokens only")
     prompt = replace(experiment.prompt, max_tokens=min(experiment.prompt.max_tokens, room))
-    _check_one_pass(llm, PromptEncoder(tokenizer, _CHECK_TITLES, prompt, "text"), backbone)
+    _check_one_pass(llm, PromptEncoder(tokenizer, _CHECK_TITLES, prompt, "text", "item"), backbone)
     slots = None
     if representation == "unified":
         if items is None:
@@ -77,7 +78,7 @@ def build(
         embeddings_VD = llm.get_input_embeddings().weight.detach()
         slots = ItemSlots(items.standardised(), embeddings_VD, experiment.projector)
     hybrid = HybridLM(attach_lora(llm, experiment.backbone) if lora else llm, slots)
-    encoder = PromptEncoder(tokenizer, titles, prompt, representation)
+    encoder = PromptEncoder(tokenizer, data.titles, prompt, representation, data.domain)
     return LanguageModel(hybrid, encoder, experiment.backbone, items if slots else None)
 
 

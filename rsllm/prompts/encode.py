@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from rsllm.config import PromptConfig, Representation
+from rsllm.config import Domain, PromptConfig, Representation
 from rsllm.errors import ConfigError, DataError
 from rsllm.prompts.templates import SEPARATOR, TEMPLATES
 
@@ -53,7 +53,7 @@ class Prompt:
 
 
 class PromptEncoder:
-    """Encodes rows of a catalogue for one tokenizer and one item representation.
+    """Encodes rows of a catalogue for one tokenizer, item representation and domain.
 
     Attributes:
         terminator: id of the newline that ends an answer.
@@ -67,16 +67,22 @@ class PromptEncoder:
         titles: Sequence[str],
         config: PromptConfig,
         representation: Representation,
+        domain: Domain,
     ) -> None:
         self.tokenizer = tokenizer
         self.config = config
         self.unified = representation == "unified"
-        self.templates = TEMPLATES[config.domain]
+        self.templates = TEMPLATES[domain]
         self.prefix = _prefix_ids(tokenizer)
         self.terminator = _terminator_id(tokenizer)
         self.title_ids, self.num_cut_titles = self._tokenize_titles(titles)
         self.num_dropped_items = 0
         self._segments: dict[str, list[int]] = {}
+
+    def of(self, titles: Sequence[str], domain: Domain) -> PromptEncoder:
+        """The same for another catalogue."""
+        representation: Representation = "unified" if self.unified else "text"
+        return PromptEncoder(self.tokenizer, titles, self.config, representation, domain)
 
     def _tokenize_titles(self, titles: Sequence[str]) -> tuple[list[list[int]], int]:
         lead = _title_lead(self.tokenizer)

@@ -8,9 +8,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from rsllm.config import Experiment, from_dict, to_dict
+from rsllm.config import Experiment
 from rsllm.errors import RsllmError, TrainingError
 from rsllm.plan import Layout
+from rsllm.settings import from_dict, to_dict
 
 Stage = Literal["recommender", "stage1", "stage2"]
 MAX_FAILURES = 1
@@ -28,6 +29,8 @@ class Assignment:
     backbone: str = ""
     recommender: str = ""
     """Folder of the item table (stage 2 with unified prompts)."""
+    mixture: Sequence[tuple[str, float]] = ()
+    """Folders and weights of the further data sets of stage 1."""
     start: str = ""
     """Folder of the adapter to continue from; empty starts fresh."""
     checkpoints: str
@@ -158,7 +161,7 @@ def _task(assignment: Assignment) -> Any:
         experiment,
         stage.representation,
         assignment.backbone,
-        data.titles,
+        data,
         ItemEmbeddings.load(Path(assignment.recommender)) if unified else None,
         dtype=torch.bfloat16 if layout.use_gpu and bf16 else torch.float32,
         seed=stage.seed,
@@ -172,4 +175,5 @@ def _task(assignment: Assignment) -> Any:
         model,
         name=assignment.stage,
         autocast=bf16 and not layout.use_gpu,
+        mixture=[(PreparedData.open(Path(path)), weight) for path, weight in assignment.mixture],
     )

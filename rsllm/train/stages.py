@@ -22,10 +22,11 @@ from torch.nn import functional as F
 
 from rsllm import recommenders
 from rsllm.config import Experiment, StageConfig
-from rsllm.data.prepared import PreparedData, Rows
-from rsllm.data.sequences import candidate_rng, draw_candidates
+from rsllm.data.prepared import PreparedData
+from rsllm.data.sequences import Rows, draw_candidates, row_keys
 from rsllm.evaluate.metrics import rank_metrics, target_ranks
 from rsllm.evaluate.rank import (
+    candidate_scores,
     catalogue_scores,
     expected_over_draws,
     fixed_sample,
@@ -35,11 +36,13 @@ from rsllm.evaluate.rank import (
 from rsllm.model import tuned
 from rsllm.model.objective import LanguageObjective
 from rsllm.prompts.collate import Batch, Row, answer_tokens, collate
+from rsllm.prompts.encode import PromptEncoder
 from rsllm.recommenders.base import Recommender
 from rsllm.recommenders.embeddings import ItemEmbeddings
 from rsllm.train.engine import Optimization, ParameterGroup, warmup_then_cosine
 
 RECOMMENDER = "recommender.safetensors"
+GOLDEN_RATIO = (5**0.5 - 1) / 2
 
 
 def sample_order(seed: int, epoch: int, num_rows: int) -> np.ndarray:
@@ -53,6 +56,20 @@ def step_rows(seed: int, step: int, batch_size: int, num_rows: int) -> list[tupl
     epochs = {place // num_rows for place in places}
     orders = {epoch: sample_order(seed, epoch, num_rows) for epoch in epochs}
     return [(p // num_rows, int(orders[p // num_rows][p % num_rows])) for p in places]
+
+
+def mixed_step(seed: int, step: int, weights: Sequence[float]) -> tuple[int, int]:
+    """Which data set a step belongs to, and how many earlier steps belong to it too.
+
+    A pure function, so that resuming and other world sizes see the same rows. Steps are dealt out
+    by a Kronecker sequence with the golden ratio, so each data set's share of any run of steps is
+    within a few steps of its weight.
+    """
+    bounds = np.cumsum(weights) / np.sum(weights)
+    start = np.random.default_rng(seed).random()
+    place_S = (start + np.arange(step + 1) * GOLDEN_RATIO) % 1.0
+    set_S = np.searchsorted(bounds[:-1], place_S, "right")
+    return int(set_S[-1]), int((set_S[:-1] == set_S[-1]).sum())
 
 
 def _shares(rows: Sequence[Any], accumulation: int) -> list[Sequence[Any]]:
@@ -137,10 +154,13 @@ class RecommenderTask:
         return step % self.steps_per_epoch == 0
 
     def validate(self, objective: nn.Module) -> dict[str, float]:
-        """Exact expectation of the metrics over uniform candidate draws."""
+        """Metrics as exact expectations over uniform candidate draws, or else on the drawn sets."""
         assert isinstance(objective, FullSoftmax)
         scores_RI = catalogue_scores(objective.model, self.validation)
         per_user = expected_over_draws(scores_RI, self.validation, self.data)
+        if not per_user:
+            chosen_RC = candidate_scores(scores_RI, self.validation)
+            per_user = rank_metrics(target_ranks(chosen_RC, target_places(self.validation)))
         return {name: float(values.mean()) for name, values in per_user.items()}
 
     def export(self, tensors: dict[str, Tensor], folder: Path) -> None:
@@ -149,11 +169,48 @@ class RecommenderTask:
         save_file(weights, folder / RECOMMENDER)
         self.model.load_state_dict(weights)
         table_IE = self.model.item_table.detach().float().cpu().clone()
+        cold_I = torch.from_numpy(self.data.catalogue.counts_I == 0)
+        # An item that never trained has a random vector; the mean says nothing of it.
+        table_IE[cold_I] = table_IE[~cold_I].mean(dim=0)
         ItemEmbeddings(table_IE, source=self.data.path.name).save(folder)
 
 
+@dataclass(frozen=True, slots=True)
+class TrainingSet:
+    """The training rows of one data set, their prompts, and its weight in the mixture."""
+
+    data: PreparedData
+    rows: Rows
+    encoder: PromptEncoder
+    weight: float
+
+    def decisions(self, places: Sequence[tuple[int, int]], seed: int) -> list[Row]:
+        """Rows at (epoch, row) under the evaluation's candidate rule, redrawn each epoch."""
+        epoch_B, index_B = np.array(places).T
+        rows, config = self.rows.take(index_B), self.data.config
+        keys_B = row_keys(seed, "train", rows.user_R, rows.position_R, epoch_B)
+        candidates_BC = draw_candidates(
+            keys_B,
+            rows.history_RH,
+            rows.target_R,
+            self.data.catalogue,
+            config["num_candidates"],
+            config["candidates"],
+        )
+        return [
+            Row(
+                rows.histories(i).tolist(),
+                candidates_BC[i].tolist(),
+                int(rows.target_R[i]),
+                int(rows.user_R[i]),
+                int(keys_B[i] >> np.uint64(48)),
+            )
+            for i in range(len(rows))
+        ]
+
+
 class LanguageTask:
-    """Stage 1 or 2: the language model on one kind of prompt."""
+    """Stage 1 or 2: the language model on one kind of prompt; every batch is of one data set."""
 
     metric = "MRR"
     patience = 0
@@ -167,10 +224,14 @@ class LanguageTask:
         *,
         name: str,
         autocast: bool,
+        mixture: Sequence[tuple[PreparedData, float]] = (),
     ) -> None:
         self.experiment, self.stage, self.data, self.model = experiment, stage, data, model
         self.name, self.seed = name, stage.seed
-        self.rows = data.rows("train")
+        self.sets = [TrainingSet(data, data.rows("train"), model.encoder, 1.0)]
+        for other, weight in mixture:
+            encoder = model.encoder.of(other.titles, other.domain)
+            self.sets.append(TrainingSet(other, other.rows("train"), encoder, weight))
         self.validation = fixed_sample(
             data.rows("validation"), experiment.evaluation.validation_rows
         )
@@ -193,29 +254,21 @@ class LanguageTask:
 
     def batches(self, step: int) -> list[Batch]:
         """This worker's micro-batches, encoded."""
-        places = step_rows(self.seed, step, self.rows_per_step, len(self.rows))
-        tokens = answer_tokens([self.rows.target_R[row] for _, row in places], self.model.encoder)
+        number, own_step = mixed_step(self.seed, step, [part.weight for part in self.sets])
+        part = self.sets[number]
+        places = step_rows(self.seed, own_step, self.rows_per_step, len(part.rows))
+        tokens = answer_tokens([part.rows.target_R[row] for _, row in places], part.encoder)
         shares = _shares(places, self.stage.accumulation)
         return [
             collate(
-                [self._decision(epoch, row) for epoch, row in share],
-                self.model.encoder,
-                self.data.catalogue.title_keys_I,
+                part.decisions(share, self.seed),
+                part.encoder,
+                part.data.catalogue.title_keys_I,
                 all_branches=self.all_branches,
                 tokens_per_batch=tokens / (dist.get_world_size() * len(shares)),
             )
             for share in shares
         ]
-
-    def _decision(self, epoch: int, row: int) -> Row:
-        """A training row under the evaluation's candidate rule, redrawn each epoch."""
-        user, position = int(self.rows.user_R[row]), int(self.rows.position_R[row])
-        rng = candidate_rng(self.seed, "train", user, position, epoch)
-        history, target = self.rows.histories(row), int(self.rows.target_R[row])
-        count = self.experiment.data.num_candidates
-        candidates = draw_candidates(rng, history, target, self.data.catalogue, count)
-        template = int(rng.integers(1 << 16))
-        return Row(history.tolist(), candidates.tolist(), target, user, template)
 
     def due(self, step: int) -> bool:
         """Evenly spaced, the last at the end."""

@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rsllm.config import Experiment, parse_setting, replace_in
+from rsllm.config import Experiment
 from rsllm.errors import ConfigError
 from rsllm.pipeline import Pipeline, start_ray
+from rsllm.settings import parse_setting, replace_in
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

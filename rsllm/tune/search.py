@@ -18,11 +18,12 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.optuna import OptunaSearch
 
-from rsllm.config import Experiment, from_dict, replace_in, to_dict
+from rsllm.config import Experiment
 from rsllm.errors import TrainingError
 from rsllm.pipeline import Pipeline
 from rsllm.plan import DRIVER_CPUS
 from rsllm.runs import read_json
+from rsllm.settings import from_dict, replace_in, to_dict
 from rsllm.tune.progress import TrialTable, overrides
 
 Space = Callable[[optuna.Trial], dict[str, Any]]

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rsllm.config import Experiment, content_hash, replace_in, to_dict
+from rsllm.config import Experiment
 from rsllm.data.prepared import PreparedData
 from rsllm.evaluate.compare import Claim, expected_table, method_table, pair_table
 from rsllm.evaluate.launch import Method, evaluate
@@ -19,6 +19,7 @@ from rsllm.evaluate.statistics import beats_chance
 from rsllm.pipeline import Pipeline, start_ray
 from rsllm.plan import Layout
 from rsllm.runs import provenance
+from rsllm.settings import content_hash, replace_in, to_dict
 from rsllm.tune.progress import shown
 from rsllm.tune.search import METRIC, Space, TrialRecord, search
 
@@ -179,6 +180,7 @@ def _judged(
     where: dict[str, Any] = {
         "data": data.path,
         "backbone": pipeline.backbone,
+        "fingerprint": pipeline.fingerprint,
         "layout": pipeline.layout,
         "store": pipeline.store,
     }

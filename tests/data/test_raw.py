@@ -1,17 +1,33 @@
-"""Titles, both layouts, and the exact accounting of broken lines."""
+"""Every layout gives the same rows, and every line is used or rejected with its number."""
 
 from __future__ import annotations
 
+import gzip
 import hashlib
+import json
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from raw_folders import write_grouplens, write_recbole
+from raw_folders import (
+    write_csv,
+    write_dat,
+    write_grouplens,
+    write_lines,
+    write_parquet,
+    write_recbole,
+)
 
-from rsllm.data.raw import Reject, clean_title, raw_files, read
+from rsllm.config import TableConfig
+from rsllm.data import raw, sources, tables
+from rsllm.data.raw import Items, Reject, check_rejects, read_interactions, read_items
+from rsllm.data.tables import plan
 from rsllm.errors import ConfigError, DataError
 
 Write = Callable[[Path, list[str], dict[str, str]], Path]
@@ -19,8 +35,8 @@ ITEMS = {"1": "Toy Story (1995)", "2": "Matrix, The (1999)", "3": "Am\u00e9lie (
 GOOD = "7\t1\t4\t880000000"
 BROKEN = {
     "7\t1\t4": "wrong column count",
-    "": "wrong column count",
     "7\t1\t4\t880000000\t": "wrong column count",
+    "": "empty id",
     "\t1\t4\t880000000": "empty id",
     "7\t1\t5.5\t880000000": "bad rating",
     "7\t1\t-1\t880000000": "bad rating",
@@ -31,102 +47,202 @@ BROKEN = {
     "7\t1\t4\tnoon": "bad time",
     "7\t9\t4\t880000000": "unknown item",
 }
+PLAIN = TableConfig()
 
 
+def read(
+    location: Path | str, config: TableConfig = PLAIN
+) -> tuple[Items, list[Any], list[Reject]]:
+    """Items, interactions (user, item id, rating, time) and rejects of a location."""
+    data = sources.find(str(location), config)
+    chunks = plan(data.interactions, data.source.interactions)
+    if data.source.items:
+        items = read_items(data.items, data.source.items)
+    else:
+        found = [raw.titles_beside(chunk, data.source.interactions) for chunk in chunks]
+        items = raw.settle_titles(sum(found[1:], found[0]))
+    rows: list[Any] = []
+    rejects = list(items.rejects)
+    first: dict[str, int] = {}
+    for chunk in chunks:
+        lines = 0
+        ids = pa.array(items.ids)
+        for part in read_interactions(chunk, data.source.interactions, ids):
+            rows += part.table.to_pylist()
+            start = first.get(chunk.file.name, 0) + 1
+            rejects += [Reject(r.file, start + r.line, r.reason) for r in part.rejects]
+            lines += part.num_lines
+        first[chunk.file.name] = first.get(chunk.file.name, 0) + lines
+    plain = [(row["user"], items.ids[row["item"]], row.get("rating"), row["time"]) for row in rows]
+    return items, plain, rejects
+
+
+@pytest.mark.parametrize("write", [write_grouplens, write_recbole, write_dat, write_csv])
+def test_known_layouts_give_the_same_rows(tmp_path: Path, write: Write) -> None:
+    items, rows, rejects = read(write(tmp_path, [GOOD, "8\t3\t2.5\t0"], ITEMS))
+    assert items.ids == ["1", "2", "3"]
+    assert items.titles == ["Toy Story", "The Matrix", "Am\u00e9lie"]
+    assert rows == [("7", "1", 4.0, 880000000), ("8", "3", 2.5, 0)]
+    assert rejects == []
+
+
+def test_an_earlier_edition_is_latin_1(tmp_path: Path) -> None:
+    write_dat(tmp_path, [GOOD], ITEMS)
+    (tmp_path / "users.dat").write_text("7::F::1::10::48067\n")
+    (tmp_path / "movies.dat").write_bytes("3::Am\u00e9lie (2001)::Comedy\n".encode("latin-1"))
+    data = sources.find(str(tmp_path), PLAIN)
+    assert data.source.name == "MovieLens-1M"
+    assert read_items(data.items, data.source.items).titles == ["Am\u00e9lie"]
+
+
+def test_typed_parquet_with_titles_beside(tmp_path: Path) -> None:
+    folder = write_parquet(tmp_path, [GOOD, "8\t3\t2.5\t0"], ITEMS)
+    items, rows, rejects = read(folder, TableConfig(rating="rating"))
+    assert (items.ids, items.titles) == (["1", "3"], ["Toy Story", "Am\u00e9lie"])
+    assert rows == [("7", "1", 4.0, 880000000), ("8", "3", 2.5, 0)]
+    assert rejects == []
+
+
+def _strangers_lines(kind: str, rows: list[dict[str, Any]]) -> bytes:
+    if kind == "jsonl":
+        return "".join(json.dumps(row) + "\n" for row in rows).encode()
+    if kind == "literals":
+        return "".join(f"{row!r}\n" for row in rows).encode()
+    separator = "," if kind == "csv" else "\t"
+    lines = [separator.join(rows[0])]
+    lines += [separator.join(f'"{value}"' for value in row.values()) for row in rows]
+    return "\r\n".join([*lines, ""]).encode("utf-8-sig")
+
+
+@pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize(
-    ("title", "clean"),
-    [
-        ("Toy Story (1995)", "Toy Story"),
-        ("Matrix, The (1999)", "The Matrix"),
-        ("Affair to Remember, An (1957)", "An Affair to Remember"),
-        ("Chef in Love, A (1996)", "A Chef in Love"),
-        ("Postino, Il (1994)", "Postino, Il"),
-        ("Bye Bye, Love (1995)", "Bye Bye, Love"),
-        ("Blue Angel, The (Blaue Engel, Der) (1930)", "The Blue Angel (Blaue Engel, Der)"),
-        ("Die xue shuang xiong (Killer, The) (1989)", "Die xue shuang xiong (The Killer)"),
-        ("Land Before Time III (1995) (V)", "Land Before Time III"),
-        ("2001: A Space Odyssey (1968)", "2001: A Space Odyssey"),
-        ("Seven (Se7en) (1995)", "Seven (Se7en)"),
-        ("Ame\u0301lie (2001)", "Am\u00e9lie"),
-        (" two\x00\x1b\n\u2028lines \u202ehere\u200b ", "two lines here"),
-        ("unknown", "item 5"),
-        ("(1995)", "item 5"),
-        ("", "item 5"),
-    ],
+    ("kind", "suffix"),
+    [("csv", ".csv"), ("tsv", ".tsv"), ("jsonl", ".jsonl"), ("literals", ".json")],
 )
-def test_clean_title(title: str, clean: str) -> None:
-    assert clean_title(title, "5") == clean
+def test_a_strangers_table(tmp_path: Path, kind: str, suffix: str, packed: bool) -> None:
+    rows = [
+        {"who": "ann, b", "what": "x1", "when": "2020-02-29T12:00:00Z", "name": "Dune, Part One"},
+        {"who": "bob", "what": "x2", "when": "2020-03-01", "name": "Caf\u00e9 \U0001f600"},
+    ]
+    config = TableConfig(
+        user="who", item="what", time="when", title="name", time_unit="iso8601", domain="movie"
+    )
+    content = _strangers_lines(kind, rows)
+    path = tmp_path / f"log{suffix}{'.gz' if packed else ''}"
+    path.write_bytes(gzip.compress(content) if packed else content)
+    expected = [("ann, b", "x1", None, 1582977600), ("bob", "x2", None, 1583020800)]
+    for location in (path, tmp_path, f"file://{path}"):
+        items, found, rejects = read(location, config)
+        assert items.titles == ["Dune, Part One", "Caf\u00e9 \U0001f600"]
+        assert (found, rejects) == (expected, [])
 
 
-@pytest.mark.parametrize("write", [write_grouplens, write_recbole])
-def test_both_layouts_give_the_same_tables(tmp_path: Path, write: Write) -> None:
-    data = read(write(tmp_path, [GOOD, "8\t3\t2.5\t0"], ITEMS), max_rejected_rows=0)
-    assert data.items.to_numpy().tolist() == [
-        ["1", "Toy Story"],
-        ["2", "The Matrix"],
-        ["3", "Am\u00e9lie"],
-    ]
-    assert data.interactions.to_numpy().tolist() == [
-        ["7", "1", 4.0, 880000000],
-        ["8", "3", 2.5, 0],
-    ]
-    assert (data.rejects, data.rows_read) == ([], 5)
+def test_titles_in_a_table_of_their_own_with_texts(tmp_path: Path) -> None:
+    write_lines(tmp_path / "log" / "a.csv", ["user_id,item_id,timestamp", "u,7,5"])
+    write_lines(tmp_path / "log" / "b.csv", ["user_id,item_id,timestamp", "v,7,6", "u,8,7"])
+    titles = ["item_id,title,genre", '7,"A ""fine"" film\nin two lines",Drama', "8,Plain,"]
+    write_lines(tmp_path / "titles.csv", titles)
+    config = TableConfig(items=str(tmp_path / "titles.csv"), text=("genre",))
+    items, rows, rejects = read(tmp_path / "log", config)
+    assert items.titles == ['A "fine" film in two lines (Drama)', "Plain"]
+    assert rows == [("u", "7", None, 5), ("v", "7", None, 6), ("u", "8", None, 7)]
+    assert rejects == []
+
+
+def test_inside_an_archive(tmp_path: Path) -> None:
+    write_grouplens(tmp_path / "ml", [GOOD], ITEMS)
+    with zipfile.ZipFile(tmp_path / "ml.zip", "w") as archive:
+        for name in ("u.data", "u.item"):
+            archive.write(tmp_path / "ml" / name, f"ml-100k/{name}")
+    items, rows, _ = read(f"zip://ml-100k::{tmp_path / 'ml.zip'}")
+    assert len(items.ids) == 3
+    assert rows == [("7", "1", 4.0, 880000000)]
 
 
 def test_movielens_titles(movielens_items: Path, tmp_path: Path) -> None:
     (tmp_path / "u.item").write_bytes(movielens_items.read_bytes())
     (tmp_path / "u.data").write_text(f"{GOOD}\n")
-    titles = read(tmp_path, max_rejected_rows=0).items["title"]
-    assert (len(titles), titles.nunique()) == (1682, 1659)
+    titles = read(tmp_path)[0].titles
+    assert (len(titles), len(set(titles))) == (1682, 1659)
     assert {"An Affair to Remember", "Mis\u00e9rables, Les", "item 267"} <= set(titles)
 
 
-def test_movielens_has_the_same_titles_in_both_layouts(recbole: Path, grouplens: Path) -> None:
-    data = read(grouplens, max_rejected_rows=0)
-    other = read(recbole, max_rejected_rows=0)
-    assert data.items.equals(other.items)
-    assert data.interactions.equals(other.interactions)
-    assert (len(data.items), len(data.interactions)) == (1682, 100_000)
-    assert data.items["title"].nunique() == 1659
+def test_movielens_is_the_same_in_both_layouts(recbole: Path, grouplens: Path) -> None:
+    items, rows, rejects = read(grouplens)
+    assert (items, rows, rejects) == read(recbole)
+    assert (len(items.ids), len(rows), len(set(items.titles))) == (1682, 100_000, 1659)
     u_data = hashlib.sha256((grouplens / "u.data").read_bytes()).hexdigest()
     assert u_data == "06416e597f82b7342361e41163890c81036900f418ad91315590814211dca490"
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.sampled_from([GOOD, *BROKEN]), max_size=30))
+@given(
+    st.lists(st.sampled_from([GOOD, *BROKEN]), max_size=30),
+    st.sampled_from([write_grouplens, write_csv, write_recbole]),
+    st.integers(1, 200),
+)
 def test_every_line_is_used_or_rejected(
-    tmp_path_factory: pytest.TempPathFactory, lines: list[str]
+    tmp_path_factory: pytest.TempPathFactory, lines: list[str], write: Write, size: int
 ) -> None:
+    """In chunks of any size, and pieces smaller than those."""
     lines = [*lines, GOOD]
-    folder = write_grouplens(tmp_path_factory.mktemp("raw"), lines, ITEMS)
-    data = read(folder, max_rejected_rows=len(lines))
-    assert data.rejects == [
-        Reject("u.data", number, BROKEN[line])
-        for number, line in enumerate(lines, start=1)
-        if line in BROKEN
+    folder = write(tmp_path_factory.mktemp("raw"), lines, ITEMS)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tables, "CHUNK_BYTES", size)
+        patch.setattr(tables, "PIECE_BYTES", max(1, size // 3))
+        _, rows, rejects = read(folder)
+    first = 1 if write is write_grouplens else 2
+    assert [(reject.line, reject.reason) for reject in rejects] == [
+        (number, BROKEN[line]) for number, line in enumerate(lines, start=first) if line in BROKEN
     ]
-    assert len(data.interactions) == lines.count(GOOD)
-    assert data.rows_read == len(lines) + len(ITEMS)
+    assert rows == [("7", "1", 4.0, 880000000)] * lines.count(GOOD)
 
 
-def test_undecodable_line(tmp_path: Path) -> None:
+def test_quotes_that_do_not_close_cost_one_line(tmp_path: Path) -> None:
+    lines = ["1,x,5,A", '"2,x,5,A', "3,x,5,A", '4",x,5,A', '"5",x,5,A', '"6,",x,5,"A ""B"""']
+    write_lines(tmp_path / "log.csv", ["user_id,item_id,timestamp,title", *lines])
+    _, rows, rejects = read(tmp_path)
+    assert [row[0] for row in rows] == ["1", "3", '4"', "5", "6,"]
+    assert rejects == [Reject("log.csv", 3, "wrong column count")]
+
+
+def test_undecodable_text(tmp_path: Path) -> None:
     folder = write_recbole(tmp_path, [GOOD, GOOD], ITEMS)
     with (folder / "ml-100k.item").open("ab") as file:
         file.write(b"4\tAm\xe9lie\t2001\tDrama\r\n")
-    data = read(folder, max_rejected_rows=1)
-    assert data.rejects == [Reject("ml-100k.item", 5, "undecodable text")]
+    with (folder / "ml-100k.inter").open("ab") as file:
+        file.write(b"Andr\xe9\t1\t4\t5\r\nAndr\xc3\xa9\t1\t4\t5\r\n")
+    _, rows, rejects = read(folder)
+    assert rejects == [
+        Reject("ml-100k.item", 5, "undecodable text at byte 2 of a field"),
+        Reject("ml-100k.inter", 4, "undecodable text"),
+    ]
+    assert rows[-1][0] == "Andr\u00e9"
+
+
+def test_utf_16_is_read_when_it_is_declared(tmp_path: Path) -> None:
+    lines = ["user_id,item_id,timestamp,title", "u,7,5,Am\u00e9lie"]
+    write_lines(tmp_path / "log.csv", lines, "utf-16")
+    with pytest.raises(DataError, match=r"log\.csv is UTF-16 text; set data\.table\.encoding"):
+        read(tmp_path)
+    items, rows, _ = read(tmp_path, TableConfig(encoding="utf-16"))
+    assert (items.titles, rows) == (["Am\u00e9lie"], [("u", "7", None, 5)])
+    (tmp_path / "log.csv").write_bytes("\n".join(lines).encode("utf-16")[:-1])
+    with pytest.raises(DataError, match=r"log\.csv is no utf-16 text at byte"):
+        read(tmp_path, TableConfig(encoding="utf-16"))
 
 
 def test_too_many_rejects_name_count_reasons_place_and_way_out(tmp_path: Path) -> None:
-    lines = [GOOD, "7\t1\t9\t1", "7\t1\t8\t1", "7\t9\t4\t1"]
-    folder = write_grouplens(tmp_path, lines, ITEMS)
+    rejects = [Reject("u.data", 2, "bad rating")] * 2 + [Reject("u.data", 9, "unknown item")]
+    listed = tmp_path / "rejects" / "x.jsonl"
     with pytest.raises(DataError) as error:
-        read(folder, max_rejected_rows=2)
+        check_rejects(rejects, 7, 2, listed)
     assert str(error.value) == (
-        "3 of 7 rows rejected (2 bad rating, 1 unknown item); first: u.data:2 bad rating."
-        " Allowed: 2. Raise data.max_rejected_rows to continue."
+        "3 of 7 rows rejected (2 bad rating, 1 unknown item); first: u.data:2 bad rating;"
+        f" all: {listed}. Allowed: 2. Raise data.max_rejected_rows to continue."
     )
-    assert len(read(folder, max_rejected_rows=3).interactions) == 1
+    assert [json.loads(line)["line"] for line in listed.read_text().splitlines()] == [2, 2, 9]
+    check_rejects(rejects, 7, 3, listed)
 
 
 def test_an_item_with_two_titles_is_an_error(tmp_path: Path) -> None:
@@ -134,20 +250,47 @@ def test_an_item_with_two_titles_is_an_error(tmp_path: Path) -> None:
     same, other = "1|Toy Story (1995)" + "|" * 22 + "\n", "1|Heat (1995)" + "|" * 22 + "\n"
     with (folder / "u.item").open("a") as file:
         file.write(same)
-    data = read(folder, max_rejected_rows=1)
-    assert data.rejects == [Reject("u.item", 4, "repeated item")]
+    assert read(folder)[2] == [Reject("u.item", 4, "repeated item")]
     with (folder / "u.item").open("a") as file:
         file.write(other)
     with pytest.raises(DataError, match="item 1 has two titles, 'Toy Story' and 'Heat'"):
-        read(folder, max_rejected_rows=9)
+        read(folder)
 
 
-def test_wrong_folders_and_files(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"u\.data and u\.item or ml-100k\.inter and ml-100k"):
-        raw_files(tmp_path)
-    with pytest.raises(DataError, match=r"u\.data has no usable row"):
-        read(write_grouplens(tmp_path / "empty", [], ITEMS), max_rejected_rows=0)
-    folder = write_recbole(tmp_path / "header", [GOOD], ITEMS)
-    (folder / "ml-100k.inter").write_text(f"{GOOD}\n")
-    with pytest.raises(DataError, match="expected the header 'user_id:token"):
-        read(folder, max_rejected_rows=9)
+def test_beside_the_interactions_the_most_frequent_title_counts(tmp_path: Path) -> None:
+    lines = ["user_id,item_id,timestamp,title", "u,7,5,B", "v,7,5,A", "w,7,5,A", "w,8,5,C"]
+    write_lines(tmp_path / "log.csv", lines)
+    items = read(tmp_path)[0]
+    assert (items.ids, items.titles, items.other_titles) == (["7", "8"], ["A", "C"], 1)
+
+
+def test_files_that_do_not_fit_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"holds no raw data; known layouts: MovieLens-100K"):
+        read(tmp_path)
+    write_lines(tmp_path / "a.csv", ["user_id,item_id,timestamp,title", "u,7,5,A"])
+    write_lines(tmp_path / "b.csv", ["user_id,item_id,timestamp,name", "u,7,5,A"])
+    with pytest.raises(DataError, match=r"b\.csv has no column 'title'; it has user_id"):
+        read(tmp_path)
+    (tmp_path / "b.csv").unlink()
+    with pytest.raises(DataError, match=r"data\.table\.user=USER"):
+        read(tmp_path, TableConfig(user="viewer"))
+    (tmp_path / "c.tsv").touch()
+    with pytest.raises(ConfigError, match="of several kinds"):
+        read(tmp_path)
+
+
+def test_drifting_and_damaged_parquet_is_named(tmp_path: Path) -> None:
+    columns = {"user_id": ["u"], "item_id": [7], "timestamp": [5], "title": ["A"]}
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet", write_page_checksum=True)
+    drifted = pa.table(columns | {"item_id": pa.array([7], pa.int32())})
+    pq.write_table(drifted, tmp_path / "b.parquet")
+    with pytest.raises(DataError, match=r"b\.parquet differs from a\.parquet in column 'item_id'"):
+        read(tmp_path)
+    (tmp_path / "b.parquet").write_bytes((tmp_path / "a.parquet").read_bytes()[:-9])
+    with pytest.raises(DataError, match=r"b\.parquet is no whole Parquet file"):
+        read(tmp_path)
+    content = bytearray((tmp_path / "a.parquet").read_bytes())
+    content[content.index(b"u", 4)] ^= 1
+    (tmp_path / "b.parquet").write_bytes(content)
+    with pytest.raises(DataError, match=r"b\.parquet is damaged"):
+        read(tmp_path)

@@ -1,28 +1,32 @@
-"""The pipeline end to end: counts of the paper, determinism, damage, a known world."""
+"""The pipeline end to end: counts of the paper, determinism, every switch, damage."""
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import shutil
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from raw_folders import write_grouplens, write_recbole
+from raw_folders import write_csv, write_dat, write_grouplens, write_lines, write_recbole
 
-from rsllm.config import DataConfig
-from rsllm.data.interactions import to_events
+from rsllm.config import DataConfig, TableConfig
+from rsllm.data import tables
 from rsllm.data.prepared import PreparedData
-from rsllm.data.raw import read
-from rsllm.data.sequences import SPLITS, Catalogue, Rows, split_sizes
-from rsllm.data.shards import prepare, write_splits
+from rsllm.data.sequences import SPLITS, split_sizes
+from rsllm.data.shards import prepare
 from rsllm.data.synthetic import write_world
 from rsllm.errors import CheckpointError, ConfigError, DataError
 from rsllm.runs import Store, sha256
+from rsllm.settings import replace_in
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
+MIN_RATING, MIN_HISTORY, WINDOW = 3, 3, 10
 
 
 def _no_fetch(name: str) -> Path:
@@ -31,7 +35,9 @@ def _no_fetch(name: str) -> Path:
 
 def _hashes(folder: Path) -> dict[str, str]:
     paths = (p for p in folder.rglob("*") if p.is_file() and p.name != "manifest.json")
-    return {path.relative_to(folder).as_posix(): sha256(path) for path in paths}
+    facts = json.loads((folder / "counts.json").read_text())
+    hashes = {path.relative_to(folder).as_posix(): sha256(path) for path in paths}
+    return hashes | {"counts.json": str(facts | {"source": ""})}
 
 
 def _lines(seed: int) -> tuple[list[str], dict[str, str]]:
@@ -43,6 +49,11 @@ def _lines(seed: int) -> tuple[list[str], dict[str, str]]:
         for item in rng.permutation(60)[: rng.integers(1, 20)] + 1
     ]
     return lines, items
+
+
+def _prepared(folder: Path, store: Path, **changes: Any) -> PreparedData:
+    config = replace_in(DataConfig(source=str(folder)), changes)
+    return PreparedData.open(prepare(config, Store.open(store), _no_fetch))
 
 
 @pytest.fixture(scope="module")
@@ -61,114 +72,268 @@ def test_synthetic_world_is_known(world: PreparedData, tmp_path: Path) -> None:
             walk = [*rows.histories(i).tolist(), int(target)]
             assert [following[a] for a in walk[:-1]] == walk[1:]
     assert len(set(world.titles)) == 60
-    assert world.facts["counts"]["users"] == {"train": 96, "validation": 12, "test": 12}
+    assert [len(set(world.rows(split).user_R)) for split in SPLITS] == [96, 12, 12]
 
 
-def _check_no_leak(splits: dict[str, Rows]) -> None:
-    users = [set(rows.user_R.tolist()) for rows in splits.values()]
+def test_rows_candidates_and_order(world: PreparedData) -> None:
+    users = [set(world.rows(split).user_R.tolist()) for split in SPLITS]
     assert sum(map(len, users)) == len(set().union(*users))
-    for rows in splits.values():
-        order = np.lexsort((rows.position_R, rows.user_R))
-        assert (order == np.arange(len(rows))).all()
-        same_user = np.diff(rows.user_R) == 0
-        assert (np.diff(rows.time_R)[same_user] >= 0).all()
+    for split in SPLITS:
+        rows = world.rows(split)
+        assert (np.lexsort((rows.position_R, rows.user_R)) == np.arange(len(rows))).all()
+        if split == "train":
+            assert rows.candidates_RC is None
+            continue
+        assert rows.candidates_RC is not None
+        assert rows.candidates_RC.shape == (12, 20)
+        assert ((rows.candidates_RC == rows.target_R[:, None]).sum(axis=1) == 1).all()
 
 
-def test_rows_candidates_and_leaks(world: PreparedData) -> None:
-    splits = {split: world.rows(split) for split in SPLITS}
-    _check_no_leak(splits)
-    assert splits["train"].candidates_RC is None
-    for split in ("validation", "test"):
-        candidates_RC = splits[split].candidates_RC
-        assert candidates_RC is not None
-        assert candidates_RC.shape == (12, 20)
-        assert ((candidates_RC == splits[split].target_R[:, None]).sum(axis=1) == 1).all()
-    picked = splits["test"].take(np.array([3, 1]))
-    assert picked.user_R.tolist() == splits["test"].user_R[[3, 1]].tolist()
-
-
-def test_files_do_not_depend_on_blocks_or_row_order(tmp_path: Path) -> None:
-    lines, items = _lines(seed=0)
-    data = read(write_grouplens(tmp_path / "raw", lines, items), max_rejected_rows=0)
-    catalogue = Catalogue.of(data.items["title"].tolist())
-    found = []
-    for num_blocks in (1, 2, 7):
-        table = data.interactions.sample(frac=1, random_state=num_blocks)
-        events, _ = to_events(table, data.items, min_rating=3, seed=0)
-        shuffled = events.sample(frac=1, random_state=num_blocks)
-        folder = tmp_path / str(num_blocks)
-        write_splits(shuffled, catalogue, DataConfig(), folder, num_blocks=num_blocks)
-        found.append(_hashes(folder))
-    assert len(found[0]) == DataConfig().num_shards + 2
-    assert found[0] == found[1] == found[2]
-
-
-def test_files_do_not_depend_on_layout_or_line_order(tmp_path: Path) -> None:
+def test_files_do_not_depend_on_chunks_files_layout_or_line_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     lines, items = _lines(seed=1)
-    store = Store.open(tmp_path / "store")
-    folders = (
-        write_grouplens(tmp_path / "grouplens", lines, items),
-        write_recbole(tmp_path / "recbole", lines[::-1], items),
-    )
-    first, second = (prepare(DataConfig(source=str(f)), store, _no_fetch) for f in folders)
-    assert first != second
-    assert _hashes(first) == _hashes(second)
-    _check_against_the_words(PreparedData.open(first), lines, items)
+    found = []
+    for number, write in enumerate((write_grouplens, write_recbole, write_dat, write_csv)):
+        shuffled = [lines[i] for i in np.random.default_rng(number).permutation(len(lines))]
+        monkeypatch.setattr(tables, "CHUNK_BYTES", 10_000 // (1 + 3 * number))
+        folder = write(tmp_path / str(number), shuffled, items)
+        found.append(_prepared(folder, tmp_path / "store", num_draws=2))
+    for pieces in (1, 2, 7):
+        folder = tmp_path / f"{pieces} files"
+        rows = [line.replace("\t", ",") for line in lines]
+        for part in range(pieces):
+            header = "user,item,stars,at"
+            write_lines(folder / f"{part}.csv", [header, *rows[part::pieces]])
+        titles = [f"{item},{title}" for item, title in items.items()]
+        write_lines(tmp_path / "titles.csv", ["item,title", *titles])
+        table = TableConfig(
+            user="user",
+            item="item",
+            time="at",
+            rating="stars",
+            items=str(tmp_path / "titles.csv"),
+            domain="movie",
+        )
+        found.append(_prepared(folder, tmp_path / "store", num_draws=2, table=table))
+    hashes = [_hashes(data.path) for data in found]
+    for other in hashes[1:4]:
+        assert other == hashes[0]
+    family = {"counts.json": hashes[0]["counts.json"].replace("'movielens'", "''")}
+    for other in hashes[4:]:
+        assert other == hashes[0] | family
 
 
-def _check_against_the_words(data: PreparedData, lines: list[str], items: dict[str, str]) -> None:
-    """Every row, up to the order of ties, from a plain reading of the lines."""
-    numbers = {item: number for number, item in enumerate(items)}
+def _users(lines: list[str]) -> list[dict[int, int]]:
+    """Kept items and their times, by user in order of the first one: a plain reading."""
     kept: dict[str, dict[int, int]] = {}
     for user, item, rating, time in (line.split("\t") for line in lines):
-        if int(rating) >= 3:
-            kept.setdefault(user, {})[numbers[item]] = int(time)
-    users = sorted(kept.values(), key=lambda times: min(times.values()))
-    sizes = split_sizes(len(users), 0.8)
-    assert data.facts["counts"]["users"] == sizes
-    starts = np.cumsum([0, *sizes.values()])
-    for split, start, stop in zip(SPLITS, starts, starts[1:], strict=False):
-        lengths = {u: len(users[u]) for u in range(start, stop)}
-        expected = [
-            (u, position)
-            for u, length in lengths.items()
-            for position in range(3, length)
-            if split == "train" or position == length - 1
-        ]
+        if int(rating) >= MIN_RATING:
+            kept.setdefault(user, {})[int(item) - 1] = int(time)
+    return sorted(kept.values(), key=lambda times: min(times.values()))
+
+
+def _expected_rows(split_rule: str, users: list[dict[int, int]], cuts: Any) -> dict[str, Any]:
+    """The (user, position) pairs of each split, from the words of the configuration."""
+    bounds = np.cumsum(list(split_sizes(len(users), 0.8).values()))
+    found: dict[str, Any] = {split: [] for split in SPLITS}
+    for user, times in enumerate(users):
+        ordered, length = sorted(times.values()), len(times)
+        held: dict[str, int] = {}
+        if split_rule == "user":
+            split = SPLITS[int(np.searchsorted(bounds, user, "right"))]
+            trained = range(length) if split == "train" else range(0)
+            held = {} if split == "train" else {split: length - 1}
+        elif split_rule == "leave-one-out":
+            trained = range(length - 2) if length >= 3 else range(length)
+            held = {"validation": length - 2, "test": length - 1} if length >= 3 else {}
+        else:
+            trained = range(sum(time < cuts[0] for time in ordered))
+            for split, low, high in (("validation", *cuts), ("test", cuts[1], 10**9)):
+                inside = [p for p, time in enumerate(ordered) if low <= time < high]
+                held |= {split: inside[0]} if inside else {}
+        found["train"] += [(user, p) for p in trained if p >= MIN_HISTORY]
+        for split, position in held.items():
+            found[split] += [(user, position)] if position >= MIN_HISTORY else []
+    return found
+
+
+@pytest.mark.parametrize("split_rule", ["user", "leave-one-out", "time"])
+def test_every_row_from_a_plain_reading(tmp_path: Path, split_rule: str) -> None:
+    """Up to the order of ties; and the accounting adds up."""
+    lines, items = _lines(seed=1)
+    folder = write_grouplens(tmp_path / "raw", lines, items)
+    data = _prepared(folder, tmp_path / "store", split=split_rule, num_shards=3)
+    users, counts = _users(lines), data.facts["counts"]
+    expected = _expected_rows(split_rule, users, counts["cuts"])
+    assert counts["users"] == len(users)
+    for split in SPLITS:
         rows = data.rows(split)
-        assert list(zip(rows.user_R, rows.position_R, strict=True)) == expected
-        for i, (u, position) in enumerate(expected):
-            walked = [users[u][item] for item in [*rows.histories(i), rows.target_R[i]]]
-            assert walked == sorted(users[u].values())[max(0, position - 10) : position + 1]
+        assert list(zip(rows.user_R, rows.position_R, strict=True)) == expected[split]
+        for i, (user, position) in enumerate(expected[split]):
+            walked = [users[user][item] for item in [*rows.histories(i), rows.target_R[i]]]
+            ordered = sorted(users[user].values())
+            assert walked == ordered[max(0, position - WINDOW) : position + 1]
             assert rows.time_R[i] == walked[-1]
+        seen = counts["rows"][split]
+        assert seen["kept"] == len(rows) == seen["seen"] - seen["short_history"]
+    if split_rule == "time":
+        early = data.rows("train").time_R.max()
+        assert early < data.rows("validation").time_R.min()
+        assert data.rows("validation").time_R.max() < data.rows("test").time_R.min()
+        times = sorted(time for times in users for time in times.values())
+        assert sum(time < counts["cuts"][0] for time in times) == pytest.approx(
+            0.8 * len(times), abs=0.02 * len(times)
+        )
+    events = data.events()
+    numbered = zip(events.user_E, events.item_E, events.time_E, strict=True)
+    assert sorted(numbered) == sorted(
+        (u, item, time) for u, times in enumerate(users) for item, time in times.items()
+    )
+
+
+def _trained(data: PreparedData) -> Counter[int]:
+    rows = data.rows("train")
+    positions = {
+        (int(u), int(p)): rows.target_R[i]
+        for i, (u, p) in enumerate(zip(rows.user_R, rows.position_R, strict=True))
+    }
+    for i in range(len(rows)):
+        history = rows.histories(i)
+        for back, item in enumerate(history[::-1], start=1):
+            positions[int(rows.user_R[i]), int(rows.position_R[i]) - back] = item
+    return Counter(int(item) for item in positions.values())
+
+
+def test_counts_of_training_interactions_and_cold_items(tmp_path: Path) -> None:
+    lines, items = _lines(seed=3)
+    lines = [line for line in lines if line.split("\t")[1] not in ("59", "58")]
+    late = [f"77\t{item}\t5\t{99_000 + i}" for i, item in enumerate((1, 2, 3, 59))]
+    folder = write_grouplens(tmp_path / "raw", [*lines, *late], items)
+    kept = _prepared(folder, tmp_path / "store")
+    assert Counter(dict(enumerate(kept.catalogue.counts_I.tolist()))) == _trained(kept) | Counter(
+        dict.fromkeys(range(60), 0)
+    )
+    assert kept.catalogue.counts_I[58] == 0
+    assert 58 in kept.rows("test").target_R
+    dropped = _prepared(folder, tmp_path / "store", cold_items="drop")
+    assert dropped.facts["counts"]["rows"]["test"]["cold_target"] >= 1
+    for split in ("validation", "test"):
+        rows = dropped.rows(split)  # type: ignore[arg-type]
+        assert rows.candidates_RC is not None
+        assert (dropped.catalogue.counts_I[rows.candidates_RC] > 0).all()
+        assert (
+            len(rows)
+            == len(kept.rows(split))
+            - (  # type: ignore[arg-type]
+                dropped.facts["counts"]["rows"][split]["cold_target"]
+            )
+        )
+
+
+def test_filters_are_counted(tmp_path: Path) -> None:
+    lines, items = _lines(seed=4)
+    again = [line for line in lines if line.endswith("7")]
+    folder = write_grouplens(tmp_path / "raw", lines + again, items)
+    data = _prepared(
+        folder,
+        tmp_path / "store",
+        min_user_events=4,
+        min_item_events=3,
+        max_history=8,
+        num_candidates=5,
+    )
+    found = data.facts["counts"]["interactions"]
+    rated = [line for line in again if int(line.split("\t")[2]) >= MIN_RATING]
+    assert (found["read"], found["duplicates"]) == (len(lines) + len(again), len(rated))
+    pairs = [(u, i) for u, times in enumerate(_users(lines)) for i in times]
+    while True:
+        users, held = Counter(u for u, _ in pairs), Counter(i for _, i in pairs)
+        left = [(u, i) for u, i in pairs if users[u] >= 4 and held[i] >= 3]
+        if len(left) == len(pairs):
+            break
+        pairs = left
+    assert data.facts["counts"]["items"] == len({i for _, i in pairs})
+    assert data.facts["counts"]["users"] == len({u for u, _ in pairs})
+    longest = Counter(u for u, _ in pairs)
+    assert found["kept"] == sum(min(8, n) for n in longest.values())
+    assert found["beyond_max_history"] == sum(max(0, n - 8) for n in longest.values())
+    assert max(len(times) for times in data.rows("train").history_RH) == WINDOW
+    assert found["read"] == sum(
+        found[name]
+        for name in ("below_min_rating", "duplicates", "outside_core", "beyond_max_history", "kept")
+    )
+
+
+@pytest.mark.parametrize("sampling", ["uniform", "popularity", "full"])
+def test_draws_are_independent_of_each_other(tmp_path: Path, sampling: str) -> None:
+    lines, items = _lines(seed=5)
+    folder = write_grouplens(tmp_path / "raw", lines, items)
+    draws = 1 if sampling == "full" else 3
+    data = _prepared(folder, tmp_path / "store", candidates=sampling, num_draws=draws)
+    sets = [data.rows("test", draw).candidates_RC for draw in range(draws)]
+    for first, second in itertools.combinations(sets, 2):
+        assert first is not None
+        assert second is not None
+        assert (first != second).any(axis=1).all()
+    with pytest.raises(DataError, match=f"has draws 0 to {draws - 1}, not {draws}"):
+        data.rows("test", draws)
+
+
+def test_given_splits(tmp_path: Path) -> None:
+    rows = [
+        f"{user},{item},{time},{split},Film {item}"
+        for user, split in enumerate(["train"] * 30 + ["validation", "test"] * 3)
+        for time, item in enumerate(np.random.default_rng(user).permutation(60)[:12])
+    ]
+    header = "user_id,item_id,timestamp,split,title"
+    write_lines(tmp_path / "log.csv", [header, *rows])
+    table = TableConfig(split="split")
+    data = _prepared(tmp_path / "log.csv", tmp_path / "store", table=table, split="given")
+    ids = data.user_ids()
+    for split, users in (("validation", {30, 32, 34}), ("test", {31, 33, 35})):
+        found = data.rows(split)  # type: ignore[arg-type]
+        assert {int(ids[u]) for u in found.user_R} == users
+        assert (found.position_R == 11).all()
+    write_lines(tmp_path / "log.csv", [header, *rows, "0,7,99,test,Film 7"])
+    with pytest.raises(DataError, match="user '0' is in several splits"):
+        _prepared(tmp_path / "log.csv", tmp_path / "store", table=table, split="given")
 
 
 def test_rejects_are_kept_beside_the_data(tmp_path: Path) -> None:
     lines, items = _lines(seed=2)
     folder = write_grouplens(tmp_path / "raw", [*lines, "1\t1\t9\t5"], items)
-    store = Store.open(tmp_path / "store")
     with pytest.raises(DataError, match=r"1 of .* rows rejected \(1 bad rating\)"):
-        prepare(DataConfig(source=str(folder)), store, _no_fetch)
+        _prepared(folder, tmp_path / "store")
     assert not list((tmp_path / "store" / "data").iterdir())
-    path = prepare(DataConfig(source=str(folder), max_rejected_rows=1), store, _no_fetch)
-    (reject,) = map(json.loads, (path / "rejects.jsonl").read_text().splitlines())
+    (listed,) = (tmp_path / "store" / "rejects").iterdir()
+    data = _prepared(folder, tmp_path / "store", max_rejected_rows=1)
+    (reject,) = map(json.loads, (data.path / "rejects.jsonl").read_text().splitlines())
+    assert reject == json.loads(listed.read_text())
     assert reject == {"file": "u.data", "line": len(lines) + 1, "reason": "bad rating"}
-    raw = PreparedData.open(path).facts["counts"]["raw"]
+    raw = data.facts["counts"]["raw"]
     assert raw == {"read": len(lines) + 61, "used": len(lines) + 60, "rejected": 1}
 
 
 def test_user_mistakes_are_named(tmp_path: Path) -> None:
-    store = Store.open(tmp_path / "store")
-    with pytest.raises(ConfigError, match="is no folder"):
-        prepare(DataConfig(source=str(tmp_path / "nowhere")), store, _no_fetch)
+    store = tmp_path / "store"
+    with pytest.raises(ConfigError, match="is no file or folder"):
+        _prepared(tmp_path / "nowhere", store)
     with pytest.raises(ConfigError, match="no data set movies"):
-        prepare(DataConfig(source="movies"), store, _no_fetch)
+        _prepared(Path("movies"), store)
     folder = write_grouplens(tmp_path / "few", *_lines(0))
     with pytest.raises(DataError, match=r"31 distinct titles are too few .* need 32; lower"):
-        prepare(DataConfig(source=str(folder), num_candidates=22), store, _no_fetch)
-    folder = write_grouplens(tmp_path / "raw", ["1\t1\t4\t5", "1\t2\t4\t6"], _lines(0)[1])
-    with pytest.raises(DataError, match="the train split is empty: 0 of 0 rows"):
-        prepare(DataConfig(source=str(folder)), store, _no_fetch)
+        _prepared(folder, store, num_candidates=22)
+    with pytest.raises(DataError, match=r"no interaction is left of .* data\.min_rating = 6,"):
+        _prepared(folder, store, min_rating=6.0)
+    with pytest.raises(DataError, match=r"data\.min_item_events = 50; lower these"):
+        _prepared(folder, store, min_item_events=50)
+    one = write_grouplens(tmp_path / "one", ["1\t1\t4\t5", "1\t2\t4\t6"], _lines(0)[1])
+    with pytest.raises(DataError, match="the train split is empty: of 0 rows"):
+        _prepared(one, store)
+    (one / "u.data").write_text("")
+    with pytest.raises(DataError, match=r"u\.data has no usable row"):
+        _prepared(one, store)
 
 
 def test_damage_and_schema_drift_are_found(world: PreparedData, tmp_path: Path) -> None:
@@ -189,15 +354,14 @@ def test_damage_and_schema_drift_are_found(world: PreparedData, tmp_path: Path) 
 
 def test_movielens_counts(recbole: Path, grouplens: Path, tmp_path: Path) -> None:
     """LLaRA counts 68,388 and 66,126 training rows, one less than its own rule gives."""
-    store = Store.open(tmp_path)
-    paths = [prepare(DataConfig(source=str(f)), store, _no_fetch) for f in (recbole, grouplens)]
-    assert _hashes(paths[0]) == _hashes(paths[1])
-    data = PreparedData.open(paths[0])
-    counts = data.facts["counts"]
+    first, second = (_prepared(folder, tmp_path) for folder in (recbole, grouplens))
+    assert _hashes(first.path) == _hashes(second.path)
+    counts = first.facts["counts"]
     assert counts["interactions"]["kept"] == 82_520
-    assert counts["users"] == {"train": 754, "validation": 94, "test": 95}
-    assert counts["rows"]["train"] == {"seen": 68_389, "short_history": 2_262, "kept": 66_127}
-    assert [len(data.rows(split)) for split in SPLITS] == [66_127, 94, 95]
+    assert counts["users"] == 943
+    train = counts["rows"]["train"]
+    assert (train["seen"], train["short_history"], train["kept"]) == (68_389, 2_262, 66_127)
+    assert [len(first.rows(split)) for split in SPLITS] == [66_127, 94, 95]
 
 
 def test_a_second_prepare_changes_nothing(world: PreparedData) -> None:

@@ -9,7 +9,8 @@ import pytest
 from small_data import TITLES, small_data
 
 from rsllm.config import Experiment
-from rsllm.data.prepared import PreparedData, Rows
+from rsllm.data.prepared import PreparedData
+from rsllm.data.sequences import Rows
 from rsllm.errors import EvaluationError
 from rsllm.evaluate.compare import Claim, expected_table, method_table, pair_table
 from rsllm.evaluate.launch import Method, Outcome

@@ -10,7 +10,7 @@ from model.small_models import make_model
 from small_data import TITLES, small_data
 
 from rsllm.config import LossConfig, PromptConfig, Representation
-from rsllm.data.prepared import Rows
+from rsllm.data.sequences import Rows
 from rsllm.evaluate.generate import greedy_answers
 from rsllm.evaluate.rank import decision
 from rsllm.model.backbone import load_backbone, load_tokenizer
@@ -38,7 +38,7 @@ def make_world(folder: Path, representation: Representation) -> World:
     model = make_model(load_backbone(folder, torch.float32).eval())
     assert model.slots is not None
     model.slots.items_IE = torch.randn(len(TITLES), model.slots.items_IE.shape[1])
-    encoder = PromptEncoder(load_tokenizer(folder), TITLES, PromptConfig(), representation)
+    encoder = PromptEncoder(load_tokenizer(folder), TITLES, PromptConfig(), representation, "movie")
     return LanguageObjective(model, LossConfig()), encoder
 
 

@@ -13,7 +13,7 @@ from small_data import NUM_CANDIDATES, TITLES, WINDOW, small_data
 
 from rsllm.config import LossConfig, PromptConfig, RecommenderConfig, Scorer
 from rsllm.data.prepared import PreparedData
-from rsllm.data.sequences import draw_candidates
+from rsllm.data.sequences import draw_candidates, row_keys
 from rsllm.errors import EvaluationError
 from rsllm.evaluate.metrics import rank_metrics, target_ranks
 from rsllm.evaluate.rank import (
@@ -41,7 +41,7 @@ def objective_and_encoder(folder: Path) -> tuple[LanguageObjective, PromptEncode
     assert isinstance(model.slots, ItemSlots)
     items_IE = torch.randn(len(TITLES), model.slots.items_IE.shape[1])
     model.slots.items_IE = items_IE
-    encoder = PromptEncoder(load_tokenizer(folder), TITLES, PromptConfig(), "unified")
+    encoder = PromptEncoder(load_tokenizer(folder), TITLES, PromptConfig(), "unified", "movie")
     return LanguageObjective(HybridLM(model.llm, model.slots), LossConfig()), encoder
 
 
@@ -122,11 +122,11 @@ def test_expectation_is_the_mean_over_many_candidate_sets(data: PreparedData) ->
     expected = expected_over_draws(scores_RI, rows, data)
     for i in range(len(rows)):
         target = int(rows.target_R[i])
-        sets = [
-            draw_candidates(rng, rows.histories(i), target, data.catalogue, NUM_CANDIDATES)
-            for _ in range(draws)
-        ]
-        sets_DC = np.stack(sets)
+        many = np.full(draws, i)
+        keys_D = row_keys(1, "test", rows.user_R[many], rows.position_R[many], np.arange(draws))
+        sets_DC = draw_candidates(
+            keys_D, rows.history_RH[many], rows.target_R[many], data.catalogue, NUM_CANDIDATES
+        )
         ranks_D = target_ranks(scores_RI[i][sets_DC], (sets_DC == target).argmax(axis=1))
         for name, sampled_D in rank_metrics(ranks_D).items():
             error = sampled_D.std() / draws**0.5

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,8 @@ TITLES = (
     "Matrix, The (1999)",
     "Garden",
 )
+DATA: Any = SimpleNamespace(titles=list(TITLES), domain="movie")
+"""What a model asks of a prepared data set."""
 TITLE_KEYS = np.unique(TITLES, return_inverse=True)[1]
 ITEM_WIDTH = 8
 
@@ -47,7 +50,7 @@ def make_rows(num_rows: int, num_candidates: int = 4, seed: int = 0) -> list[Row
 
 
 def make_encoder(tokenizer: Any, representation: Representation) -> PromptEncoder:
-    return PromptEncoder(tokenizer, TITLES, PromptConfig(), representation)
+    return PromptEncoder(tokenizer, TITLES, PromptConfig(), representation, "movie")
 
 
 def make_batch(encoder: PromptEncoder, rows: list[Row], **settings: Any) -> Batch:

@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 import torch
-from small_models import ITEM_WIDTH, TITLES, stir
+from small_models import DATA, ITEM_WIDTH, TITLES, stir
 
-from rsllm.config import Experiment, Representation, replace_in
+from rsllm.config import Experiment, Representation
 from rsllm.errors import CheckpointError, ConfigError
 from rsllm.model import tuned
 from rsllm.model.backbone import attach_lora, load_backbone
 from rsllm.recommenders.embeddings import ItemEmbeddings
+from rsllm.settings import replace_in
 
 SMALL = replace_in(Experiment(), {"backbone.lora_rank": 3, "projector.hidden": 16})
 ITEMS = ItemEmbeddings(
@@ -31,7 +32,7 @@ def build(
         experiment,
         representation,
         folder,
-        list(TITLES),
+        DATA,
         ITEMS if representation == "unified" else None,
         dtype=torch.float32,
         seed=seed,
@@ -131,7 +132,7 @@ def test_a_folder_without_adapter_is_refused(random_llm: Path, tmp_path: Path) -
 
 def test_unified_prompts_need_items(random_llm: Path) -> None:
     with pytest.raises(ConfigError, match="item table"):
-        tuned.build(SMALL, "unified", random_llm, list(TITLES), None, dtype=torch.float32)
+        tuned.build(SMALL, "unified", random_llm, DATA, None, dtype=torch.float32)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -139,7 +140,7 @@ def test_a_fitting_backbone_is_taken_and_nothing_is_disturbed(
     backbone_folder: Path, dtype: torch.dtype
 ) -> None:
     """Fresh adapters are what the seed says, as if nothing had been checked before."""
-    model = tuned.build(SMALL, "text", backbone_folder, list(TITLES), None, dtype=dtype, seed=5)
+    model = tuned.build(SMALL, "text", backbone_folder, DATA, None, dtype=dtype, seed=5)
     torch.manual_seed(5)
     expected = attach_lora(load_backbone(backbone_folder, dtype), SMALL.backbone)
     state = model.hybrid.llm.state_dict()

@@ -28,7 +28,7 @@ def encoder(request: pytest.FixtureRequest) -> PromptEncoder:
     llm, kind = request.param
     representation: Representation = "unified" if kind else "text"
     folder: Path = request.getfixturevalue(llm)
-    return PromptEncoder(load_tokenizer(folder), TITLES, PromptConfig(), representation)
+    return PromptEncoder(load_tokenizer(folder), TITLES, PromptConfig(), representation, "movie")
 
 
 @pytest.fixture(params=[True, False], ids=["all", "target"])

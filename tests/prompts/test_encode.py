@@ -111,7 +111,7 @@ def check_items(
 def test_hostile_titles_stay_data(
     tokenizer: Any, representation: Representation, template: int
 ) -> None:
-    encoder = PromptEncoder(tokenizer, HOSTILE, UNLIMITED, representation)
+    encoder = PromptEncoder(tokenizer, HOSTILE, UNLIMITED, representation, "movie")
     for title, ids in zip(HOSTILE, encoder.title_ids, strict=True):
         assert tokenizer.decode(ids).removeprefix(" ") == title
         assert not (control_ids(tokenizer) | {encoder.terminator}) & set(ids)
@@ -125,7 +125,7 @@ def test_hostile_titles_stay_data(
 def test_any_title_stays_data(
     tokenizer: Any, titles: list[str], representation: Representation
 ) -> None:
-    encoder = PromptEncoder(tokenizer, titles, UNLIMITED, representation)
+    encoder = PromptEncoder(tokenizer, titles, UNLIMITED, representation, "movie")
     for title, ids in zip(titles, encoder.title_ids, strict=True):
         assert tokenizer.decode(ids) in (title, " " + title)
     check_prompt(encoder, titles)
@@ -134,37 +134,37 @@ def test_any_title_stays_data(
 @pytest.mark.parametrize("title", ["", "  ", "Heat\n", "a\nb"])
 def test_an_empty_title_or_one_with_the_terminator_is_refused(tokenizer: Any, title: str) -> None:
     with pytest.raises(DataError, match="rename it"):
-        PromptEncoder(tokenizer, ["Heat", title], UNLIMITED, "text")
+        PromptEncoder(tokenizer, ["Heat", title], UNLIMITED, "text", "movie")
 
 
 def test_budget_drops_whole_oldest_items(tokenizer: Any, representation: Representation) -> None:
     history, candidates = list(range(12)), [15, 12, 14, 13]
-    wide = PromptEncoder(tokenizer, HOSTILE, UNLIMITED, representation)
+    wide = PromptEncoder(tokenizer, HOSTILE, UNLIMITED, representation, "movie")
     suffixes = [wide.prompt(history[first:], candidates, 0) for first in range(len(history))]
     lengths = [len(prompt.tokens) for prompt in suffixes]
     for budget in range(lengths[-1], lengths[0] + 1):
         config = PromptConfig(max_title_tokens=10_000, max_tokens=budget)
-        encoder = PromptEncoder(tokenizer, HOSTILE, config, representation)
+        encoder = PromptEncoder(tokenizer, HOSTILE, config, representation, "movie")
         dropped = sum(length > budget for length in lengths)
         for calls in (1, 2):
             assert encoder.prompt(history, candidates, 0) == suffixes[dropped]
             assert encoder.num_dropped_items == calls * dropped
     config = PromptConfig(max_title_tokens=10_000, max_tokens=lengths[-1] - 1)
-    encoder = PromptEncoder(tokenizer, HOSTILE, config, representation)
+    encoder = PromptEncoder(tokenizer, HOSTILE, config, representation, "movie")
     with pytest.raises(DataError, match=f"max_tokens = {lengths[-1] - 1}; raise it or lower"):
         encoder.prompt(history, candidates, 0)
 
 
 def test_long_titles_are_cut_and_counted(tokenizer: Any) -> None:
-    whole = PromptEncoder(tokenizer, HOSTILE, UNLIMITED, "text").title_ids
-    encoder = PromptEncoder(tokenizer, HOSTILE, PromptConfig(max_title_tokens=5), "text")
+    whole = PromptEncoder(tokenizer, HOSTILE, UNLIMITED, "text", "movie").title_ids
+    encoder = PromptEncoder(tokenizer, HOSTILE, PromptConfig(max_title_tokens=5), "text", "movie")
     assert encoder.title_ids == [ids[:5] for ids in whole]
     assert encoder.num_cut_titles == sum(len(ids) > 5 for ids in whole) > 0
 
 
 def test_an_item_alone_stands_as_in_the_prompt(tokenizer: Any) -> None:
-    text = PromptEncoder(tokenizer, HOSTILE, UNLIMITED, "text").item(3)
-    unified = PromptEncoder(tokenizer, HOSTILE, UNLIMITED, "unified").item(3)
+    text = PromptEncoder(tokenizer, HOSTILE, UNLIMITED, "text", "movie").item(3)
+    unified = PromptEncoder(tokenizer, HOSTILE, UNLIMITED, "unified", "movie").item(3)
     assert text.items == [NO_ITEM] * len(text)
     assert unified.ids[:-2] == text.ids
     assert unified.items == [*text.items, MARKER, 3]
@@ -175,4 +175,4 @@ def test_a_tokenizer_without_a_newline_is_refused() -> None:
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[UNK]")
     with pytest.raises(ConfigError, match="newline"):
-        PromptEncoder(tokenizer, ["a"], UNLIMITED, "text")
+        PromptEncoder(tokenizer, ["a"], UNLIMITED, "text", "movie")

@@ -10,6 +10,7 @@ from rsllm.recommenders.ranking import num_better
 CATALOGUE = Catalogue(
     title_keys_I=np.array([0, 1, 2, 1, 3, 4, 0, 5], dtype=np.int32),
     representatives=np.array([0, 1, 2, 4, 5, 7], dtype=np.int32),
+    counts_I=np.ones(6, np.int64),
 )
 
 

@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from small_data import NUM_CANDIDATES, TITLES, WINDOW
 
-from rsllm.config import Experiment, replace_in
+from rsllm.config import Experiment
 from rsllm.data.prepared import PreparedData
 from rsllm.model import tuned
 from rsllm.recommenders.embeddings import ItemEmbeddings
+from rsllm.settings import replace_in
 from rsllm.train.stages import LanguageTask, RecommenderTask
 
 SMALL = replace_in(
@@ -50,7 +51,7 @@ def language_task(data: PreparedData, backbone: Path, **overrides: Any) -> Langu
         experiment,
         stage.representation,
         backbone,
-        data.titles,
+        data,
         items,
         dtype=torch.float32,
         seed=stage.seed,

@@ -1,0 +1,319 @@
+"""The work of one task in each pass of the preparation: files in, files and counts out.
+
+What a pass leaves for the next one stands in the job's `scratch` folder. A task that runs again
+writes the same files again.
+"""
+
+# Axes: E events, U users of a group, I items, R rows.
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from pyarrow import feather
+
+from rsllm.config import DataConfig
+from rsllm.data import prepared
+from rsllm.data.files import Chunk
+from rsllm.data.hashing import UInt64s
+from rsllm.data.interactions import (
+    TIME_BINS,
+    core,
+    distinct,
+    group_of,
+    in_order,
+    most_recent,
+    select,
+    time_bins,
+)
+from rsllm.data.raw import read_interactions, titles_beside
+from rsllm.data.sequences import (
+    SPLITS,
+    Bools,
+    Catalogue,
+    Events,
+    Ints,
+    Rows,
+    Split,
+    draw_candidates,
+    leave_one_out_targets,
+    row_keys,
+    time_targets,
+    user_targets,
+    windows,
+)
+from rsllm.data.sources import RawData
+from rsllm.errors import DataError
+
+EVENTS_AT_ONCE = 1 << 18
+ROWS_AT_ONCE = 1 << 16
+Counts = Mapping[str, int]
+Codes = NDArray[np.int8]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One preparation."""
+
+    config: DataConfig
+    data: RawData
+    folder: Path
+
+    @property
+    def scratch(self) -> Path:
+        """Removed at the end."""
+        return self.folder / ".scratch"
+
+
+@dataclass(frozen=True)
+class Users:
+    """What the groups need to know of all users together."""
+
+    number_U: list[Ints]
+    """By group: each user's number, or -1 if a filter dropped the user."""
+    split_U: Ints
+    """By number: the split, where a user has one."""
+    cuts: tuple[int, int]
+    """Where validation and test begin, for splits in time."""
+
+
+def read(job: Job, item_ids: pa.Array, task: tuple[int, Chunk]) -> Counts:
+    """Deal the clean interactions of a chunk out to the groups; list the rejected lines."""
+    number, chunk = task
+    config, rejects = job.config, []
+    counts: dict[str, int] = {"lines": 0, "used": 0, "rejected": 0, "below_min_rating": 0}
+    times = np.array([], np.int64)
+    with ExitStack() as stack:
+        writers: dict[int, Any] = {}
+        for part in read_interactions(chunk, job.data.source.interactions, item_ids):
+            rejects += [(reject.line, reject.reason) for reject in part.rejects]
+            counts["lines"] += part.num_lines
+            counts["used"] += len(part.table)
+            table = part.table
+            if "rating" in table.column_names:
+                rated = table.filter(pa.compute.field("rating") >= config.min_rating)
+                counts["below_min_rating"] += len(table) - len(rated)
+                table = rated.drop_columns("rating")
+            if len(table):
+                time_E = table["time"].to_numpy()
+                times = np.array([*times, time_E.min(), time_E.max()])
+                _deal(job, table, number, writers, stack)
+    counts["rejected"] = len(rejects)
+    columns = {"line": [line for line, _ in rejects], "reason": [reason for _, reason in rejects]}
+    types = pa.schema([("line", pa.int64()), ("reason", pa.string())])
+    feather.write_feather(pa.table(columns, types), job.scratch / f"rejects-{number}")
+    span = {"earliest": int(times.min(initial=2**62)), "latest": int(times.max(initial=0))}
+    return counts | span
+
+
+def _deal(
+    job: Job, table: pa.Table, number: int, writers: dict[int, Any], stack: ExitStack
+) -> None:
+    users = table["user"].combine_chunks()
+    group_E = group_of(users, job.config.seed, job.config.num_shards)
+    order_E = group_E.argsort(kind="stable")
+    dealt = table.take(order_E)
+    bounds = np.searchsorted(group_E[order_E], np.arange(job.config.num_shards + 1))
+    for group, (start, stop) in enumerate(pairwise(bounds)):
+        if start == stop:
+            continue
+        if group not in writers:
+            path = job.scratch / f"dealt-{group}" / f"{number}.arrow"
+            path.parent.mkdir(exist_ok=True)
+            writers[group] = stack.enter_context(pa.ipc.new_file(path, dealt.schema))
+        writers[group].write_table(dealt.slice(start, stop - start))
+
+
+def order(job: Job, item_hash_I: UInt64s, group: int) -> Counts:
+    """Order a group's events by user and time, and drop its duplicates."""
+    files = sorted((job.scratch / f"dealt-{group}").glob("*.arrow"))
+    if not files:
+        return {"duplicates": 0}
+    table = pa.concat_tables([pa.ipc.open_file(pa.memory_map(str(f))).read_all() for f in files])
+    item_E, time_E = table["item"].to_numpy(), table["time"].to_numpy()
+    users, events, line_E = in_order(
+        table["user"].combine_chunks(), item_E, time_E, item_hash_I, job.config.seed
+    )
+    split_U = np.zeros(len(users.ids), np.int8)
+    if "split" in table.column_names:
+        split_U = _user_splits(users.ids, events, table["split"].to_numpy()[line_E])
+    kept_E = distinct(events, job.config.duplicates)
+    _write_events(job.scratch / f"events-{group}", select(events, kept_E))
+    facts = {"id": users.ids, "hash": users.hash_U, "split": split_U}
+    feather.write_feather(pa.table(facts), job.scratch / f"users-{group}")
+    return {"duplicates": int((~kept_E).sum())}
+
+
+def _user_splits(ids: pa.Array, events: Events, split_E: Codes) -> Codes:
+    split_U = np.zeros(len(ids), np.int8)
+    split_U[events.user_E] = split_E
+    other = np.flatnonzero(split_U[events.user_E] != split_E)
+    if other.size:
+        user = ids[int(events.user_E[other[0]])].as_py()
+        raise DataError(f"user {user!r} is in several splits; data.table.split names one per user")
+    return split_U
+
+
+def read_titles(job: Job, task: tuple[int, Chunk]) -> Counts:
+    """How often the interactions of a chunk give an item which title."""
+    number, chunk = task
+    found = titles_beside(chunk, job.data.source.interactions)
+    columns = {"pair": [list(pair) for pair in found], "count": list(found.values())}
+    types = pa.schema([("pair", pa.list_(pa.string())), ("count", pa.int64())])
+    feather.write_feather(pa.table(columns, types), job.scratch / f"titles-{number}")
+    return {"items": len(found)}
+
+
+def _write_events(path: Path, events: Events) -> None:
+    table = pa.table({"user": events.user_E, "item": events.item_E, "time": events.time_E})
+    feather.write_feather(table, path, compression="lz4")
+
+
+def _read_events(job: Job, group: int) -> Events:
+    path = job.scratch / f"events-{group}"
+    if not path.exists():
+        none = np.array([], np.int32)
+        return Events(none, none, none.astype(np.int64))
+    table = feather.read_table(path)
+    return Events(*(table[name].to_numpy() for name in ("user", "item", "time")))
+
+
+def survey(job: Job, kept_I: Bools, span: tuple[int, int], group: int) -> Counts:
+    """What remains of a group if only the kept items do."""
+    events = _read_events(job, group)
+    events = select(events, core(events, kept_I, job.config.min_user_events))
+    num_users = _num_users(job, group)
+    starts_E = np.diff(events.user_E, prepend=-1) != 0
+    first_U = np.full(num_users, -1, np.int64)
+    first_U[events.user_E[starts_E]] = events.time_E[starts_E]
+    np.savez(
+        job.scratch / f"survey-{group}.npz",
+        first_U=first_U,
+        items_I=np.bincount(events.item_E, minlength=len(kept_I)),
+        bins=np.bincount(time_bins(events.time_E, *span), minlength=TIME_BINS),
+    )
+    return {"events": len(events.user_E)}
+
+
+def _num_users(job: Job, group: int) -> int:
+    path = job.scratch / f"users-{group}"
+    return len(feather.read_table(path, columns=["hash"])) if path.exists() else 0
+
+
+def write(job: Job, number_I: Ints, users: Users, group: int) -> Counts:
+    """Write a group's events and training rows; hand its held-out rows on.
+
+    Args:
+        job: the preparation.
+        number_I: the final number of each item, or -1.
+        users: numbers and splits of all users.
+        group: which one.
+    """
+    found = _numbered(_read_events(job, group), number_I, users.number_U[group])
+    recent_E = most_recent(found, job.config.max_history)
+    events = select(found, recent_E)
+    split_E = _targets(events, users, job.config)
+    counts = Counter[str](
+        beyond_max_history=int((~recent_E).sum()),
+        kept=len(events.user_E),
+        history_only=int((split_E < 0).sum()),
+    )
+    path = job.folder / "events" / f"part-{group:05d}.parquet"
+    prepared.write_table(path, "events", [events.user_E, events.item_E, events.time_E])
+    files = [job.folder / "train" / f"part-{group:05d}.parquet"]
+    files += [job.scratch / f"{split}-{group}" for split in SPLITS[1:]]
+    trained_I = np.zeros(int(number_I.max()) + 1, np.int64)
+    with ExitStack() as stack:
+        writers = [stack.enter_context(prepared.table_writer(file, "rows")) for file in files]
+        for part in _user_slices(events.user_E):
+            rows = windows(_slice(events, part), job.config.window)
+            long_R = rows.length_R >= job.config.min_history
+            for code, split in enumerate(SPLITS):
+                here_R = split_E[part] == code
+                kept = rows.take(here_R & long_R)
+                writers[code].write_table(prepared.to_table("rows", prepared.row_columns(kept)))
+                counts[f"{split}.seen"] += int(here_R.sum())
+                counts[f"{split}.short_history"] += int((here_R & ~long_R).sum())
+                if split == "train":
+                    counts["train.kept"] += len(kept)
+            trained_R = (split_E[part] == 0) & _of_users_with(rows.user_R, long_R)
+            trained_I += np.bincount(rows.target_R[trained_R], minlength=len(trained_I))
+    np.save(job.scratch / f"trained-{group}.npy", trained_I)
+    return counts
+
+
+def _slice(events: Events, part: slice) -> Events:
+    return Events(events.user_E[part], events.item_E[part], events.time_E[part])
+
+
+def _numbered(events: Events, number_I: Ints, number_U: Ints) -> Events:
+    """The events of kept items and users, by final numbers, each user's in order."""
+    user_E, item_E = number_U[events.user_E], number_I[events.item_E]
+    kept = np.flatnonzero((user_E >= 0) & (item_E >= 0))
+    kept = kept[user_E[kept].argsort(kind="stable")]
+    return Events(user_E[kept], item_E[kept], events.time_E[kept])
+
+
+def _targets(events: Events, users: Users, config: DataConfig) -> Ints:
+    if config.split == "leave-one-out":
+        return leave_one_out_targets(events)
+    if config.split == "time":
+        return time_targets(events, *users.cuts)
+    return user_targets(events, users.split_U)
+
+
+def _user_slices(user_E: Ints) -> Iterator[slice]:
+    """Slices of about `EVENTS_AT_ONCE` events that no user straddles."""
+    start = 0
+    while start < len(user_E):
+        last = min(start + EVENTS_AT_ONCE, len(user_E)) - 1
+        stop = int(np.searchsorted(user_E, user_E[last], "right"))
+        yield slice(start, stop)
+        start = stop
+
+
+def _of_users_with(user_R: Ints, mask_R: Bools) -> Bools:
+    """True on every row of a user of whom the mask holds a row."""
+    return np.isin(user_R, np.unique(user_R[mask_R]))
+
+
+def hold_out(job: Job, catalogue: Catalogue, split: Split) -> Counts:
+    """Write a split's rows by user, and its candidate sets."""
+    config = job.config
+    files = [job.scratch / f"{split}-{group}" for group in range(config.num_shards)]
+    table = pa.concat_tables([prepared.read_table(file, "rows") for file in files])
+    table = table.take(table["user"].to_numpy().argsort(kind="stable"))
+    cold_R = catalogue.counts_I[table["target"].to_numpy()] == 0
+    if config.cold_items == "drop":
+        table = table.filter(pa.array(~cold_R))
+    rows = prepared.to_rows(table, config.window)
+    prepared.write_table(job.folder / f"{split}.parquet", "rows", prepared.row_columns(rows))
+    for draw in range(config.num_draws):
+        path = prepared.candidates_file(job.folder, split, draw)
+        with prepared.table_writer(path, "candidates") as writer:
+            for start in range(0, len(rows), ROWS_AT_ONCE):
+                some = rows.take(np.arange(start, min(start + ROWS_AT_ONCE, len(rows))))
+                columns = prepared.candidate_columns(some, _draw(some, split, draw, catalogue, job))
+                writer.write_table(prepared.to_table("candidates", columns))
+    return {f"{split}.cold_target": int(cold_R.sum()), f"{split}.kept": len(rows)}
+
+
+def _draw(rows: Rows, split: Split, draw: int, catalogue: Catalogue, job: Job) -> Ints:
+    keys_R = row_keys(job.config.seed, split, rows.user_R, rows.position_R, draw)
+    return draw_candidates(
+        keys_R,
+        rows.history_RH,
+        rows.target_R,
+        catalogue,
+        job.config.num_candidates,
+        job.config.candidates,
+    )

@@ -1,0 +1,318 @@
+"""Raw files as columns of strings: delimited text, JSON lines and Parquet, in bounded pieces.
+
+A large file is cut into chunks that are read independently of each other; a chunk is read in
+pieces, and no line of it is lost: it is in a piece or in the piece's list of broken lines.
+"""
+
+from __future__ import annotations
+
+import ast
+import codecs
+import csv
+import io
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.csv as pa_csv
+import pyarrow.parquet as pq
+
+from rsllm.data.files import Chunk, File, Table
+from rsllm.errors import DataError
+
+CHUNK_BYTES = 32 << 20
+PIECE_BYTES = 8 << 20
+ROWS_PER_PIECE = 1 << 18
+ONE_BYTE_ENCODINGS = {"utf-8", "latin-1", "ascii"}
+"""Encodings in which a newline is one byte that stands for nothing else."""
+UNIT_SEPARATOR = b"\x1f"
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some lines of a chunk, parsed.
+
+    Attributes:
+        columns: one string (or bytes) column per role; a row for each whole line.
+        lines: number of each row's line, from 0 at the start of the chunk.
+        broken: lines that are no rows, and why.
+        num_lines: all lines of the piece, the header too.
+    """
+
+    columns: pa.Table
+    lines: list[int] | range
+    broken: dict[int, str] = field(default_factory=dict)
+    num_lines: int = 0
+
+
+def plan(files: Sequence[File], table: Table) -> list[Chunk]:
+    """Chunks of all files, in their order.
+
+    Raises:
+        DataError: a file lacks a column, or has other columns than the first one.
+    """
+    chunks = []
+    schema: dict[str, str] | None = None
+    for file in files:
+        found = _schema(file, table)
+        schema = schema or found
+        if found != schema:
+            other = sorted(set(found.items()) ^ set(schema.items()))[0][0]
+            raise DataError(
+                f"{file.name} differs from {files[0].name} in column {other!r}; give all files of"
+                " a table the same columns"
+            )
+        chunks.extend(_chunks(file, table))
+    return chunks
+
+
+def _chunks(file: File, table: Table) -> list[Chunk]:
+    if file.format == "parquet":
+        groups = _parquet(file).num_row_groups
+        return [Chunk(file, group, group + 1) for group in range(groups)]
+    if file.compression or table.encoding not in ONE_BYTE_ENCODINGS or _spans_lines(table):
+        return [Chunk(file)]
+    size = int(file.system.size(file.path))
+    return [
+        Chunk(file, start, min(start + CHUNK_BYTES, size)) for start in range(0, size, CHUNK_BYTES)
+    ]
+
+
+def _spans_lines(table: Table) -> bool:
+    """Texts of items may hold line breaks within quotes, so their files are read as a whole."""
+    return table.quoting and "user" not in table.columns
+
+
+def _parquet(file: File) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(file.open(), page_checksum_verification=True)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DataError(f"{file.name} is no whole Parquet file: {error}") from error
+
+
+def _schema(file: File, table: Table) -> dict[str, str]:
+    """Names and types of the columns, all of the wanted ones among them."""
+    if file.format == "json":
+        return {}
+    if file.format == "parquet":
+        fields = _parquet(file).schema_arrow
+        found = {name: str(fields.field(name).type) for name in fields.names}
+        wanted = {name: found[name] for name in table.columns.values() if name in found}
+    else:
+        found = dict.fromkeys(column_names(file, table), "text")
+        wanted = found
+    missing = [column for column in table.columns.values() if column not in found]
+    if missing:
+        raise DataError(
+            f"{file.name} has no column {missing[0]!r}; it has {', '.join(found)}."
+            " Name the columns with data.table, such as data.table.user=USER"
+        )
+    return wanted
+
+
+def column_names(file: File, table: Table) -> tuple[str, ...]:
+    """The columns of a delimited file, in order.
+
+    Raises:
+        DataError: its first line is no text of the declared encoding.
+    """
+    if table.header:
+        return table.header
+    with file.open() as stream:
+        marked = stream.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+    if marked and "16" not in table.encoding:
+        raise DataError(f"{file.name} is UTF-16 text; set data.table.encoding=utf-16")
+    encoding = "utf-8-sig" if table.encoding == "utf-8" else table.encoding
+    with file.open() as stream, io.TextIOWrapper(stream, encoding, errors="replace") as text:
+        line = text.readline().rstrip("\n")
+    if not table.quoting:
+        return tuple(line.split(table.separator))
+    return tuple(next(csv.reader([line], delimiter=table.separator), []))
+
+
+def read(chunk: Chunk, table: Table) -> Iterator[Piece]:
+    """The pieces of a chunk, in order."""
+    if chunk.file.format == "parquet":
+        yield from _read_parquet(chunk, table)
+        return
+    names = column_names(chunk.file, table) if chunk.file.format == "delimited" else ()
+    first = 0
+    for piece in _pieces(chunk, table):
+        header = int(chunk.start == 0 and first == 0 and bool(names) and not table.header)
+        if names:
+            parsed = _delimited(piece, names, table, first, header)
+        else:
+            parsed = _json(piece, table, first)
+        yield parsed
+        first += parsed.num_lines
+
+
+def _pieces(chunk: Chunk, table: Table) -> Iterator[bytes]:
+    """Bytes that end at a line's end; a line belongs to the chunk that holds its first byte."""
+    whole = _spans_lines(table) or table.encoding not in ONE_BYTE_ENCODINGS
+    with chunk.file.open() as stream:
+        if chunk.start:
+            stream.seek(chunk.start - 1)
+            stream.readline()
+        while chunk.stop is None or stream.tell() < chunk.stop:
+            left = PIECE_BYTES if chunk.stop is None else chunk.stop - stream.tell()
+            piece = stream.read() if whole else stream.read(min(PIECE_BYTES, left))
+            if not piece:
+                return
+            if not piece.endswith(b"\n"):
+                piece += stream.readline()
+            if table.encoding != "utf-8":
+                piece = _decoded(piece, table, chunk.file).encode()
+            yield piece.removeprefix(codecs.BOM_UTF8)
+
+
+def _decoded(piece: bytes, table: Table, file: File) -> str:
+    try:
+        return piece.decode(
+            table.encoding, errors="replace" if table.encoding == "utf-8" else "strict"
+        )
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{file.name} is no {table.encoding} text at byte {error.start}; set its encoding"
+        ) from error
+
+
+def _delimited(
+    piece: bytes, names: tuple[str, ...], table: Table, first: int, header: int
+) -> Piece:
+    if table.quoting and b'"' in piece:
+        return _quoted(piece, names, table, first, header)
+    separator = table.separator.encode()
+    if len(separator) > 1:
+        piece, separator = piece.replace(separator, UNIT_SEPARATOR), UNIT_SEPARATOR
+    broken: dict[int, str] = {}
+
+    def refuse(row: Any) -> str:
+        broken[first + row.number - 1] = "wrong column count"
+        return "skip"
+
+    rows = pa_csv.read_csv(
+        io.BytesIO(piece),
+        read_options=pa_csv.ReadOptions(
+            column_names=names,
+            skip_rows_after_names=header,
+            use_threads=False,
+            block_size=len(piece) + 1,
+        ),
+        parse_options=pa_csv.ParseOptions(
+            delimiter=separator.decode(),
+            quote_char=False,
+            ignore_empty_lines=False,
+            invalid_row_handler=refuse,
+        ),
+        convert_options=pa_csv.ConvertOptions(
+            column_types=dict.fromkeys(names, pa.binary()),
+            include_columns=list(table.columns.values()),
+            strings_can_be_null=False,
+            check_utf8=False,
+        ),
+    )
+    num_lines = header + len(rows) + len(broken)
+    lines = range(first + header, first + num_lines)
+    return Piece(
+        rows.rename_columns(list(table.columns)),
+        [line for line in lines if line not in broken] if broken else lines,
+        broken,
+        num_lines,
+    )
+
+
+def _quoted(piece: bytes, names: tuple[str, ...], table: Table, first: int, header: int) -> Piece:
+    """The same with fields in double quotes; a line of its own each, but for texts of items."""
+    text = piece.decode(errors="surrogateescape")
+    lines, rows, broken = [], [], {}
+    places = [names.index(column) for column in table.columns.values()]
+    for line, fields in _records(text, table.separator, _spans_lines(table)):
+        if line < header:
+            continue
+        if len(fields) != len(names):
+            broken[first + line] = "wrong column count"
+            continue
+        lines.append(first + line)
+        rows.append([fields[place].encode(errors="surrogateescape") for place in places])
+    columns = list(zip(*rows, strict=True)) or [()] * len(places)
+    data = [pa.array(column, pa.binary()) for column in columns]
+    num_lines = text.count("\n") + (not text.endswith("\n"))
+    return Piece(pa.table(data, names=list(table.columns)), lines, broken, num_lines)
+
+
+def _records(text: str, separator: str, spans_lines: bool) -> Iterator[tuple[int, list[str]]]:
+    """Each record's line, from 0, and its fields; none where its quotes do not close."""
+    if spans_lines:
+        reader, line = csv.reader(io.StringIO(text, newline=""), delimiter=separator), 0
+        for fields in reader:
+            yield line, fields
+            line = reader.line_num
+        return
+    for line, record in enumerate(text.removesuffix("\n").split("\n")):
+        try:
+            yield (
+                line,
+                next(csv.reader([record.rstrip("\r")], delimiter=separator, strict=True), []),
+            )
+        except csv.Error:
+            yield line, []
+
+
+def _json(piece: bytes, table: Table, first: int) -> Piece:
+    """One object per line; the UCSD dumps write them as Python literals."""
+    texts = piece.decode(errors="replace").removesuffix("\n").split("\n")
+    rows, lines, broken = [], [], {}
+    for line, text in enumerate(texts, start=first):
+        row = _object(text)
+        if row is None:
+            broken[line] = "no JSON object"
+            continue
+        lines.append(line)
+        rows.append([_text(row.get(column)) for column in table.columns.values()])
+    columns = list(zip(*rows, strict=True)) or [()] * len(table.columns)
+    data = [pa.array(column, pa.string()) for column in columns]
+    return Piece(pa.table(data, names=list(table.columns)), lines, broken, len(texts))
+
+
+def _object(text: str) -> dict[str, Any] | None:
+    for parse in (json.loads, ast.literal_eval):
+        try:
+            value = parse(text)
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            continue
+        return value if isinstance(value, dict) else None
+    return None
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(_text(part) for part in value)
+    return "" if value is None else str(value)
+
+
+def _read_parquet(chunk: Chunk, table: Table) -> Iterator[Piece]:
+    first = 0
+    wanted = list(table.columns.values())
+    try:
+        batches = _parquet(chunk.file).iter_batches(
+            ROWS_PER_PIECE, row_groups=list(range(chunk.start, chunk.stop or 0)), columns=wanted
+        )
+        for batch in batches:
+            columns = [_plain(batch.column(name)) for name in wanted]
+            lines = range(first, first + len(batch))
+            yield Piece(pa.table(columns, names=list(table.columns)), lines, {}, len(batch))
+            first += len(batch)
+    except OSError as error:
+        raise DataError(f"{chunk.file.name} is damaged: {error}") from error
+
+
+def _plain(column: pa.Array) -> pa.Array:
+    """A typed column as the text that a file would hold; times in seconds, null as empty."""
+    if pa.types.is_timestamp(column.type) or pa.types.is_date(column.type):
+        column = column.cast(pa.timestamp("s"), safe=False).cast(pa.int64())
+    if pa.types.is_nested(column.type):
+        return pa.array([_text(value) for value in column.to_pylist()], pa.string())
+    return column.cast(pa.string()).fill_null("")
