@@ -152,16 +152,18 @@ def _audit(arguments: argparse.Namespace) -> None:
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
+    from rsllm.data.prepared import PreparedData
     from rsllm.evaluate import predictions
+    from rsllm.evaluate.report import tables
     from rsllm.pipeline import Pipeline
 
     pipeline = Pipeline(replace_in(Experiment(), _overrides(arguments)), arguments.storage)
-    data = pipeline.prepare()
+    data = PreparedData.open(pipeline.prepare())
     if arguments.export:
         print(predictions.export_candidates(data, arguments.split, arguments.export))
     elif arguments.predictions:
         judged = predictions.judge(arguments.predictions, data, arguments.split, pipeline.store)
-        print(predictions.tables(judged))
+        print(tables(judged))
     else:
         raise ConfigError("evaluate needs --predictions FILE, or --export FILE to write the sets")
 

@@ -18,7 +18,7 @@ from rsllm.assets import fetch, resolve_backbone
 from rsllm.config import ComputeConfig, DataConfig, Experiment
 from rsllm.errors import ConfigError
 from rsllm.plan import Layout, Resources, cpu_has_bf16, lay_out
-from rsllm.runs import Store, read_json, sha256
+from rsllm.runs import Store, manifest, read_json, sha256
 from rsllm.settings import to_dict
 
 WORKER_ENVIRONMENT = {
@@ -121,17 +121,23 @@ class Pipeline:
         return str(resolve_backbone(self.experiment.backbone.source))
 
     def check(self) -> None:
-        """Find the raw data and the backbone, before Ray starts and anything is computed.
+        """Find all raw data and the backbone, before Ray starts and anything is computed.
 
         Raises:
-            ConfigError, DataError: one of them is not there.
+            ConfigError, DataError: one of them is not there, or no language model could use it.
         """
         from rsllm.data import sources
         from rsllm.data.shards import raw_location
 
-        with raw_location(self.experiment.data, fetch) as location:
-            sources.find(location, self.experiment.data.table)
-            _ = self.backbone
+        for config in (self.experiment.data, *(part.data for part in self.experiment.mixture)):
+            if config.candidates == "full":
+                raise ConfigError(
+                    f"data.candidates of {config.source} is full, and no prompt holds all titles;"
+                    " choose uniform or popularity"
+                )
+            with raw_location(config, fetch) as location:
+                sources.find(location, config.table)
+        _ = self.backbone
 
     def prepare(self) -> Path:
         """Raw files -> windows, splits and candidate sets."""
@@ -222,16 +228,16 @@ class Pipeline:
         Raises:
             ConfigError: two of the sets, the target domain among them, share users.
         """
-        from rsllm.data.prepared import COUNTS
-
-        mixed = [(self._prepare(part.data), part.weight) for part in self.experiment.mixture]
-        folders = [self.prepare(), *(folder for folder, _ in mixed)]
-        families = [read_json(folder / COUNTS)["family"] or folder.name for folder in folders]
-        twice = next((name for name in families if families.count(name) > 1), None)
-        if twice:
+        mixture = self.experiment.mixture
+        mixed = [(self._prepare(part.data), part.weight) for part in mixture]
+        users = [_users(folder) for folder in (self.prepare(), *(folder for folder, _ in mixed))]
+        again = next((i for i, who in enumerate(users) if who in users[:i]), None)
+        if again is not None:
+            names = [self.experiment.data.source, *(part.data.source for part in mixture)]
             raise ConfigError(
-                f"mixture: two of the data sets are {twice}; interactions held out in one edition"
-                " can be training rows of another: keep one of them"
+                f"mixture: {names[users.index(users[again])]} and {names[again]} have the same"
+                " users, so interactions held out in one can be training rows of the other; keep"
+                " one of them"
             )
         return mixed
 
@@ -273,6 +279,14 @@ class Pipeline:
         path = self.store.get(kind, inputs, make)
         shutil.rmtree(checkpoints, ignore_errors=True)
         return path
+
+
+def _users(folder: Path) -> Any:
+    """Equal for prepared data with the same users: of one family, or of the same raw files."""
+    from rsllm.data.prepared import COUNTS
+
+    raw = manifest(folder)["inputs"]["raw"]
+    return read_json(folder / COUNTS)["family"] or sorted(raw.values())
 
 
 def _check_batch(experiment: Experiment, stage: str, workers: int) -> None:

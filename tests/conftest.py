@@ -12,6 +12,7 @@ import pytest
 
 ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
+    "OMP_NUM_THREADS": "1",  # the models are too small for two
     "RAY_AUTH_MODE": "token",
     "RAY_AUTH_TOKEN": secrets.token_hex(32),
     "RAY_DEDUP_LOGS": "0",

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from rsllm.config import TimeUnit
 from rsllm.data.files import Chunk, File, Table
 from rsllm.data.sequences import SPLITS, Bools
-from rsllm.data.tables import Piece, plan, read
+from rsllm.data.tables import Piece, read, read_all
 from rsllm.data.titles import clean_title
 from rsllm.errors import DataError
 
@@ -79,16 +79,10 @@ def read_items(files: Sequence[File], table: Table) -> Items:
     titles: dict[str, str] = {}
     rejects: list[Reject] = []
     rows_read = 0
-    for file in files:
-        first = 1
-        for chunk in plan([file], table):
-            num_lines = 0
-            for piece in read(chunk, table):
-                broken = piece.broken | _add_items(titles, piece)
-                rejects += [Reject(file.name, first + i, broken[i]) for i in sorted(broken)]
-                rows_read += len(piece.columns) + len(piece.broken)
-                num_lines += piece.num_lines
-            first += num_lines
+    for file, first, piece in read_all(files, table):
+        broken = piece.broken | _add_items(titles, piece)
+        rejects += [Reject(file.name, first + line, broken[line]) for line in sorted(broken)]
+        rows_read += len(piece.columns) + len(piece.broken)
     if not titles:
         raise DataError(f"{files[0].name} has no usable row; is it the right file?")
     ids = sorted(titles, key=by_size)

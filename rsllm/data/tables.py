@@ -101,7 +101,7 @@ def _schema(file: File, table: Table) -> dict[str, str]:
         found = {name: str(fields.field(name).type) for name in fields.names}
         wanted = {name: found[name] for name in table.columns.values() if name in found}
     else:
-        found = dict.fromkeys(column_names(file, table), "text")
+        found = dict.fromkeys(columns_of(file, table), "text")
         wanted = found
     missing = [column for column in table.columns.values() if column not in found]
     if missing:
@@ -112,14 +112,16 @@ def _schema(file: File, table: Table) -> dict[str, str]:
     return wanted
 
 
-def column_names(file: File, table: Table) -> tuple[str, ...]:
-    """The columns of a delimited file, in order.
+def columns_of(file: File, table: Table) -> tuple[str, ...]:
+    """The columns of a Parquet or delimited file, in order.
 
     Raises:
         DataError: its first line is no text of the declared encoding.
     """
     if table.header:
         return table.header
+    if file.format == "parquet":
+        return tuple(_parquet(file).schema_arrow.names)
     with file.open() as stream:
         marked = stream.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
     if marked and "16" not in table.encoding:
@@ -132,12 +134,24 @@ def column_names(file: File, table: Table) -> tuple[str, ...]:
     return tuple(next(csv.reader([line], delimiter=table.separator), []))
 
 
+def read_all(files: Sequence[File], table: Table) -> Iterator[tuple[File, int, Piece]]:
+    """All pieces of some files, each with the line of its file, from 1, that it counts from."""
+    for file in files:
+        first = 1
+        for chunk in plan([file], table):
+            num_lines = 0
+            for piece in read(chunk, table):
+                yield file, first, piece
+                num_lines += piece.num_lines
+            first += num_lines
+
+
 def read(chunk: Chunk, table: Table) -> Iterator[Piece]:
     """The pieces of a chunk, in order."""
     if chunk.file.format == "parquet":
         yield from _read_parquet(chunk, table)
         return
-    names = column_names(chunk.file, table) if chunk.file.format == "delimited" else ()
+    names = columns_of(chunk.file, table) if chunk.file.format == "delimited" else ()
     first = 0
     for piece in _pieces(chunk, table):
         header = int(chunk.start == 0 and first == 0 and bool(names) and not table.header)

@@ -26,29 +26,37 @@ class Claim:
     claim: str | None = None
 
 
-def per_user(scores_RC: np.ndarray, rows: Rows) -> dict[str, np.ndarray]:
-    """Every ranking metric for every row."""
-    if len(scores_RC) != len(rows):
-        raise EvaluationError(f"{len(scores_RC)} rows were scored, but {len(rows)} are asked for")
-    return rank_metrics(target_ranks(scores_RC, target_places(rows)))
+def per_user(scores_DRC: np.ndarray, draws: Sequence[Rows]) -> dict[str, np.ndarray]:
+    """Every ranking metric for every row, averaged over the draws of its candidates."""
+    asked = (len(draws), len(draws[0]))
+    if scores_DRC.shape[:2] != asked:
+        raise EvaluationError(
+            f"{scores_DRC.shape[0]} draws of {scores_DRC.shape[1]} rows were scored, but"
+            f" {asked[0]} of {asked[1]} are asked for"
+        )
+    found = [
+        rank_metrics(target_ranks(scores_RC, target_places(rows)))
+        for scores_RC, rows in zip(scores_DRC, draws, strict=True)
+    ]
+    return {name: np.mean([metrics[name] for metrics in found], axis=0) for name in found[0]}
 
 
 def method_table(
-    outcomes: Sequence[Outcome], rows: Rows, data: PreparedData
+    outcomes: Sequence[Outcome], draws: Sequence[Rows], data: PreparedData
 ) -> list[dict[str, Any]]:
     """One entry per method: each metric with n and a 95 % interval over users."""
     return [
         {
             "name": outcome.method.name,
             "scorer": outcome.method.scorer,
-            "n": len(rows),
-            "metrics": _estimates(per_user(outcome.scores_RC, rows)),
+            "n": len(draws[0]),
+            "metrics": estimates(per_user(outcome.scores_DRC, draws)),
             "likelihood_metrics": (
-                _estimates(per_user(outcome.likelihood_RC, rows))
-                if outcome.likelihood_RC is not None
+                estimates(per_user(outcome.likelihood_DRC, draws))
+                if outcome.likelihood_DRC is not None
                 else None
             ),
-            "generation": _generation(outcome, rows, data),
+            "generation": _generation(outcome, draws[0], data),
             "seconds": outcome.seconds,
         }
         for outcome in outcomes
@@ -57,10 +65,11 @@ def method_table(
 
 def expected_table(outcome: Outcome) -> dict[str, Any]:
     """A recommender's metrics as exact expectations, with intervals over users."""
-    return _estimates(outcome.expected)
+    return estimates(outcome.expected)
 
 
-def _estimates(vectors: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def estimates(vectors: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Means with intervals, of metrics of one value per user each."""
     return {name: asdict(mean_interval(values)) for name, values in vectors.items()}
 
 
@@ -88,10 +97,17 @@ def _generation(outcome: Outcome, rows: Rows, data: PreparedData) -> dict[str, A
 
 
 def pair_table(
-    outcomes: Sequence[Outcome], claims: Sequence[Claim], rows: Rows, metrics: Sequence[str]
+    vectors: Mapping[str, Mapping[str, np.ndarray]],
+    claims: Sequence[Claim],
+    metrics: Sequence[str],
 ) -> list[dict[str, Any]]:
-    """Paired differences on the same rows, corrected over the whole table (Holm)."""
-    vectors = {o.method.name: per_user(o.scores_RC, rows) for o in outcomes}
+    """Paired differences on the same rows, corrected over the whole table (Holm).
+
+    Args:
+        vectors: the metrics of each method, by its name, as `per_user` gives them.
+        claims: which to compare.
+        metrics: in which.
+    """
     tests = [
         (claim, metric, paired(vectors[claim.first][metric], vectors[claim.second][metric]))
         for metric in metrics

@@ -36,8 +36,9 @@ class Outcome:
     """What a method did on the rows of a split."""
 
     method: Method
-    scores_RC: np.ndarray
-    likelihood_RC: np.ndarray | None
+    scores_DRC: np.ndarray
+    """Of every draw of the candidates."""
+    likelihood_DRC: np.ndarray | None
     """Title log-probabilities beside another scorer's scores."""
     expected: dict[str, np.ndarray]
     """A recommender's exact expectations over uniform candidate draws, per row."""
@@ -114,8 +115,8 @@ def _read(method: Method, folder: Path) -> Outcome:
     answers = read_json(folder / ANSWERS)
     return Outcome(
         method=method,
-        scores_RC=scores["scores"],
-        likelihood_RC=scores.get("likelihood"),
+        scores_DRC=scores["scores"],
+        likelihood_DRC=scores.get("likelihood"),
         expected={
             name.removeprefix(EXPECTED): values
             for name, values in scores.items()
@@ -136,32 +137,37 @@ def _evaluate(
     key: dict[str, Any],
 ) -> None:
     from rsllm.data.prepared import PreparedData
-    from rsllm.evaluate.rank import fixed_sample
+    from rsllm.evaluate.rank import held_out
 
     method = Method(**plain | {"experiment": from_dict(Experiment, plain["experiment"])})
     layout = Layout(**plain_layout)
     data = PreparedData.open(Path(data_folder))
     config = method.experiment.evaluation
     limit = config.test_rows if split == "test" else config.validation_rows
-    rows = fixed_sample(data.rows(split), limit)
+    draws = held_out(data, split, limit)
 
     def make(folder: Path) -> None:
         from safetensors.numpy import save_file
 
         start = time.monotonic()
         if method.scorer == "recommender":
-            scores, answers = _recommender_scores(method, data, rows), None
+            scores, answers = _recommender_scores(method, data, draws), None
         else:
-            scores, answers = _language_scores(method, data, rows, backbone, layout)
+            scores, answers = _language_scores(method, data, draws, backbone, layout)
         save_file(scores, folder / SCORES)
         write_json(
-            folder / ANSWERS, {"answers": answers, "seconds": round(time.monotonic() - start, 1)}
+            folder / ANSWERS,
+            {
+                "name": method.name,
+                "answers": answers,
+                "seconds": round(time.monotonic() - start, 1),
+            },
         )
 
     Store.open(root).get("evaluation", key, make)
 
 
-def _recommender_scores(method: Method, data: Any, rows: Any) -> dict[str, np.ndarray]:
+def _recommender_scores(method: Method, data: Any, draws: Any) -> dict[str, np.ndarray]:
     from safetensors.torch import load_file
 
     from rsllm import recommenders
@@ -170,14 +176,14 @@ def _recommender_scores(method: Method, data: Any, rows: Any) -> dict[str, np.nd
     experiment = method.experiment
     model = recommenders.build(experiment.recommender, len(data.titles), experiment.data.window)
     model.load_state_dict(load_file(Path(method.artifact) / "recommender.safetensors"))
-    scores_RI = catalogue_scores(model, rows)
-    chosen = candidate_scores(scores_RI, rows)
-    expected = expected_over_draws(scores_RI, rows, data)
+    scores_RI = catalogue_scores(model, draws[0])
+    chosen = np.stack([candidate_scores(scores_RI, rows) for rows in draws])
+    expected = expected_over_draws(scores_RI, draws[0], data)
     return {"scores": chosen} | {EXPECTED + name: values for name, values in expected.items()}
 
 
 def _language_scores(
-    method: Method, data: Any, rows: Any, backbone: str, layout: Layout
+    method: Method, data: Any, draws: Any, backbone: str, layout: Layout
 ) -> tuple[dict[str, np.ndarray], list[str] | None]:
     import torch
 
@@ -210,8 +216,13 @@ def _language_scores(
     if method.scorer == "pointer":
         scorers = {"scores": "pointer", **scorers}
     scores = {
-        name: score_candidates(
-            objective, rows, model.encoder, data, scorer, batch_size=config.batch_size
+        name: np.stack(
+            [
+                score_candidates(
+                    objective, rows, model.encoder, data, scorer, batch_size=config.batch_size
+                )
+                for rows in draws
+            ]
         )
         for name, scorer in scorers.items()
     }
@@ -220,7 +231,7 @@ def _language_scores(
         return scores, None
     answers = greedy_answers(
         objective,
-        fixed_sample(rows, config.generation_rows),
+        fixed_sample(draws[0], config.generation_rows),
         model.encoder,
         max_new_tokens=config.max_new_tokens,
         batch_size=config.batch_size,

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from rsllm.config import Scorer
 from rsllm.data.prepared import PreparedData
-from rsllm.data.sequences import NO_ITEM, Rows
+from rsllm.data.sequences import NO_ITEM, Rows, Split
 from rsllm.errors import EvaluationError
 from rsllm.evaluate.metrics import expected_metrics
 from rsllm.model.objective import LanguageObjective
@@ -30,6 +30,11 @@ def fixed_sample(rows: Rows, limit: int) -> Rows:
     if not limit or limit >= len(rows):
         return rows
     return rows.take(np.linspace(0, len(rows) - 1, limit).round().astype(np.int64))
+
+
+def held_out(data: PreparedData, split: Split, limit: int = 0) -> list[Rows]:
+    """The same rows with each draw of their candidates; at most `limit` rows (0: all)."""
+    return [fixed_sample(data.rows(split, draw), limit) for draw in range(data.num_draws)]
 
 
 def decision(rows: Rows, index: int) -> Row:

@@ -60,17 +60,10 @@ def write_report(folder: Path, results: Results) -> None:
 
 
 def tables(results: Results) -> str:
-    """The recommender, the trials, the methods and the paired tests, for the terminal."""
-    return "\n\n".join(
-        f"{show(table.title)}\n{_grid(table)}"
-        for table in (
-            _recommender(results),
-            _trials(results),
-            _methods(results, BRIEF),
-            _pairs(results),
-        )
-        if table.rows
-    )
+    """The search, if there was one, the methods and the paired tests, for the terminal."""
+    searched = [_recommender(results), _trials(results)] if "search" in results else []
+    shown = [*searched, _methods(results, BRIEF), _pairs(results)]
+    return "\n\n".join(f"{show(table.title)}\n{_grid(table)}" for table in shown if table.rows)
 
 
 def show(cell: Any) -> str:
@@ -119,7 +112,7 @@ def _methods(results: Results, only: Sequence[str] = ()) -> Table:
     if only:
         metrics, generated = ([n for n in names if n in only] for names in (metrics, generated))
     return Table(
-        title="Methods on the test users",
+        title=f"Methods on the {results.get('split', 'test')} users",
         header=["method", "scorer", "n", *metrics, *generated, "seconds"],
         rows=[
             [method["name"], method["scorer"], method["n"]]

@@ -18,7 +18,7 @@ FILE = "items.safetensors"
 
 @dataclass(frozen=True, eq=False)
 class ItemEmbeddings:
-    """Item vectors that carry no gradient.
+    """Item vectors that carry no gradient; a row of zeros is an item that has none.
 
     Raises:
         CheckpointError: the table is not a float32 matrix of finite values.
@@ -65,8 +65,13 @@ class ItemEmbeddings:
             ) from error
 
     def standardised(self) -> Tensor:
-        """The table with zero mean and unit variance per dimension; constant dimensions are 0."""
+        """The table with zero mean and unit variance per dimension; constant dimensions are 0.
+
+        Items without a vector count for neither and stay at zero: their slots say nothing.
+        """
         table_IE = self.table_IE.double()
-        centred_IE = table_IE - table_IE.mean(dim=0)
-        deviation_E = centred_IE.std(dim=0, correction=0)
-        return (centred_IE / deviation_E.where(deviation_E > 0, 1.0)).float()
+        known_I = table_IE.any(dim=1)
+        centred_IE = table_IE - table_IE[known_I].mean(dim=0)
+        deviation_E = centred_IE[known_I].std(dim=0, correction=0)
+        scaled_IE = centred_IE / deviation_E.where(deviation_E > 0, 1.0)
+        return scaled_IE.where(known_I[:, None], 0.0).float()

@@ -164,14 +164,15 @@ class RecommenderTask:
         return {name: float(values.mean()) for name, values in per_user.items()}
 
     def export(self, tensors: dict[str, Tensor], folder: Path) -> None:
-        """Whole weights, and the frozen item table."""
+        """Whole weights, and the frozen item table, without the items that never trained.
+
+        Those have vectors that only ever were negatives; the recommender's own scores keep them.
+        """
         weights = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
         save_file(weights, folder / RECOMMENDER)
         self.model.load_state_dict(weights)
         table_IE = self.model.item_table.detach().float().cpu().clone()
-        cold_I = torch.from_numpy(self.data.catalogue.counts_I == 0)
-        # An item that never trained has a random vector; the mean says nothing of it.
-        table_IE[cold_I] = table_IE[~cold_I].mean(dim=0)
+        table_IE[torch.from_numpy(self.data.catalogue.counts_I == 0)] = 0.0
         ItemEmbeddings(table_IE, source=self.data.path.name).save(folder)
 
 

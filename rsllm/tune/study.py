@@ -11,9 +11,9 @@ from typing import Any
 
 from rsllm.config import Experiment
 from rsllm.data.prepared import PreparedData
-from rsllm.evaluate.compare import Claim, expected_table, method_table, pair_table
+from rsllm.evaluate.compare import Claim, expected_table, method_table, pair_table, per_user
 from rsllm.evaluate.launch import Method, evaluate
-from rsllm.evaluate.rank import fixed_sample
+from rsllm.evaluate.rank import fixed_sample, held_out
 from rsllm.evaluate.report import tables, write_report
 from rsllm.evaluate.statistics import beats_chance
 from rsllm.pipeline import Pipeline, start_ray
@@ -186,7 +186,8 @@ def _judged(
     }
     validated = evaluate(methods[:1], "validation", **where)
     outcomes = evaluate(methods, "test", **where)
-    rows = fixed_sample(data.rows("test"), study.base.evaluation.test_rows)
+    draws = held_out(data, "test", study.base.evaluation.test_rows)
+    vectors = {outcome.method.name: per_user(outcome.scores_DRC, draws) for outcome in outcomes}
     names = {method.name for method in methods}
     claims = [c for c in study.claims if {c.first, c.second} <= names]
     num_candidates = study.base.data.num_candidates
@@ -206,8 +207,8 @@ def _judged(
             "validation": expected_table(validated[0]),
             "test": expected_table(outcomes[0]),
         },
-        "methods": method_table(outcomes, rows, data),
-        "pairs": pair_table(outcomes, claims, rows, PAIR_METRICS),
+        "methods": method_table(outcomes, draws, data),
+        "pairs": pair_table(vectors, claims, PAIR_METRICS),
         "notes": _notes(study, methods, best),
     }
 

@@ -1,12 +1,10 @@
-"""Backbones of four kinds, each as a folder; one thread, for models too small for two."""
+"""Backbones of four kinds, each as a folder."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 from small_models import save_gpt2, save_qwen2
 
 
@@ -20,11 +18,3 @@ def backbone_folder(
         return save(tmp_path_factory.mktemp(request.param), random_llm)
     folder: Path = request.getfixturevalue(request.param)
     return folder
-
-
-@pytest.fixture(scope="package", autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)

@@ -89,14 +89,14 @@ def save_gpt2(folder: Path, vocabulary: Path, positions: int = 400) -> Path:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     config = GPT2Config(
-        vocab_size=_vocabulary_size(vocabulary),
+        vocab_size=vocabulary_size(vocabulary),
         n_positions=positions,
         n_embd=32,
         n_layer=2,
         n_head=2,
         initializer_range=0.3,
     )
-    return _save(GPT2LMHeadModel, config, vocabulary, folder)
+    return save_model(GPT2LMHeadModel, config, vocabulary, folder)
 
 
 def save_qwen2(folder: Path, vocabulary: Path) -> Path:
@@ -104,7 +104,7 @@ def save_qwen2(folder: Path, vocabulary: Path) -> Path:
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
     config = Qwen2Config(
-        vocab_size=_vocabulary_size(vocabulary),
+        vocab_size=vocabulary_size(vocabulary),
         hidden_size=32,
         intermediate_size=64,
         num_hidden_layers=2,
@@ -112,16 +112,17 @@ def save_qwen2(folder: Path, vocabulary: Path) -> Path:
         num_key_value_heads=2,
         initializer_range=0.3,
     )
-    return _save(Qwen2ForCausalLM, config, vocabulary, folder)
+    return save_model(Qwen2ForCausalLM, config, vocabulary, folder)
 
 
-def _vocabulary_size(folder: Path) -> int:
+def vocabulary_size(folder: Path) -> int:
     from transformers import AutoConfig
 
     return int(AutoConfig.from_pretrained(folder).vocab_size)
 
 
-def _save(model: Any, config: Any, vocabulary: Path, folder: Path) -> Path:
+def save_model(model: Any, config: Any, vocabulary: Path, folder: Path) -> Path:
+    """A random model of that class with the tokenizer in `vocabulary`."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model(config).save_pretrained(folder)

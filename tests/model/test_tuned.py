@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from small_models import DATA, ITEM_WIDTH, TITLES, stir
+from small_models import DATA, ITEM_WIDTH, TITLES, save_model, stir, vocabulary_size
 
 from rsllm.config import Experiment, Representation
 from rsllm.errors import CheckpointError, ConfigError
@@ -148,26 +147,29 @@ def test_a_fitting_backbone_is_taken_and_nothing_is_disturbed(
         assert torch.equal(state[name], tensor), name
 
 
-def unfit(name: str, vocab_size: int) -> Any:
-    """A random model whose candidates cannot be scored in one pass."""
+def unfit(name: str, vocab_size: int) -> tuple[Any, Any]:
+    """Class and config of a model whose candidates cannot be scored in one pass."""
     import transformers as hf
 
     common = {"vocab_size": vocab_size, "hidden_size": 32, "initializer_range": 0.3}
     llama = {**common, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
-    makers = {
-        "logit scaling": lambda: hf.GraniteForCausalLM(
-            hf.GraniteConfig(**llama, num_key_value_heads=2, logits_scaling=4.0)
+    makers: dict[str, tuple[Any, Any]] = {
+        "logit scaling": (
+            hf.GraniteForCausalLM,
+            hf.GraniteConfig(**llama, num_key_value_heads=2, logits_scaling=4.0),
         ),
-        "soft-capped logits": lambda: hf.Gemma2ForCausalLM(
-            hf.Gemma2Config(**llama, num_key_value_heads=2, head_dim=8)
+        "soft-capped logits": (
+            hf.Gemma2ForCausalLM,
+            hf.Gemma2Config(**llama, num_key_value_heads=2, head_dim=8),
         ),
-        "sliding window": lambda: hf.MistralForCausalLM(
-            hf.MistralConfig(**llama, num_key_value_heads=2, sliding_window=8)
+        "sliding window": (
+            hf.MistralForCausalLM,
+            hf.MistralConfig(**llama, num_key_value_heads=2, sliding_window=8),
         ),
-        "ALiBi": lambda: hf.FalconForCausalLM(hf.FalconConfig(**llama, alibi=True)),
-        "recurrent": lambda: hf.MambaForCausalLM(hf.MambaConfig(**common, num_hidden_layers=2)),
+        "ALiBi": (hf.FalconForCausalLM, hf.FalconConfig(**llama, alibi=True)),
+        "recurrent": (hf.MambaForCausalLM, hf.MambaConfig(**common, num_hidden_layers=2)),
     }
-    return makers[name]()
+    return makers[name]
 
 
 @pytest.mark.parametrize(
@@ -184,15 +186,7 @@ def test_a_backbone_that_cannot_rank_in_one_pass_is_refused(
     name: str, message: str, random_llm: Path, tmp_path: Path
 ) -> None:
     """By its scores, or because it lacks the attention that takes a mask."""
-    from transformers import AutoConfig
-
-    vocabulary = AutoConfig.from_pretrained(random_llm).vocab_size
-    folder = tmp_path / "llm"
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        unfit(name, vocabulary).save_pretrained(folder)
-    for file in random_llm.glob("tokenizer*"):
-        shutil.copy(file, folder)
+    folder = save_model(*unfit(name, vocabulary_size(random_llm)), random_llm, tmp_path / "llm")
     with pytest.raises(ConfigError, match=message) as caught:
         build(folder, "text")
     assert str(folder) in str(caught.value)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given, settings
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from rsllm.config import PromptConfig, Representation
+from rsllm.config import Domain, PromptConfig, Representation
 from rsllm.errors import ConfigError, DataError
 from rsllm.model.backbone import load_tokenizer
 from rsllm.prompts.encode import MARKER, NO_ITEM, Prompt, PromptEncoder
@@ -116,6 +116,25 @@ def test_hostile_titles_stay_data(
         assert tokenizer.decode(ids).removeprefix(" ") == title
         assert not (control_ids(tokenizer) | {encoder.terminator}) & set(ids)
     check_prompt(encoder, list(HOSTILE), template)
+
+
+def words(text: str) -> str:
+    """Without white space, which tokenizers add before a segment."""
+    return "".join(text.split())
+
+
+@pytest.mark.parametrize("template", range(3))
+@pytest.mark.parametrize("domain", get_args(Domain))
+def test_every_domain_has_its_own_wording(tokenizer: Any, domain: Domain, template: int) -> None:
+    titles = ["Heat", "Winter", "The Garden"]
+    encoder = PromptEncoder(tokenizer, titles, UNLIMITED, "text", domain)
+    prompt = encoder.prompt([0, 1], [2, 0], template).tokens
+    text = TEMPLATES[domain][template]
+    choice = text.choice.replace("{num_candidates}", "2")
+    expected = f"{text.opening}Heat,Winter{choice}TheGarden,Heat{text.question}"
+    assert words(tokenizer.decode(prompt.ids[len(encoder.prefix) :])) == words(expected)
+    others = [t for other, ts in TEMPLATES.items() if other != domain for t in ts]
+    assert text not in others
 
 
 @settings(max_examples=80, deadline=None)

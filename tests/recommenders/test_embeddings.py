@@ -58,6 +58,15 @@ def test_missing_and_foreign_files_are_refused(tmp_path: Path) -> None:
         ItemEmbeddings.load(tmp_path)
 
 
+def test_an_item_without_a_vector_stays_at_zero_and_moves_no_other() -> None:
+    known_IE = 0.3 * torch.randn(20, 4) + 5.0
+    table_IE = torch.cat([known_IE[:8], torch.zeros(30, 4), known_IE[8:]])
+    standardised_IE = ItemEmbeddings(table_IE, source="a").standardised()
+    assert not standardised_IE[8:38].any()
+    expected_IE = ItemEmbeddings(known_IE, source="a").standardised()
+    assert torch.equal(torch.cat([standardised_IE[:8], standardised_IE[38:]]), expected_IE)
+
+
 def test_standardised_against_numpy() -> None:
     table_IE = torch.randn(50, 4) * torch.tensor([1.0, 1e-3, 40.0, 0.0]) + 0.1
     standardised_IE = ItemEmbeddings(table_IE, source="a").standardised().numpy()

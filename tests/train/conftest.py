@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-import torch
 import torch.distributed as dist
 from small_data import small_data
 
@@ -15,14 +14,11 @@ from rsllm.data.prepared import PreparedData
 @pytest.fixture(scope="package", autouse=True)
 def group_of_one(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     store = tmp_path_factory.mktemp("group") / "store"
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("LOCAL_RANK", "0")  # DeepSpeed asks for it; Ray Train sets it
         yield
     dist.destroy_process_group()
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="package")

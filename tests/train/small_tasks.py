@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ SMALL = replace_in(
         "backbone.lora_dropout": 0.2,
         "prompt.max_title_tokens": 8,
         "projector.hidden": 8,
+        "stage1.samples": 48,
+        "stage1.batch_size": 4,
         "stage2.samples": 24,
         "stage2.batch_size": 4,
         "stage2.validations": 3,
@@ -40,13 +43,20 @@ def recommender_task(data: PreparedData, **overrides: Any) -> RecommenderTask:
     return RecommenderTask(replace_in(SMALL, settings), data)
 
 
-def language_task(data: PreparedData, backbone: Path, **overrides: Any) -> LanguageTask:
-    """Stage 2 on made-up item vectors."""
-    settings = {f"stage2.{name}": value for name, value in overrides.items()}
+def language_task(
+    data: PreparedData,
+    backbone: Path,
+    *,
+    name: str = "stage2",
+    mixture: Sequence[tuple[PreparedData, float]] = (),
+    **overrides: Any,
+) -> LanguageTask:
+    """Stage 1, or stage 2 on made-up item vectors."""
+    settings = {f"{name}.{setting}": value for setting, value in overrides.items()}
     experiment = replace_in(SMALL, settings)
     vectors_IE = torch.randn(len(TITLES), 8, generator=torch.Generator().manual_seed(0))
     items = ItemEmbeddings(vectors_IE, source="made up")
-    stage = experiment.stage2
+    stage = getattr(experiment, name)
     model = tuned.build(
         experiment,
         stage.representation,
@@ -56,4 +66,4 @@ def language_task(data: PreparedData, backbone: Path, **overrides: Any) -> Langu
         dtype=torch.float32,
         seed=stage.seed,
     )
-    return LanguageTask(experiment, stage, data, model, name="stage2", autocast=False)
+    return LanguageTask(experiment, stage, data, model, name=name, autocast=False, mixture=mixture)

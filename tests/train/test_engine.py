@@ -10,7 +10,16 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from model.small_models import ITEM_WIDTH, TITLES, make_batch, make_encoder, make_rows, stir
+from model.small_models import (
+    ITEM_WIDTH,
+    TITLES,
+    make_batch,
+    make_encoder,
+    make_rows,
+    save_model,
+    stir,
+    vocabulary_size,
+)
 from torch import Tensor
 from world import run_in_world
 
@@ -39,11 +48,8 @@ Run = tuple[list[float], dict[str, Tensor]]
 def wide_llm(random_llm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    folder = tmp_path_factory.mktemp("wide_llm")
-    tokenizer = load_tokenizer(random_llm)
-    tokenizer.save_pretrained(folder)
     config = LlamaConfig(
-        vocab_size=len(tokenizer),
+        vocab_size=vocabulary_size(random_llm),
         hidden_size=WIDTH,
         intermediate_size=64,
         num_hidden_layers=1,
@@ -51,10 +57,8 @@ def wide_llm(random_llm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
         initializer_range=0.03,
         tie_word_embeddings=True,
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        LlamaForCausalLM(config).save_pretrained(folder)
-    return folder
+    folder = tmp_path_factory.mktemp("wide_llm")
+    return save_model(LlamaForCausalLM, config, random_llm, folder)
 
 
 def make_objective(folder: Path, loss: LossConfig) -> LanguageObjective:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from rsllm.data.files import Table, find_files
 from rsllm.data.sources import movielens
 from rsllm.data.sources.base import RawData, Source
-from rsllm.data.tables import column_names
+from rsllm.data.tables import columns_of
 from rsllm.errors import DataError
 
 _RATING = "rating:float"
@@ -26,9 +26,9 @@ def at(location: str) -> RawData | None:
         return None
     columns = {"user": "user_id:token", "item": "item_id:token", "time": "timestamp:float"}
     tab = Table(files="*.inter", separator="\t", columns=columns)
-    if _RATING in column_names(interactions[0], tab):
+    if _RATING in columns_of(interactions[0], tab):
         columns["rating"] = _RATING
-    found = column_names(items[0], tab)
+    found = columns_of(items[0], tab)
     title = next((name for name in _TITLES if name in found), None)
     if title is None:
         raise DataError(f"{items[0].name} has none of the title columns {', '.join(_TITLES)}")

@@ -1,0 +1,333 @@
+"""The audit of a prepared data set, or of a run on it: each check is a function with evidence.
+
+A leak is what makes a score worthless, such as a future item in a history; a warning is what a
+reader of the score must know.
+"""
+
+# Axes: E events, R rows, H history, C candidates, P pairs.
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy import stats
+from tabulate import tabulate
+
+from rsllm.data.prepared import PreparedData
+from rsllm.data.sequences import NO_ITEM, SPLITS, Events, Ints, Rows, Split
+from rsllm.errors import CheckpointError, DataError
+from rsllm.runs import manifest
+
+Verdict = Literal["ok", "warning", "leak"]
+HELD_OUT: tuple[Split, Split] = ("validation", "test")
+
+CHANCE = 1e-4
+"""p-value below which chance is ruled out: a dozen tests a run, one false alarm in a thousand."""
+SHARED_Z = 6.0
+"""Standard errors by which same-target rows may share more negatives than others: pairs of rows
+are not independent, so a stricter bound than `CHANCE` is."""
+FIXED_ORDER = 0.5
+"""Share of item pairs in one order for all users; chance gives at most 2 / 2**5 = 0.06."""
+TIED = 0.2
+MIN_SEEN, MAX_USERS, MAX_EVENTS, MAX_PAIRS = 5, 2000, 200, 20_000
+ROWS_AT_ONCE = 1 << 18
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What one check found."""
+
+    check: str
+    verdict: Verdict
+    evidence: str
+
+
+def audit(path: Path) -> list[Finding]:
+    """Every check on a prepared folder, or on an artifact of the store and all it was made from.
+
+    Raises:
+        CheckpointError: the folder is no artifact, or its data set is missing or damaged.
+    """
+    facts = manifest(path)
+    run = facts["kind"] != "data"
+    data = PreparedData.open(path.parents[1] / "data" / facts["inputs"]["data"] if run else path)
+    splits = {split: data.rows(split) for split in SPLITS}
+    events = data.events()
+    return [
+        histories(splits, events),
+        time_order(splits, data.config["split"]),
+        overlap(splits, data.config["split"]),
+        *itertools.chain.from_iterable(candidates(data, split) for split in HELD_OUT),
+        own_history(splits, data),
+        order_artefact(events),
+        time_ties(events),
+        duplicate_titles(data),
+        *(ancestry(path, data) if run else ()),
+    ]
+
+
+def refuse_leaks(findings: Sequence[Finding]) -> None:
+    """Raise if there is a leak.
+
+    Raises:
+        DataError: names the checks that found one.
+    """
+    leaks = [finding.check for finding in findings if finding.verdict == "leak"]
+    if leaks:
+        raise DataError(f"{len(leaks)} of {len(findings)} checks found a leak: {', '.join(leaks)}")
+
+
+def table(findings: Sequence[Finding]) -> str:
+    """The findings for the terminal."""
+    rows = [(finding.check, finding.verdict, finding.evidence) for finding in findings]
+    return tabulate(rows, ("check", "verdict", "evidence"))
+
+
+def histories(splits: dict[Split, Rows], events: Events) -> Finding:
+    """Every history is what the user did just before the target, and nothing later."""
+    wrong = late = total = 0
+    for rows in splits.values():
+        start_R = np.searchsorted(events.user_E, rows.user_R)
+        for part in _slices(len(rows)):
+            some, target_R = rows.take(part), start_R[part] + rows.position_R[part]
+            age_H = np.arange(rows.history_RH.shape[1])
+            event_RH = target_R[:, None] - some.length_R[:, None] + age_H
+            real_RH = age_H < some.length_R[:, None]
+            event_RH = np.where(real_RH, event_RH, target_R[:, None]).clip(
+                0, len(events.item_E) - 1
+            )
+            target_R = target_R.clip(max=len(events.item_E) - 1)
+            other_RH = real_RH & (events.item_E[event_RH] != some.history_RH)
+            other_R = (events.item_E[target_R] != some.target_R) | (
+                events.time_E[target_R] != some.time_R
+            )
+            late += int((real_RH & (events.time_E[event_RH] > some.time_R[:, None])).sum())
+            wrong += int((other_RH.any(axis=1) | other_R).sum())
+        total += len(rows)
+    evidence = (
+        f"{wrong:,} of {total:,} rows are not the user's events before the target;"
+        f" {late:,} history items are later than it"
+    )
+    return Finding("histories", "leak" if wrong or late else "ok", evidence)
+
+
+def time_order(splits: dict[Split, Rows], protocol: str) -> Finding:
+    """Whether training looks past the first held-out target; only a split in time rules it out."""
+    first = min(int(splits[split].time_R.min()) for split in HELD_OUT)
+    share = float((splits["train"].time_R >= first).mean())
+    verdict: Verdict = "warning" if share else "ok"
+    if share and protocol == "time":
+        verdict = "leak"
+    note = "" if protocol == "time" else f" (a property of {protocol} splits)"
+    return Finding(
+        "time order", verdict, f"{share:.1%} of training targets follow a held-out one{note}"
+    )
+
+
+def overlap(splits: dict[Split, Rows], protocol: str) -> Finding:
+    """No row is in two splits; no user either, where users are split."""
+    by_user = protocol in ("user", "given")
+    shared = 0
+    for first, second in itertools.combinations(splits.values(), 2):
+        one, other = (
+            rows.user_R.astype(np.int64) << 32 | (0 if by_user else rows.position_R)
+            for rows in (first, second)
+        )
+        shared += len(np.intersect1d(one, other))
+    what = "users" if by_user else "rows"
+    beyond = 0
+    if protocol == "leave-one-out":
+        train, held = splits["train"], splits["validation"]
+        limit = pd.Series(held.position_R, held.user_R).reindex(train.user_R).fillna(2**31)
+        beyond = int((train.position_R >= limit.to_numpy()).sum())
+    evidence = f"{shared:,} {what} in two splits, {beyond:,} training targets behind held-out ones"
+    return Finding("overlap", "leak" if shared or beyond else "ok", evidence)
+
+
+def candidates(data: PreparedData, split: Split) -> Iterator[Finding]:
+    """Sets hold the target once and no two equal titles, and do not tell which one it is."""
+    name, keys_I = f"{split} candidates", data.catalogue.title_keys_I
+    draws = [data.rows(split, draw) for draw in range(data.num_draws)]
+    sets = [rows.candidates_RC for rows in draws if rows.candidates_RC is not None]
+    target_R = draws[0].target_R
+    broken = ambiguous = seen = 0
+    for rows, set_RC in zip(draws, sets, strict=True):
+        broken += int(((set_RC == target_R[:, None]).sum(axis=1) != 1).sum())
+        key_RC = np.sort(np.where(set_RC >= 0, keys_I[set_RC], -1 - np.arange(set_RC.shape[1])))
+        ambiguous += int((np.diff(key_RC, axis=1) == 0).any(axis=1).sum())
+        past_RH = np.where(rows.history_RH >= 0, keys_I[rows.history_RH], NO_ITEM)
+        negative_RC = np.where(set_RC == target_R[:, None], NO_ITEM - 1, keys_I[set_RC])
+        seen += int((negative_RC[:, :, None] == past_RH[:, None]).any(axis=(1, 2)).sum())
+    evidence = (
+        f"{broken} sets without exactly one target, {ambiguous} with two equal titles,"
+        f" {seen} with a negative of the history (n = {len(target_R) * len(sets):,})"
+    )
+    yield Finding(name, "leak" if broken or ambiguous or seen else "ok", evidence)
+    if data.config["candidates"] != "full" and len(target_R):
+        yield _places(sets, target_R, f"{split} places")
+        yield _shared_negatives(sets[0], target_R, f"{split} negatives")
+    same = [float((a == b).all(axis=1).mean()) for a, b in itertools.combinations(sets, 2)]
+    if same:
+        verdict: Verdict = "leak" if max(same) > TIED else "ok"
+        yield Finding(f"{split} draws", verdict, f"{max(same):.1%} of sets equal in two draws")
+
+
+def _places(sets: Sequence[Ints], target_R: Ints, name: str) -> Finding:
+    places = np.concatenate([(set_RC == target_R[:, None]).argmax(axis=1) for set_RC in sets])
+    counts_C = np.bincount(places, minlength=sets[0].shape[1])
+    p = float(stats.chisquare(counts_C).pvalue)
+    evidence = f"the target's place is uniform with p = {p:.2g} (chi-square, n = {len(places):,})"
+    return Finding(name, "leak" if p < CHANCE else "ok", evidence)
+
+
+def _shared_negatives(set_RC: Ints, target_R: Ints, name: str) -> Finding:
+    """Rows of one target share no more negatives than rows of different targets do."""
+    order_R = target_R.argsort(kind="stable")
+    runs = np.split(order_R, np.flatnonzero(np.diff(target_R[order_R])) + 1)
+    pairs = (pair for run in runs for pair in itertools.combinations(run.tolist(), 2))
+    same_P2 = np.array(list(itertools.islice(pairs, MAX_PAIRS)), np.int64).reshape(-1, 2)
+    rng = np.random.default_rng(0)
+    other_P2 = rng.integers(len(target_R), size=(MAX_PAIRS, 2))
+    other_P2 = other_P2[target_R[other_P2[:, 0]] != target_R[other_P2[:, 1]]]
+    if not len(same_P2) or not len(other_P2):
+        return Finding(name, "ok", "no two rows share a target")
+    same_P, other_P = (_num_shared(set_RC, target_R, p) for p in (same_P2, other_P2))
+    error = other_P.std() * np.sqrt(1 / len(same_P) + 1 / len(other_P)) + 1e-9
+    z = float((same_P.mean() - other_P.mean()) / error)
+    evidence = (
+        f"rows of one target share {same_P.mean():.2f} negatives ({len(same_P):,} pairs),"
+        f" others {other_P.mean():.2f}: z = {z:.1f}"
+    )
+    return Finding(name, "leak" if z > SHARED_Z else "ok", evidence)
+
+
+def _num_shared(set_RC: Ints, target_R: Ints, pairs_P2: NDArray[np.int64]) -> NDArray[np.int64]:
+    negative_RC = np.where(set_RC == target_R[:, None], NO_ITEM, set_RC)
+    first_PC, second_PC = negative_RC[pairs_P2[:, 0]], negative_RC[pairs_P2[:, 1]]
+    equal_PCC = (first_PC[:, :, None] == second_PC[:, None]) & (first_PC >= 0)[:, :, None]
+    shared_P: NDArray[np.int64] = equal_PCC.sum(axis=(1, 2))
+    return shared_P
+
+
+def own_history(splits: dict[Split, Rows], data: PreparedData) -> Finding:
+    """How often the target, or another item of its title, stands in its own history."""
+    rows = splits["test"]
+    keys_I = data.catalogue.title_keys_I
+    item_R = (rows.history_RH == rows.target_R[:, None]).any(axis=1)
+    key_RH = np.where(rows.history_RH >= 0, keys_I[rows.history_RH], NO_ITEM)
+    title_R = (key_RH == keys_I[rows.target_R][:, None]).any(axis=1) & ~item_R
+    evidence = (
+        f"{item_R.mean():.1%} of test targets are in their history,"
+        f" {title_R.mean():.1%} by another item of the same title (n = {len(rows):,})"
+    )
+    return Finding("own history", "warning" if (item_R | title_R).any() else "ok", evidence)
+
+
+def order_artefact(events: Events) -> Finding:
+    """Whether pairs of items stand in one order for all users: then order is not of time.
+
+    LLaRA's LastFM rows follow one global order, which a rule that learns nothing exploits.
+    """
+    pairs = [_ordered_pairs(items) for items in _sequences(events)]
+    key_P, forward_P = (np.concatenate([pair[i] for pair in pairs]) for i in (0, 1))
+    order_P = key_P.argsort(kind="stable")
+    starts = np.flatnonzero(np.diff(key_P[order_P], prepend=-1))
+    seen = np.diff(starts, append=len(key_P))
+    forward = np.add.reduceat(forward_P[order_P].astype(np.int64), starts) if len(starts) else seen
+    often = seen >= MIN_SEEN
+    if not often.any():
+        return Finding("order artefact", "ok", f"no pair of items is shared by {MIN_SEEN} users")
+    fixed = ((forward == 0) | (forward == seen))[often]
+    chance = float((2.0 ** (1 - seen[often])).mean())
+    evidence = (
+        f"{fixed.mean():.2f} of the item pairs stand in one order for all users"
+        f" ({fixed.sum():,} of {len(fixed):,}; chance {chance:.2f})"
+    )
+    return Finding("order artefact", "leak" if fixed.mean() > FIXED_ORDER else "ok", evidence)
+
+
+def _sequences(events: Events) -> list[Ints]:
+    """The latest distinct items of at most `MAX_USERS` users, evenly chosen."""
+    starts = np.flatnonzero(np.diff(events.user_E, prepend=-1))
+    ends = np.append(starts[1:], len(events.user_E))
+    chosen = np.unique(np.linspace(0, len(starts) - 1, MAX_USERS).astype(np.int64))
+    found = []
+    for start, end in zip(starts[chosen], ends[chosen], strict=True):
+        items = events.item_E[max(start, end - MAX_EVENTS) : end]
+        found.append(items[np.sort(np.unique(items, return_index=True)[1])])
+    return found
+
+
+def _ordered_pairs(items: Ints) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Every pair of a sequence as a key of its two items, and whether the smaller stands first."""
+    first, second = np.triu_indices(len(items), 1)
+    a, b = items[first].astype(np.int64), items[second].astype(np.int64)
+    return (np.minimum(a, b) << 32) | np.maximum(a, b), a < b
+
+
+def time_ties(events: Events) -> Finding:
+    """How often a seeded hash had to order what happened at the same time."""
+    same_user = np.diff(events.user_E) == 0
+    share = float((np.diff(events.time_E)[same_user] == 0).mean()) if same_user.any() else 0.0
+    evidence = f"{share:.1%} of a user's neighbouring events have the same time"
+    return Finding("time ties", "warning" if share > TIED else "ok", evidence)
+
+
+def duplicate_titles(data: PreparedData) -> Finding:
+    """Items that a title does not tell apart."""
+    counts = np.bincount(data.catalogue.title_keys_I)
+    items = int(counts[counts > 1].sum())
+    evidence = f"{items:,} of {len(data.titles):,} items share their title with another one"
+    return Finding("duplicate titles", "warning" if items else "ok", evidence)
+
+
+def ancestry(path: Path, data: PreparedData) -> Iterator[Finding]:
+    """What a run was made from did not train on the run's held-out rows."""
+    held_out = pd.concat([_interactions(data, split) for split in HELD_OUT])
+    for folder, facts in _ancestors(path):
+        inputs = facts["inputs"]
+        name = f"{facts['kind']} {folder.name[:8]}"
+        try:
+            manifest(folder, verify=True)
+        except CheckpointError as error:
+            yield Finding(name, "leak", str(error))
+        mixed = [key for key, _ in inputs.get("mixture", [])]
+        foreign = [key for key in (inputs["data"], *mixed) if key != data.path.name]
+        leaked = sum(
+            len(held_out.merge(_interactions(PreparedData.open(data.path.parent / key), "train")))
+            for key in foreign
+        )
+        evidence = f"trained on {len(foreign)} other data sets, which hold {leaked} held-out rows"
+        expected = not foreign or set(foreign) <= set(mixed)
+        verdict: Verdict = "leak" if leaked else "ok" if expected else "warning"
+        yield Finding(name, verdict, evidence)
+
+
+def _interactions(data: PreparedData, split: Split) -> pd.DataFrame:
+    """The targets of a split by what the raw data calls them."""
+    rows = data.rows(split)
+    users, items = np.array(data.user_ids()), np.array(data.source_ids)
+    columns = {"user": users[rows.user_R], "item": items[rows.target_R], "time": rows.time_R}
+    return pd.DataFrame(columns).drop_duplicates()
+
+
+def _ancestors(path: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """An artifact and all the trained ones that it was made from."""
+    facts = manifest(path)
+    if facts["kind"] != "evaluation":
+        yield path, facts
+    for key in (facts["inputs"].get(name) for name in ("recommender", "start", "artifact")):
+        for folder in sorted(path.parents[1].glob(f"*/{key}")) if isinstance(key, str) else ():
+            yield from _ancestors(folder)
+
+
+def _slices(size: int) -> Iterator[NDArray[np.int64]]:
+    for start in range(0, size, ROWS_AT_ONCE):
+        yield np.arange(start, min(start + ROWS_AT_ONCE, size))

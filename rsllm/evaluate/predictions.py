@@ -1,0 +1,196 @@
+"""Any other system's scores on our candidate sets: our metrics, intervals and paired tests."""
+
+# Axes: D draws, R rows, C candidates, N lines of the file.
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+from numpy.typing import NDArray
+from safetensors.numpy import load_file
+
+from rsllm.data.files import Table, find_files
+from rsllm.data.prepared import PreparedData
+from rsllm.data.sequences import NO_ITEM, Rows, Split
+from rsllm.data.tables import columns_of, read_all
+from rsllm.errors import ConfigError, DataError
+from rsllm.evaluate.compare import Claim, estimates, pair_table, per_user
+from rsllm.evaluate.launch import ANSWERS, SCORES
+from rsllm.evaluate.rank import held_out
+from rsllm.runs import Store, manifest, read_json
+
+METRICS = ("HR@1", "MRR")
+_SEPARATORS = {".csv": ",", ".tsv": "\t", ".parquet": ""}
+_NAMES = {"user": "user_id", "item": "item_id", "score": "score"}
+
+
+def export_candidates(data: PreparedData, split: Split, path: Path) -> Path:
+    """Write the candidate sets for another system: draw, user_id, history, item_id, title.
+
+    A line per candidate, in CSV or Parquet by the suffix. Histories are item ids, oldest first
+    (in CSV a JSON list). Which candidate is the target is not said.
+    """
+    _separator(path)
+    users, items = np.array(data.user_ids()), np.array(data.source_ids)
+    parts = []
+    for draw, rows in enumerate(held_out(data, split)):
+        assert rows.candidates_RC is not None
+        row_N, place_N = np.nonzero(rows.candidates_RC != NO_ITEM)
+        item_N = rows.candidates_RC[row_N, place_N]
+        past_R = [items[rows.histories(i)].tolist() for i in range(len(rows))]
+        columns = {
+            "draw": np.full(len(row_N), draw),
+            "user_id": users[rows.user_R[row_N]],
+            "history": [past_R[row] for row in row_N],
+            "item_id": items[item_N],
+            "title": np.array(data.titles)[item_N],
+        }
+        parts.append(pd.DataFrame(columns))
+    table = pd.concat(parts)
+    if path.suffix == ".parquet":
+        table.to_parquet(path, index=False)
+    else:
+        table["history"] = table["history"].map(json.dumps)
+        table.to_csv(path, index=False, sep=_separator(path))
+    return path
+
+
+def read_predictions(path: Path, data: PreparedData, split: Split) -> NDArray[np.float64]:
+    """The scores of a file, as `[D, R, C]`, for the split's rows in their order.
+
+    Args:
+        path: CSV, TSV or Parquet with the columns user_id, item_id (as in the raw data), score
+            (higher is better) and, where there are several draws, draw.
+        data: the data set that the candidate sets are of.
+        split: validation or test.
+
+    Raises:
+        ConfigError: another kind of file.
+        DataError: a line that is broken, repeated or of no candidate, or a candidate without a
+            score; says which.
+    """
+    lines = _lines(path)
+    draws = held_out(data, split)
+    score_N = pd.to_numeric(lines["score"], errors="coerce").to_numpy(np.float64)
+    _refuse(path, lines, ~np.isfinite(score_N), "has a score that is no finite number")
+    draw_N = pd.to_numeric(lines["draw"], errors="coerce").fillna(-1).to_numpy(np.int64)
+    _refuse(path, lines, (draw_N < 0) | (draw_N >= len(draws)), f"names none of {len(draws)} draws")
+    user_N = pd.Index(data.user_ids()).get_indexer(pd.Index(lines["user"]))
+    item_N = pd.Index(data.source_ids).get_indexer(pd.Index(lines["item"]))
+    _refuse(path, lines, user_N < 0, "names a user that the data does not have")
+    _refuse(path, lines, item_N < 0, "names an item that the data does not have")
+    wanted, places = _wanted(draws)
+    found_N = wanted.get_indexer(pd.MultiIndex.from_arrays([draw_N, user_N, item_N]))
+    _refuse(path, lines, found_N < 0, f"is none of the {split} candidates")
+    _refuse(path, lines, pd.Series(found_N).duplicated().to_numpy(), "repeats a candidate")
+    missing = np.setdiff1d(np.arange(len(wanted)), found_N)
+    if missing.size:
+        draw, row, place = (index[missing[0]] for index in places)
+        sets = draws[draw].candidates_RC
+        assert sets is not None
+        raise DataError(
+            f"{path} lacks {missing.size:,} of {len(wanted):,} {split} candidates; first: draw"
+            f" {draw}, user_id {data.user_ids()[draws[draw].user_R[row]]}, item_id"
+            f" {data.source_ids[sets[row, place]]}. Score every candidate"
+        )
+    assert draws[0].candidates_RC is not None
+    shape = (len(draws), *draws[0].candidates_RC.shape)
+    scores_DRC = np.full(shape, np.finfo(np.float64).min)
+    scores_DRC[tuple(index[found_N] for index in places)] = score_N
+    return scores_DRC
+
+
+def judge(path: Path, data: PreparedData, split: Split, store: Store) -> dict[str, Any]:
+    """Metrics of a file of predictions, and paired tests against every evaluation in the store.
+
+    Methods are those evaluated on all rows of this split; of the others the note says so.
+    """
+    draws = held_out(data, split)
+    vectors = {path.stem: per_user(read_predictions(path, data, split), draws)}
+    seconds: dict[str, float | None] = {path.stem: None}
+    print(f"opening the {split} split for {path.stem}", flush=True)
+    for name, scores_DRC, spent in _stored(data, split, store):
+        if scores_DRC.shape[:2] == (len(draws), len(draws[0])):
+            label = name if name not in vectors else f"{name} ({len(vectors)})"
+            vectors[label], seconds[label] = per_user(scores_DRC, draws), spent
+    claims = [Claim(path.stem, other) for other in vectors if other != path.stem]
+    return {
+        "split": split,
+        "data": data.path.name,
+        "draws": len(draws),
+        "methods": [
+            {
+                "name": name,
+                "scorer": "file" if name == path.stem else "rsllm",
+                "n": len(draws[0]),
+                "metrics": estimates(metrics),
+                "generation": None,
+                "seconds": seconds[name],
+            }
+            for name, metrics in vectors.items()
+        ],
+        "pairs": pair_table(vectors, claims, METRICS),
+    }
+
+
+def _stored(
+    data: PreparedData, split: Split, store: Store
+) -> Iterator[tuple[str, NDArray[np.float64], float]]:
+    for folder in sorted((store.root / "evaluation").glob("[0-9a-f]*")):
+        inputs = manifest(folder)["inputs"]
+        if inputs["data"] == data.path.name and inputs["split"] == split:
+            answers = read_json(folder / ANSWERS)
+            yield answers["name"], load_file(folder / SCORES)["scores"], answers["seconds"]
+
+
+def _separator(path: Path) -> str:
+    if path.suffix not in _SEPARATORS:
+        raise ConfigError(f"{path} is no .csv, .tsv or .parquet file; rename or convert it")
+    return _SEPARATORS[path.suffix]
+
+
+def _lines(path: Path) -> pd.DataFrame:
+    """The lines as text: user, item, score, draw, and each one's number in the file."""
+    separator = _separator(path)
+    files = find_files(str(path), "*")
+    if not files:
+        raise ConfigError(f"there is no file {path}")
+    table = Table(files=path.name, columns=_NAMES, separator=separator, quoting=True)
+    if "draw" in columns_of(files[0], table):
+        table = replace(table, columns=_NAMES | {"draw": "draw"})
+    parts = []
+    for _, first, piece in read_all(files, table):
+        for line, reason in piece.broken.items():
+            raise DataError(f"{path}:{first + line} is no prediction: {reason}")
+        texts = {role: piece.columns[role].cast(pa.string()) for role in table.columns}
+        parts.append(pa.table(texts).to_pandas().assign(line=first + np.array(piece.lines)))
+    lines = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+    if lines.empty:
+        raise DataError(f"{path} has no predictions")
+    return lines if "draw" in lines else lines.assign(draw="0")
+
+
+def _refuse(path: Path, lines: pd.DataFrame, bad_N: NDArray[np.bool_], what: str) -> None:
+    bad = lines[bad_N]
+    if len(bad):
+        first = bad.iloc[0]
+        raise DataError(
+            f"{path}:{first['line']} {what}: user_id {first['user']!r}, item_id"
+            f" {first['item']!r}, score {first['score']!r}, draw {first['draw']!r}"
+            f" ({len(bad):,} such lines)"
+        )
+
+
+def _wanted(draws: Sequence[Rows]) -> tuple[pd.MultiIndex, list[NDArray[np.int64]]]:
+    """(draw, user, item) of every candidate, and where its score belongs in `[D, R, C]`."""
+    sets_DRC = np.stack([rows.candidates_RC for rows in draws if rows.candidates_RC is not None])
+    places = list(np.nonzero(sets_DRC != NO_ITEM))
+    users = draws[0].user_R[places[1]]
+    return pd.MultiIndex.from_arrays([places[0], users, sets_DRC[tuple(places)]]), places

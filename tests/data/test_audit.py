@@ -1,0 +1,243 @@
+"""A laboratory: every known leak is planted, and the audit names it; clean data passes."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from small_data import NUM_CANDIDATES, TITLES, small_data
+
+from rsllm.data import audit as checks
+from rsllm.data.audit import audit, refuse_leaks, table
+from rsllm.data.prepared import PreparedData
+from rsllm.data.sequences import Events
+from rsllm.errors import CheckpointError, DataError
+from rsllm.runs import MANIFEST, Store, read_json, seal
+
+Change = Callable[[dict[str, list[Any]]], None]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store.open(tmp_path / "store")
+
+
+@pytest.fixture
+def clean(store: Store) -> Path:
+    """Clean data of many users, under its key in a store."""
+    return small_data(store.root / "data" / "clean", num_train=300, num_held_out=150).path
+
+
+def plant(folder: Path, file: str, change: Change) -> None:
+    """Change the columns of one file, and seal the folder as if it had been made so."""
+    path = folder / file
+    found = pq.read_table(path)
+    columns = found.to_pydict()
+    change(columns)
+    pq.write_table(pa.table(columns, found.schema), path, write_page_checksum=True)
+    reseal(folder)
+
+
+def reseal(folder: Path) -> None:
+    facts = {k: v for k, v in read_json(folder / MANIFEST).items() if k != "files"}
+    (folder / MANIFEST).unlink()
+    seal(folder, facts)
+
+
+def leaks(path: Path) -> set[str]:
+    return {finding.check for finding in audit(path) if finding.verdict == "leak"}
+
+
+def test_clean_data_passes(clean: Path) -> None:
+    findings = audit(clean)
+    assert {finding.check for finding in findings if finding.verdict == "leak"} == set()
+    refuse_leaks(findings)
+    shown = table(findings)
+    assert "2 of 24 items share their title" in shown
+    assert len(shown.splitlines()) == len(findings) + 2
+
+
+def test_a_future_item_in_a_history(clean: Path) -> None:
+    def future(columns: dict[str, list[Any]]) -> None:
+        columns["history"][5][-1] = columns["target"][6]
+
+    plant(clean, "train/part-00000.parquet", future)
+    assert leaks(clean) == {"histories"}
+
+
+def test_a_target_of_another_time(clean: Path) -> None:
+    plant(clean, "test.parquet", lambda columns: columns["time"].__setitem__(0, 0))
+    assert leaks(clean) == {"histories"}
+
+
+def test_a_history_reordered_into_the_future(clean: Path) -> None:
+    """The events themselves are out of order: the row agrees with them, time does not."""
+
+    def later(columns: dict[str, list[Any]]) -> None:
+        columns["time"][0] += 10**6
+
+    plant(clean, "events/part-00000.parquet", later)
+    assert leaks(clean) == {"histories"}
+
+
+def test_a_held_out_user_in_training(clean: Path) -> None:
+    held_out = pq.read_table(clean / "test.parquet").to_pydict()
+
+    def smuggle(columns: dict[str, list[Any]]) -> None:
+        for name, values in columns.items():
+            values.append(held_out[name][-1])
+
+    plant(clean, "train/part-00001.parquet", smuggle)
+    assert leaks(clean) == {"overlap"}
+
+
+def _reorder(order: Callable[[int, list[int]], list[int]]) -> Change:
+    def change(columns: dict[str, list[Any]]) -> None:
+        columns["candidates"] = [order(i, row) for i, row in enumerate(columns["candidates"])]
+
+    return change
+
+
+def test_targets_in_a_telling_place(clean: Path) -> None:
+    targets = pq.read_table(clean / "test.parquet")["target"].to_pylist()
+
+    def first(i: int, row: list[int]) -> list[int]:
+        return sorted(row, key=lambda item: (item != targets[i], item)) if i % 2 else row
+
+    plant(clean, "candidates/test-0.parquet", _reorder(first))
+    assert leaks(clean) == {"test places"}
+
+
+def test_negatives_seeded_by_the_target(clean: Path) -> None:
+    data = PreparedData.open(clean)
+    rows, keys = data.rows("validation"), data.catalogue.title_keys_I
+
+    def seeded(i: int, row: list[int]) -> list[int]:
+        target = int(rows.target_R[i])
+        rng = np.random.default_rng(target)
+        taken = set(keys[[target, *rows.histories(i)]].tolist())
+        order = rng.permutation(len(TITLES))
+        allowed = [n for n in order if keys[n] not in taken and n in data.catalogue.representatives]
+        place = row.index(target)
+        drawn = [int(n) for n in allowed[: NUM_CANDIDATES - 1]]
+        return [*drawn[:place], target, *drawn[place:]]
+
+    plant(clean, "candidates/validation-0.parquet", _reorder(seeded))
+    assert leaks(clean) == {"validation negatives"}
+
+
+@pytest.mark.parametrize("kind", ["equal titles", "no target", "history"])
+def test_broken_sets(clean: Path, kind: str) -> None:
+    rows = PreparedData.open(clean).rows("test")
+
+    def broken(i: int, row: list[int]) -> list[int]:
+        place = row.index(int(rows.target_R[i]))
+        if i:
+            return row
+        if kind == "no target":
+            row[place] = row[place - 1]
+        elif kind == "history":
+            row[place - 1] = int(rows.histories(i)[0])
+        else:
+            row[place - 1], row[place - 2] = 3, 7
+        return row
+
+    plant(clean, "candidates/test-0.parquet", _reorder(broken))
+    assert leaks(clean) == {"test candidates"}
+
+
+def test_two_draws_that_are_one(store: Store) -> None:
+    folder = small_data(store.root / "data" / "x", num_held_out=60, num_draws=2).path
+    assert leaks(folder) == set()
+    shutil.copy(folder / "candidates" / "test-0.parquet", folder / "candidates" / "test-1.parquet")
+    reseal(folder)
+    assert leaks(folder) == {"test draws"}
+
+
+def test_a_split_in_time_that_is_none(clean: Path) -> None:
+    facts = read_json(clean / MANIFEST)
+    facts["inputs"]["config"]["split"] = "time"
+    rows = pq.read_table(clean / "train" / "part-00000.parquet").to_pydict()
+
+    def late(columns: dict[str, list[Any]]) -> None:
+        columns["time"][0] = 0
+
+    assert rows["time"]
+    plant(clean, "validation.parquet", late)
+    (clean / MANIFEST).unlink()
+    seal(clean, {k: v for k, v in facts.items() if k != "files"})
+    assert leaks(clean) == {"time order", "histories"}
+
+
+def _naive_fixed_share(users: list[list[int]]) -> tuple[int, int]:
+    seen: dict[tuple[int, int], list[bool]] = {}
+    for items in users:
+        distinct = list(dict.fromkeys(items))
+        for i, j in itertools.combinations(range(len(distinct)), 2):
+            a, b = distinct[i], distinct[j]
+            seen.setdefault((min(a, b), max(a, b)), []).append(a < b)
+    often = [orders for orders in seen.values() if len(orders) >= 5]
+    return sum(len(set(orders)) == 1 for orders in often), len(often)
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+def test_an_order_of_items_instead_of_time(ordered: bool) -> None:
+    rng = np.random.default_rng(0)
+    users = [rng.integers(0, 30, size=rng.integers(2, 12)).tolist() for _ in range(80)]
+    users = [sorted(items) if ordered else items for items in users]
+    lengths = [len(items) for items in users]
+    events = Events(
+        np.repeat(np.arange(80, dtype=np.int32), lengths),
+        np.concatenate(users).astype(np.int32),
+        np.arange(sum(lengths)),
+    )
+    finding = checks.order_artefact(events)
+    fixed, pairs = _naive_fixed_share(users)
+    assert f"({fixed:,} of {pairs:,};" in finding.evidence
+    assert finding.verdict == ("leak" if ordered else "ok")
+
+
+def _artifact(store: Store, kind: str, key: str, **inputs: Any) -> Path:
+    folder = store.root / kind / key
+    folder.mkdir(parents=True)
+    (folder / "weights").write_text(key)
+    seal(folder, {"kind": kind, "inputs": inputs})
+    return folder
+
+
+def test_ancestors_that_trained_on_held_out_rows(store: Store, clean: Path) -> None:
+    other = small_data(store.root / "data" / "other", num_train=450, num_held_out=75).path
+    good = _artifact(store, "recommender", "good", data="clean", recommender={})
+    assert leaks(good) == set()
+    leaky = _artifact(store, "recommender", "leaky", data=other.name, recommender={})
+    text = _artifact(store, "stage-1", "text", data=other.name, mixture=[])
+    mixed = _artifact(store, "stage-1", "mixed", data="clean", mixture=[[other.name, 0.5]])
+    for start, recommender, found in (
+        ("", good, set()),
+        ("", leaky, {"recommender leaky"}),
+        (text.name, good, {"stage-1 text"}),
+        (mixed.name, good, {"stage-1 mixed"}),
+    ):
+        key = f"run-{start}-{recommender.name}"
+        inputs = {"data": "clean", "recommender": recommender.name, "start": start or None}
+        run = _artifact(store, "stage-2", key, **inputs)
+        assert leaks(run) == found
+        judged = _artifact(store, "evaluation", f"of-{key}", data="clean", artifact=key)
+        assert leaks(judged) == found
+    (good / "weights").write_text("oops")
+    assert leaks(good) == {"recommender good"}
+
+
+def test_leaks_and_missing_folders_are_errors(clean: Path, tmp_path: Path) -> None:
+    plant(clean, "test.parquet", lambda columns: columns["time"].__setitem__(0, 0))
+    with pytest.raises(DataError, match=r"1 of 13 checks found a leak: histories"):
+        refuse_leaks(audit(clean))
+    with pytest.raises(CheckpointError, match="cannot read"):
+        audit(tmp_path)
