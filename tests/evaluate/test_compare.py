@@ -12,7 +12,7 @@ from rsllm.config import Experiment
 from rsllm.data.prepared import PreparedData
 from rsllm.data.sequences import Rows
 from rsllm.errors import EvaluationError
-from rsllm.evaluate.compare import Claim, expected_table, method_table, pair_table
+from rsllm.evaluate.compare import Claim, expected_table, method_table, pair_table, per_user
 from rsllm.evaluate.launch import Method, Outcome
 from rsllm.evaluate.rank import fixed_sample, target_places
 
@@ -39,8 +39,8 @@ def outcome(name: str, rows: Rows, ranks: list[int]) -> Outcome:
         scores_C[others[: rank - 1]] = 1.0
     return Outcome(
         method=Method(name=name, scorer="likelihood", experiment=Experiment()),
-        scores_RC=scores_RC,
-        likelihood_RC=None,
+        scores_DRC=scores_RC[None],
+        likelihood_DRC=None,
         expected={},
         answers=None,
         seconds=2.5,
@@ -50,8 +50,8 @@ def outcome(name: str, rows: Rows, ranks: list[int]) -> Outcome:
 def test_method_table(rows: Rows, data: PreparedData) -> None:
     ranks = [1] * 6 + [2] * 3 + [4] * 3
     first = outcome("first", rows, ranks)
-    second = replace(first, likelihood_RC=outcome("", rows, [2] * NUM_ROWS).scores_RC)
-    entry, other = method_table([first, second], rows, data)
+    second = replace(first, likelihood_DRC=outcome("", rows, [2] * NUM_ROWS).scores_DRC)
+    entry, other = method_table([first, second], [rows], data)
     assert (entry["name"], entry["scorer"], entry["n"], entry["seconds"]) == (
         "first",
         "likelihood",
@@ -91,7 +91,7 @@ def test_generated_answers_are_judged_on_the_rows_they_belong_to(
     ]
     answers = [targets[0], f" {targets[1].upper()}.", others[2], f"{targets[3]} or {others[3]}"]
     made_up = replace(outcome("first", rows, [1] * NUM_ROWS), answers=answers)
-    (entry,) = method_table([made_up], rows, data)
+    (entry,) = method_table([made_up], [rows], data)
     generation = entry["generation"]
     assert generation["n"] == 4
     assert generation["ValidRatio"]["value"] == 3 / 4
@@ -100,7 +100,7 @@ def test_generated_answers_are_judged_on_the_rows_they_belong_to(
     assert generation["hits_of_valid"]["n"] == 3
 
     silent = replace(made_up, answers=[""] * 4)
-    (entry,) = method_table([silent], rows, data)
+    (entry,) = method_table([silent], [rows], data)
     assert entry["generation"]["hits_of_all"]["value"] == 0
     assert entry["generation"]["hits_of_valid"] is None
 
@@ -115,7 +115,8 @@ def test_pair_table(rows: Rows) -> None:
         Claim("second", "best"),
         Claim("best", "nearly"),
     ]
-    table = pair_table([best, second, nearly], claims, rows, ["HR@1", "MRR"])
+    found = {o.method.name: per_user(o.scores_DRC, [rows]) for o in (best, second, nearly)}
+    table = pair_table(found, claims, ["HR@1", "MRR"])
     assert [(e["first"], e["second"], e["metric"]) for e in table] == [
         (claim.first, claim.second, metric) for metric in ("HR@1", "MRR") for claim in claims
     ]
@@ -135,6 +136,14 @@ def test_pair_table(rows: Rows) -> None:
     assert [entry["claim"] for entry in table[:2]] == ["the best wins", None]
 
 
+def test_metrics_are_means_over_the_draws(rows: Rows) -> None:
+    first, second = ([1] * NUM_ROWS, [2] * 6 + [5] * 6)
+    scores = [outcome("", rows, ranks).scores_DRC[0] for ranks in (first, second)]
+    found = per_user(np.stack(scores), [rows, rows])
+    assert found["HR@1"].tolist() == [0.5] * NUM_ROWS
+    assert found["MRR"].tolist() == [0.75] * 6 + [0.6] * 6
+
+
 def test_expected_table(rows: Rows) -> None:
     expectations = replace(outcome("r", rows, [1] * NUM_ROWS), expected={"MRR": np.arange(4) / 4})
     table = expected_table(expectations)
@@ -145,5 +154,5 @@ def test_expected_table(rows: Rows) -> None:
 
 def test_scores_of_other_rows_are_refused(rows: Rows, data: PreparedData) -> None:
     fewer = outcome("first", fixed_sample(rows, 5), [1] * 5)
-    with pytest.raises(EvaluationError, match="5 rows were scored, but 12 are asked for"):
-        method_table([fewer], rows, data)
+    with pytest.raises(EvaluationError, match="1 draws of 5 rows were scored, but 1 of 12"):
+        method_table([fewer], [rows], data)

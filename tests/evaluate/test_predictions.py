@@ -1,0 +1,163 @@
+"""Scores of another system on our candidate sets, and every way in which a file can be wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from safetensors.numpy import save_file
+from small_data import small_data
+
+from rsllm.data.prepared import PreparedData
+from rsllm.errors import ConfigError, DataError
+from rsllm.evaluate.predictions import export_candidates, judge, read_predictions
+from rsllm.evaluate.report import tables
+from rsllm.runs import Store, commit_dir, write_json
+
+NUM_ROWS, DRAWS = 12, 2
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> PreparedData:
+    folder = tmp_path_factory.mktemp("data") / "small"
+    return small_data(folder, num_held_out=NUM_ROWS, num_draws=DRAWS)
+
+
+def exported(data: PreparedData, path: Path) -> pd.DataFrame:
+    export_candidates(data, "test", path)
+    return pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
+
+
+def scored(data: PreparedData, path: Path, seed: int = 0) -> pd.DataFrame:
+    table = exported(data, path)[["draw", "user_id", "item_id"]]
+    scores = np.random.default_rng(seed).normal(size=len(table))
+    return table.assign(score=scores).sample(frac=1, random_state=1)
+
+
+def write(table: pd.DataFrame, path: Path) -> Path:
+    if path.suffix == ".parquet":
+        table.to_parquet(path, index=False)
+    else:
+        table.to_csv(path, index=False, sep="\t" if path.suffix == ".tsv" else ",")
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_exported_sets_say_all_but_the_target(
+    data: PreparedData, tmp_path: Path, suffix: str
+) -> None:
+    table = exported(data, tmp_path / f"sets{suffix}")
+    assert list(table) == ["draw", "user_id", "history", "item_id", "title"]
+    assert len(table) == DRAWS * NUM_ROWS * 5
+    rows, users = data.rows("test", 1), data.user_ids()
+    for i in range(NUM_ROWS):
+        own = table[(table["draw"] == 1) & (table["user_id"] == users[rows.user_R[i]])]
+        assert rows.candidates_RC is not None
+        assert own["item_id"].tolist() == [f"i{n}" for n in rows.candidates_RC[i]]
+        assert own["title"].tolist() == [data.titles[n] for n in rows.candidates_RC[i]]
+        past = own["history"].iloc[0]
+        past = json.loads(past) if suffix == ".csv" else list(past)
+        assert past == [f"i{n}" for n in rows.histories(i)]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".parquet"])
+def test_scores_find_their_places(data: PreparedData, tmp_path: Path, suffix: str) -> None:
+    table = scored(data, tmp_path / "sets.csv")
+    found = read_predictions(write(table, tmp_path / f"mine{suffix}"), data, "test")
+    assert found.shape == (DRAWS, NUM_ROWS, 5)
+    known = {(r.draw, r.user_id, r.item_id): r.score for r in table.itertuples()}
+    users = data.user_ids()
+    for draw in range(DRAWS):
+        rows = data.rows("test", draw)
+        assert rows.candidates_RC is not None
+        for i, items in enumerate(rows.candidates_RC):
+            own = [known[draw, users[rows.user_R[i]], f"i{item}"] for item in items]
+            assert found[draw, i].tolist() == pytest.approx(own)
+
+
+def _changed(table: pd.DataFrame, column: str, value: Any) -> pd.DataFrame:
+    changed = table.astype({column: object})
+    changed.iloc[3, changed.columns.get_loc(column)] = value
+    return changed
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "message"),
+    [
+        ("score", "high", r"mine\.csv:5 has a score that is no finite number: user_id 'u"),
+        ("score", np.inf, r"mine\.csv:5 has a score that is no finite number"),
+        ("draw", 2, r"mine\.csv:5 names none of 2 draws"),
+        ("user_id", "nobody", r"mine\.csv:5 names a user that the data does not have"),
+        ("item_id", "nothing", r"mine\.csv:5 names an item that the data does not have"),
+        ("user_id", "u0", r"mine\.csv:5 is none of the test candidates: user_id 'u0'"),
+    ],
+)
+def test_a_wrong_line_is_named(
+    data: PreparedData, tmp_path: Path, column: str, value: Any, message: str
+) -> None:
+    table = _changed(scored(data, tmp_path / "sets.csv"), column, value)
+    with pytest.raises(DataError, match=message):
+        read_predictions(write(table, tmp_path / "mine.csv"), data, "test")
+
+
+def test_sets_must_be_scored_as_a_whole_and_once(data: PreparedData, tmp_path: Path) -> None:
+    table = scored(data, tmp_path / "sets.csv")
+    twice = pd.concat([table, table.iloc[:1]])
+    with pytest.raises(DataError, match=r"mine\.csv:122 repeats a candidate"):
+        read_predictions(write(twice, tmp_path / "mine.csv"), data, "test")
+    with pytest.raises(DataError, match=r"lacks 2 of 120 test candidates; first: draw \d, user_id"):
+        read_predictions(write(table.iloc[2:], tmp_path / "mine.csv"), data, "test")
+    one_draw = table[table["draw"] == 0].drop(columns="draw")
+    with pytest.raises(DataError, match=r"lacks 60 of 120 test candidates; first: draw 1"):
+        read_predictions(write(one_draw, tmp_path / "mine.csv"), data, "test")
+
+
+def test_files_that_are_none(data: PreparedData, tmp_path: Path) -> None:
+    table = scored(data, tmp_path / "sets.csv")
+    with pytest.raises(ConfigError, match="there is no file"):
+        read_predictions(tmp_path / "nowhere.csv", data, "test")
+    with pytest.raises(ConfigError, match=r"is no \.csv, \.tsv or \.parquet file"):
+        read_predictions(write(table, tmp_path / "mine.txt"), data, "test")
+    with pytest.raises(DataError, match="has no column 'score'"):
+        read_predictions(write(table.drop(columns="score"), tmp_path / "a.csv"), data, "test")
+    with pytest.raises(DataError, match="has no predictions"):
+        read_predictions(write(table.iloc[:0], tmp_path / "b.csv"), data, "test")
+    (tmp_path / "c.csv").write_text("user_id,item_id,score\nu1,i1\n")
+    with pytest.raises(DataError, match=r"c\.csv:2 is no prediction: wrong column count"):
+        read_predictions(tmp_path / "c.csv", data, "test")
+    (tmp_path / "d.parquet").write_bytes(b"PAR1")
+    with pytest.raises(DataError, match=r"d\.parquet is no whole Parquet file"):
+        read_predictions(tmp_path / "d.parquet", data, "test")
+
+
+def _store_evaluation(store: Store, key: str, name: str, scores: Any, **inputs: Any) -> None:
+    with commit_dir(store.root / "evaluation" / key, kind="evaluation", inputs=inputs) as folder:
+        save_file({"scores": scores}, folder / "scores.safetensors")
+        write_json(folder / "answers.json", {"name": name, "answers": None, "seconds": 1.5})
+
+
+def test_judged_against_what_the_store_holds(data: PreparedData, tmp_path: Path) -> None:
+    store = Store.open(tmp_path / "store")
+    rows = [data.rows("test", draw) for draw in range(DRAWS)]
+    sets = np.stack([r.candidates_RC for r in rows if r.candidates_RC is not None])
+    perfect = (sets == rows[0].target_R[:, None]).astype(float)
+    same = {"data": data.path.name, "split": "test"}
+    _store_evaluation(store, "a1", "oracle", perfect, **same)
+    _store_evaluation(store, "a2", "half of the rows", perfect[:, :6], **same)
+    _store_evaluation(store, "a3", "other data", perfect, **same | {"data": "other"})
+    table = scored(data, tmp_path / "sets.csv")
+    path = write(table.assign(score=0.0), tmp_path / "flat.csv")
+    found = judge(path, data, "test", store)
+    by_name = {method["name"]: method for method in found["methods"]}
+    assert set(by_name) == {"flat", "oracle"}
+    assert by_name["flat"]["metrics"]["HR@1"]["value"] == 0, "ties count against the target"
+    assert by_name["flat"]["metrics"]["MRR"]["value"] == pytest.approx(1 / 5)
+    assert by_name["oracle"]["metrics"]["MRR"]["value"] == 1
+    assert [(p["first"], p["second"], p["verdict"]) for p in found["pairs"]] == [
+        ("flat", "oracle", "worse"),
+    ] * 2
+    assert "Methods on the test users" in tables(found)
