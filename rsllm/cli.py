@@ -157,15 +157,15 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     from rsllm.evaluate.report import tables
     from rsllm.pipeline import Pipeline
 
+    if not arguments.predictions and not arguments.export:
+        raise ConfigError("evaluate needs --predictions FILE, or --export FILE to write the sets")
     pipeline = Pipeline(replace_in(Experiment(), _overrides(arguments)), arguments.storage)
     data = PreparedData.open(pipeline.prepare())
     if arguments.export:
         print(predictions.export_candidates(data, arguments.split, arguments.export))
-    elif arguments.predictions:
+    if arguments.predictions:
         judged = predictions.judge(arguments.predictions, data, arguments.split, pipeline.store)
         print(tables(judged))
-    else:
-        raise ConfigError("evaluate needs --predictions FILE, or --export FILE to write the sets")
 
 
 def _run_stage(arguments: argparse.Namespace) -> None:

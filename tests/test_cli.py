@@ -20,10 +20,13 @@ from rsllm.settings import replace_in
 
 EXPERIMENT_FLAGS = ["--backbone", "--data", "--set", "--storage"]
 GOLDEN = {
-    "fetch": ["NAME"],
+    "fetch": ["--from", "NAME"],
+    "synthesize": ["--items", "--length", "--noise", "--seed", "--text-share", "--users", "DIR"],
     "prepare": EXPERIMENT_FLAGS,
     "fit": EXPERIMENT_FLAGS,
     "train": EXPERIMENT_FLAGS,
+    "audit": ["DIR"],
+    "evaluate": sorted([*EXPERIMENT_FLAGS, "--export", "--predictions", "--split"]),
 }
 
 
@@ -134,6 +137,7 @@ def test_flags_become_settings(runs: list[Any]) -> None:
     ("arguments", "message"),
     [
         (["fetch", "movielens"], "choose one of movielens-100k"),
+        (["evaluate"], "needs --predictions FILE, or --export FILE"),
         (["train", "--set", "seed"], "not of the form PATH=VALUE"),
         (["train", "--set", "data.colour=1"], "no setting 'data.colour'"),
         (["train", "--set", "data.window=ten"], "expected int"),

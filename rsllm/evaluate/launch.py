@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +13,7 @@ import numpy as np
 from rsllm.config import Experiment, Representation, Scorer
 from rsllm.plan import Layout
 from rsllm.runs import Store, read_json, write_json
-from rsllm.settings import from_dict, to_dict
+from rsllm.settings import to_dict
 
 SCORES, ANSWERS = "scores.safetensors", "answers.json"
 EXPECTED = "expected/"
@@ -73,10 +73,8 @@ def evaluate(
         folder = store.path("evaluation", key)
         if not folder.exists() and str(folder) not in pending:
             _wait_below(layout.concurrent_trials, list(pending.values()))
-            plain = asdict(method) | {"experiment": to_dict(method.experiment)}
-            pending[str(folder)] = work.remote(
-                plain, split, str(data), backbone, asdict(layout), str(store.root), key
-            )
+            task = work.remote(method, split, data, backbone, layout, store, key)
+            pending[str(folder)] = task
     ray.get(list(pending.values()))
     return [
         _read(method, store.path("evaluation", key))
@@ -128,20 +126,18 @@ def _read(method: Method, folder: Path) -> Outcome:
 
 
 def _evaluate(
-    plain: dict[str, Any],
+    method: Method,
     split: Literal["validation", "test"],
-    data_folder: str,
+    data_folder: Path,
     backbone: str,
-    plain_layout: dict[str, Any],
-    root: str,
+    layout: Layout,
+    store: Store,
     key: dict[str, Any],
 ) -> None:
     from rsllm.data.prepared import PreparedData
     from rsllm.evaluate.rank import held_out
 
-    method = Method(**plain | {"experiment": from_dict(Experiment, plain["experiment"])})
-    layout = Layout(**plain_layout)
-    data = PreparedData.open(Path(data_folder))
+    data = PreparedData.open(data_folder)
     config = method.experiment.evaluation
     limit = config.test_rows if split == "test" else config.validation_rows
     draws = held_out(data, split, limit)
@@ -164,7 +160,7 @@ def _evaluate(
             },
         )
 
-    Store.open(root).get("evaluation", key, make)
+    store.get("evaluation", key, make)
 
 
 def _recommender_scores(method: Method, data: Any, draws: Any) -> dict[str, np.ndarray]:

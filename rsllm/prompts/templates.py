@@ -18,74 +18,30 @@ class Template:
     question: str
 
 
+def _templates(noun: str, act: str, done: str, doing: str, name: str) -> tuple[Template, ...]:
+    return (
+        Template(
+            opening=f"This user has {done}",
+            choice=f". The next {noun} this user will {act} is one of these {{num_candidates}}:",
+            question=f".\nThe {name} of the next {noun} is",
+        ),
+        Template(
+            opening=f"{noun.capitalize()}s a user has {done}, oldest first:",
+            choice=f".\nOut of the following {{num_candidates}} {noun}s,",
+            question=f", the user will {act} this one next:",
+        ),
+        Template(
+            opening=f"The {doing} history of a user is",
+            choice=f". Please predict the next {noun} from the candidates",
+            question=f". Answer with the {name} only.\nAnswer:",
+        ),
+    )
+
+
 TEMPLATES: dict[Domain, tuple[Template, ...]] = {
-    "movie": (
-        Template(
-            opening="This user has watched",
-            choice=". The next movie this user will watch is one of these {num_candidates}:",
-            question=".\nThe title of the next movie is",
-        ),
-        Template(
-            opening="Movies a user has watched, oldest first:",
-            choice=".\nOut of the following {num_candidates} movies,",
-            question=", the user will watch this one next:",
-        ),
-        Template(
-            opening="The watching history of a user is",
-            choice=". Please predict the next movie from the candidates",
-            question=". Answer with the title only.\nAnswer:",
-        ),
-    ),
-    "game": (
-        Template(
-            opening="This user has played",
-            choice=". The next game this user will play is one of these {num_candidates}:",
-            question=".\nThe title of the next game is",
-        ),
-        Template(
-            opening="Games a user has played, oldest first:",
-            choice=".\nOut of the following {num_candidates} games,",
-            question=", the user will play this one next:",
-        ),
-        Template(
-            opening="The playing history of a user is",
-            choice=". Please predict the next game from the candidates",
-            question=". Answer with the title only.\nAnswer:",
-        ),
-    ),
-    "artist": (
-        Template(
-            opening="This user has listened to",
-            choice=". The next artist this user will listen to is one of these {num_candidates}:",
-            question=".\nThe name of the next artist is",
-        ),
-        Template(
-            opening="Artists a user has listened to, oldest first:",
-            choice=".\nOut of the following {num_candidates} artists,",
-            question=", the user will listen to this one next:",
-        ),
-        Template(
-            opening="The listening history of a user is",
-            choice=". Please predict the next artist from the candidates",
-            question=". Answer with the name only.\nAnswer:",
-        ),
-    ),
-    "item": (
-        Template(
-            opening="This user has chosen",
-            choice=". The next item this user will choose is one of these {num_candidates}:",
-            question=".\nThe title of the next item is",
-        ),
-        Template(
-            opening="Items a user has chosen, oldest first:",
-            choice=".\nOut of the following {num_candidates} items,",
-            question=", the user will choose this one next:",
-        ),
-        Template(
-            opening="The history of a user is",
-            choice=". Please predict the next item from the candidates",
-            question=". Answer with the title only.\nAnswer:",
-        ),
-    ),
+    "movie": _templates("movie", "watch", "watched", "watching", "title"),
+    "game": _templates("game", "play", "played", "playing", "title"),
+    "artist": _templates("artist", "listen to", "listened to", "listening", "name"),
+    "item": _templates("item", "choose", "chosen", "choosing", "title"),
 }
 """Three templates per domain, as LLaRA has (arXiv 2312.02445); the first is used in evaluation."""

@@ -11,7 +11,6 @@ from typing import Any, Literal
 from rsllm.config import Experiment
 from rsllm.errors import RsllmError, TrainingError
 from rsllm.plan import Layout
-from rsllm.settings import from_dict, to_dict
 
 Stage = Literal["recommender", "stage1", "stage2"]
 MAX_FAILURES = 1
@@ -49,7 +48,7 @@ def run(assignment: Assignment, *, name: str, storage: Path, callbacks: Sequence
     layout = assignment.layout
     trainer = TorchTrainer(
         _work,
-        train_loop_config=_to_plain(assignment),
+        train_loop_config={"assignment": assignment},
         scaling_config=ScalingConfig(
             num_workers=layout.workers,
             use_gpu=layout.use_gpu,
@@ -85,19 +84,9 @@ def _explained(error: Exception, stage: Stage) -> RsllmError:
     return TrainingError(f"{stage} failed: {first[-1] if first else type(error).__name__}")
 
 
-def _to_plain(assignment: Assignment) -> dict[str, Any]:
-    return asdict(assignment) | {"experiment": to_dict(assignment.experiment)}
-
-
-def _work(plain: dict[str, Any]) -> None:
+def _work(config: dict[str, Assignment]) -> None:
     """One worker, from imports to the exported artifact."""
-    assignment = Assignment(
-        **plain
-        | {
-            "experiment": from_dict(Experiment, plain["experiment"]),
-            "layout": Layout(**plain["layout"]),
-        }
-    )
+    assignment = config["assignment"]
     _prepare_process(assignment.layout)
 
     import ray.train
