@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 from pathlib import Path
@@ -104,7 +105,9 @@ def test_cli_names_the_broken_line(store: Path, tmp_path: Path) -> None:
     assert "3 of 7 rows rejected" in message
     assert "first: u.data:2 bad rating" in message
     assert "Raise data.max_rejected_rows" in message
-    assert files(store) == []
+    (listed,) = files(store)
+    assert f"all: {listed}" in message
+    assert [json.loads(line)["line"] for line in listed.read_text().splitlines()] == [2, 3, 4]
 
 
 def test_ctrl_c_in_training_ends_with_a_hint(

@@ -15,7 +15,7 @@ from typing import Any
 import optuna
 from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
-from ray.tune.schedulers import ASHAScheduler
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search.optuna import OptunaSearch
 
 from rsllm.config import Experiment
@@ -117,13 +117,13 @@ def _samples(experiment: Experiment) -> int:
     return experiment.stage2.steps * experiment.stage2.batch_size
 
 
-def _scheduler(base: Experiment) -> ASHAScheduler:
+def _scheduler(base: Experiment) -> TrialScheduler:
     """Rungs at the validations before the last: the weaker half of the trials stops there.
 
-    `max_t` lies beyond the last report, for Tune kills a trial that reaches it before it has
-    written its artifact.
+    At its last report a trial has yet to write its artifact, so there is no rung.
     """
-    samples = _samples(base)
+    if base.stage2.validations == 1:
+        return FIFOScheduler()
     first = round(base.stage2.steps / base.stage2.validations) * base.stage2.batch_size
     return ASHAScheduler(
         time_attr="samples",
@@ -131,7 +131,8 @@ def _scheduler(base: Experiment) -> ASHAScheduler:
         mode="max",
         grace_period=max(1, first),
         reduction_factor=2,
-        max_t=samples + 1,
+        max_t=max(1, first, _samples(base) - 1),
+        stop_last_trials=False,
     )
 
 
