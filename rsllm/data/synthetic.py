@@ -1,14 +1,31 @@
-"""A world with a provable answer: every user walks the same cycle of items."""
+"""Worlds of any size in which the best possible score is known.
+
+A user walks one of two kinds of paths, a minute a step. On the *cycle* the order of the items is a
+fixed random permutation: only interactions can teach it. On a *saga* the next item is the next
+part by its title; held-out users walk sagas that no training user does, so only titles can tell.
+All titles look alike ("Amber Harbor 7"). With probability `noise` a step shows a random item of
+Zipf popularity instead, and the walk goes on as if it had not.
+"""
+
+# Axes: U users of a chunk, S steps, I items.
 
 from __future__ import annotations
 
-from itertools import product
+from itertools import islice, product
 from pathlib import Path
+from typing import IO
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.csv as pa_csv
 from numpy.typing import NDArray
 
+from rsllm.data.files import Table
+from rsllm.data.sources.base import Source
 from rsllm.errors import ConfigError
+from rsllm.runs import write_json
+
+Ints = NDArray[np.int64]
 
 _ADJECTIVES = """
     Amber Bitter Broken Crimson Distant Electric Final Frozen Gentle Golden Hidden Hollow Iron
@@ -18,53 +35,159 @@ _NOUNS = """
     Anchor Bridge Canyon Castle Circus Dancer Desert Empire Falcon Forest Garden Harbor Island
     Lantern Letter Meadow Mirror Mountain Orchard Piano River Station Summer Train Winter
 """
-_START = 880_000_000
-_MINUTE = 60
+_NUM_NAMES = 25 * 25
+_START, _MINUTE, _RATING = 880_000_000, 60, 4
+USERS_AT_ONCE = 1 << 14
+SOURCE = Source(
+    name="synthetic world",
+    interactions=Table(
+        files="walks.csv",
+        separator=",",
+        columns={role: role for role in ("user", "item", "rating", "time")},
+    ),
+    items=Table(files="titles.csv", separator=",", columns={"item": "item", "title": "title"}),
+    domain="movie",
+)
+TRAIN_SHARE = 0.8
+"""Users from here on, by first interaction, walk the later half of the sagas."""
 
 
 def write_world(
-    folder: Path, *, num_users: int, num_items: int, length: int, seed: int
-) -> NDArray[np.int64]:
-    """Write a world in GroupLens' layout (`u.data`, `u.item`) to `folder`.
+    folder: Path,
+    *,
+    num_users: int,
+    num_items: int,
+    length: int,
+    seed: int,
+    noise: float = 0.0,
+    text_share: float = 0.0,
+    zipf: float = 1.0,
+    num_candidates: int = 20,
+) -> Ints:
+    """Write a world: `walks.csv`, `titles.csv`, and what is known of it in `world.json`.
 
-    Each user enters one fixed cycle of all items at a random place, a minute after the user
-    before, and walks `length` steps of it, a minute a step; all ratings are 4. So the item after
-    any history is known with certainty.
+    Args:
+        folder: where it goes.
+        num_users: each starts a minute after the one before.
+        num_items: a half of them is on the cycle, or all without `text_share`.
+        length: steps of each user; all ratings are 4.
+        seed: of everything random.
+        noise: probability that a step shows a random item.
+        text_share: share of users who walk sagas, evenly spread.
+        zipf: exponent of the popularity of random items.
+        num_candidates: size of the candidate sets that `world.json` speaks of.
 
     Returns:
         The cycle: item ids, each followed by the next one in a walk, the last by the first.
 
     Raises:
-        ConfigError: more items than the vocabulary has titles.
+        ConfigError: a share outside [0, 1), or items that are too few or too many.
     """
-    titles = [
-        f"{adjective} {noun}" for adjective, noun in product(_ADJECTIVES.split(), _NOUNS.split())
-    ]
-    if not 1 <= num_items <= len(titles):
-        raise ConfigError(f"num_items is {num_items}; choose 1 to {len(titles)}")
+    for name, share in (("noise", noise), ("text_share", text_share)):
+        if not 0 <= share < 1:
+            raise ConfigError(f"{name} is {share}; it must be in [0, 1)")
+    parts = 2 * length if text_share else max(1, -(-num_items // _NUM_NAMES))
+    on_cycle = num_items // 2 // parts * parts if text_share else num_items
+    num_sagas = (num_items - on_cycle) // parts
+    names = list(islice(_names(), -(-num_items // parts)))
+    least = 3 * parts if text_share else 1
+    if num_items < least or len(names) * parts < num_items:
+        raise ConfigError(f"num_items is {num_items}; choose {least} to {26 * _NUM_NAMES * parts}")
     rng = np.random.default_rng(seed)
-    rng.shuffle(titles)
-    cycle = rng.permutation(num_items) + 1
-    entries = rng.integers(num_items, size=num_users)
+    rng.shuffle(names)
+    cycle: Ints = rng.permutation(on_cycle) + 1
     folder.mkdir(parents=True, exist_ok=True)
-    _write_lines(folder / "u.item", [_item_line(i, titles[i - 1]) for i in range(1, num_items + 1)])
-    walks = [
-        _interaction_line(user, int(cycle[(entry + step) % num_items]), step)
-        for user, entry in enumerate(entries)
-        for step in range(length)
-    ]
-    _write_lines(folder / "u.data", walks)
+    _write_titles(folder / "titles.csv", names, parts, num_items)
+    popularity_I = rng.permutation(np.arange(1, num_items + 1) ** -zipf).cumsum()
+    with (folder / "walks.csv").open("wb") as file:
+        file.write(b"user,item,rating,time\n")
+        for start in range(0, num_users, USERS_AT_ONCE):
+            user_U = np.arange(start, min(start + USERS_AT_ONCE, num_users))
+            path_US = cycle[
+                (rng.integers(on_cycle, size=(len(user_U), 1)) + np.arange(length)) % on_cycle
+            ]
+            if text_share:
+                saga_US = _sagas(rng, user_U, num_users, num_sagas, length) + on_cycle + 1
+                walks_saga_U1 = _evenly(user_U, text_share)[:, None]
+                path_US = np.where(walks_saga_U1, saga_US, path_US)
+            if noise:
+                random_US = popularity_I.searchsorted(
+                    rng.random(path_US.shape) * popularity_I[-1], "right"
+                )
+                path_US = np.where(rng.random(path_US.shape) < noise, random_US + 1, path_US)
+            _write_steps(file, user_U, path_US)
+    best = best_scores(num_items, length, noise, text_share, num_candidates)
+    facts = {"users": num_users, "items": num_items, "length": length, "seed": seed, "zipf": zipf}
+    shares = {"noise": noise, "text_share": text_share, "num_candidates": num_candidates}
+    write_json(folder / "world.json", {**facts, **shares, "best_HR@1": best})
     return cycle
 
 
-def _item_line(item: int, title: str) -> str:
-    genres = ["0"] * 19
-    return "|".join([str(item), f"{title} (1997)", "01-Jan-1997", "", "", *genres])
+def best_scores(
+    num_items: int, length: int, noise: float, text_share: float, num_candidates: int
+) -> dict[str, float]:
+    """The expected HR@1 of oracles on the last step of held-out users, by what they know.
+
+    Each names the walk's next item if it can tell it and it is a candidate, and guesses evenly
+    otherwise; none uses popularity. A walk's next item is the target with probability 1 - noise,
+    and else among the uniform negatives as likely as any other item is.
+    """
+    history = min(length - 1, 10)
+    present = (num_candidates - 1) / (num_items - 1 - history)
+    guess = 1 / num_candidates
+    told = 1 - noise + noise * (1 - present) * guess
+    return {
+        "titles and interactions": told,
+        "interactions": (1 - text_share) * told + text_share * guess,
+        "titles": text_share * told + (1 - text_share) * guess,
+        "chance": guess,
+    }
 
 
-def _interaction_line(user: int, item: int, step: int) -> str:
-    return f"{user + 1}\t{item}\t4\t{_START + _MINUTE * (user + step)}"
+def _names() -> product[tuple[str, ...]]:
+    return product(("", *_NOUNS.split()), _ADJECTIVES.split(), _NOUNS.split())
 
 
-def _write_lines(path: Path, lines: list[str]) -> None:
+def _write_titles(path: Path, names: list[tuple[str, ...]], parts: int, num_items: int) -> None:
+    lines = ["item,title"]
+    for item in range(num_items):
+        words = " ".join(
+            word for word in (*names[item // parts][1:], names[item // parts][0]) if word
+        )
+        number = f" {item % parts + 1}" if parts > 1 else ""
+        lines.append(f"{item + 1},{words}{number}")
     path.write_text("".join(f"{line}\n" for line in lines), encoding="ascii", newline="\n")
+
+
+def _sagas(
+    rng: np.random.Generator, user_U: Ints, num_users: int, num_sagas: int, length: int
+) -> Ints:
+    """Each user's parts, as items from 0, of a saga from the half for the user's time."""
+    late_U = user_U >= int(TRAIN_SHARE * num_users + 1e-9)
+    half = num_sagas // 2
+    first_U = np.where(late_U, half, 0)
+    saga_U = first_U + rng.integers(np.where(late_U, num_sagas - half, half))
+    entry_U = rng.integers(length + 1, size=len(user_U))
+    return (saga_U * 2 * length + entry_U)[:, None] + np.arange(length)
+
+
+def _evenly(user_U: Ints, share: float) -> NDArray[np.bool_]:
+    """True for `share` of the users, evenly spread."""
+    chosen_U: NDArray[np.bool_] = (
+        np.diff(np.floor(np.append(user_U, user_U[-1] + 1) * share + 1e-9)) > 0
+    )
+    return chosen_U
+
+
+def _write_steps(file: IO[bytes], user_U: Ints, item_US: Ints) -> None:
+    num_users, length = item_US.shape
+    step_US = user_U[:, None] + np.arange(length)
+    table = pa.table(
+        {
+            "user": np.repeat(user_U + 1, length),
+            "item": item_US.ravel(),
+            "rating": np.full(num_users * length, _RATING),
+            "time": (_START + _MINUTE * step_US).ravel(),
+        }
+    )
+    pa_csv.write_csv(table, file, pa_csv.WriteOptions(include_header=False))
