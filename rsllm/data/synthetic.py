@@ -20,8 +20,6 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 from numpy.typing import NDArray
 
-from rsllm.data.files import Table
-from rsllm.data.sources.base import Source
 from rsllm.errors import ConfigError
 from rsllm.runs import write_json
 
@@ -38,16 +36,6 @@ _NOUNS = """
 _NUM_NAMES = 25 * 25
 _START, _MINUTE, _RATING = 880_000_000, 60, 4
 USERS_AT_ONCE = 1 << 14
-SOURCE = Source(
-    name="synthetic world",
-    interactions=Table(
-        files="walks.csv",
-        separator=",",
-        columns={role: role for role in ("user", "item", "rating", "time")},
-    ),
-    items=Table(files="titles.csv", separator=",", columns={"item": "item", "title": "title"}),
-    domain="movie",
-)
 TRAIN_SHARE = 0.8
 """Users from here on, by first interaction, walk the later half of the sagas."""
 

@@ -8,8 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from rsllm.config import TableConfig
-from rsllm.data import synthetic
-from rsllm.data.sources import any_table, movielens, recbole
+from rsllm.data.sources import any_table, movielens, recbole, synthetic
 from rsllm.data.sources.base import RawData, Source
 from rsllm.errors import ConfigError
 
