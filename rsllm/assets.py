@@ -16,7 +16,7 @@ from typing import Literal
 import httpx
 import platformdirs
 
-from rsllm.downloads import ConvertedGguf, File, HubModel, Source, UrlZip, Wheel, say
+from rsllm.downloads import ByHand, ConvertedGguf, File, HubModel, Source, UrlZip, Wheel, say
 from rsllm.errors import ConfigError, DataError
 from rsllm.runs import commit_dir, manifest
 
@@ -131,6 +131,18 @@ ASSETS: dict[str, Asset] = {
             ),
         ),
     ),
+}
+
+
+ASSETS |= {
+    name: Asset("data set", f"LLaRA's processed files; {terms}", (ByHand(name),))
+    for name, terms in {
+        "llara-lastfm": "non-commercial (HetRec 2011); its order is no order in time",
+        "llara-steam": "not stated, tests only",
+        "llara-steam-sample": "not stated, tests only; 1,000 training rows and half of validation",
+        "llara-movielens": "as movielens-100k",
+        "llara-movielens-heldout": "as movielens-100k; half of validation trains",
+    }.items()
 }
 
 

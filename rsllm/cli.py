@@ -120,7 +120,12 @@ def _fetch(arguments: argparse.Namespace) -> None:
     from rsllm import assets
 
     for name in arguments.names:
-        print(assets.fetch(name, folder=arguments.folder))
+        if arguments.folder:
+            from rsllm.data.llara import import_folder
+
+            print(import_folder(name, arguments.folder))
+        else:
+            print(assets.fetch(name))
     if not arguments.names:
         print(f"cache: {assets.cache_root()} (RSLLM_CACHE)")
         for name, asset in assets.ASSETS.items():

@@ -80,7 +80,7 @@ class DataConfig:
     max_history: int = 0
     """Most recent interactions of a user that are used at all; 0 uses all."""
     split: Literal["user", "leave-one-out", "time", "given"] = "user"
-    """By user, as LLaRA; each user's last two interactions; two cuts in time; as `table.split`."""
+    """By user, as LLaRA; each user's last two interactions; two cuts in time; the source's own."""
     train_share: float = 0.8
     """Share of users (by first interaction) or of interactions (by time) that train; the rest is
     halved."""
@@ -125,9 +125,9 @@ class DataConfig:
             " the same; choose 1",
         )
         _require(
-            (self.split == "given") == bool(self.table.split),
-            "data.split = given and data.table.split (the column that says train, validation or"
-            " test) need each other; set both or neither",
+            self.split == "given" or not self.table.split,
+            f"data.table.split is {self.table.split}, but data.split = {self.split} would not use"
+            " it; set data.split=given",
         )
 
 

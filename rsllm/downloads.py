@@ -134,6 +134,19 @@ class ConvertedGguf:
             _convert_gguf(scratch / self.source.files[0].name, folder)
 
 
+@dataclass(frozen=True)
+class ByHand:
+    """Files that the user has to get and import."""
+
+    name: str
+
+    def __str__(self) -> str:
+        return "hub data set joyliao7777/LLaRA, by hand"
+
+    def fill(self, folder: Path) -> None:
+        raise DataError(f"download it, then: rsllm fetch {self.name} --from FOLDER")
+
+
 def say(message: str) -> None:
     """Tell the user what goes on, on stderr."""
     print(message, file=sys.stderr, flush=True)

@@ -65,6 +65,7 @@ def prepare(config: DataConfig, store: Store, fetch: Callable[[str], Path]) -> P
     """
     with raw_location(config, fetch) as location:
         data = sources.find(location, config.table)
+        _check_split(config, data)
         hashes = {file.name: file.sha256() for file in (*data.interactions, *data.items)}
         inputs = {"config": to_dict(config), "raw": hashes}
         rejects = store.root / "rejects" / f"{store.path('data', inputs).name}.jsonl"
@@ -91,6 +92,14 @@ def raw_location(config: DataConfig, fetch: Callable[[str], Path]) -> Iterator[s
         raise ConfigError(f"data.source {config.source} is no file or folder with raw data")
     else:
         yield str(fetch(config.source))
+
+
+def _check_split(config: DataConfig, data: sources.RawData) -> None:
+    given = "split" in data.source.interactions.columns
+    if given != (config.split == "given"):
+        says = "brings its own split; set data.split=given" if given else "does not say a split;"
+        hint = "" if given else " name its column with data.table.split"
+        raise ConfigError(f"data.source {config.source} {says}{hint}")
 
 
 def _run(job: Job, listed: Path) -> None:

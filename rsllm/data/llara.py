@@ -1,0 +1,236 @@
+"""LLaRA's processed files (arXiv 2312.02445) to plain tables: the one place that reads a pickle.
+
+They are pandas frames of rows: `seq` (ten item ids, padded on the right; MovieLens has pairs of id
+and rating), `len_seq` and `next`. Only bytes of a known SHA-256 get here, and even those can build
+nothing but arrays. A training user's sequence is put together again from its prefixes; each
+sequence becomes a user of its own, with places in it for times.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+from collections.abc import Container, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rsllm.assets import cache_root
+from rsllm.data.hashing import hash_strings
+from rsllm.data.titles import clean_title
+from rsllm.errors import ConfigError, DataError
+from rsllm.runs import commit_dir, sha256
+
+Sequence = list[int]
+WINDOW = 10
+PADDING = {"movielens": 1682, "lastfm": 4606, "steam": 3581}
+"""The id that stands for no item."""
+
+_LASTFM = {
+    "train_data.df": "7db71a60d3da4c449091fbc254efc9602f81eec6eb9a60534811ccd61974dbc1",
+    "Val_data.df": "92a1ddb65ebdeff999f910b65660eb3d8c7cd85e6a19308d80c429481839f8b3",
+    "Test_data.df": "cac058a2842b2a3ed4d39ed1fa0a742f5034a23c9851a2ffc157b4845d703570",
+    "id2name.txt": "b608bcf14300b1608ccd88f4fe240e6345125201ecdb55157395c19787fe4eaf",
+}
+_STEAM = {
+    "Val_data.df": "84cd6a73ffea7e64e88e0c01357e01ffc7492fac3870dcccb417939c82fc764b",
+    "Test_data.df": "2766b9faf90e3531a35207c01fbef2f655af97c21a6ba7d18581bbef2bc6ad59",
+    "id2name.txt": "dada06a1306c36c91fb1ee3f980df7bee894024b3f52d20832ec2340524d7b7b",
+}
+_MOVIELENS = {
+    "Val_data.df": "9a950900d0055649e2983ef403d189d5fdc5bd4f84d229a377806d371b32e460",
+    "Test_data.df": "d38308a0078d4518dc9eeb619c8d1afb53d830712cc7d36ac51cc47eaafc97d6",
+    "u.item": "553841ebc7de3a0fd0d6b62a204ea30c1e651aacfb2814c7a6584ac52f2c5701",
+}
+KNOWN: dict[str, tuple[str, dict[str, str]]] = {
+    "llara-lastfm": ("lastfm", _LASTFM),
+    "llara-steam": (
+        "steam",
+        _STEAM
+        | {"train_data.df": "90f8e2ec827427d271cf0b03db45ed5ac3231840fbd022ac57cfae6061ed5b63"},
+    ),
+    "llara-steam-sample": (
+        "steam",
+        _STEAM
+        | {"train_data.df1000": "3175076a6e5fcd3e516b1e5dcf16d72af083baf0bd589d2bfac1c1682fefad5f"},
+    ),
+    "llara-movielens": (
+        "movielens",
+        _MOVIELENS
+        | {"train_data.df": "a73b119dfc232ed9bd01c3aa35c27bcd1b34dfb241878e1530e1ace6bcc18aad"},
+    ),
+    "llara-movielens-heldout": ("movielens", _MOVIELENS),
+}
+"""Domain, and SHA-256 of every file, of each asset (hub data set joyliao7777/LLaRA)."""
+
+
+def import_folder(name: str, origin: Path) -> Path:
+    """Bring LLaRA's files into the cache as tables, unless they are there.
+
+    Args:
+        name: a key of `KNOWN`.
+        origin: folder that holds the files.
+
+    Raises:
+        ConfigError: no such asset, or a file that is not there.
+        DataError: a file with other content than the known one.
+    """
+    if name not in KNOWN:
+        raise ConfigError(f"{name} is not imported from a folder; choose one of {', '.join(KNOWN)}")
+    domain, files = KNOWN[name]
+    target = cache_root() / name
+    if not target.exists():
+        for file, digest in files.items():
+            if not (origin / file).is_file():
+                raise ConfigError(f"{name} needs {file}, which {origin} does not hold")
+            if sha256(origin / file) != digest:
+                raise DataError(f"{origin / file} is not the known file: its SHA-256 differs")
+        with commit_dir(target, asset=name, source=str(origin)) as staging:
+            convert(origin, domain, staging, files)
+    return target
+
+
+def convert(raw: Path, domain: str, folder: Path, files: Container[str]) -> None:
+    """Write the sequences and the titles as `rsllm.data.sources.llara` describes them.
+
+    Without the whole training file, half of the validation rows (by a hash) train instead, beside
+    the sampled training rows there are.
+
+    Args:
+        raw: folder with LLaRA's files.
+        domain: movielens, lastfm or steam.
+        folder: where the tables go.
+        files: names of the files to read.
+
+    Raises:
+        DataError: a file that holds something else than it should.
+    """
+    padding = PADDING[domain]
+    validation, test = (
+        [(f"{split}-{n}", row) for n, row in enumerate(rows(raw / f"{file}_data.df", padding))]
+        for split, file in (("validation", "Val"), ("test", "Test"))
+    )
+    if "train_data.df" in files:
+        users = enumerate(together(rows(raw / "train_data.df", padding)))
+        train = [(f"train-{n}", user) for n, user in users]
+    else:
+        sampled = rows(raw / "train_data.df1000", padding) if "train_data.df1000" in files else ()
+        trains = hash_strings([user for user, _ in validation], 0) % np.uint64(2) == 0
+        train = [(f"sampled-{n}", row) for n, row in enumerate(sampled)]
+        train += [row for row, here in zip(validation, trains, strict=True) if here]
+        validation = [row for row, here in zip(validation, trains, strict=True) if not here]
+    lines = [
+        (user, str(item), place, split)
+        for split, found in (("train", train), ("validation", validation), ("test", test))
+        for user, items in found
+        for place, item in enumerate(items)
+    ]
+    names = ("user_id", "item_id", "timestamp", "split")
+    columns = dict(zip(names, zip(*lines, strict=True), strict=True))
+    pq.write_table(pa.table(columns), folder / f"llara-{domain}.parquet")
+    ids, titles = zip(*_titles(raw), strict=True)
+    items_table = pa.table({"item_id": ids, "title": titles})
+    pq.write_table(items_table, folder / f"llara-{domain}-items.parquet")
+
+
+def rows(path: Path, padding: int) -> Iterator[Sequence]:
+    """Each row's history and next item, oldest first."""
+    frame = read_frame(path.read_bytes(), path.name)
+    for sequence, following in zip(frame["seq"], frame["next"], strict=True):
+        items = [_item(part) for part in sequence]
+        yield [item for item in items if item != padding] + [_item(following)]
+
+
+def _item(value: Any) -> int:
+    return int(value[0] if isinstance(value, tuple | list) else value)
+
+
+def together(prefixes: Iterable[Sequence]) -> Iterator[Sequence]:
+    """Whole sequences from their prefixes, which stand one after the other.
+
+    A row goes on with the sequence of the row before if its history is that row's with its next
+    item, less the oldest one if it is full.
+    """
+    user: Sequence = []
+    for row in prefixes:
+        if user and row[:-1] == user[-WINDOW:]:
+            user = [*user, row[-1]]
+            continue
+        if user:
+            yield user
+        user = row
+    yield user
+
+
+def _titles(raw: Path) -> Iterator[tuple[str, str]]:
+    names = raw / "id2name.txt"
+    if names.exists():
+        for line in names.read_text("utf-8").splitlines():
+            item, _, title = line.partition("::")
+            yield item, clean_title(title, item)
+        return
+    for line in (raw / "u.item").read_text("latin-1").splitlines():
+        number, title, *_ = line.split("|")
+        yield str(int(number) - 1), clean_title(title, number)
+
+
+def read_frame(content: bytes, name: str) -> dict[str, Any]:
+    """The columns of a pickled pandas frame, without pandas and without running anything.
+
+    Raises:
+        DataError: the pickle asks for anything but a frame of arrays.
+    """
+    try:
+        frame = _Frames(io.BytesIO(content)).load()
+        blocks, axes = frame.state["_mgr"].arguments[:2]
+        names = list(axes[0]["data"])
+        columns: dict[str, Any] = {}
+        for values, placement in blocks:
+            places = range(len(names))[placement] if isinstance(placement, slice) else placement
+            columns |= {names[place]: row for place, row in zip(places, values, strict=True)}
+    except DataError:
+        raise
+    except Exception as error:  # whatever a malformed pickle can cause
+        raise DataError(f"{name} is no frame of LLaRA's: {error}") from error
+    return columns
+
+
+class _Inert:
+    """Stands for a pandas object: keeps what it was made of, and does nothing."""
+
+    state: Any = None
+
+    def __init__(self, *arguments: Any) -> None:
+        self.arguments = arguments
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+
+_KNOWN: dict[str, Any] = {
+    "pandas.core.frame.DataFrame": _Inert,
+    "pandas.core.internals.managers.BlockManager": _Inert,
+    "pandas.core.indexes.base.Index": _Inert,
+    "pandas.core.indexes.range.RangeIndex": _Inert,
+    "pandas.core.indexes.base._new_Index": lambda kind, state: state,
+    "pandas._libs.internals._unpickle_block": lambda values, place, ndim: (values, place),
+    "builtins.slice": slice,
+    "numpy.ndarray": np.ndarray,
+    "numpy.dtype": np.dtype,
+    "numpy.core.multiarray._reconstruct": np._core.multiarray._reconstruct,  # type: ignore[attr-defined]
+    "numpy.core.multiarray.scalar": np._core.multiarray.scalar,  # type: ignore[attr-defined]
+    "numpy.core.numeric._frombuffer": np._core.numeric._frombuffer,  # type: ignore[attr-defined]
+}
+
+
+class _Frames(pickle.Unpickler):
+    """Knows the few names of LLaRA's frames and refuses all others."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        known = _KNOWN.get(f"{module}.{name}")
+        if known is None:
+            raise DataError(f"the pickle asks for {module}.{name}, which no frame of LLaRA's does")
+        return known

@@ -1,0 +1,173 @@
+"""LLaRA's own files: what they hold, what comes out of them, and what is refused."""
+
+from __future__ import annotations
+
+import io
+import pickle
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from rsllm.config import DataConfig
+from rsllm.data import llara
+from rsllm.data.audit import audit
+from rsllm.data.llara import import_folder, read_frame, rows, together
+from rsllm.data.prepared import PreparedData
+from rsllm.data.shards import prepare
+from rsllm.errors import ConfigError, DataError
+from rsllm.runs import Store, sha256
+from rsllm.settings import replace_in
+
+
+@pytest.fixture(scope="session")
+def files(assets: Path | None) -> Path:
+    """The folder of LLaRA's folders."""
+    folder = assets / "data" / "llara" if assets else None
+    if folder is None or not folder.is_dir():
+        pytest.skip("no data/llara under RSLLM_TEST_ASSETS")
+    return folder
+
+
+def _prepared(name: str, origin: Path, tmp_path: Path, monkeypatch: Any) -> PreparedData:
+    monkeypatch.setenv("RSLLM_CACHE", str(tmp_path / "cache"))
+    folder = import_folder(name, origin)
+    assert import_folder(name, tmp_path / "nowhere") == folder, "once is enough"
+    config = replace_in(DataConfig(source=str(folder)), {"split": "given"})
+    return PreparedData.open(prepare(config, Store.open(tmp_path / "store"), Path))
+
+
+def _theirs(path: Path, padding: int) -> Counter[tuple[int, ...]]:
+    """LLaRA's rows as it loads them: history of at least three, then the next item."""
+    frame = read_frame(path.read_bytes(), path.name)
+    columns = (frame["seq"], frame["len_seq"], frame["next"])
+    ids = [
+        ([i[0] if isinstance(i, tuple) else i for i in s], n, x)
+        for s, n, x in zip(*columns, strict=True)
+    ]
+    plain = [(s[:n], x[0] if isinstance(x, tuple) else x) for s, n, x in ids if n >= 3]
+    assert all(padding not in history for history, _ in plain)
+    return Counter((*map(int, history), int(following)) for history, following in plain)
+
+
+def _ours(data: PreparedData, split: Any) -> Counter[tuple[int, ...]]:
+    found, ids = data.rows(split), [int(item) for item in data.source_ids]
+    return Counter(
+        tuple(ids[item] for item in [*found.histories(i), found.target_R[i]])
+        for i in range(len(found))
+    )
+
+
+@pytest.mark.ray
+def test_lastfm_is_theirs_row_by_row_and_no_sequence_in_time(
+    files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ray_cluster: str
+) -> None:
+    raw = files / "lastfm"
+    assert len(list(together(rows(raw / "train_data.df", 4606)))) == 976
+    data = _prepared("llara-lastfm", raw, tmp_path, monkeypatch)
+    sizes = {split: len(data.rows(split)) for split in ("train", "validation", "test")}  # type: ignore[arg-type]
+    assert sizes == {"train": 47_872, "validation": 122, "test": 122}
+    assert len(data.titles) == 4606
+    assert data.domain == "artist"
+    for split, name in (("train", "train"), ("validation", "Val"), ("test", "Test")):
+        assert _ours(data, split) == _theirs(raw / f"{name}_data.df", 4606)
+    (finding,) = (f for f in audit(data.path) if f.check == "order artefact")
+    assert finding.verdict == "leak"
+    assert finding.evidence.startswith("1.00 of the item pairs")
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize(
+    ("name", "folder", "padding", "held_out"),
+    [
+        ("llara-steam-sample", "steam", 3581, (1184, 1186)),
+        ("llara-movielens-heldout", "movielens", 1682, (94, 95)),
+    ],
+)
+def test_partial_files(
+    files: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    ray_cluster: str,
+    name: str,
+    folder: str,
+    padding: int,
+    held_out: tuple[int, int],
+) -> None:
+    """The test rows are theirs; half of the validation rows train."""
+    raw = files / folder
+    data = _prepared(name, raw, tmp_path, monkeypatch)
+    theirs = [_theirs(raw / f"{split}_data.df", padding) for split in ("Val", "Test")]
+    assert (theirs[0].total(), theirs[1].total()) == held_out
+    assert _ours(data, "test") == theirs[1]
+    validation = _ours(data, "validation")
+    assert validation <= theirs[0]
+    assert 0.4 < validation.total() / held_out[0] < 0.6
+    assert (theirs[0] - validation) <= _ours(data, "train")
+    ids = set(data.user_ids())
+    assert {"test-0", "validation-0"} <= ids
+    finding = {f.check: f for f in audit(data.path)}
+    assert {f.check for f in finding.values() if f.verdict == "leak"} == set()
+    if folder == "steam":
+        share = float(finding["order artefact"].evidence.split()[0])
+        assert share < 0.15
+
+
+def test_movielens_held_out_rows_agree_up_to_ties(
+    files: Path, recbole: Path, tmp_path: Path, ray_cluster: str
+) -> None:
+    """Rebuilt from the raw ratings, every row that no tie in time touches is one of theirs."""
+    data = PreparedData.open(prepare(DataConfig(source=str(recbole)), Store.open(tmp_path), Path))
+    ids, events = np.array([int(item) - 1 for item in data.source_ids]), data.events()
+    for split, name in (("validation", "Val"), ("test", "Test")):
+        theirs = Counter(map(tuple, rows(files / "movielens" / f"{name}_data.df", 1682)))
+        found = data.rows(split)  # type: ignore[arg-type]
+        assert theirs.total() == len(found)
+        equal = free = 0
+        for i in range(len(found)):
+            row = tuple(ids[[*found.histories(i), found.target_R[i]]].tolist())
+            times = events.time_E[events.user_E == found.user_R[i]][-len(row) - 1 :]
+            no_tie = len(set(times)) == len(times)
+            equal += row in theirs
+            free += no_tie
+            assert row in theirs or not no_tie
+        print(f"{split}: {equal} of {len(found)} rows equal, {free} have no tie in time")
+        assert equal >= free > 0
+
+
+def _frame(**columns: Any) -> bytes:
+    return pickle.dumps(pd.DataFrame(columns))
+
+
+class _Payload:
+    def __reduce__(self) -> Any:
+        return (print, ("it ran",))
+
+
+@pytest.mark.parametrize("content", [pickle.dumps(_Payload()), b"no pickle", _frame(a=[1])[:50]])
+def test_other_pickles_build_nothing(content: bytes, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(DataError, match=r"asks for builtins\.print|x\.df is no frame of LLaRA's"):
+        read_frame(content, "x.df")
+    assert capsys.readouterr().out == ""
+
+
+def test_only_known_files_are_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RSLLM_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(ConfigError, match="movielens-100k is not imported from a folder"):
+        import_folder("movielens-100k", tmp_path)
+    with pytest.raises(ConfigError, match=r"llara-lastfm needs train_data\.df, which .* not hold"):
+        import_folder("llara-lastfm", tmp_path)
+    for name in llara.KNOWN["llara-lastfm"][1]:
+        (tmp_path / name).write_bytes(io.BytesIO(b"x").getvalue())
+    with pytest.raises(DataError, match=r"train_data\.df is not the known file"):
+        import_folder("llara-lastfm", tmp_path)
+    assert sha256(tmp_path / "id2name.txt") not in llara.KNOWN["llara-lastfm"][1].values()
+
+
+def test_sequences_from_prefixes() -> None:
+    users = [[1, 2, 3], [4, *range(20, 36)], [5, 6]]
+    prefixes = [user[max(0, n - 11) : n] for user in users for n in range(1, len(user) + 1)]
+    assert list(together(prefixes)) == users
