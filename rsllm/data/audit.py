@@ -36,7 +36,7 @@ are not independent, so a stricter bound than `CHANCE` is."""
 FIXED_ORDER = 0.5
 """Share of item pairs in one order for all users; chance gives at most 2 / 2**5 = 0.06."""
 TIED = 0.2
-MIN_SEEN, MAX_USERS, MAX_EVENTS, MAX_PAIRS = 5, 2000, 200, 20_000
+MIN_SEEN, MAX_EVENTS, MAX_ORDERED, MAX_PAIRS = 5, 1000, 1 << 24, 20_000
 ROWS_AT_ONCE = 1 << 18
 
 
@@ -254,13 +254,14 @@ def order_artefact(events: Events) -> Finding:
 
 
 def _sequences(events: Events) -> list[Ints]:
-    """The latest distinct items of at most `MAX_USERS` users, evenly chosen."""
+    """The distinct items of evenly chosen users, so many that memory stays bounded."""
     starts = np.flatnonzero(np.diff(events.user_E, prepend=-1))
     ends = np.append(starts[1:], len(events.user_E))
-    chosen = np.unique(np.linspace(0, len(starts) - 1, MAX_USERS).astype(np.int64))
+    starts = np.maximum(starts, ends - MAX_EVENTS)
+    every = 1 + int(((ends - starts) ** 2 // 2).sum()) // MAX_ORDERED
     found = []
-    for start, end in zip(starts[chosen], ends[chosen], strict=True):
-        items = events.item_E[max(start, end - MAX_EVENTS) : end]
+    for start, end in zip(starts[::every], ends[::every], strict=True):
+        items = events.item_E[start:end]
         found.append(items[np.sort(np.unique(items, return_index=True)[1])])
     return found
 

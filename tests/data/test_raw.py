@@ -115,6 +115,46 @@ def _strangers_lines(kind: str, rows: list[dict[str, Any]]) -> bytes:
 
 
 @pytest.mark.parametrize("packed", [False, True])
+def test_steam_dumps_are_python_literals(tmp_path: Path, packed: bool) -> None:
+    reviews = [
+        {"username": "Ann's", "product_id": "10", "date": "2017-12-17", "text": "a 'fine' game"},
+        {"username": "bob", "product_id": "20", "date": "2018-01-01", "hours": 0.1},
+    ]
+    games = [
+        {"id": "10", "app_name": "Counter-Strike", "price": 9.99},
+        {"id": "20", "app_name": "Half::Life\u2122", "tags": ["FPS"]},
+    ]
+    for name, rows in (("reviews", reviews), ("games", games)):
+        content = "".join(f"{row!r}\n".replace("{'", "{u'") for row in rows).encode()
+        content += b"" if name == "games" else b"{broken\n"
+        path = tmp_path / f"steam_{name}.json{'.gz' if packed else ''}"
+        path.write_bytes(gzip.compress(content) if packed else content)
+    items, found, rejects = read(tmp_path)
+    assert items.titles == ["Counter-Strike", "Half::Life\u2122"]
+    assert found == [("Ann's", "10", None, 1513468800), ("bob", "20", None, 1514764800)]
+    file = f"steam_reviews.json{'.gz' if packed else ''}"
+    assert rejects == [Reject(file, 3, "no JSON object")]
+
+
+def test_last_fm_layouts(tmp_path: Path) -> None:
+    tags = ["userID\tartistID\ttagID\ttimestamp", "2\t52\t13\t1238536800000"]
+    write_lines(tmp_path / "a" / "user_taggedartists-timestamps.dat", tags)
+    artists = ["id\tname\turl\tpictureURL", "52\tMorcheeba\thttp://a\thttp://b"]
+    write_lines(tmp_path / "a" / "artists.dat", artists)
+    items, found, _ = read(tmp_path / "a")
+    assert (items.titles, found) == (["Morcheeba"], [("2", "52", None, 1238536800)])
+    plays = [
+        'user_1\t2009-05-04T23:08:57Z\tf1b1\tDeep "Dish\t\tSet',
+        "user_1\t2009-05-05T00:00:00Z\t\t\t\tX",
+    ]
+    write_lines(tmp_path / "b" / "userid-timestamp-artid-artname-traid-traname.tsv", plays)
+    items, found, rejects = read(tmp_path / "b")
+    assert items.titles == ['Deep "Dish']
+    assert found == [("user_1", 'Deep "Dish', None, 1241478537)]
+    assert [(reject.line, reject.reason) for reject in rejects] == [(2, "empty id")]
+
+
+@pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize(
     ("kind", "suffix"),
     [("csv", ".csv"), ("tsv", ".tsv"), ("jsonl", ".jsonl"), ("literals", ".json")],

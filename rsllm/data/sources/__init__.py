@@ -8,11 +8,17 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from rsllm.config import TableConfig
-from rsllm.data.sources import any_table, llara, movielens, recbole, synthetic
+from rsllm.data.sources import any_table, lastfm, llara, movielens, recbole, steam, synthetic
 from rsllm.data.sources.base import RawData, Source
 from rsllm.errors import ConfigError
 
-SOURCES: tuple[Source, ...] = (*movielens.SOURCES, *llara.SOURCES, synthetic.SOURCE)
+SOURCES: tuple[Source, ...] = (
+    *movielens.SOURCES,
+    *llara.SOURCES,
+    *lastfm.SOURCES,
+    steam.SOURCE,
+    synthetic.SOURCE,
+)
 
 LAYOUTS: dict[str, Callable[[str], RawData | None]] = {
     **{f"{source.name} ({', '.join(source.patterns())})": source.at for source in SOURCES},

@@ -10,7 +10,7 @@ from rsllm.data.sources.base import Source
 _COLUMNS = {"user": "user_id", "item": "item_id", "time": "timestamp", "split": "split"}
 
 
-def _source(name: str, domain: Domain, family: str = "") -> Source:
+def _source(name: str, domain: Domain, family: str) -> Source:
     return Source(
         name=f"LLaRA's {name}",
         interactions=Table(files=f"llara-{name}.parquet", columns=_COLUMNS),
@@ -24,6 +24,6 @@ def _source(name: str, domain: Domain, family: str = "") -> Source:
 
 SOURCES = (
     _source("movielens", "movie", movielens.FAMILY),
-    _source("lastfm", "artist"),
-    _source("steam", "game"),
+    _source("lastfm", "artist", "lastfm"),
+    _source("steam", "game", "steam"),
 )

@@ -1,0 +1,56 @@
+"""Which of the data sets of LLM recommendation can carry a claim about sequences?
+
+Prepares every data set at hand and audits it. LLaRA's files are audited if they were imported
+(`rsllm fetch llara-lastfm --from FOLDER`); a data set that is not there is named and left out.
+
+    python experiments/audit_data.py
+
+Cost: a minute on 2 cores. Result (results/audit_data/2-cores.json): LLaRA's LastFM stands in one
+global order of items, so its order is not of time and no sequential claim can rest on it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+from rsllm import Experiment, Pipeline, RsllmError, replace_in
+from rsllm.cli import run_script
+from rsllm.data.audit import audit, table
+from rsllm.data.prepared import PreparedData
+from rsllm.runs import provenance, write_json
+
+STORAGE = Path("rsllm-store")
+GIVEN = {"data.split": "given"}
+DATA = {
+    "movielens-100k": {},
+    "llara-lastfm": GIVEN,
+    "llara-steam": GIVEN,
+    "llara-steam-sample": GIVEN,
+    "llara-movielens": GIVEN,
+    "llara-movielens-heldout": GIVEN,
+}
+
+
+def main() -> None:
+    """Audit what there is, and write the findings."""
+    found = {}
+    for name, settings in DATA.items():
+        try:
+            experiment = replace_in(Experiment(), {"data.source": name, **settings})
+            path = Pipeline(experiment, STORAGE).prepare()
+        except RsllmError as error:
+            print(f"{name} is left out: {str(error).splitlines()[-1].strip()}\n")
+            continue
+        findings = audit(path)
+        print(f"\n{name}\n{table(findings)}\n")
+        counts = PreparedData.open(path).facts["counts"]
+        found[name] = {"counts": counts, "findings": [asdict(finding) for finding in findings]}
+    folder = STORAGE / "studies" / "audit_data"
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "results.json", {"data": found, "provenance": provenance()})
+    print(f"results: {folder}")
+
+
+if __name__ == "__main__":
+    run_script(main)
