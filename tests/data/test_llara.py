@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import pickle
 from collections import Counter
 from pathlib import Path
@@ -12,14 +11,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from rsllm.assets import ASSETS
 from rsllm.config import DataConfig
-from rsllm.data import llara
 from rsllm.data.audit import audit
 from rsllm.data.llara import import_folder, read_frame, rows, together
 from rsllm.data.prepared import PreparedData
 from rsllm.data.shards import prepare
+from rsllm.downloads import LlaraFolder
 from rsllm.errors import ConfigError, DataError
-from rsllm.runs import Store, sha256
+from rsllm.runs import Store
 from rsllm.settings import replace_in
 
 
@@ -160,11 +160,12 @@ def test_only_known_files_are_opened(tmp_path: Path, monkeypatch: pytest.MonkeyP
         import_folder("movielens-100k", tmp_path)
     with pytest.raises(ConfigError, match=r"llara-lastfm needs train_data\.df, which .* not hold"):
         import_folder("llara-lastfm", tmp_path)
-    for name in llara.KNOWN["llara-lastfm"][1]:
-        (tmp_path / name).write_bytes(io.BytesIO(b"x").getvalue())
+    (source,) = ASSETS["llara-lastfm"].sources
+    assert isinstance(source, LlaraFolder)
+    for file in source.files:
+        (tmp_path / file.path).write_bytes(b"x")
     with pytest.raises(DataError, match=r"train_data\.df is not the known file"):
         import_folder("llara-lastfm", tmp_path)
-    assert sha256(tmp_path / "id2name.txt") not in llara.KNOWN["llara-lastfm"][1].values()
 
 
 def test_sequences_from_prefixes() -> None:
