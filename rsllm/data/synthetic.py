@@ -36,6 +36,7 @@ _NOUNS = """
 _NUM_NAMES = 25 * 25
 _START, _MINUTE, _RATING = 880_000_000, 60, 4
 USERS_AT_ONCE = 1 << 14
+NUM_CANDIDATES = 20
 TRAIN_SHARE = 0.8
 """Users from here on, by first interaction, walk the later half of the sagas."""
 
@@ -50,7 +51,6 @@ def write_world(
     noise: float = 0.0,
     text_share: float = 0.0,
     zipf: float = 1.0,
-    num_candidates: int = 20,
 ) -> Ints:
     """Write a world: `walks.csv`, `titles.csv`, and what is known of it in `world.json`.
 
@@ -63,7 +63,6 @@ def write_world(
         noise: probability that a step shows a random item.
         text_share: share of users who walk sagas, evenly spread.
         zipf: exponent of the popularity of random items.
-        num_candidates: size of the candidate sets that `world.json` speaks of.
 
     Returns:
         The cycle: item ids, each followed by the next one in a walk, the last by the first.
@@ -71,9 +70,7 @@ def write_world(
     Raises:
         ConfigError: a share outside [0, 1), or items that are too few or too many.
     """
-    for name, share in (("noise", noise), ("text_share", text_share)):
-        if not 0 <= share < 1:
-            raise ConfigError(f"{name} is {share}; it must be in [0, 1)")
+    _refuse_shares(noise=noise, text_share=text_share)
     parts = 2 * length if text_share else max(1, -(-num_items // _NUM_NAMES))
     on_cycle = num_items // 2 // parts * parts if text_share else num_items
     num_sagas = (num_items - on_cycle) // parts
@@ -99,16 +96,20 @@ def write_world(
             if noise:
                 item_US = _with_noise(rng, item_US, noise, popularity_I)
             _write_steps(file, user_U, item_US)
-    best = best_scores(num_items, length, noise, text_share, num_candidates)
+    best = best_scores(num_items, length, noise, text_share)
     facts = {"users": num_users, "items": num_items, "length": length, "seed": seed, "zipf": zipf}
-    shares = {"noise": noise, "text_share": text_share, "num_candidates": num_candidates}
+    shares = {"noise": noise, "text_share": text_share, "num_candidates": NUM_CANDIDATES}
     write_json(folder / "world.json", {**facts, **shares, "best_HR@1": best})
     return cycle
 
 
-def best_scores(
-    num_items: int, length: int, noise: float, text_share: float, num_candidates: int
-) -> dict[str, float]:
+def _refuse_shares(**shares: float) -> None:
+    for name, share in shares.items():
+        if not 0 <= share < 1:
+            raise ConfigError(f"{name} is {share}; it must be in [0, 1)")
+
+
+def best_scores(num_items: int, length: int, noise: float, text_share: float) -> dict[str, float]:
     """The expected HR@1 of oracles on the last step of held-out users, by what they know.
 
     Each names the walk's next item if it can tell it and it is a candidate, and guesses evenly
@@ -116,8 +117,8 @@ def best_scores(
     and else among the uniform negatives as likely as any other item is.
     """
     history = min(length - 1, 10)
-    present = (num_candidates - 1) / (num_items - 1 - history)
-    guess = 1 / num_candidates
+    present = (NUM_CANDIDATES - 1) / (num_items - 1 - history)
+    guess = 1 / NUM_CANDIDATES
     told = 1 - noise + noise * (1 - present) * guess
     return {
         "titles and interactions": told,
