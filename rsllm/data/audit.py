@@ -233,7 +233,8 @@ def own_history(splits: dict[Split, Rows], data: PreparedData) -> Finding:
 def order_artefact(events: Events) -> Finding:
     """Whether pairs of items stand in one order for all users: then order is not of time.
 
-    LLaRA's LastFM rows follow one global order, which a rule that learns nothing exploits.
+    LLaRA's LastFM rows follow one global order, which a rule that learns nothing exploits. (So
+    does a synthetic world without noise, whose users all walk one cycle.)
     """
     pairs = [_ordered_pairs(items) for items in _sequences(events)]
     key_P, forward_P = (np.concatenate([pair[i] for pair in pairs]) for i in (0, 1))

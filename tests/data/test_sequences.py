@@ -6,7 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rsllm.data.sequences import (
@@ -51,6 +51,7 @@ def test_windows_equal_the_plain_loop(users: list[list[int]], window: int) -> No
     assert ((rows.history_RH == -1).sum(axis=1) == window - rows.length_R).all()
 
 
+@settings(max_examples=1000)
 @given(sequences, st.data())
 def test_a_user_split_holds_out_last_events(users: list[list[int]], data: st.DataObject) -> None:
     split_U = data.draw(
@@ -65,6 +66,7 @@ def test_a_user_split_holds_out_last_events(users: list[list[int]], data: st.Dat
     assert found == expected
 
 
+@settings(max_examples=1000)
 @given(sequences)
 def test_leave_one_out_takes_two_from_each_end(users: list[list[int]]) -> None:
     expected = [
@@ -74,6 +76,7 @@ def test_leave_one_out_takes_two_from_each_end(users: list[list[int]]) -> None:
     assert found == list(itertools.chain(*expected))
 
 
+@settings(max_examples=1000)
 @given(sequences, st.lists(st.integers(0, 9), min_size=54, max_size=54), st.integers(0, 9))
 def test_time_cuts_part_past_from_future(
     users: list[list[int]], times: list[int], cut: int
