@@ -6,6 +6,7 @@ import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from typing import IO, Any, Literal
 
 import fsspec
@@ -89,13 +90,12 @@ class Chunk:
 
 
 def find_files(location: str, pattern: str) -> list[File]:
-    """The files of a folder or URI that match a glob, or the one file that it names."""
+    """The files of a folder or URI that match a pattern, or the one file that it names."""
     system, root = fsspec.core.url_to_fs(location)
     if system.isfile(root):
         return [File(system, root, root.rsplit("/", 1)[-1])]
-    paths = sorted(path for path in system.glob(f"{root.rstrip('/')}/{pattern}"))
-    return [
-        File(system, path, path.removeprefix(root).lstrip("/"))
-        for path in paths
-        if system.isfile(path)
-    ]
+    if not system.exists(root):
+        return []
+    depth = None if pattern == "**" else 1
+    names = {path.removeprefix(root).lstrip("/"): path for path in system.find(root, depth)}
+    return [File(system, names[name], name) for name in sorted(names) if fnmatch(name, pattern)]

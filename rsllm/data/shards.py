@@ -66,7 +66,8 @@ def prepare(config: DataConfig, store: Store, fetch: Callable[[str], Path]) -> P
     with raw_location(config, fetch) as location:
         data = sources.find(location, config.table)
         _check_split(config, data)
-        hashes = {file.name: file.sha256() for file in (*data.interactions, *data.items)}
+        files = {"interactions": data.interactions, "items": data.items}
+        hashes = {kind: {f.name: f.sha256() for f in found} for kind, found in files.items()}
         inputs = {"config": to_dict(config), "raw": hashes}
         rejects = store.root / "rejects" / f"{store.path('data', inputs).name}.jsonl"
         return store.get("data", inputs, lambda folder: _run(Job(config, data, folder), rejects))

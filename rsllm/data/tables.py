@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
+from rsllm.config import TimeUnit
 from rsllm.data.files import Chunk, File, Table
 from rsllm.errors import DataError
 
@@ -260,10 +261,14 @@ def _quoted(piece: bytes, names: tuple[str, ...], table: Table, first: int, head
 def _records(text: str, separator: str, spans_lines: bool) -> Iterator[tuple[int, list[str]]]:
     """Each record's line, from 0, and its fields; none where its quotes do not close."""
     if spans_lines:
-        reader, line = csv.reader(io.StringIO(text, newline=""), delimiter=separator), 0
-        for fields in reader:
-            yield line, fields
-            line = reader.line_num
+        lines = io.StringIO(text, newline="")
+        reader, line = csv.reader(lines, delimiter=separator, strict=True), 0
+        try:
+            for fields in reader:
+                yield line, fields
+                line = reader.line_num
+        except csv.Error as error:
+            raise DataError(f"the record in line {line + 1} of the items: {error}") from error
         return
     for line, record in enumerate(text.removesuffix("\n").split("\n")):
         try:
@@ -315,7 +320,7 @@ def _read_parquet(chunk: Chunk, table: Table) -> Iterator[Piece]:
             ROWS_PER_PIECE, row_groups=list(range(chunk.start, chunk.stop or 0)), columns=wanted
         )
         for batch in batches:
-            columns = [_plain(batch.column(name)) for name in wanted]
+            columns = [_plain(batch.column(name), table.time_unit) for name in wanted]
             lines = range(first, first + len(batch))
             yield Piece(pa.table(columns, names=list(table.columns)), lines, {}, len(batch))
             first += len(batch)
@@ -323,10 +328,12 @@ def _read_parquet(chunk: Chunk, table: Table) -> Iterator[Piece]:
         raise DataError(f"{chunk.file.name} is damaged: {error}") from error
 
 
-def _plain(column: pa.Array) -> pa.Array:
-    """A typed column as the text that a file would hold; times in seconds, null as empty."""
+def _plain(column: pa.Array, unit: TimeUnit) -> pa.Array:
+    """A typed column as the text that a file would hold; times in the unit, null as empty."""
     if pa.types.is_timestamp(column.type) or pa.types.is_date(column.type):
-        column = column.cast(pa.timestamp("s"), safe=False).cast(pa.int64())
+        short = "ms" if unit == "milliseconds" else "s"
+        column = column.cast(pa.timestamp(short), safe=False)
+        column = column if unit == "iso8601" else column.cast(pa.int64())
     if pa.types.is_nested(column.type):
         return pa.array([_text(value) for value in column.to_pylist()], pa.string())
     return column.cast(pa.string()).fill_null("")

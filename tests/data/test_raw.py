@@ -103,6 +103,22 @@ def test_typed_parquet_with_titles_beside(tmp_path: Path) -> None:
     assert rejects == []
 
 
+@pytest.mark.parametrize("unit", ["seconds", "milliseconds", "iso8601"])
+def test_typed_times_have_no_unit(tmp_path: Path, unit: Any) -> None:
+    folder = write_parquet(tmp_path / "data [v2] (new)", [GOOD], ITEMS)
+    (folder / "_SUCCESS.csv").touch()
+    (folder / ".watched.parquet.crc").touch()
+    assert read(folder, TableConfig(time_unit=unit))[1] == [("7", "1", None, 880000000)]
+
+
+def test_an_item_whose_quotes_do_not_close_is_an_error(tmp_path: Path) -> None:
+    write_lines(tmp_path / "log.csv", ["user_id,item_id,timestamp", "u,7,5"])
+    titles = ["item_id,title", '7,"A', "8,B"]
+    write_lines(tmp_path / "titles.csv", titles)
+    with pytest.raises(DataError, match="the record in line 2 of the items"):
+        read(tmp_path / "log.csv", TableConfig(items=str(tmp_path / "titles.csv")))
+
+
 def _strangers_lines(kind: str, rows: list[dict[str, Any]]) -> bytes:
     if kind == "jsonl":
         return "".join(json.dumps(row) + "\n" for row in rows).encode()

@@ -49,7 +49,9 @@ def _item_files(location: str, config: TableConfig) -> list[File]:
 
 
 def _kind(file: File) -> str | None:
-    """The suffix that tells the format, compression aside."""
+    """The suffix that tells the format, compression aside; none for hidden files."""
+    if PurePosixPath(file.name).name.startswith((".", "_")):
+        return None
     suffixes = [part.removeprefix(".") for part in PurePosixPath(file.name).suffixes[-2:]]
     return next((suffix for suffix in suffixes if suffix in _KINDS), None)
 
