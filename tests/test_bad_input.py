@@ -114,7 +114,8 @@ def test_ctrl_c_in_training_ends_with_a_hint(
     script: list[str], store: Path, tmp_path: Path
 ) -> None:
     log = tmp_path / "log"
-    with jobs.started([*script, "--set", "recommender.max_epochs=1000"], log) as job:
+    endless = ["--set", "recommender.max_epochs=1000", "--set", "recommender.patience=1000"]
+    with jobs.started([*script, *endless], log) as job:
         jobs.wait_until(lambda: list(store.glob("running/recommender-*/*")), job, log)
         job.send_signal(signal.SIGINT)
         try:
