@@ -10,6 +10,7 @@ import os
 import re
 import tempfile
 import tomllib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -55,7 +56,7 @@ def cache_root() -> Path:
     return root.expanduser().absolute()
 
 
-def fetch(name: str, *, cache: Path | None = None) -> Path:
+def fetch(name: str, *, cache: Path | None = None, sources: Sequence[Source] = ()) -> Path:
     """The folder of an asset, downloaded and verified if the cache does not hold it yet.
 
     A folder that is there already is checked by the sizes of its files only.
@@ -63,6 +64,7 @@ def fetch(name: str, *, cache: Path | None = None) -> Path:
     Args:
         name: a key of `ASSETS`.
         cache: the folder that holds the assets; `cache_root()` by default.
+        sources: where to get it instead of the asset's own sources.
 
     Raises:
         ConfigError: no such asset, or a cache that cannot be written.
@@ -76,7 +78,7 @@ def fetch(name: str, *, cache: Path | None = None) -> Path:
         return folder
     _require_writable(folder.parent)
     failures = []
-    for source in asset.sources:
+    for source in sources or asset.sources:
         try:
             with commit_dir(
                 folder, asset=name, source=str(source), licence=asset.licence

@@ -116,7 +116,7 @@ class HubModel:
                 raise DataError(f"{type(error).__name__}: {error}") from error
             for file in self.files:
                 with (scratch / file.path).open("rb") as content:
-                    _copy(content, file, folder)
+                    copy_verified(content, file, folder)
 
 
 @dataclass(frozen=True)
@@ -217,7 +217,7 @@ def _unpack(archive: Path, files: tuple[File, ...], folder: Path) -> None:
             _refuse_unsafe_names(contents.namelist())
             for file in files:
                 with contents.open(file.path) as content:
-                    _copy(content, file, folder)
+                    copy_verified(content, file, folder)
     except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, RuntimeError) as error:
         raise DataError(f"a damaged archive: {error}") from error
 
@@ -229,7 +229,7 @@ def _refuse_unsafe_names(names: list[str]) -> None:
             raise DataError(f"the archive has a member outside its folder: {name!r}")
 
 
-def _copy(content: IO[bytes], file: File, folder: Path) -> None:
+def copy_verified(content: IO[bytes], file: File, folder: Path) -> None:
     """Write a file whose content is the expected one, reading at most one byte beyond it."""
     digest, left = hashlib.sha256(), file.bytes + 1
     with (folder / file.name).open("wb") as target:

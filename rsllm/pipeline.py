@@ -150,8 +150,7 @@ class Pipeline:
     def _prepare(self, config: DataConfig) -> Path:
         from rsllm.data.shards import prepare
 
-        start_ray()
-        return prepare(config, self.store, fetch)
+        return prepare(config, self.store, fetch, start_ray)
 
     def fit(self) -> Path:
         """Stage 0: the recommender and its frozen item table."""

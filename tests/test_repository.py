@@ -146,7 +146,7 @@ def test_the_guard_lets_pass() -> None:
 
 
 def test_package_stays_small() -> None:
-    assert sum(len(path.read_text().splitlines()) for path in SOURCES) <= 9500
+    assert sum(len(path.read_text().splitlines()) for path in SOURCES) <= 9600
 
 
 def test_imports_point_downwards() -> None:

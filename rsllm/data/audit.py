@@ -21,7 +21,7 @@ from scipy import stats
 from tabulate import tabulate
 
 from rsllm.data.prepared import PreparedData
-from rsllm.data.sequences import NO_ITEM, SPLITS, Events, Ints, Rows, Split
+from rsllm.data.sequences import NO_ITEM, SPLITS, Catalogue, Events, Ints, Rows, Split
 from rsllm.errors import CheckpointError, DataError
 from rsllm.runs import manifest
 
@@ -30,13 +30,13 @@ HELD_OUT: tuple[Split, Split] = ("validation", "test")
 
 CHANCE = 1e-4
 """p-value below which chance is ruled out: a dozen tests a run, one false alarm in a thousand."""
-SHARED_Z = 6.0
-"""Standard errors by which same-target rows may share more negatives than others: pairs of rows
-are not independent, so a stricter bound than `CHANCE` is."""
+SHARED_Z, SHARED = 6.0, 0.02
+"""Standard errors, and share of the negatives, by which same-target rows may agree more than
+others: pairs of rows are not independent, and popularity sampling by itself reaches 0.008."""
 FIXED_ORDER = 0.5
 """Share of item pairs in one order for all users; chance gives at most 2 / 2**5 = 0.06."""
 TIED = 0.2
-MIN_SEEN, MAX_EVENTS, MAX_ORDERED, MAX_PAIRS = 5, 1000, 1 << 24, 20_000
+MIN_SEEN, MAX_EVENTS, MAX_ORDERED, MAX_PAIRS = 5, 1000, 1 << 24, 5000
 ROWS_AT_ONCE = 1 << 18
 
 
@@ -105,8 +105,11 @@ def histories(splits: dict[Split, Rows], events: Events) -> Finding:
             )
             target_R = target_R.clip(max=len(events.item_E) - 1)
             other_RH = real_RH & (events.item_E[event_RH] != some.history_RH)
-            other_R = (events.item_E[target_R] != some.target_R) | (
-                events.time_E[target_R] != some.time_R
+            other_R = (
+                (events.user_E[target_R] != some.user_R)
+                | (events.item_E[target_R] != some.target_R)
+                | (events.time_E[target_R] != some.time_R)
+                | (some.length_R != np.minimum(some.position_R, len(age_H)))
             )
             late += int((real_RH & (events.time_E[event_RH] > some.time_R[:, None])).sum())
             wrong += int((other_RH.any(axis=1) | other_R).sum())
@@ -144,9 +147,10 @@ def overlap(splits: dict[Split, Rows], protocol: str) -> Finding:
     what = "users" if by_user else "rows"
     beyond = 0
     if protocol == "leave-one-out":
-        train, held = splits["train"], splits["validation"]
-        limit = pd.Series(held.position_R, held.user_R).reindex(train.user_R).fillna(2**31)
-        beyond = int((train.position_R >= limit.to_numpy()).sum())
+        train, held = splits["train"], [splits[split] for split in HELD_OUT]
+        position = pd.concat([pd.Series(rows.position_R, rows.user_R) for rows in held])
+        first = position.groupby(level=0).min().reindex(train.user_R).fillna(2**31)
+        beyond = int((train.position_R >= first.to_numpy()).sum())
     evidence = f"{shared:,} {what} in two splits, {beyond:,} training targets behind held-out ones"
     return Finding("overlap", "leak" if shared or beyond else "ok", evidence)
 
@@ -163,7 +167,8 @@ def candidates(data: PreparedData, split: Split) -> Iterator[Finding]:
         key_RC = np.sort(np.where(set_RC >= 0, keys_I[set_RC], -1 - np.arange(set_RC.shape[1])))
         ambiguous += int((np.diff(key_RC, axis=1) == 0).any(axis=1).sum())
         past_RH = np.where(rows.history_RH >= 0, keys_I[rows.history_RH], NO_ITEM)
-        negative_RC = np.where(set_RC == target_R[:, None], NO_ITEM - 1, keys_I[set_RC])
+        is_other_RC = (set_RC >= 0) & (set_RC != target_R[:, None])
+        negative_RC = np.where(is_other_RC, keys_I[set_RC], NO_ITEM - 1)
         seen += int((negative_RC[:, :, None] == past_RH[:, None]).any(axis=(1, 2)).sum())
     evidence = (
         f"{broken} sets without exactly one target, {ambiguous} with two equal titles,"
@@ -172,7 +177,7 @@ def candidates(data: PreparedData, split: Split) -> Iterator[Finding]:
     yield Finding(name, "leak" if broken or ambiguous or seen else "ok", evidence)
     if data.config["candidates"] != "full" and len(target_R):
         yield _places(sets, target_R, f"{split} places")
-        yield _shared_negatives(sets[0], target_R, f"{split} negatives")
+        yield _shared_negatives(sets, draws[0], data.catalogue, f"{split} negatives")
     same = [float((a == b).all(axis=1).mean()) for a, b in itertools.combinations(sets, 2)]
     if same:
         verdict: Verdict = "leak" if max(same) > TIED else "ok"
@@ -187,33 +192,52 @@ def _places(sets: Sequence[Ints], target_R: Ints, name: str) -> Finding:
     return Finding(name, "leak" if p < CHANCE else "ok", evidence)
 
 
-def _shared_negatives(set_RC: Ints, target_R: Ints, name: str) -> Finding:
-    """Rows of one target share no more negatives than rows of different targets do."""
-    order_R = target_R.argsort(kind="stable")
-    runs = np.split(order_R, np.flatnonzero(np.diff(target_R[order_R])) + 1)
-    pairs = (pair for run in runs for pair in itertools.combinations(run.tolist(), 2))
-    same_P2 = np.array(list(itertools.islice(pairs, MAX_PAIRS)), np.int64).reshape(-1, 2)
-    rng = np.random.default_rng(0)
-    other_P2 = rng.integers(len(target_R), size=(MAX_PAIRS, 2))
-    other_P2 = other_P2[target_R[other_P2[:, 0]] != target_R[other_P2[:, 1]]]
-    if not len(same_P2) or not len(other_P2):
-        return Finding(name, "ok", "no two rows share a target")
-    same_P, other_P = (_num_shared(set_RC, target_R, p) for p in (same_P2, other_P2))
-    error = other_P.std() * np.sqrt(1 / len(same_P) + 1 / len(other_P)) + 1e-9
-    z = float((same_P.mean() - other_P.mean()) / error)
+def _shared_negatives(sets: Sequence[Ints], rows: Rows, catalogue: Catalogue, name: str) -> Finding:
+    """Rows of one target share no more negatives than others, per title that both may draw."""
+    target_R, order_R = rows.target_R, rows.target_R.argsort(kind="stable")
+    same_2P = np.stack([order_R[:-1], order_R[1:]])
+    same_2P = same_2P[:, target_R[same_2P[0]] == target_R[same_2P[1]]]
+    same_2P = same_2P[:, :: 1 + same_2P.shape[1] // MAX_PAIRS]
+    other_2P = np.random.default_rng(0).integers(len(rows), size=(2, MAX_PAIRS))
+    other_2P = other_2P[:, target_R[other_2P[0]] != target_R[other_2P[1]]]
+    if not same_2P.size or not other_2P.size:
+        return Finding(name, "ok", f"no two of {len(rows):,} rows share a target, or all do")
+    (same_P, open_P), (other_P, other_open_P) = (
+        _num_shared(sets, rows, catalogue, pairs_2P) for pairs_2P in (same_2P, other_2P)
+    )
+    rate_P, chance_P = same_P / open_P, other_P / other_open_P
+    error = chance_P.std() * np.sqrt(1 / len(rate_P) + 1 / len(chance_P)) + 1e-9
+    z = float((rate_P.mean() - chance_P.mean()) / error)
+    chance = float(chance_P.mean() * open_P.mean())
+    excess = float(same_P.mean() - chance) / (sets[0].shape[1] - 1)
     evidence = (
         f"rows of one target share {same_P.mean():.2f} negatives ({len(same_P):,} pairs),"
-        f" others {other_P.mean():.2f}: z = {z:.1f}"
+        f" by chance {chance:.2f}: z = {z:.1f}"
     )
-    return Finding(name, "leak" if z > SHARED_Z else "ok", evidence)
+    return Finding(name, "leak" if z > SHARED_Z and excess > SHARED else "ok", evidence)
 
 
-def _num_shared(set_RC: Ints, target_R: Ints, pairs_P2: NDArray[np.int64]) -> NDArray[np.int64]:
-    negative_RC = np.where(set_RC == target_R[:, None], NO_ITEM, set_RC)
-    first_PC, second_PC = negative_RC[pairs_P2[:, 0]], negative_RC[pairs_P2[:, 1]]
-    equal_PCC = (first_PC[:, :, None] == second_PC[:, None]) & (first_PC >= 0)[:, :, None]
-    shared_P: NDArray[np.int64] = equal_PCC.sum(axis=(1, 2))
-    return shared_P
+def _num_shared(
+    sets: Sequence[Ints], rows: Rows, catalogue: Catalogue, pairs_2P: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """For each draw and pair of rows: negatives in both sets, and titles that both may draw."""
+    target_R1, row_R1 = rows.target_R[:, None], np.arange(len(rows), dtype=np.int32)[:, None]
+    seen_RH = np.where(rows.history_RH >= 0, rows.history_RH, target_R1)
+    barred_RX = catalogue.title_keys_I[np.hstack([target_R1, seen_RH])]
+    open_P = len(catalogue.representatives) - _num_distinct(barred_RX, pairs_2P)
+    shared = [
+        2 * set_RC.shape[1]
+        - _num_distinct(np.where(set_RC == target_R1, ~row_R1, set_RC), pairs_2P)
+        for set_RC in sets
+    ]
+    return np.concatenate(shared), np.tile(open_P.clip(1), len(sets))
+
+
+def _num_distinct(values_RX: Ints, pairs_2P: NDArray[np.int64]) -> NDArray[np.int64]:
+    """How many different values the two rows of each pair hold."""
+    sorted_PX = np.sort(np.hstack([values_RX[rows_P] for rows_P in pairs_2P]), axis=1)
+    distinct_P: NDArray[np.int64] = 1 + (np.diff(sorted_PX, axis=1) != 0).sum(axis=1)
+    return distinct_P
 
 
 def own_history(splits: dict[Split, Rows], data: PreparedData) -> Finding:
@@ -294,20 +318,25 @@ def ancestry(path: Path, data: PreparedData) -> Iterator[Finding]:
     """What a run was made from did not train on the run's held-out rows."""
     held_out = pd.concat([_interactions(data, split) for split in HELD_OUT])
     for folder, facts in _ancestors(path):
-        inputs = facts["inputs"]
         name = f"{facts['kind']} {folder.name[:8]}"
+        if not folder.exists():
+            yield Finding(name, "warning", "not in this store: what it trained on is unknown")
+            continue
         try:
             manifest(folder, verify=True)
         except CheckpointError as error:
             yield Finding(name, "leak", str(error))
-        mixed = [key for key, _ in inputs.get("mixture", [])]
-        foreign = [key for key in (inputs["data"], *mixed) if key != data.path.name]
+        mixed = [key for key, _ in facts["inputs"].get("mixture", [])]
+        foreign = {key for key in (facts["inputs"]["data"], *mixed) if key != data.path.name}
+        there = {key for key in foreign if (data.path.parent / key).exists()}
         leaked = sum(
             len(held_out.merge(_interactions(PreparedData.open(data.path.parent / key), "train")))
-            for key in foreign
+            for key in there
         )
         evidence = f"trained on {len(foreign)} other data sets, which hold {leaked} held-out rows"
-        expected = not foreign or set(foreign) <= set(mixed)
+        if foreign - there:
+            evidence += f"; {', '.join(sorted(foreign - there))} cannot be read"
+        expected = foreign <= set(mixed) and foreign == there
         verdict: Verdict = "leak" if leaked else "ok" if expected else "warning"
         yield Finding(name, verdict, evidence)
 
@@ -321,12 +350,18 @@ def _interactions(data: PreparedData, split: Split) -> pd.DataFrame:
 
 
 def _ancestors(path: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """An artifact and all the trained ones that it was made from."""
+    """An artifact and all the trained ones that it was made from, with what their makers noted."""
     facts = manifest(path)
     if facts["kind"] != "evaluation":
         yield path, facts
-    for key in (facts["inputs"].get(name) for name in ("recommender", "start", "artifact")):
-        for folder in sorted(path.parents[1].glob(f"*/{key}")) if isinstance(key, str) else ():
+    for role in ("recommender", "start", "artifact"):
+        key = facts["inputs"].get(role)
+        if not key or not isinstance(key, str):
+            continue
+        found = sorted(path.parents[1].glob(f"*/{key}"))
+        if not found:
+            yield path.parent / key, {"kind": role}
+        for folder in found:
             yield from _ancestors(folder)
 
 

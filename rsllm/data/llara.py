@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import io
 import pickle
-from collections.abc import Container, Iterable, Iterator
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +20,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rsllm.assets import ASSETS, cache_root
+from rsllm.assets import ASSETS, fetch
 from rsllm.data.hashing import hash_strings
 from rsllm.data.titles import clean_title
-from rsllm.downloads import LlaraFolder
+from rsllm.downloads import LlaraFolder, copy_verified
 from rsllm.errors import ConfigError, DataError
-from rsllm.runs import commit_dir, sha256
 
 Sequence = list[int]
 WINDOW = 10
@@ -39,36 +40,44 @@ def import_folder(name: str, origin: Path) -> Path:
         origin: folder that holds the files.
 
     Raises:
-        ConfigError: no such asset, or a file that is not there.
-        DataError: a file with other content than the known one.
+        ConfigError: the asset is not LLaRA's, or the cache cannot be written.
+        DataError: a file that is not there, or has other content than the known one.
+        CheckpointError: the cached folder is damaged.
     """
     known = {n: s for n, a in ASSETS.items() for s in a.sources if isinstance(s, LlaraFolder)}
     if name not in known:
         raise ConfigError(f"{name} is not imported from a folder; choose one of {', '.join(known)}")
-    target = cache_root() / name
-    if not target.exists():
-        for file in known[name].files:
-            if not (origin / file.path).is_file():
-                raise ConfigError(f"{name} needs {file.path}, which {origin} does not hold")
-            if sha256(origin / file.path) != file.sha256:
-                raise DataError(f"{origin / file.path} is not the known file: its SHA-256 differs")
-        files = {file.path for file in known[name].files}
-        with commit_dir(target, asset=name, source=str(origin)) as staging:
-            convert(origin, known[name].domain, staging, files)
-    return target
+    return fetch(name, sources=[_Local(origin, known[name])])
 
 
-def convert(raw: Path, domain: str, folder: Path, files: Container[str]) -> None:
+@dataclass(frozen=True)
+class _Local:
+    """A folder of the user's that holds LLaRA's files."""
+
+    origin: Path
+    known: LlaraFolder
+
+    def __str__(self) -> str:
+        return str(self.origin)
+
+    def fill(self, folder: Path) -> None:
+        with tempfile.TemporaryDirectory(dir=folder) as verified:
+            for file in self.known.files:
+                with (self.origin / file.path).open("rb") as content:
+                    copy_verified(content, file, Path(verified))
+            convert(Path(verified), self.known.domain, folder)
+
+
+def convert(raw: Path, domain: str, folder: Path) -> None:
     """Write the sequences and the titles as `rsllm.data.sources.llara` describes them.
 
     Without the whole training file, half of the validation rows (by a hash) train instead, beside
     the sampled training rows there are.
 
     Args:
-        raw: folder with LLaRA's files.
+        raw: folder with LLaRA's files and nothing else, their content verified.
         domain: movielens, lastfm or steam.
         folder: where the tables go.
-        files: names of the files to read.
 
     Raises:
         DataError: a file that holds something else than it should.
@@ -78,11 +87,12 @@ def convert(raw: Path, domain: str, folder: Path, files: Container[str]) -> None
         [(f"{split}-{n}", row) for n, row in enumerate(rows(raw / f"{file}_data.df", padding))]
         for split, file in (("validation", "Val"), ("test", "Test"))
     )
-    if "train_data.df" in files:
+    if (raw / "train_data.df").exists():
         users = enumerate(together(rows(raw / "train_data.df", padding)))
         train = [(f"train-{n}", user) for n, user in users]
     else:
-        sampled = rows(raw / "train_data.df1000", padding) if "train_data.df1000" in files else ()
+        sample = raw / "train_data.df1000"
+        sampled = rows(sample, padding) if sample.exists() else ()
         trains = hash_strings([user for user, _ in validation], 0) % np.uint64(2) == 0
         train = [(f"sampled-{n}", row) for n, row in enumerate(sampled)]
         train += [row for row, here in zip(validation, trains, strict=True) if here]

@@ -30,9 +30,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import ray.data
 from pyarrow import feather
-from ray.data.context import DataContext
 
 from rsllm.config import DataConfig
 from rsllm.data import accounts, passes, prepared, sources, synthetic
@@ -51,13 +49,19 @@ SYNTHETIC_WORLD = {"num_users": 120, "num_items": 60, "length": 16}
 PROGRESS_SECONDS = 5.0
 
 
-def prepare(config: DataConfig, store: Store, fetch: Callable[[str], Path]) -> Path:
-    """The prepared folder of `config`, made unless the store has it. Ray must be initialised.
+def prepare(
+    config: DataConfig,
+    store: Store,
+    fetch: Callable[[str], Path],
+    start_ray: Callable[[], object] = lambda: None,
+) -> Path:
+    """The prepared folder of `config`, made unless the store has it.
 
     Args:
         config: source, filters, windows, splits, candidate sets.
         store: where the folder is kept; all nodes must see it.
         fetch: gives the raw folder of a named data set.
+        start_ray: called if there is something to make; by default Ray must be initialised.
 
     Raises:
         ConfigError: no such source, or nothing in it that could be read.
@@ -70,7 +74,12 @@ def prepare(config: DataConfig, store: Store, fetch: Callable[[str], Path]) -> P
         hashes = {kind: {f.name: f.sha256() for f in found} for kind, found in files.items()}
         inputs = {"config": to_dict(config), "raw": hashes}
         rejects = store.root / "rejects" / f"{store.path('data', inputs).name}.jsonl"
-        return store.get("data", inputs, lambda folder: _run(Job(config, data, folder), rejects))
+
+        def make(folder: Path) -> None:
+            start_ray()
+            _run(Job(config, data, folder), rejects)
+
+        return store.get("data", inputs, make)
 
 
 @contextmanager
@@ -243,6 +252,8 @@ def _check_splits(counts: Counter[str], config: DataConfig) -> None:
 
 
 def _configure_ray_data() -> None:
+    from ray.data.context import DataContext
+
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.execution_options.preserve_order = True
@@ -253,6 +264,7 @@ def _each(
     label: str, work: Callable[[Any], passes.Counts], tasks: Sequence[Any]
 ) -> list[dict[str, int]]:
     """Run `work` on every task with Ray Data; the results in the order of the tasks."""
+    import ray.data
 
     def attempt(row: dict[str, Any]) -> dict[str, str]:
         try:

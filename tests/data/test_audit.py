@@ -17,7 +17,14 @@ from small_data import NUM_CANDIDATES, TITLES, small_data
 from rsllm.data import audit as checks
 from rsllm.data.audit import audit, refuse_leaks, table
 from rsllm.data.prepared import PreparedData
-from rsllm.data.sequences import Events
+from rsllm.data.sequences import (
+    Catalogue,
+    Events,
+    Rows,
+    Sampling,
+    draw_candidates,
+    row_keys,
+)
 from rsllm.errors import CheckpointError, DataError
 from rsllm.runs import MANIFEST, Store, read_json, seal
 
@@ -45,8 +52,9 @@ def plant(folder: Path, file: str, change: Change) -> None:
     reseal(folder)
 
 
-def reseal(folder: Path) -> None:
+def reseal(folder: Path, **config: str) -> None:
     facts = {k: v for k, v in read_json(folder / MANIFEST).items() if k != "files"}
+    facts["inputs"]["config"].update(config)
     (folder / MANIFEST).unlink()
     seal(folder, facts)
 
@@ -74,6 +82,14 @@ def test_a_future_item_in_a_history(clean: Path) -> None:
 
 def test_a_target_of_another_time(clean: Path) -> None:
     plant(clean, "test.parquet", lambda columns: columns["time"].__setitem__(0, 0))
+    assert leaks(clean) == {"histories"}
+
+
+def test_a_history_cut_short(clean: Path) -> None:
+    def cut(columns: dict[str, list[Any]]) -> None:
+        columns["history"][5] = columns["history"][5][-1:]
+
+    plant(clean, "train/part-00000.parquet", cut)
     assert leaks(clean) == {"histories"}
 
 
@@ -115,8 +131,10 @@ def test_targets_in_a_telling_place(clean: Path) -> None:
     assert leaks(clean) == {"test places"}
 
 
-def test_negatives_seeded_by_the_target(clean: Path) -> None:
-    data = PreparedData.open(clean)
+@pytest.mark.parametrize("draw", [0, 1])
+def test_negatives_seeded_by_the_target(store: Store, draw: int) -> None:
+    folder = store.root / "data" / "draws"
+    data = small_data(folder, num_train=300, num_held_out=150, num_draws=2)
     rows, keys = data.rows("validation"), data.catalogue.title_keys_I
 
     def seeded(i: int, row: list[int]) -> list[int]:
@@ -129,8 +147,43 @@ def test_negatives_seeded_by_the_target(clean: Path) -> None:
         drawn = [int(n) for n in allowed[: NUM_CANDIDATES - 1]]
         return [*drawn[:place], target, *drawn[place:]]
 
-    plant(clean, "candidates/validation-0.parquet", _reorder(seeded))
-    assert leaks(clean) == {"validation negatives"}
+    plant(folder, f"candidates/validation-{draw}.parquet", _reorder(seeded))
+    assert leaks(folder) == {"validation negatives"}
+
+
+@pytest.mark.parametrize("sampling", ["uniform", "popularity"])
+@pytest.mark.parametrize("cycle", [False, True])
+def test_few_titles_are_no_leak(sampling: Sampling, cycle: bool) -> None:
+    """Rows of one target have more titles in common to draw, all the more with equal histories."""
+    rng = np.random.default_rng(0)
+    num_items, num_rows, window = 60, 1000, 10
+    weights_I = 1 / np.arange(1, num_items + 1)
+    race_RI = np.log(weights_I) + rng.gumbel(size=(num_rows, num_items))
+    walk_RI = (rng.integers(num_items, size=(num_rows, 1)) + np.arange(num_items)) % num_items
+    items_RI = (walk_RI if cycle else (-race_RI).argsort(axis=1)).astype(np.int32)
+    history_RH, target_R = items_RI[:, :window], items_RI[:, window]
+    counts_I = rng.multinomial(1000, weights_I / weights_I.sum())
+    catalogue = Catalogue.of([str(item) for item in range(num_items)], counts_I)
+    user_R, length_R = np.arange(num_rows, dtype=np.int32), np.full(num_rows, window, np.int32)
+    keys_R = row_keys(0, "test", user_R, length_R, 0)
+    sets = draw_candidates(keys_R, history_RH, target_R, catalogue, 20, sampling)
+    rows = Rows(user_R, length_R, history_RH, length_R, target_R, user_R.astype(np.int64), sets)
+    finding = checks._shared_negatives([sets], rows, catalogue, "negatives")
+    assert finding.verdict == "ok"
+    assert float(finding.evidence.rsplit(" ", 1)[1]) < 4
+
+
+def test_shared_and_open_titles_agree_with_sets(clean: Path) -> None:
+    data = PreparedData.open(clean)
+    rows, keys = data.rows("test"), data.catalogue.title_keys_I
+    assert rows.candidates_RC is not None
+    pairs_2P = np.random.default_rng(0).choice(len(rows), (2, 50), replace=False)
+    shared_P, open_P = checks._num_shared([rows.candidates_RC], rows, data.catalogue, pairs_2P)
+    for (a, b), shared, still_open in zip(pairs_2P.T, shared_P, open_P, strict=True):
+        negatives = [set(rows.candidates_RC[i].tolist()) - {int(rows.target_R[i])} for i in (a, b)]
+        assert shared == len(negatives[0] & negatives[1])
+        barred = {int(keys[j]) for i in (a, b) for j in (*rows.histories(i), rows.target_R[i])}
+        assert still_open == len(set(keys.tolist()) - barred)
 
 
 @pytest.mark.parametrize("kind", ["equal titles", "no target", "history"])
@@ -162,18 +215,44 @@ def test_two_draws_that_are_one(store: Store) -> None:
 
 
 def test_a_split_in_time_that_is_none(clean: Path) -> None:
-    facts = read_json(clean / MANIFEST)
-    facts["inputs"]["config"]["split"] = "time"
-    rows = pq.read_table(clean / "train" / "part-00000.parquet").to_pydict()
-
-    def late(columns: dict[str, list[Any]]) -> None:
+    def early(columns: dict[str, list[Any]]) -> None:
         columns["time"][0] = 0
 
-    assert rows["time"]
-    plant(clean, "validation.parquet", late)
-    (clean / MANIFEST).unlink()
-    seal(clean, {k: v for k, v in facts.items() if k != "files"})
+    plant(clean, "validation.parquet", early)
+    reseal(clean, split="time")
     assert leaks(clean) == {"time order", "histories"}
+
+
+def test_full_sets_of_several_lengths(store: Store) -> None:
+    """What pads the shorter ones is no item."""
+    folder = store.root / "data" / "full"
+    data = small_data(folder, num_train=60, num_held_out=40)
+    rows, keys = data.rows("test"), data.catalogue.title_keys_I
+
+    def full(i: int, row: list[int]) -> list[int]:
+        seen = set(keys[[*rows.histories(i), rows.target_R[i]]].tolist())
+        others = [int(n) for n in data.catalogue.representatives if keys[n] not in seen]
+        return [*others[:i], int(rows.target_R[i]), *others[i:]]
+
+    plant(folder, "candidates/test-0.parquet", _reorder(full))
+    reseal(folder, candidates="full")
+    assert leaks(folder) == set()
+
+
+def test_rows_in_the_wrong_place_under_leave_one_out(clean: Path) -> None:
+    """A validation row of a training user makes later training targets leaks; none is a crash."""
+    train = pq.read_table(clean / "train" / "part-00000.parquet").to_pydict()
+
+    def earlier(columns: dict[str, list[Any]]) -> None:
+        for name in ("user", "position"):
+            columns[name][:2] = [train[name][1]] * 2
+
+    plant(clean, "validation.parquet", earlier)
+    plant(clean, "candidates/validation-0.parquet", earlier)
+    reseal(clean, split="leave-one-out")
+    assert leaks(clean) == {"histories", "overlap"}
+    (finding,) = (finding for finding in audit(clean) if finding.check == "overlap")
+    assert "5 training targets behind held-out ones" in finding.evidence
 
 
 def _naive_fixed_share(users: list[list[int]]) -> tuple[int, int]:
@@ -233,6 +312,15 @@ def test_ancestors_that_trained_on_held_out_rows(store: Store, clean: Path) -> N
         assert leaks(judged) == found
     (good / "weights").write_text("oops")
     assert leaks(good) == {"recommender good"}
+
+
+def test_ancestors_that_are_gone(store: Store, clean: Path) -> None:
+    _artifact(store, "recommender", "orphan", data="gone", recommender={})
+    run = _artifact(store, "stage-2", "run", data="clean", recommender="orphan", start="lost")
+    found = {finding.check: finding for finding in audit(run)}
+    assert found["recommender orphan"].verdict == found["start lost"].verdict == "warning"
+    assert "gone cannot be read" in found["recommender orphan"].evidence
+    assert "unknown" in found["start lost"].evidence
 
 
 def test_leaks_and_missing_folders_are_errors(clean: Path, tmp_path: Path) -> None:

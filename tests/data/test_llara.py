@@ -18,8 +18,8 @@ from rsllm.data.llara import import_folder, read_frame, rows, together
 from rsllm.data.prepared import PreparedData
 from rsllm.data.shards import prepare
 from rsllm.downloads import LlaraFolder
-from rsllm.errors import ConfigError, DataError
-from rsllm.runs import Store
+from rsllm.errors import CheckpointError, ConfigError, DataError
+from rsllm.runs import Store, manifest
 from rsllm.settings import replace_in
 
 
@@ -158,7 +158,7 @@ def test_only_known_files_are_opened(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("RSLLM_CACHE", str(tmp_path / "cache"))
     with pytest.raises(ConfigError, match="movielens-100k is not imported from a folder"):
         import_folder("movielens-100k", tmp_path)
-    with pytest.raises(ConfigError, match=r"llara-lastfm needs train_data\.df, which .* not hold"):
+    with pytest.raises(DataError, match=r"No such file or directory: .*train_data\.df"):
         import_folder("llara-lastfm", tmp_path)
     (source,) = ASSETS["llara-lastfm"].sources
     assert isinstance(source, LlaraFolder)
@@ -166,6 +166,23 @@ def test_only_known_files_are_opened(tmp_path: Path, monkeypatch: pytest.MonkeyP
         (tmp_path / file.path).write_bytes(b"x")
     with pytest.raises(DataError, match=r"train_data\.df is not the known file"):
         import_folder("llara-lastfm", tmp_path)
+    assert list((tmp_path / "cache").iterdir()) == []
+    monkeypatch.setenv("RSLLM_CACHE", str(tmp_path / "train_data.df" / "cache"))
+    with pytest.raises(ConfigError, match="set RSLLM_CACHE"):
+        import_folder("llara-lastfm", tmp_path)
+
+
+def test_a_damaged_import_is_not_used(
+    files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RSLLM_CACHE", str(tmp_path))
+    folder = import_folder("llara-movielens-heldout", files / "movielens")
+    assert manifest(folder)["source"] == str(files / "movielens")
+    names = {"manifest.json", "llara-movielens.parquet", "llara-movielens-items.parquet"}
+    assert {path.name for path in folder.iterdir()} == names
+    (folder / "llara-movielens.parquet").write_bytes(b"")
+    with pytest.raises(CheckpointError, match="altered"):
+        import_folder("llara-movielens-heldout", files / "movielens")
 
 
 def test_sequences_from_prefixes() -> None:
