@@ -95,15 +95,12 @@ def histories(splits: dict[Split, Rows], events: Events) -> Finding:
     wrong = late = total = 0
     for rows in splits.values():
         start_R = np.searchsorted(events.user_E, rows.user_R)
-        for part in _slices(len(rows)):
-            some, target_R = rows.take(part), start_R[part] + rows.position_R[part]
-            age_H = np.arange(rows.history_RH.shape[1])
-            event_RH = target_R[:, None] - some.length_R[:, None] + age_H
+        age_H = np.arange(rows.history_RH.shape[1])
+        for part in np.array_split(np.arange(len(rows)), 1 + len(rows) // ROWS_AT_ONCE):
+            some = rows.take(part)
+            target_R = (start_R[part] + some.position_R).clip(max=len(events.item_E) - 1)
             real_RH = age_H < some.length_R[:, None]
-            event_RH = np.where(real_RH, event_RH, target_R[:, None]).clip(
-                0, len(events.item_E) - 1
-            )
-            target_R = target_R.clip(max=len(events.item_E) - 1)
+            event_RH = np.where(real_RH, (target_R - some.length_R)[:, None] + age_H, 0).clip(0)
             other_RH = real_RH & (events.item_E[event_RH] != some.history_RH)
             other_R = (
                 (events.user_E[target_R] != some.user_R)
@@ -125,13 +122,11 @@ def time_order(splits: dict[Split, Rows], protocol: str) -> Finding:
     """Whether training looks past the first held-out target; only a split in time rules it out."""
     first = min(int(splits[split].time_R.min()) for split in HELD_OUT)
     share = float((splits["train"].time_R >= first).mean())
-    verdict: Verdict = "warning" if share else "ok"
-    if share and protocol == "time":
-        verdict = "leak"
-    note = "" if protocol == "time" else f" (a property of {protocol} splits)"
-    return Finding(
-        "time order", verdict, f"{share:.1%} of training targets follow a held-out one{note}"
-    )
+    by_time = protocol == "time"
+    verdict: Verdict = "ok" if not share else "leak" if by_time else "warning"
+    note = "" if by_time else f" (a property of {protocol} splits)"
+    evidence = f"{share:.1%} of training targets follow a held-out one{note}"
+    return Finding("time order", verdict, evidence)
 
 
 def overlap(splits: dict[Split, Rows], protocol: str) -> Finding:
@@ -147,10 +142,10 @@ def overlap(splits: dict[Split, Rows], protocol: str) -> Finding:
     what = "users" if by_user else "rows"
     beyond = 0
     if protocol == "leave-one-out":
-        train, held = splits["train"], [splits[split] for split in HELD_OUT]
-        position = pd.concat([pd.Series(rows.position_R, rows.user_R) for rows in held])
-        first = position.groupby(level=0).min().reindex(train.user_R).fillna(2**31)
-        beyond = int((train.position_R >= first.to_numpy()).sum())
+        train, held = splits["train"], splits["validation"]
+        limit = pd.Series(held.position_R, held.user_R).groupby(level=0).min()
+        limit_R = limit.reindex(train.user_R).fillna(2**31).to_numpy()
+        beyond = int((train.position_R >= limit_R).sum())
     evidence = f"{shared:,} {what} in two splits, {beyond:,} training targets behind held-out ones"
     return Finding("overlap", "leak" if shared or beyond else "ok", evidence)
 
@@ -160,15 +155,14 @@ def candidates(data: PreparedData, split: Split) -> Iterator[Finding]:
     name, keys_I = f"{split} candidates", data.catalogue.title_keys_I
     draws = [data.rows(split, draw) for draw in range(data.num_draws)]
     sets = [rows.candidates_RC for rows in draws if rows.candidates_RC is not None]
-    target_R = draws[0].target_R
+    target_R, target_R1 = draws[0].target_R, draws[0].target_R[:, None]
     broken = ambiguous = seen = 0
     for rows, set_RC in zip(draws, sets, strict=True):
-        broken += int(((set_RC == target_R[:, None]).sum(axis=1) != 1).sum())
+        broken += int(((set_RC == target_R1).sum(axis=1) != 1).sum())
         key_RC = np.sort(np.where(set_RC >= 0, keys_I[set_RC], -1 - np.arange(set_RC.shape[1])))
         ambiguous += int((np.diff(key_RC, axis=1) == 0).any(axis=1).sum())
         past_RH = np.where(rows.history_RH >= 0, keys_I[rows.history_RH], NO_ITEM)
-        is_other_RC = (set_RC >= 0) & (set_RC != target_R[:, None])
-        negative_RC = np.where(is_other_RC, keys_I[set_RC], NO_ITEM - 1)
+        negative_RC = np.where((set_RC < 0) | (set_RC == target_R1), NO_ITEM - 1, keys_I[set_RC])
         seen += int((negative_RC[:, :, None] == past_RH[:, None]).any(axis=(1, 2)).sum())
     evidence = (
         f"{broken} sets without exactly one target, {ambiguous} with two equal titles,"
@@ -221,29 +215,23 @@ def _num_shared(
     sets: Sequence[Ints], rows: Rows, catalogue: Catalogue, pairs_2P: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """For each draw and pair of rows: negatives in both sets, and titles that both may draw."""
+
+    def num_distinct(values_RX: Ints) -> NDArray[np.int64]:
+        sorted_PX = np.sort(np.hstack([values_RX[rows_P] for rows_P in pairs_2P]), axis=1)
+        return np.asarray(1 + (np.diff(sorted_PX, axis=1) != 0).sum(axis=1))
+
     target_R1, row_R1 = rows.target_R[:, None], np.arange(len(rows), dtype=np.int32)[:, None]
     seen_RH = np.where(rows.history_RH >= 0, rows.history_RH, target_R1)
-    barred_RX = catalogue.title_keys_I[np.hstack([target_R1, seen_RH])]
-    open_P = len(catalogue.representatives) - _num_distinct(barred_RX, pairs_2P)
-    shared = [
-        2 * set_RC.shape[1]
-        - _num_distinct(np.where(set_RC == target_R1, ~row_R1, set_RC), pairs_2P)
-        for set_RC in sets
-    ]
-    return np.concatenate(shared), np.tile(open_P.clip(1), len(sets))
-
-
-def _num_distinct(values_RX: Ints, pairs_2P: NDArray[np.int64]) -> NDArray[np.int64]:
-    """How many different values the two rows of each pair hold."""
-    sorted_PX = np.sort(np.hstack([values_RX[rows_P] for rows_P in pairs_2P]), axis=1)
-    distinct_P: NDArray[np.int64] = 1 + (np.diff(sorted_PX, axis=1) != 0).sum(axis=1)
-    return distinct_P
+    barred_P = num_distinct(catalogue.title_keys_I[np.hstack([target_R1, seen_RH])])
+    drawn = [np.where(set_RC == target_R1, ~row_R1, set_RC) for set_RC in sets]
+    shared = [2 * drawn_RC.shape[1] - num_distinct(drawn_RC) for drawn_RC in drawn]
+    open_P = (len(catalogue.representatives) - barred_P).clip(1)
+    return np.concatenate(shared), np.tile(open_P, len(sets))
 
 
 def own_history(splits: dict[Split, Rows], data: PreparedData) -> Finding:
     """How often the target, or another item of its title, stands in its own history."""
-    rows = splits["test"]
-    keys_I = data.catalogue.title_keys_I
+    rows, keys_I = splits["test"], data.catalogue.title_keys_I
     item_R = (rows.history_RH == rows.target_R[:, None]).any(axis=1)
     key_RH = np.where(rows.history_RH >= 0, keys_I[rows.history_RH], NO_ITEM)
     title_R = (key_RH == keys_I[rows.target_R][:, None]).any(axis=1) & ~item_R
@@ -284,11 +272,9 @@ def _sequences(events: Events) -> list[Ints]:
     ends = np.append(starts[1:], len(events.user_E))
     starts = np.maximum(starts, ends - MAX_EVENTS)
     every = 1 + int(((ends - starts) ** 2 // 2).sum()) // MAX_ORDERED
-    found = []
-    for start, end in zip(starts[::every], ends[::every], strict=True):
-        items = events.item_E[start:end]
-        found.append(items[np.sort(np.unique(items, return_index=True)[1])])
-    return found
+    chosen = zip(starts[::every], ends[::every], strict=True)
+    found = [events.item_E[start:end] for start, end in chosen]
+    return [items[np.sort(np.unique(items, return_index=True)[1])] for items in found]
 
 
 def _ordered_pairs(items: Ints) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
@@ -326,17 +312,15 @@ def ancestry(path: Path, data: PreparedData) -> Iterator[Finding]:
             manifest(folder, verify=True)
         except CheckpointError as error:
             yield Finding(name, "leak", str(error))
-        mixed = [key for key, _ in facts["inputs"].get("mixture", [])]
-        foreign = {key for key in (facts["inputs"]["data"], *mixed) if key != data.path.name}
-        there = {key for key in foreign if (data.path.parent / key).exists()}
-        leaked = sum(
-            len(held_out.merge(_interactions(PreparedData.open(data.path.parent / key), "train")))
-            for key in there
-        )
+        mixed = {key for key, _ in facts["inputs"].get("mixture", [])}
+        foreign = {facts["inputs"]["data"], *mixed} - {data.path.name}
+        folders = [data.path.parent / key for key in sorted(foreign)]
+        others = [PreparedData.open(folder) for folder in folders if folder.exists()]
+        leaked = sum(len(held_out.merge(_interactions(other, "train"))) for other in others)
+        gone = foreign - {other.path.name for other in others}
         evidence = f"trained on {len(foreign)} other data sets, which hold {leaked} held-out rows"
-        if foreign - there:
-            evidence += f"; {', '.join(sorted(foreign - there))} cannot be read"
-        expected = foreign <= set(mixed) and foreign == there
+        evidence += f"; {', '.join(sorted(gone))} cannot be read" if gone else ""
+        expected = foreign <= mixed and not gone
         verdict: Verdict = "leak" if leaked else "ok" if expected else "warning"
         yield Finding(name, verdict, evidence)
 
@@ -356,15 +340,8 @@ def _ancestors(path: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
         yield path, facts
     for role in ("recommender", "start", "artifact"):
         key = facts["inputs"].get(role)
-        if not key or not isinstance(key, str):
-            continue
-        found = sorted(path.parents[1].glob(f"*/{key}"))
-        if not found:
-            yield path.parent / key, {"kind": role}
-        for folder in found:
-            yield from _ancestors(folder)
-
-
-def _slices(size: int) -> Iterator[NDArray[np.int64]]:
-    for start in range(0, size, ROWS_AT_ONCE):
-        yield np.arange(start, min(start + ROWS_AT_ONCE, size))
+        if key and isinstance(key, str):
+            found = sorted(path.parents[1].glob(f"*/{key}"))
+            yield from itertools.chain.from_iterable(map(_ancestors, found))
+            if not found:
+                yield path.parent / key, {"kind": role}

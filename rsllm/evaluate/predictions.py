@@ -24,6 +24,7 @@ from rsllm.errors import ConfigError, DataError
 from rsllm.evaluate.compare import Claim, estimates, pair_table, per_user
 from rsllm.evaluate.launch import ANSWERS, SCORES
 from rsllm.evaluate.rank import held_out
+from rsllm.evaluate.report import show
 from rsllm.runs import Store, manifest, read_json
 
 METRICS = ("HR@1", "MRR")
@@ -80,14 +81,15 @@ def read_predictions(path: Path, data: PreparedData, split: Split) -> NDArray[np
     draws = held_out(data, split)
     score_N = pd.to_numeric(lines["score"], errors="coerce").to_numpy(np.float64)
     _refuse(path, lines, ~np.isfinite(score_N), "has a score that is no finite number")
-    draw_N = pd.to_numeric(lines["draw"], errors="coerce").fillna(-1).to_numpy(np.int64)
-    _refuse(path, lines, (draw_N < 0) | (draw_N >= len(draws)), f"names none of {len(draws)} draws")
+    draw_N = pd.to_numeric(lines["draw"], errors="coerce").to_numpy(np.float64)
+    known_N = np.isin(draw_N, np.arange(len(draws)))
+    _refuse(path, lines, ~known_N, f"names none of {len(draws)} draws")
     user_N = pd.Index(data.user_ids()).get_indexer(pd.Index(lines["user"]))
     item_N = pd.Index(data.source_ids).get_indexer(pd.Index(lines["item"]))
     _refuse(path, lines, user_N < 0, "names a user that the data does not have")
     _refuse(path, lines, item_N < 0, "names an item that the data does not have")
     wanted, places = _wanted(draws)
-    found_N = wanted.get_indexer(pd.MultiIndex.from_arrays([draw_N, user_N, item_N]))
+    found_N = wanted.get_indexer(pd.MultiIndex.from_arrays([draw_N.astype(int), user_N, item_N]))
     _refuse(path, lines, found_N < 0, f"is none of the {split} candidates")
     _refuse(path, lines, pd.Series(found_N).duplicated().to_numpy(), "repeats a candidate")
     missing = np.setdiff1d(np.arange(len(wanted)), found_N)
@@ -97,8 +99,8 @@ def read_predictions(path: Path, data: PreparedData, split: Split) -> NDArray[np
         assert sets is not None
         raise DataError(
             f"{path} lacks {missing.size:,} of {len(wanted):,} {split} candidates; first: draw"
-            f" {draw}, user_id {data.user_ids()[draws[draw].user_R[row]]}, item_id"
-            f" {data.source_ids[sets[row, place]]}. Score every candidate"
+            f" {draw}, user_id {data.user_ids()[draws[draw].user_R[row]]!r}, item_id"
+            f" {data.source_ids[sets[row, place]]!r}. Score every candidate"
         )
     assert draws[0].candidates_RC is not None
     shape = (len(draws), *draws[0].candidates_RC.shape)
@@ -110,16 +112,18 @@ def read_predictions(path: Path, data: PreparedData, split: Split) -> NDArray[np
 def judge(path: Path, data: PreparedData, split: Split, store: Store) -> dict[str, Any]:
     """Metrics of a file of predictions, and paired tests against every evaluation in the store.
 
-    Methods are those evaluated on all rows of this split; of the others the note says so.
+    Evaluations of some rows of the split only are left out, which is printed.
     """
+    print(f"opening the {split} split for {show(path.stem)}", flush=True)
     draws = held_out(data, split)
     vectors = {path.stem: per_user(read_predictions(path, data, split), draws)}
     seconds: dict[str, float | None] = {path.stem: None}
-    print(f"opening the {split} split for {path.stem}", flush=True)
     for name, scores_DRC, spent in _stored(data, split, store):
-        if scores_DRC.shape[:2] == (len(draws), len(draws[0])):
-            label = name if name not in vectors else f"{name} ({len(vectors)})"
-            vectors[label], seconds[label] = per_user(scores_DRC, draws), spent
+        if scores_DRC.shape[1] != len(draws[0]):
+            print(f"left out {show(name)}: scored on {scores_DRC.shape[1]} of {len(draws[0])} rows")
+            continue
+        label = name if name not in vectors else f"{name} ({len(vectors)})"
+        vectors[label], seconds[label] = per_user(scores_DRC, draws), spent
     claims = [Claim(path.stem, other) for other in vectors if other != path.stem]
     return {
         "split": split,
@@ -189,7 +193,11 @@ def _refuse(path: Path, lines: pd.DataFrame, bad_N: NDArray[np.bool_], what: str
 
 
 def _wanted(draws: Sequence[Rows]) -> tuple[pd.MultiIndex, list[NDArray[np.int64]]]:
-    """(draw, user, item) of every candidate, and where its score belongs in `[D, R, C]`."""
+    """(draw, user, item) of every candidate, and where its score belongs in `[D, R, C]`.
+
+    A user names a row: no rule for splits (`rsllm.data.sequences`) holds out two of one user.
+    """
+    assert len(np.unique(draws[0].user_R)) == len(draws[0])
     sets_DRC = np.stack([rows.candidates_RC for rows in draws if rows.candidates_RC is not None])
     places = list(np.nonzero(sets_DRC != NO_ITEM))
     users = draws[0].user_R[places[1]]

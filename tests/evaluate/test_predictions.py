@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,11 @@ from safetensors.numpy import save_file
 from small_data import small_data
 
 from rsllm.data.prepared import PreparedData
+from rsllm.data.sequences import NO_ITEM, Rows, Split
 from rsllm.errors import ConfigError, DataError
+from rsllm.evaluate.compare import per_user
 from rsllm.evaluate.predictions import export_candidates, judge, read_predictions
+from rsllm.evaluate.rank import candidate_scores
 from rsllm.evaluate.report import tables
 from rsllm.runs import Store, commit_dir, write_json
 
@@ -76,7 +80,52 @@ def test_scores_find_their_places(data: PreparedData, tmp_path: Path, suffix: st
         assert rows.candidates_RC is not None
         for i, items in enumerate(rows.candidates_RC):
             own = [known[draw, users[rows.user_R[i]], f"i{item}"] for item in items]
-            assert found[draw, i].tolist() == pytest.approx(own)
+            assert found[draw, i].tolist() == own
+
+
+def test_metrics_are_those_of_the_scores(data: PreparedData, tmp_path: Path) -> None:
+    table = scored(data, tmp_path / "sets.csv").round(1)  # with ties
+    path = write(table, tmp_path / "mine.csv")
+    found = judge(path, data, "test", Store.open(tmp_path / "store"))
+    users, hits, reciprocals = data.user_ids(), [], []
+    for draw in range(DRAWS):
+        rows = data.rows("test", draw)
+        for user, target in zip(rows.user_R, rows.target_R, strict=True):
+            own = table[(table["draw"] == draw) & (table["user_id"] == users[user])]
+            best = own.loc[own["item_id"] == f"i{target}", "score"].item()
+            rank = sum(score >= best for score in own["score"])
+            hits.append(rank == 1)
+            reciprocals.append(1 / rank)
+    (mine,) = found["methods"]
+    assert (mine["name"], mine["n"], found["draws"], found["pairs"]) == ("mine", NUM_ROWS, 2, [])
+    assert mine["metrics"]["HR@1"]["value"] == pytest.approx(np.mean(hits), abs=1e-12)
+    assert mine["metrics"]["MRR"]["value"] == pytest.approx(np.mean(reciprocals), abs=1e-12)
+
+
+class Ragged(PreparedData):
+    """The first row has one candidate fewer, as sets of all titles may."""
+
+    def rows(self, split: Split, draw: int = 0) -> Rows:
+        rows = super().rows(split, draw)
+        assert rows.candidates_RC is not None
+        sets_RC = rows.candidates_RC.copy()
+        fewer = [item for item in sets_RC[0] if item != rows.target_R[0]][1:]
+        sets_RC[0] = [*fewer, rows.target_R[0], NO_ITEM]
+        return replace(rows, candidates_RC=sets_RC)
+
+
+def test_places_without_a_candidate_never_win(data: PreparedData, tmp_path: Path) -> None:
+    ragged = Ragged(**vars(data))
+    table = exported(ragged, tmp_path / "sets.csv")
+    assert len(table) == DRAWS * (NUM_ROWS * 5 - 1)
+    path = write(table.assign(score=-1e300), tmp_path / "low.csv")
+    scores_DRC = read_predictions(path, ragged, "test")
+    assert (scores_DRC[:, 0, 4] < -1e300).all()
+    assert (np.delete(scores_DRC, 4, axis=2) == -1e300).all()
+    draws = [ragged.rows("test", draw) for draw in range(DRAWS)]
+    assert per_user(scores_DRC, draws)["MRR"].tolist() == [1 / 4] + [1 / 5] * (NUM_ROWS - 1)
+    some_RI = np.full((NUM_ROWS, len(data.titles)), -1e300)
+    assert np.array_equal(candidate_scores(some_RI, draws[0]), scores_DRC[0])
 
 
 def _changed(table: pd.DataFrame, column: str, value: Any) -> pd.DataFrame:
@@ -91,6 +140,8 @@ def _changed(table: pd.DataFrame, column: str, value: Any) -> pd.DataFrame:
         ("score", "high", r"mine\.csv:5 has a score that is no finite number: user_id 'u"),
         ("score", np.inf, r"mine\.csv:5 has a score that is no finite number"),
         ("draw", 2, r"mine\.csv:5 names none of 2 draws"),
+        ("draw", 0.5, r"mine\.csv:5 names none of 2 draws"),
+        ("draw", 1e300, r"mine\.csv:5 names none of 2 draws"),
         ("user_id", "nobody", r"mine\.csv:5 names a user that the data does not have"),
         ("item_id", "nothing", r"mine\.csv:5 names an item that the data does not have"),
         ("user_id", "u0", r"mine\.csv:5 is none of the test candidates: user_id 'u0'"),
@@ -140,7 +191,9 @@ def _store_evaluation(store: Store, key: str, name: str, scores: Any, **inputs: 
         write_json(folder / "answers.json", {"name": name, "answers": None, "seconds": 1.5})
 
 
-def test_judged_against_what_the_store_holds(data: PreparedData, tmp_path: Path) -> None:
+def test_judged_against_what_the_store_holds(
+    data: PreparedData, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     store = Store.open(tmp_path / "store")
     rows = [data.rows("test", draw) for draw in range(DRAWS)]
     sets = np.stack([r.candidates_RC for r in rows if r.candidates_RC is not None])
@@ -154,6 +207,10 @@ def test_judged_against_what_the_store_holds(data: PreparedData, tmp_path: Path)
     found = judge(path, data, "test", store)
     by_name = {method["name"]: method for method in found["methods"]}
     assert set(by_name) == {"flat", "oracle"}
+    assert capsys.readouterr().out.splitlines() == [
+        "opening the test split for flat",
+        "left out half of the rows: scored on 6 of 12 rows",
+    ]
     assert by_name["flat"]["metrics"]["HR@1"]["value"] == 0, "ties count against the target"
     assert by_name["flat"]["metrics"]["MRR"]["value"] == pytest.approx(1 / 5)
     assert by_name["oracle"]["metrics"]["MRR"]["value"] == 1
