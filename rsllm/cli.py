@@ -161,6 +161,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     from rsllm.evaluate import predictions
     from rsllm.evaluate.report import tables
     from rsllm.pipeline import Pipeline
+    from rsllm.runs import write_json
 
     if not arguments.predictions and not arguments.export:
         raise ConfigError("evaluate needs --predictions FILE, or --export FILE to write the sets")
@@ -169,8 +170,11 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     if arguments.export:
         print(predictions.export_candidates(data, arguments.split, arguments.export))
     if arguments.predictions:
-        judged = predictions.judge(arguments.predictions, data, arguments.split, pipeline.store)
-        print(tables(judged))
+        path: Path = arguments.predictions
+        judged = predictions.judge(path, data, arguments.split, pipeline.store)
+        results = path.with_name(f"{path.stem}-{arguments.split}.json")
+        write_json(results, judged)
+        print(f"{tables(judged)}\n{results}")
 
 
 def _run_stage(arguments: argparse.Namespace) -> None:

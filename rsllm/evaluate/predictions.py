@@ -82,8 +82,7 @@ def read_predictions(path: Path, data: PreparedData, split: Split) -> NDArray[np
     score_N = pd.to_numeric(lines["score"], errors="coerce").to_numpy(np.float64)
     _refuse(path, lines, ~np.isfinite(score_N), "has a score that is no finite number")
     draw_N = pd.to_numeric(lines["draw"], errors="coerce").to_numpy(np.float64)
-    known_N = np.isin(draw_N, np.arange(len(draws)))
-    _refuse(path, lines, ~known_N, f"names none of {len(draws)} draws")
+    _refuse(path, lines, ~np.isin(draw_N, range(len(draws))), f"names none of {len(draws)} draws")
     user_N = pd.Index(data.user_ids()).get_indexer(pd.Index(lines["user"]))
     item_N = pd.Index(data.source_ids).get_indexer(pd.Index(lines["item"]))
     _refuse(path, lines, user_N < 0, "names a user that the data does not have")
@@ -94,13 +93,12 @@ def read_predictions(path: Path, data: PreparedData, split: Split) -> NDArray[np
     _refuse(path, lines, pd.Series(found_N).duplicated().to_numpy(), "repeats a candidate")
     missing = np.setdiff1d(np.arange(len(wanted)), found_N)
     if missing.size:
-        draw, row, place = (index[missing[0]] for index in places)
-        sets = draws[draw].candidates_RC
-        assert sets is not None
+        sets = wanted[missing].droplevel(2).nunique()
+        draw, user, item = wanted[missing[0]]
         raise DataError(
-            f"{path} lacks {missing.size:,} of {len(wanted):,} {split} candidates; first: draw"
-            f" {draw}, user_id {data.user_ids()[draws[draw].user_R[row]]!r}, item_id"
-            f" {data.source_ids[sets[row, place]]!r}. Score every candidate"
+            f"{path} lacks {missing.size:,} of {len(wanted):,} {split} candidates, in {sets:,}"
+            f" sets; first: draw {draw}, user_id {data.user_ids()[user]!r}, item_id"
+            f" {data.source_ids[item]!r}. Score every candidate"
         )
     assert draws[0].candidates_RC is not None
     shape = (len(draws), *draws[0].candidates_RC.shape)
@@ -193,11 +191,8 @@ def _refuse(path: Path, lines: pd.DataFrame, bad_N: NDArray[np.bool_], what: str
 
 
 def _wanted(draws: Sequence[Rows]) -> tuple[pd.MultiIndex, list[NDArray[np.int64]]]:
-    """(draw, user, item) of every candidate, and where its score belongs in `[D, R, C]`.
-
-    A user names a row: no rule for splits (`rsllm.data.sequences`) holds out two of one user.
-    """
-    assert len(np.unique(draws[0].user_R)) == len(draws[0])
+    """(draw, user, item) of every candidate, and where its score belongs in `[D, R, C]`."""
+    assert len(np.unique(draws[0].user_R)) == len(draws[0]), "no split holds out a user twice"
     sets_DRC = np.stack([rows.candidates_RC for rows in draws if rows.candidates_RC is not None])
     places = list(np.nonzero(sets_DRC != NO_ITEM))
     users = draws[0].user_R[places[1]]

@@ -160,10 +160,12 @@ def test_sets_must_be_scored_as_a_whole_and_once(data: PreparedData, tmp_path: P
     twice = pd.concat([table, table.iloc[:1]])
     with pytest.raises(DataError, match=r"mine\.csv:122 repeats a candidate"):
         read_predictions(write(twice, tmp_path / "mine.csv"), data, "test")
-    with pytest.raises(DataError, match=r"lacks 2 of 120 test candidates; first: draw \d, user_id"):
-        read_predictions(write(table.iloc[2:], tmp_path / "mine.csv"), data, "test")
+    gone = table.sort_values(["draw", "user_id"]).iloc[:7]
+    message = r"lacks 7 of 120 test candidates, in 2 sets; first: draw 0, user_id 'u"
+    with pytest.raises(DataError, match=message):
+        read_predictions(write(table.drop(gone.index), tmp_path / "mine.csv"), data, "test")
     one_draw = table[table["draw"] == 0].drop(columns="draw")
-    with pytest.raises(DataError, match=r"lacks 60 of 120 test candidates; first: draw 1"):
+    with pytest.raises(DataError, match=r"lacks 60 of 120 .* in 12 sets; first: draw 1"):
         read_predictions(write(one_draw, tmp_path / "mine.csv"), data, "test")
 
 
