@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -284,8 +284,12 @@ def _users(folder: Path) -> Any:
     """Equal for prepared data with the same users: of one family, or of the same raw files."""
     from rsllm.data.prepared import COUNTS
 
-    raw = manifest(folder)["inputs"]["raw"]
-    return read_json(folder / COUNTS)["family"] or sorted(raw.values())
+    return read_json(folder / COUNTS)["family"] or _hashes(manifest(folder)["inputs"]["raw"])
+
+
+def _hashes(raw: Mapping[str, Mapping[str, str]]) -> list[str]:
+    """Of all raw files, whatever their names."""
+    return sorted(hash_ for files in raw.values() for hash_ in files.values())
 
 
 def _check_batch(experiment: Experiment, stage: str, workers: int) -> None:

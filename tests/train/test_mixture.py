@@ -139,7 +139,7 @@ def pipeline(folder: Path, monkeypatch: pytest.MonkeyPatch, **sources: tuple[str
     def prepare(self: Pipeline, config: Any) -> Path:
         family, raw = sources[config.source]
         path = folder / "data" / config.source
-        with commit_dir(path, inputs={"raw": {config.source: raw}}) as staging:
+        with commit_dir(path, inputs={"raw": {"interactions": {config.source: raw}, "items": {}}}) as staging:
             (staging / COUNTS).write_text(json.dumps({"family": family}))
         return path
 
