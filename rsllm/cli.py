@@ -101,6 +101,9 @@ def _add_experiment_flags(parser: argparse.ArgumentParser) -> None:
         "--backbone", metavar="SOURCE", help="asset, folder or hub name (backbone.source)"
     )
     parser.add_argument(
+        "--recommender", metavar="MODEL", help="gru4rec, caser or sasrec, as tuned for the data"
+    )
+    parser.add_argument(
         "--set",
         action="append",
         default=[],
@@ -181,10 +184,28 @@ def _run_stage(arguments: argparse.Namespace) -> None:
     from rsllm.pipeline import Pipeline
 
     experiment = replace_in(Experiment(), _overrides(arguments))
-    print(getattr(Pipeline(experiment, arguments.storage), arguments.verb)())
+    path = getattr(Pipeline(experiment, arguments.storage), arguments.verb)()
+    if arguments.verb == "fit":
+        _print_fit(path)
+    print(path)
+
+
+def _print_fit(folder: Path) -> None:
+    """How good the recommender is, and how much surer it is of rows that it trained on."""
+    from rsllm.runs import read_json
+    from rsllm.train.recommender import SEEN
+
+    curve, seen = read_json(folder / "training.json")["curve"], read_json(folder / SEEN)
+    best = max(curve, key=lambda entry: entry["MRR"])
+    for metric, value in seen.items():
+        print(f"{metric:8}{best[metric]:.3f} on validation, {value:.3f} on training rows")
 
 
 def _overrides(arguments: argparse.Namespace) -> dict[str, Any]:
     overrides = dict(map(parse_setting, arguments.set))
+    if arguments.recommender:
+        from rsllm.recommenders.presets import preset
+
+        overrides = preset(arguments.recommender, arguments.data or "") | overrides
     named = {"data.source": arguments.data, "backbone.source": arguments.backbone}
     return overrides | {path: value for path, value in named.items() if value is not None}

@@ -147,25 +147,41 @@ class MixedData:
 class RecommenderConfig:
     """The traditional sequential recommender whose item table fills the slots."""
 
-    model: Literal["sasrec"] = "sasrec"
+    model: Literal["gru4rec", "caser", "sasrec"] = "sasrec"
+    items: Literal["id", "title"] = "id"
+    """A learned vector per item, or its title's frozen vector, projected (MoRec-like)."""
+    loss: Literal["softmax", "sampled-softmax", "bce"] = "softmax"
+    """Over the whole catalogue; over a sample, corrected; yes or no per item (LLaRA's origin)."""
+    num_negatives: int = 100
+    """Negatives per row under the two sampled losses."""
     width: int = 64
     """Width of item embeddings and hidden states."""
     num_blocks: int = 2
+    """SASRec's blocks, GRU4Rec's layers; Caser has none."""
     num_heads: int = 1
+    """SASRec's attention heads."""
+    num_filters: int = 16
+    """Caser's horizontal filters of each height."""
     dropout: float = 0.3
     learning_rate: float = 1e-3
     weight_decay: float = 0.0
+    """Decoupled L2 (AdamW, arXiv 1711.05101)."""
     batch_size: int = 256
     """Training rows per optimizer step, over all workers."""
     max_epochs: float = 10.0
     patience: int = 3
     """Validations without a better score before training stops."""
+    shuffle_history: bool = False
+    """Ablation: every history in random order, in training and evaluation."""
+    folds: int = 0
+    """Cross-fitting: the slots of a training user's rows in stage 2 come from a recommender that
+    did not see that user's part of so many; 0 takes one item table for all."""
     seed: int = 0
 
     def __post_init__(self) -> None:
-        counts = ("width", "num_blocks", "num_heads", "batch_size", "patience")
-        _at_least(1, self, "recommender", *counts)
-        _at_least(0, self, "recommender", "weight_decay", "seed")
+        counts = ("width", "num_blocks", "num_heads", "num_filters", "num_negatives")
+        _at_least(1, self, "recommender", *counts, "batch_size", "patience")
+        _at_least(0, self, "recommender", "weight_decay", "seed", "folds")
         _positive(self, "recommender", "learning_rate", "max_epochs")
         _require(
             self.width % self.num_heads == 0,
@@ -173,6 +189,10 @@ class RecommenderConfig:
         )
         _require(
             0 <= self.dropout < 1, f"recommender.dropout is {self.dropout}; it must be in [0, 1)"
+        )
+        _require(
+            self.folds != 1,
+            "recommender.folds is 1, which leaves no user to train on; choose 0, or 2 or more",
         )
 
 
@@ -331,7 +351,7 @@ class ComputeConfig:
     precision: Precision = "auto"
     """`bf16`: autocast on CPUs, bf16 engine on GPUs. `auto`: bf16 where the hardware has it."""
     threads: int = 0
-    """Torch threads per CPU worker; 0 takes cores / workers."""
+    """Torch threads per CPU worker; 0 takes cores / workers, fewer leave room for more trials."""
 
     def __post_init__(self) -> None:
         _at_least(0, self, "compute", "workers", "threads")

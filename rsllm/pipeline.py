@@ -6,85 +6,23 @@ they have in common, and nothing is computed twice.
 
 from __future__ import annotations
 
-import os
 import shutil
-import socket
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from dataclasses import replace
+from functools import cache, cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rsllm.assets import fetch, resolve_backbone
-from rsllm.config import ComputeConfig, DataConfig, Experiment
+from rsllm.cluster import lay_out_on_cluster, start_ray
+from rsllm.config import DataConfig, Experiment, PromptConfig
 from rsllm.errors import ConfigError
-from rsllm.plan import Layout, Resources, cpu_has_bf16, lay_out
+from rsllm.plan import DRIVER_CPUS, Layout
 from rsllm.runs import Store, manifest, read_json, sha256
 from rsllm.settings import to_dict
 
-WORKER_ENVIRONMENT = {
-    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    "PYTHONWARNINGS": "ignore::FutureWarning",
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
-    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
-}
-"""Leaves the terminal to progress, warnings and errors; the print patch prints lines twice."""
-DASHBOARD_PORT = 8265
-
+Stage = Literal["recommender", "stage1", "stage2"]
 KINDS = {"recommender": "recommender", "stage1": "stage-1", "stage2": "stage-2"}
-
-
-def start_ray() -> str:
-    """Join the cluster this process belongs to, or start one here with the dashboard on loopback.
-
-    Returns:
-        The dashboard's address.
-    """
-    import ray
-
-    if not ray.is_initialized():
-        port = _free_port()
-        # Inherited by a Ray started here: two on one machine must not ask each other's dashboard.
-        os.environ["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{port}"
-        ray.init(
-            include_dashboard=True,
-            dashboard_host="127.0.0.1",
-            dashboard_port=port,
-            logging_level="WARNING",
-            runtime_env={"env_vars": WORKER_ENVIRONMENT},
-        )
-    address = f"http://{ray.get_runtime_context().worker.node.webui_url}"
-    os.environ["RAY_API_SERVER_ADDRESS"] = address
-    return address
-
-
-def _free_port() -> int:
-    """The first port from the dashboard's usual one on that nobody listens to."""
-    port = DASHBOARD_PORT
-    while True:
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)):
-                return port
-        port += 1
-
-
-def cluster_resources() -> Resources:
-    """What the cluster that Ray is connected to has."""
-    import ray
-
-    total = ray.cluster_resources()
-    nodes = [n for n in ray.nodes() if n["Alive"] and n["Resources"].get("CPU", 0) >= 1]
-    return Resources(
-        cpus=total.get("CPU", 0),
-        gpus=total.get("GPU", 0),
-        nodes=max(1, len(nodes)),
-        bf16=cpu_has_bf16(),
-    )
-
-
-def lay_out_on_cluster(compute: ComputeConfig) -> Layout:
-    """`rsllm.plan.lay_out` on the cluster that Ray is connected to."""
-    start_ray()
-    return lay_out(compute, cluster_resources())
 
 
 class Pipeline:
@@ -93,8 +31,9 @@ class Pipeline:
     Args:
         experiment: what to run.
         storage: folder of the artifact store; every node of the cluster must see it.
-        run_name: name of the Ray Train run of the last stage, unique among running ones.
-        callbacks: Ray Train callbacks of the last stage.
+        run_name: name of the Ray Train run of `watched`, unique among running ones.
+        callbacks: Ray Train callbacks of `watched`.
+        watched: the stage that a search tunes.
     """
 
     def __init__(
@@ -104,11 +43,13 @@ class Pipeline:
         *,
         run_name: str = "",
         callbacks: Sequence[Any] = (),
+        watched: Stage = "stage2",
     ) -> None:
         self.experiment = experiment
         self.store = Store.open(storage)
         self.run_name = run_name
         self.callbacks = callbacks
+        self.watched = watched
 
     @cached_property
     def layout(self) -> Layout:
@@ -126,18 +67,20 @@ class Pipeline:
         Raises:
             ConfigError, DataError: one of them is not there, or no language model could use it.
         """
+        speaks = self.watched != "recommender"
         from rsllm.data import sources
         from rsllm.data.shards import raw_location
 
         for config in (self.experiment.data, *(part.data for part in self.experiment.mixture)):
-            if config.candidates == "full":
+            if speaks and config.candidates == "full":
                 raise ConfigError(
                     f"data.candidates of {config.source} is full, and no prompt holds all titles;"
                     " choose uniform or popularity"
                 )
             with raw_location(config, fetch) as location:
                 sources.find(location, config.table)
-        _ = self.backbone
+        if speaks or self.experiment.recommender.items == "title":
+            _ = self.backbone
 
     def prepare(self) -> Path:
         """Raw files -> windows, splits and candidate sets."""
@@ -154,9 +97,40 @@ class Pipeline:
 
     def fit(self) -> Path:
         """Stage 0: the recommender and its frozen item table."""
-        data = self.prepare()
-        inputs = {"data": data.name, "recommender": to_dict(self.experiment.recommender)}
-        return self._train("recommender", inputs, data=str(data))
+        return self._train("recommender", *self._recommender)
+
+    def item_table(self) -> Path:
+        """What fills the slots of stage 2: the recommender's item table, with cross-fitted ones."""
+        from rsllm.recommenders.embeddings import ItemEmbeddings
+
+        whole, (inputs, folders) = self.fit(), self._recommender
+        count = self.experiment.recommender.folds
+        folds = [
+            self._train("recommender", inputs | {"fold": [fold, count]}, folders, fold=fold)
+            for fold in range(count)
+        ]
+        if not folds:
+            return whole
+
+        def make(folder: Path) -> None:
+            tables = [ItemEmbeddings.load(path) for path in folds]
+            ItemEmbeddings.load(whole).crossed_with(tables).save(folder)
+
+        made_of = {"recommender": whole.name, "folds": [path.name for path in folds]}
+        return self.store.get("items", {"data": self.prepare().name, **made_of}, make)
+
+    def title_vectors(self) -> Path:
+        """The backbone's frozen vectors of all titles, as an item table."""
+        data, backbone, prompt = self.prepare(), self.backbone, self.experiment.prompt
+        inputs = {"data": data.name, "backbone": self.fingerprint, "prompt": to_dict(prompt)}
+
+        def make(folder: Path) -> None:
+            import ray
+
+            work = ray.remote(_write_title_vectors).options(num_cpus=self.layout.cpus_per_worker)
+            ray.get(work.remote(data, backbone, prompt, self.layout.threads, folder))
+
+        return self.store.get("titles", inputs, make)
 
     def train_text(self) -> Path:
         """Stage 1: the language model on text-only prompts."""
@@ -166,45 +140,66 @@ class Pipeline:
         return self._train(
             "stage1",
             self._language_inputs("stage1", data) | {"mixture": keys},
-            data=str(data),
-            backbone=self.backbone,
-            mixture=[(str(folder), weight) for folder, weight in self._mixture],
+            {
+                "data": str(data),
+                "backbone": self.backbone,
+                "mixture": [(str(folder), weight) for folder, weight in self._mixture],
+            },
         )
 
     def train(self) -> Path:
         """Stage 2: the language model and the projector on unified prompts."""
-        inputs, folders = self._stage2
-        return self._train("stage2", inputs, **folders)
+        return self._train("stage2", *self._stage2)
+
+    def run(self) -> Path:
+        """The stage that is watched, and all before it."""
+        return self.fit() if self.watched == "recommender" else self.train()
 
     def finished(self) -> Path | None:
-        """Stage 2's artifact if it exists; earlier stages must."""
-        path = self.store.path(KINDS["stage2"], self._stage2[0])
-        return path if path.exists() else None
+        """The watched stage's artifact if it exists; earlier stages must."""
+        return self._watched_path if self._watched_path.exists() else None
 
     def discard(self) -> None:
-        """Remove what a stage 2 that was stopped early left behind."""
-        path = self.store.path(KINDS["stage2"], self._stage2[0])
-        shutil.rmtree(self._checkpoints(KINDS["stage2"], path.name), ignore_errors=True)
+        """Remove what a watched stage that was stopped early left behind."""
+        path = self._watched_path
+        shutil.rmtree(self._checkpoints(KINDS[self.watched], path.name), ignore_errors=True)
         for staging in path.parent.glob(f".{path.name}.*.staging"):
             shutil.rmtree(staging, ignore_errors=True)
+
+    @property
+    def _watched_path(self) -> Path:
+        inputs, _ = self._recommender if self.watched == "recommender" else self._stage2
+        return self.store.path(KINDS[self.watched], inputs)
 
     def _checkpoints(self, kind: str, key: str) -> Path:
         return self.store.root / "running" / f"{kind}-{key}"
 
     @cached_property
-    def _stage2(self) -> tuple[dict[str, Any], dict[str, str]]:
+    def _recommender(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What decides the recommender (not how many others are cross-fitted), and its sources."""
+        data, config = self.prepare(), self.experiment.recommender
+        titles = self.title_vectors() if config.items == "title" else None
+        inputs = {
+            "data": data.name,
+            "recommender": to_dict(replace(config, folds=0)),
+            "titles": titles.name if titles else None,
+        }
+        return inputs, {"data": str(data), "titles": str(titles or "")}
+
+    @cached_property
+    def _stage2(self) -> tuple[dict[str, Any], dict[str, Any]]:
         self.check()
-        data, recommender = self.prepare(), self.fit()
+        data, items = self.prepare(), self.item_table()
         start = self.train_text() if self.experiment.stage1.steps else None
         inputs = self._language_inputs("stage2", data) | {
-            "recommender": recommender.name,
+            "recommender": items.name,
             "projector": to_dict(self.experiment.projector),
             "start": start.name if start else None,
         }
         folders = {
             "data": str(data),
             "backbone": self.backbone,
-            "recommender": str(recommender),
+            "recommender": str(items),
             "start": str(start or ""),
         }
         return inputs, folders
@@ -243,20 +238,18 @@ class Pipeline:
     @cached_property
     def fingerprint(self) -> str:
         """Hash of a local backbone's weights; a hub name stands for itself."""
-        folder = Path(self.backbone)
-        if not folder.is_dir():
-            return self.backbone
-        weights = sorted(folder.glob("*.safetensors"))
-        return "+".join(sha256(path)[:16] for path in weights)
+        return _fingerprint(self.backbone)
 
-    def _train(self, stage: Any, inputs: dict[str, Any], **sources: Any) -> Path:
+    def _train(
+        self, stage: Stage, inputs: dict[str, Any], folders: dict[str, Any], **more: Any
+    ) -> Path:
         from rsllm.train.launch import Assignment, run
 
         _check_batch(self.experiment, stage, self.layout.workers)
         kind = KINDS[stage]
         key = self.store.path(kind, inputs).name
         checkpoints = self._checkpoints(kind, key)
-        last = stage == "stage2"
+        watched = stage == self.watched
 
         def make(staging: Path) -> None:
             assignment = Assignment(
@@ -265,19 +258,54 @@ class Pipeline:
                 layout=self.layout,
                 checkpoints=str(checkpoints),
                 export=str(staging),
-                **sources,
+                **folders,
+                **more,
             )
-            name = self.run_name if last and self.run_name else f"{kind}-{key}"
+            name = self.run_name if watched and self.run_name else f"{kind}-{key}"
             run(
                 assignment,
                 name=name,
                 storage=self.store.root / "ray",
-                callbacks=self.callbacks if last else (),
+                callbacks=self.callbacks if watched else (),
             )
 
         path = self.store.get(kind, inputs, make)
         shutil.rmtree(checkpoints, ignore_errors=True)
         return path
+
+
+def run_all(pipelines: Sequence[Pipeline]) -> list[Path]:
+    """The watched stages of several pipelines, as many side by side as the machine has room for."""
+    import ray
+
+    def drive(experiment: Experiment, storage: Path, watched: Stage) -> Path:
+        return Pipeline(experiment, storage, watched=watched).run()
+
+    work, pending = ray.remote(drive).options(num_cpus=DRIVER_CPUS), list[Any]()
+    for pipeline in pipelines:
+        if len(pending) >= pipeline.layout.concurrent_trials:
+            ray.wait(pending, num_returns=len(pending) - pipeline.layout.concurrent_trials + 1)
+        pending.append(work.remote(pipeline.experiment, pipeline.store.root, pipeline.watched))
+    return list(ray.get(pending))
+
+
+def _write_title_vectors(
+    data: Path, backbone: str, prompt: PromptConfig, threads: int, folder: Path
+) -> None:
+    from rsllm.data.prepared import PreparedData
+    from rsllm.model.titles import title_vectors
+    from rsllm.recommenders.embeddings import ItemEmbeddings
+
+    vectors_ID = title_vectors(backbone, PreparedData.open(data).titles, prompt, threads)
+    ItemEmbeddings(vectors_ID, source=backbone).save(folder)
+
+
+@cache
+def _fingerprint(backbone: str) -> str:
+    folder = Path(backbone)
+    if not folder.is_dir():
+        return backbone
+    return "+".join(sha256(path)[:16] for path in sorted(folder.glob("*.safetensors")))
 
 
 def _users(folder: Path) -> Any:

@@ -63,8 +63,9 @@ def lay_out(compute: ComputeConfig, resources: Resources) -> Layout:
             precision=precision,
             concurrent_trials=concurrent,
         )
-    concurrent = max(1, resources.nodes // workers)
     cores = resources.cpus / resources.nodes
+    side_by_side = int(cores) // compute.threads if compute.threads else 1
+    concurrent = max(1, resources.nodes * max(1, side_by_side) // workers)
     per_node = -(-workers * concurrent // resources.nodes)
     return Layout(
         workers=workers,

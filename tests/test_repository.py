@@ -26,6 +26,7 @@ LAYERS = (
     {"evaluate"},
     {"model", "prompts", "recommenders"},
     {"data"},
+    {"cluster"},
     {"plan", "doctor"},
     {"assets"},
     {"downloads"},
@@ -36,6 +37,7 @@ LAYER = {part: depth for depth, parts in enumerate(LAYERS) for part in parts}
 
 MAY_IMPORT = {
     "ray": (
+        "cluster.py",
         "data/shards.py",
         "doctor.py",
         "evaluate/launch.py",

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -95,12 +95,20 @@ class Rows:
     def __len__(self) -> int:
         return len(self.target_R)
 
-    def take(self, index: NDArray[np.integer] | NDArray[np.bool_]) -> Rows:
+    def take(self, index: NDArray[np.integer] | NDArray[np.bool_] | slice) -> Rows:
         """The rows at `index` (or where a mask is true), in its order."""
         taken: dict[str, Any] = {
             name: None if array is None else array[index] for name, array in vars(self).items()
         }
         return Rows(**taken)
+
+    def shuffled(self, seed: int) -> Rows:
+        """The same rows, each history in a random order that depends on which row it is."""
+        key_R = entry(entry(mix64(np.array([seed], np.uint64)), self.user_R), self.position_R)
+        place_RH = stream(key_R, 0, self.history_RH.shape[1])
+        place_RH[self.history_RH == NO_ITEM] = np.iinfo(np.uint64).max
+        order_RH = place_RH.argsort(axis=1)
+        return replace(self, history_RH=np.take_along_axis(self.history_RH, order_RH, axis=1))
 
     def histories(self, i: int) -> Ints:
         """Row i's history without padding, oldest first."""

@@ -3,32 +3,49 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
 from rsllm.config import Experiment, Representation, Scorer
+from rsllm.evaluate.rank import (
+    CATALOGUE,
+    EXPECTED,
+    catalogue_scores,
+    fixed_sample,
+    held_out,
+    named,
+    rank_catalogue,
+    score_candidates,
+)
 from rsllm.plan import Layout
 from rsllm.runs import Store, read_json, write_json
 from rsllm.settings import to_dict
 
 SCORES, ANSWERS = "scores.safetensors", "answers.json"
-EXPECTED = "expected/"
+Rule = Literal["popularity", "markov", "item-knn", "order-rule", "title-similarity"]
+"""What scores the whole catalogue beside a fitted recommender: `rsllm.recommenders.rules`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Method:
-    """Something that ranks candidates: a recommender or a (tuned) language model."""
+    """Something that ranks candidates: a recommender, a rule or a (tuned) language model."""
 
     name: str
-    scorer: Scorer | Literal["recommender"]
+    scorer: Scorer | Literal["recommender"] | Rule
     experiment: Experiment
     representation: Representation = "text"
     artifact: str = ""
-    """Folder of the tuned model or the recommender; empty leaves the backbone untuned."""
+    """Folder of the tuned model, the recommender or the title vectors; empty for the backbone
+    untuned, and for rules."""
+
+    @property
+    def speaks(self) -> bool:
+        """Whether it is a language model."""
+        return self.scorer in get_args(Scorer)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,7 +58,9 @@ class Outcome:
     likelihood_DRC: np.ndarray | None
     """Title log-probabilities beside another scorer's scores."""
     expected: dict[str, np.ndarray]
-    """A recommender's exact expectations over uniform candidate draws, per row."""
+    """Of what scores the catalogue: exact expectations over uniform candidate draws, per row."""
+    catalogue: dict[str, np.ndarray]
+    """And the metrics among all titles that could be candidates."""
     answers: list[str] | None
     """Greedy answers to the first rows of a fixed sample."""
     seconds: float
@@ -96,7 +115,7 @@ def _inputs(
     return {
         "split": split,
         "data": data.name,
-        "backbone": fingerprint if method.scorer != "recommender" else "",
+        "backbone": fingerprint if method.speaks else "",
         "artifact": Path(method.artifact).name,
         "representation": method.representation,
         "scorer": method.scorer,
@@ -115,11 +134,8 @@ def _read(method: Method, folder: Path) -> Outcome:
         method=method,
         scores_DRC=scores["scores"],
         likelihood_DRC=scores.get("likelihood"),
-        expected={
-            name.removeprefix(EXPECTED): values
-            for name, values in scores.items()
-            if name.startswith(EXPECTED)
-        },
+        expected=named(scores, EXPECTED),
+        catalogue=named(scores, CATALOGUE),
         answers=answers["answers"],
         seconds=answers["seconds"],
     )
@@ -134,10 +150,13 @@ def _evaluate(
     store: Store,
     key: dict[str, Any],
 ) -> None:
+    import torch
+
     from rsllm.data.prepared import PreparedData
-    from rsllm.evaluate.rank import held_out
 
     data = PreparedData.open(data_folder)
+    if layout.threads:
+        torch.set_num_threads(layout.threads)
     config = method.experiment.evaluation
     limit = config.test_rows if split == "test" else config.validation_rows
     draws = held_out(data, split, limit)
@@ -146,10 +165,10 @@ def _evaluate(
         from safetensors.numpy import save_file
 
         start = time.monotonic()
-        if method.scorer == "recommender":
-            scores, answers = _recommender_scores(method, data, draws), None
-        else:
+        if method.speaks:
             scores, answers = _language_scores(method, data, draws, backbone, layout)
+        else:
+            scores, answers = rank_catalogue(_catalogue_scorer(method, data), draws, data), None
         save_file(scores, folder / SCORES)
         write_json(
             folder / ANSWERS,
@@ -163,19 +182,20 @@ def _evaluate(
     store.get("evaluation", key, make)
 
 
-def _recommender_scores(method: Method, data: Any, draws: Any) -> dict[str, np.ndarray]:
-    from safetensors.torch import load_file
-
+def _catalogue_scorer(method: Method, data: Any) -> Callable[[Any], np.ndarray]:
     from rsllm import recommenders
-    from rsllm.evaluate.rank import candidate_scores, catalogue_scores, expected_over_draws
+    from rsllm.recommenders.embeddings import ItemEmbeddings
+    from rsllm.recommenders.rules import RULES, title_similarity
 
-    experiment = method.experiment
-    model = recommenders.build(experiment.recommender, len(data.titles), experiment.data.window)
-    model.load_state_dict(load_file(Path(method.artifact) / "recommender.safetensors"))
-    scores_RI = catalogue_scores(model, draws[0])
-    chosen = np.stack([candidate_scores(scores_RI, rows) for rows in draws])
-    expected = expected_over_draws(scores_RI, draws[0], data)
-    return {"scores": chosen} | {EXPECTED + name: values for name, values in expected.items()}
+    folder, config = Path(method.artifact), method.experiment.recommender
+    if method.scorer == "title-similarity":
+        return title_similarity(ItemEmbeddings.load(folder).standardised().double().numpy())
+    if method.scorer != "recommender":
+        return RULES[method.scorer](data)
+    model = recommenders.load(folder, config, len(data.titles), data.config["window"])
+    if config.shuffle_history:
+        return lambda rows: catalogue_scores(model, rows.shuffled(config.seed))
+    return lambda rows: catalogue_scores(model, rows)
 
 
 def _language_scores(
@@ -185,13 +205,10 @@ def _language_scores(
 
     from rsllm.config import LossConfig
     from rsllm.evaluate.generate import greedy_answers
-    from rsllm.evaluate.rank import fixed_sample, score_candidates
     from rsllm.model import tuned
     from rsllm.model.objective import LanguageObjective
     from rsllm.recommenders.embeddings import ItemEmbeddings
 
-    if layout.threads:
-        torch.set_num_threads(layout.threads)
     bf16, unified = layout.precision == "bf16", method.representation == "unified"
     model = tuned.build(
         method.experiment,

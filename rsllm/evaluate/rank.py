@@ -5,7 +5,7 @@ Axes: R rows, C candidates, I items.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from rsllm.config import Scorer
 from rsllm.data.prepared import PreparedData
 from rsllm.data.sequences import NO_ITEM, Rows, Split
 from rsllm.errors import EvaluationError
-from rsllm.evaluate.metrics import expected_metrics
+from rsllm.evaluate.metrics import expected_metrics, rank_metrics
 from rsllm.model.objective import LanguageObjective
 from rsllm.prompts.collate import Row, collate
 from rsllm.prompts.encode import PromptEncoder
@@ -23,6 +23,8 @@ from rsllm.recommenders.base import Recommender
 from rsllm.recommenders.ranking import num_better
 
 Floats = NDArray[np.float64]
+EXPECTED, CATALOGUE = "expected/", "catalogue/"
+ROWS_AT_ONCE = 4096
 
 
 def fixed_sample(rows: Rows, limit: int) -> Rows:
@@ -63,7 +65,7 @@ def target_places(rows: Rows) -> NDArray[np.int64]:
 
 @torch.inference_mode()
 def catalogue_scores(model: Recommender, rows: Rows) -> Floats:
-    """A recommender's scores of the whole catalogue for every row. [R, I]."""
+    """A recommender's scores of the whole catalogue for every row. [R, I]"""
     model.eval()
     device = next(model.parameters()).device
     history_RH = torch.tensor(rows.history_RH, dtype=torch.long, device=device)
@@ -85,12 +87,46 @@ def expected_over_draws(scores_RI: Floats, rows: Rows, data: PreparedData) -> di
 
     Empty where the data's candidates are not drawn uniformly: there is no closed form then.
     """
-    if rows.candidates_RC is None:
-        raise EvaluationError("training rows have no candidate sets, so their size is not known")
     if data.config["candidates"] != "uniform":
         return {}
     better, pool = num_better(scores_RI, rows.target_R, rows.history_RH, data.catalogue)
-    return expected_metrics(better, pool, rows.candidates_RC.shape[1] - 1)
+    return expected_metrics(better, pool, data.config["num_candidates"] - 1)
+
+
+def rank_catalogue(
+    score: Callable[[Rows], Floats], draws: Sequence[Rows], data: PreparedData
+) -> dict[str, Floats]:
+    """What a scorer of the whole catalogue makes of the same rows under each draw.
+
+    Args:
+        score: rows -> scores [R, I], higher is better.
+        draws: the rows with each draw of their candidates.
+        data: what the rows are of.
+
+    Returns:
+        "scores" of the candidates [D, R, C] (none of training rows); per row the exact expectation
+        of each metric over uniform draws ("expected/HR@1" ...) and each metric among all titles
+        that could be candidates ("catalogue/HR@1" ...).
+    """
+    parts: list[dict[str, Floats]] = []
+    for start in range(0, len(draws[0]), ROWS_AT_ONCE):
+        part = [rows.take(slice(start, start + ROWS_AT_ONCE)) for rows in draws]
+        scores_RI, rows = score(part[0]), part[0]
+        better, _ = num_better(scores_RI, rows.target_R, rows.history_RH, data.catalogue)
+        expected = expected_over_draws(scores_RI, rows, data)
+        drawn = [candidate_scores(scores_RI, r) for r in part if r.candidates_RC is not None]
+        parts.append(
+            {"scores": np.stack(drawn or [scores_RI[:, :0]], axis=1)}
+            | {EXPECTED + name: values for name, values in expected.items()}
+            | {CATALOGUE + name: values for name, values in rank_metrics(1 + better).items()}
+        )
+    whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return whole | {"scores": whole["scores"].swapaxes(0, 1)}
+
+
+def named(arrays: dict[str, Floats], prefix: str) -> dict[str, Floats]:
+    """Those of `rank_catalogue`'s arrays under a prefix, by their metrics."""
+    return {n.removeprefix(prefix): a for n, a in arrays.items() if n.startswith(prefix)}
 
 
 @torch.inference_mode()

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from rsllm.config import ProjectorConfig
 from rsllm.model.branches import branch_mask
 from rsllm.model.projector import Projector, embedding_scale
-from rsllm.prompts.collate import Batch
+from rsllm.prompts.collate import Batch, Items
 from rsllm.prompts.encode import MARKER
 
 
@@ -68,7 +68,10 @@ class HybridLM(nn.Module):
 
     def target_states(self, batch: Batch) -> Tensor:
         """Mean final-norm state of each distinct target item on its own. [G, D]."""
-        items = batch.targets
+        return self.item_states(batch.targets)
+
+    def item_states(self, items: Items) -> Tensor:
+        """Mean final-norm state of each item on its own. [G, D]."""
         position_L = torch.arange(items.ids_GL.shape[1], device=items.ids_GL.device)
         states_GLD = self._run(
             items.ids_GL, items.item_GL, position_L.expand_as(items.ids_GL), mask=None

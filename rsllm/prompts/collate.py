@@ -34,6 +34,8 @@ class Row:
     target: int
     user: int
     template: int = 0
+    table: int = 0
+    """Which item table fills the slots: 0 for the one of all users, see `ItemEmbeddings`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +54,7 @@ class Batch:
 
     ids_BT: Tensor
     item_BT: Tensor
-    """Item id at slots, MARKER at markers, NO_ITEM elsewhere."""
+    """Row of the stacked item tables at slots, MARKER at markers, NO_ITEM elsewhere."""
     branch_BT: Tensor
     """PROMPT, 1..C for branch tokens, PADDING."""
     position_BT: Tensor
@@ -124,10 +126,12 @@ def collate(
     places = [list(row.candidates).index(row.target) for row in rows]
     offsets = torch.arange(len(rows)) * width
     last_position = max(max(layout.position) for layout in layouts)
-    targets = sorted({row.target for row in rows})
+    slot_B1 = torch.tensor([[row.table * len(title_keys)] for row in rows])
+    item_BT = _padded([x.tokens.items for x in layouts], width, NO_ITEM)
+    targets = sorted({(row.target, row.table) for row in rows})
     return Batch(
         ids_BT=_padded([x.tokens.ids for x in layouts], width, encoder.terminator),
-        item_BT=_padded([x.tokens.items for x in layouts], width, NO_ITEM),
+        item_BT=torch.where(item_BT >= 0, item_BT + slot_B1, item_BT),
         branch_BT=_padded([x.branch for x in layouts], width, PADDING),
         position_BT=_padded([x.position for x in layouts], width, range(width)).clamp(
             max=last_position
@@ -149,8 +153,11 @@ def collate(
             ],
             width,
         ),
-        targets=_items([encoder.item(item) for item in targets], encoder.terminator),
-        target_item_B=torch.tensor([targets.index(row.target) for row in rows]),
+        targets=items_alone(
+            [encoder.item(item, item + table * len(title_keys)) for item, table in targets],
+            encoder.terminator,
+        ),
+        target_item_B=torch.tensor([targets.index((row.target, row.table)) for row in rows]),
         user_B=torch.tensor([row.user for row in rows]),
         title_B=torch.as_tensor(title_keys[[row.target for row in rows]], dtype=torch.long),
         past_BH=_padded(
@@ -230,7 +237,8 @@ def _spans(spans: Sequence[tuple[int, int]], width: int) -> Tensor:
     return (at_T >= bounds_B2[:, :1]) & (at_T < bounds_B2[:, 1:])
 
 
-def _items(items: Sequence[Tokens], fill: int) -> Items:
+def items_alone(items: Sequence[Tokens], fill: int) -> Items:
+    """Lay items out, right-padded with the token `fill`."""
     width = max(len(tokens) for tokens in items)
     lengths_G1 = torch.tensor([[len(tokens)] for tokens in items])
     return Items(

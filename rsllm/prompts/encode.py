@@ -101,13 +101,16 @@ class PromptEncoder:
             self._segments[text] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return self._segments[text]
 
-    def item(self, item: int) -> Tokens:
-        """One item alone, in this representation: title, then marker and slot if unified."""
+    def item(self, item: int, slot: int | None = None) -> Tokens:
+        """One item alone, in this representation: title, then marker and slot if unified.
+
+        The slot's item is `item` itself, unless another row of the item tables is named.
+        """
         tokens = Tokens()
         tokens.text(self.title_ids[item])
         if self.unified:
             tokens.ids.extend([self.terminator] * 2)
-            tokens.items.extend([MARKER, item])
+            tokens.items.extend([MARKER, item if slot is None else slot])
         return tokens
 
     def prompt(self, history: Sequence[int], candidates: Sequence[int], template: int) -> Prompt:

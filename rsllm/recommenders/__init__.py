@@ -2,20 +2,65 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
 from rsllm.config import RecommenderConfig
-from rsllm.errors import ConfigError
-from rsllm.recommenders.base import Recommender
+from rsllm.errors import CheckpointError, ConfigError
+from rsllm.recommenders.base import Recommender, TitleItems
+from rsllm.recommenders.caser import Caser
+from rsllm.recommenders.gru4rec import GRU4Rec
 from rsllm.recommenders.sasrec import SASRec
 
-MODELS: dict[str, type[Recommender]] = {"sasrec": SASRec}
+FILE = "recommender.safetensors"
+MODELS: dict[str, type[Recommender]] = {"gru4rec": GRU4Rec, "caser": Caser, "sasrec": SASRec}
 
 
-def build(config: RecommenderConfig, num_items: int, window: int) -> Recommender:
+def build(
+    config: RecommenderConfig, num_items: int, window: int, titles_ID: Tensor | None = None
+) -> Recommender:
     """A freshly initialised recommender; `torch.manual_seed` decides its weights.
+
+    Args:
+        config: which, and how large.
+        num_items: size of the catalogue; item ids are 0 to `num_items` - 1.
+        window: longest history, in items.
+        titles_ID: frozen title vectors, which then stand for the items.
 
     Raises:
         ConfigError: `config.model` names no recommender.
     """
     if config.model not in MODELS:
         raise ConfigError(f"recommender.model is {config.model!r}; choose one of {sorted(MODELS)}")
-    return MODELS[config.model](num_items, config, window)
+    items: nn.Embedding | TitleItems
+    if titles_ID is None:
+        items = nn.Embedding(num_items, config.width)
+    else:
+        items = TitleItems(titles_ID, config.width)
+    return MODELS[config.model](items, config, window)
+
+
+def save(model: Recommender, folder: Path) -> None:
+    """Write the weights; projected titles as the item table that they project to."""
+    weights = {n: t for n, t in model.state_dict().items() if not n.startswith("items.")}
+    table_IE = model.item_table.detach().float().cpu().contiguous()
+    save_file({**weights, "items.weight": table_IE}, folder / FILE)
+
+
+def load(folder: Path, config: RecommenderConfig, num_items: int, window: int) -> Recommender:
+    """Read what `save` wrote.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, or of a recommender of another shape.
+    """
+    model = build(config, num_items, window)
+    try:
+        model.load_state_dict(load_file(folder / FILE))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise CheckpointError(
+            f"cannot read a {config.model} from {folder} ({error}); fit the recommender again"
+        ) from error
+    return model.eval()

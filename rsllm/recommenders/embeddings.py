@@ -3,6 +3,7 @@
 # Axes: I items of the catalogue, E recommender width.
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from torch import Tensor
 from rsllm.errors import CheckpointError
 
 FILE = "items.safetensors"
+_FOLD = "fold-"
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,32 +23,31 @@ class ItemEmbeddings:
     """Item vectors that carry no gradient; a row of zeros is an item that has none.
 
     Raises:
-        CheckpointError: the table is not a float32 matrix of finite values.
+        CheckpointError: a table is not a float32 matrix of finite values, or one of a fold has
+            another shape than the table.
     """
 
     table_IE: Tensor
     """float32 `[I, E]`; row i is item i."""
     source: str
     """Content hash of the data, config and seed that made the table."""
+    fold_tables: tuple[Tensor, ...] = ()
+    """Cross-fitted tables `[I, E]`, turned to fit `table_IE`: number f has not seen the training
+    users whose number is f modulo the number of folds."""
 
     def __post_init__(self) -> None:
-        table = self.table_IE
-        if table.ndim != 2 or table.numel() == 0 or table.dtype != torch.float32:
-            raise CheckpointError(
-                f"item embeddings are {table.dtype} of shape {tuple(table.shape)};"
-                " expected torch.float32 [items, width]; fit the recommender again"
-            )
-        broken = int((~torch.isfinite(table)).any(dim=1).sum())
-        if broken:
-            raise CheckpointError(
-                f"the embeddings of {broken} of {len(table)} items are not finite;"
-                " fit the recommender again, with a lower learning rate if it diverged"
-            )
+        for table in (self.table_IE, *self.fold_tables):
+            _check(table)
+        if {table.shape for table in self.fold_tables} - {self.table_IE.shape}:
+            raise CheckpointError("cross-fitted item tables differ in shape; fit them again")
 
     def save(self, folder: Path) -> None:
         """Write `items.safetensors` into an existing folder."""
-        table_IE = self.table_IE.detach().cpu().contiguous()
-        save_file({"table": table_IE}, folder / FILE, metadata={"source": self.source})
+        tables = {"table": self.table_IE} | {
+            f"{_FOLD}{number}": table for number, table in enumerate(self.fold_tables)
+        }
+        plain = {name: table.detach().cpu().contiguous() for name, table in tables.items()}
+        save_file(plain, folder / FILE, metadata={"source": self.source})
 
     @classmethod
     def load(cls, folder: Path) -> ItemEmbeddings:
@@ -58,20 +59,65 @@ class ItemEmbeddings:
         path = folder / FILE
         try:
             with safe_open(path, framework="pt") as file:
-                return cls(file.get_tensor("table"), file.metadata()["source"])
+                names = file.keys()
+                folds = sum(name.startswith(_FOLD) for name in names)
+                tables = [file.get_tensor(f"{_FOLD}{number}") for number in range(folds)]
+                return cls(file.get_tensor("table"), file.metadata()["source"], tuple(tables))
         except (OSError, SafetensorError, KeyError, TypeError) as error:
             raise CheckpointError(
                 f"cannot read item embeddings from {path} ({error}); fit the recommender again"
             ) from error
 
-    def standardised(self) -> Tensor:
-        """The table with zero mean and unit variance per dimension; constant dimensions are 0.
+    def crossed_with(self, folds: Sequence[ItemEmbeddings]) -> ItemEmbeddings:
+        """The table with those of the folds, each moved, turned and scaled to fit it best.
 
-        Items without a vector count for neither and stay at zero: their slots say nothing.
+        Recommenders that were trained apart agree up to a rotation at most, and one projector has
+        to read them all (orthogonal Procrustes analysis, Schoenemann 1966).
+        """
+        tables = tuple(_fitted(fold.table_IE, self.table_IE) for fold in folds)
+        return ItemEmbeddings(self.table_IE, self.source, tables)
+
+    def standardised(self) -> Tensor:
+        """All tables, one below the other, at the table's zero mean and unit variance.
+
+        Constant dimensions are 0. Items without a vector count for neither and stay at zero:
+        their slots say nothing. `[(1 + folds) * I, E]`
         """
         table_IE = self.table_IE.double()
-        known_I = table_IE.any(dim=1)
-        centred_IE = table_IE - table_IE[known_I].mean(dim=0)
-        deviation_E = centred_IE[known_I].std(dim=0, correction=0)
-        scaled_IE = centred_IE / deviation_E.where(deviation_E > 0, 1.0)
-        return scaled_IE.where(known_I[:, None], 0.0).float()
+        known_IE = table_IE[table_IE.any(dim=1)]
+        mean_E, deviation_E = known_IE.mean(dim=0), known_IE.std(dim=0, correction=0)
+        all_XE = torch.cat([table_IE, *(table.double() for table in self.fold_tables)])
+        scaled_XE = (all_XE - mean_E) / deviation_E.where(deviation_E > 0, torch.inf)
+        return scaled_XE.where(all_XE.any(dim=1, keepdim=True), 0.0).float()
+
+    def nearest(self, item: int, count: int) -> list[int]:
+        """The items of most similar vectors by cosine, the most similar first."""
+        unit_IE = torch.nn.functional.normalize(self.table_IE, dim=1)
+        similar_I = unit_IE @ unit_IE[item]
+        similar_I[[item, *torch.where(~self.table_IE.any(dim=1))[0].tolist()]] = -torch.inf
+        return similar_I.topk(count).indices.tolist()
+
+
+def _check(table: Tensor) -> None:
+    if table.ndim != 2 or table.numel() == 0 or table.dtype != torch.float32:
+        raise CheckpointError(
+            f"item embeddings are {table.dtype} of shape {tuple(table.shape)};"
+            " expected torch.float32 [items, width]; fit the recommender again"
+        )
+    broken = int((~torch.isfinite(table)).any(dim=1).sum())
+    if broken:
+        raise CheckpointError(
+            f"the embeddings of {broken} of {len(table)} items are not finite;"
+            " fit the recommender again, with a lower learning rate if it diverged"
+        )
+
+
+def _fitted(moving_IE: Tensor, fixed_IE: Tensor) -> Tensor:
+    both_I = moving_IE.any(dim=1) & fixed_IE.any(dim=1)
+    moving, fixed = moving_IE[both_I].double(), fixed_IE[both_I].double()
+    moving_mean, fixed_mean = moving.mean(dim=0), fixed.mean(dim=0)
+    centred = moving - moving_mean
+    left, weights, right = torch.linalg.svd(centred.T @ (fixed - fixed_mean))
+    turned_IE = (moving_IE.double() - moving_mean) @ (left @ right)
+    scaled_IE: Tensor = turned_IE * (weights.sum() / centred.square().sum()) + fixed_mean
+    return scaled_IE.where(moving_IE.any(dim=1, keepdim=True), 0.0).float()

@@ -12,6 +12,7 @@ from rsllm.data.sequences import Catalogue
 from rsllm.errors import EvaluationError
 
 IntArray = npt.NDArray[np.integer[Any]]
+Counts = npt.NDArray[np.int64]
 
 
 def num_better(
@@ -19,7 +20,7 @@ def num_better(
     target_B: IntArray,
     history_BH: IntArray,
     catalogue: Catalogue,
-) -> tuple[IntArray, IntArray]:
+) -> tuple[Counts, Counts]:
     """Count the eligible negatives that score at least as high as the target.
 
     Eligible are the catalogue's representatives (one id per distinct title) whose title is neither

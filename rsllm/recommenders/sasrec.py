@@ -9,9 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rsllm.config import RecommenderConfig
-from rsllm.recommenders.base import Recommender
-
-INITIAL_STD = 0.02
+from rsllm.recommenders.base import Recommender, TitleItems, initialise
 
 
 class SASRec(Recommender):
@@ -20,26 +18,22 @@ class SASRec(Recommender):
     Differences from the paper:
         - Positions count back from the most recent item instead of from the start of a padded
           window, so a state does not depend on the padding.
-        - `scores` covers the whole catalogue, for a softmax over all items in place of the
-          paper's binary loss with one sampled negative: better ranking at no cost for catalogues
-          of some thousand items.
+        - The loss is chosen (`rsllm.recommenders.losses`); the paper's is binary with one sampled
+          negative (section III-E), which the softmax over all items beats at no cost for
+          catalogues of some thousand items.
         - One state per row, after its last item, since every prefix of a training user is a row
           of its own; the paper takes a loss at each position of one row per user.
     """
 
-    def __init__(self, num_items: int, config: RecommenderConfig, window: int) -> None:
-        super().__init__(num_items, config, window)
-        self.items = nn.Embedding(num_items, config.width)
+    def __init__(
+        self, items: nn.Embedding | TitleItems, config: RecommenderConfig, window: int
+    ) -> None:
+        super().__init__(items, config, window)
         self.positions = nn.Embedding(window, config.width)
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_blocks))
         self.norm = nn.LayerNorm(config.width)
-        self.apply(_initialise)
-
-    @property
-    def item_table(self) -> Tensor:
-        """The item embeddings `[I, E]`, shared by input and scores (section III-D)."""
-        return self.items.weight
+        self.apply(initialise)
 
     def forward(self, history_BH: Tensor, length_B: Tensor) -> Tensor:
         """The state `[B, E]` after the last real item; see `Recommender.forward`.
@@ -49,7 +43,8 @@ class SASRec(Recommender):
         """
         last_B = length_B - 1
         age_BH = last_B[:, None] - torch.arange(history_BH.shape[1], device=history_BH.device)
-        x_BHE = self._embed(history_BH, age_BH)
+        position_BHE = self.positions(age_BH.clamp(min=0))
+        x_BHE = self.dropout(self.embed(history_BH, length_B) + position_BHE)
         causal_HH = age_BH[0, :, None] <= age_BH[0]
         for block in self.blocks[:-1]:
             x_BHE = block(x_BHE, x_BHE, causal_HH)
@@ -57,12 +52,6 @@ class SASRec(Recommender):
         real_B11H = (age_BH >= 0)[:, None, None]
         state_B1E: Tensor = self.norm(self.blocks[-1](last_B1E, x_BHE, real_B11H))
         return state_B1E.squeeze(1)
-
-    def _embed(self, history_BH: Tensor, age_BH: Tensor) -> Tensor:
-        item_BHE = self.items(history_BH.masked_fill(age_BH < 0, 0))
-        position_BHE = self.positions(age_BH.clamp(min=0))
-        x_BHE: Tensor = self.dropout(item_BHE * item_BHE.shape[-1] ** 0.5 + position_BHE)
-        return x_BHE
 
 
 class Block(nn.Module):
@@ -113,10 +102,3 @@ class Block(nn.Module):
 
     def _split_heads(self, x_BHE: Tensor) -> Tensor:
         return x_BHE.reshape(*x_BHE.shape[:2], self.num_heads, -1).transpose(1, 2)
-
-
-def _initialise(module: nn.Module) -> None:
-    if isinstance(module, nn.Linear | nn.Embedding):
-        nn.init.normal_(module.weight, std=INITIAL_STD)
-    if isinstance(module, nn.Linear):
-        nn.init.zeros_(module.bias)

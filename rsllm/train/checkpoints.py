@@ -26,11 +26,18 @@ class State:
     curve: list[dict[str, float]] = field(default_factory=list)
     """One entry per validation."""
 
-    def validated(self, report: dict[str, float], metric: str) -> State:
-        """The state after a validation."""
-        state = replace(self, curve=[*self.curve, report])
+    def validated(self, report: dict[str, float], metric: str, *, keeps_best: bool) -> State:
+        """The state after a validation.
+
+        Its entry in the curve says how many there were, and the score that the run would end with
+        now: the best one so far, if it goes back to that.
+        """
+        best = max(report[metric], self.best_score)
+        score = best if keeps_best else report[metric]
+        entry = report | {"validations": len(self.curve) + 1.0, "score": score}
+        state = replace(self, curve=[*self.curve, entry])
         if report[metric] > self.best_score:
-            return replace(state, best_step=self.step, best_score=report[metric])
+            return replace(state, best_step=self.step, best_score=best)
         return state
 
     def validations_since_best(self) -> int:

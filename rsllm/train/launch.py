@@ -26,6 +26,10 @@ class Assignment:
     layout: Layout
     data: str
     backbone: str = ""
+    titles: str = ""
+    """Folder of the title vectors that stand for the items of a recommender; empty: ids do."""
+    fold: int | None = None
+    """The part of the training users that a cross-fitted recommender does not see."""
     recommender: str = ""
     """Folder of the item table (stage 2 with unified prompts)."""
     mixture: Sequence[tuple[str, float]] = ()
@@ -123,12 +127,14 @@ def _prepare_process(layout: Layout) -> None:
 
 
 def _engine_settings(assignment: Assignment) -> dict[str, Any]:
-    """The recommender is tiny: fp32, and nothing that ZeRO 3 could shard."""
-    zero_stage = assignment.experiment.compute.zero_stage
+    """The recommender is tiny: fp32, and nothing for ZeRO to shard."""
     if assignment.stage == "recommender":
-        return {"zero_stage": min(zero_stage, 2), "bf16": False}
+        return {"zero_stage": 0, "bf16": False}
     layout = assignment.layout
-    return {"zero_stage": zero_stage, "bf16": layout.use_gpu and layout.precision == "bf16"}
+    return {
+        "zero_stage": assignment.experiment.compute.zero_stage,
+        "bf16": layout.use_gpu and layout.precision == "bf16",
+    }
 
 
 def _task(assignment: Assignment) -> Any:
@@ -137,12 +143,15 @@ def _task(assignment: Assignment) -> Any:
     from rsllm.data.prepared import PreparedData
     from rsllm.model import tuned
     from rsllm.recommenders.embeddings import ItemEmbeddings
-    from rsllm.train.stages import LanguageTask, RecommenderTask
+    from rsllm.train.recommender import RecommenderTask
+    from rsllm.train.stages import LanguageTask
 
     experiment, layout = assignment.experiment, assignment.layout
     data = PreparedData.open(Path(assignment.data))
     if assignment.stage == "recommender":
-        return RecommenderTask(experiment, data)
+        titles = assignment.titles and ItemEmbeddings.load(Path(assignment.titles)).standardised()
+        titles_ID = titles if isinstance(titles, torch.Tensor) else None
+        return RecommenderTask(experiment, data, titles_ID, assignment.fold)
     stage = experiment.stage1 if assignment.stage == "stage1" else experiment.stage2
     unified = stage.representation == "unified"
     bf16 = layout.precision == "bf16"

@@ -57,9 +57,9 @@ def train(task: Task, engine: Engine, checkpoints: Checkpoints, report: Report) 
         if task.due(state.step) or state.step == task.steps:
             state = replace(state, seconds=progress.seconds())
             entry = {**losses, **task.validate(engine.objective), **progress.rates(state)}
-            state = state.validated(entry, task.metric)
+            state = state.validated(entry, task.metric, keeps_best=task.patience > 0)
             checkpoints.commit(engine, state)
-            report(entry)
+            report(state.curve[-1])
     if task.patience and state.step != state.best_step:
         checkpoints.restore(engine, step=state.best_step)
     return replace(state, seconds=progress.seconds())

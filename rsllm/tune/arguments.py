@@ -9,9 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rsllm.cluster import start_ray
 from rsllm.config import Experiment
 from rsllm.errors import ConfigError
-from rsllm.pipeline import Pipeline, start_ray
+from rsllm.pipeline import Pipeline, Stage
+from rsllm.recommenders.presets import preset
 from rsllm.settings import parse_setting, replace_in
 
 
@@ -54,6 +56,7 @@ def parse(
     budgets: Mapping[str, Budget],
     base: Experiment,
     argv: list[str] | None = None,
+    watched: Stage = "stage2",
 ) -> Arguments:
     """Read flags, and for those that are absent `RSLLM_BUDGET` and `RSLLM_STORAGE`.
 
@@ -70,7 +73,7 @@ def parse(
         raise ConfigError(f"--trials is {values.trials}; a search needs at least 1")
     overrides = _overrides(values)
     storage = Path(values.storage or os.environ.get("RSLLM_STORAGE") or "rsllm-store")
-    Pipeline(replace_in(base, overrides), storage).check()
+    Pipeline(replace_in(base, overrides), storage, watched=watched).check()
     name = name or _default_budget(budgets)
     budget = budgets[name]
     return Arguments(
@@ -86,7 +89,8 @@ def parse(
 def _overrides(values: argparse.Namespace) -> dict[str, Any]:
     named = {path: getattr(values, flag) for flag, path in FLAGS.items()}
     given = {path: value for path, value in named.items() if value is not None}
-    return dict(map(parse_setting, values.set)) | given
+    tuned = preset(values.recommender, values.data or "") if values.recommender else {}
+    return tuned | dict(map(parse_setting, values.set)) | given
 
 
 def _default_budget(budgets: Mapping[str, Budget]) -> str:
@@ -113,7 +117,10 @@ def _parser(description: str, budgets: Mapping[str, Budget]) -> argparse.Argumen
     parser.add_argument("--trials", type=int, help="number of trials, instead of the budget's")
     parser.add_argument("--data", metavar="SOURCE", help="data set name, or a folder of raw files")
     parser.add_argument("--backbone", metavar="SOURCE", help="asset, model folder or hub name")
-    parser.add_argument("--recommender", help="traditional recommender (sasrec)")
+    parser.add_argument(
+        "--recommender",
+        help="gru4rec, caser or sasrec, as tuned for the data",
+    )
     parser.add_argument("--workers", type=int, help="data-parallel workers per trial")
     parser.add_argument("--zero-stage", type=int, help="DeepSpeed ZeRO stage, 0 to 3")
     parser.add_argument(

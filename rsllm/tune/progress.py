@@ -14,8 +14,8 @@ from rsllm.config import Experiment
 class TrialTable(tune.Callback):  # type: ignore[misc]
     """Prints every trial's tuned values, state, samples and score as the search goes."""
 
-    def __init__(self, metric: str, total: int, samples: int) -> None:
-        self.metric, self.total, self.samples = metric, total, samples
+    def __init__(self, metric: str, total: int) -> None:
+        self.metric, self.total = metric, total
         self.rows: dict[str, dict[str, Any]] = {}
         self.start = time.monotonic()
 
@@ -32,8 +32,7 @@ class TrialTable(tune.Callback):  # type: ignore[misc]
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial ended, by itself or stopped early."""
-        seen = (trial.last_result or {}).get("samples", 0)
-        self._update(trial, "finished" if seen >= self.samples else "stopped", trial.last_result)
+        self._update(trial, "done", trial.last_result)
         self._print()
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:

@@ -1,15 +1,17 @@
-"""Ray Tune + Optuna over experiments: each trial is stage 2 under other settings.
+"""Ray Tune + Optuna over experiments: each trial is the watched stage under other settings.
 
 A trial is a driver that runs Ray Train and is idempotent: an artifact that exists is not trained
-again. Everything before stage 2 is made once, before the first trial, and shared.
+again. Everything before that stage is made once, before the first trial, and shared.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -20,17 +22,18 @@ from ray.tune.search.optuna import OptunaSearch
 
 from rsllm.config import Experiment
 from rsllm.errors import TrainingError
-from rsllm.pipeline import Pipeline
+from rsllm.pipeline import Pipeline, Stage
 from rsllm.plan import DRIVER_CPUS
 from rsllm.runs import read_json
-from rsllm.settings import from_dict, replace_in, to_dict
+from rsllm.settings import replace_in
 from rsllm.tune.progress import TrialTable, overrides
 
 Space = Callable[[optuna.Trial], dict[str, Any]]
 """Asks Optuna for values and returns paths into `Experiment`."""
 
-METRIC = "MRR"
-"""Validation MRR over one shared draw of candidates; never a loss, never the test split."""
+METRIC = "score"
+"""Validation MRR that the trial would end with: of its last validation, or of the best where the
+stage goes back to it. Over one shared draw or exact; never a loss, never the test split."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,7 +63,10 @@ def search(
     name: str,
     seed: int,
 ) -> list[TrialRecord]:
-    """Run, or continue, a search and return its trials in order of creation.
+    """Run, or continue, a search over what the pipeline watches.
+
+    Returns:
+        Its trials in order of creation.
 
     Raises:
         TrainingError: every trial failed.
@@ -69,7 +75,9 @@ def search(
     base = pipeline.experiment
     folder = pipeline.store.root / "ray"
     trainable = tune.with_resources(
-        tune.with_parameters(_trial, base=to_dict(base), storage=str(pipeline.store.root)),
+        tune.with_parameters(
+            _trial, base=base, storage=pipeline.store.root, watched=pipeline.watched
+        ),
         {"CPU": DRIVER_CPUS},
     )
     if tune.Tuner.can_restore(str(folder / name)):
@@ -90,7 +98,7 @@ def search(
                     points_to_evaluate=list(first_guesses),
                     sampler=optuna.samplers.TPESampler(seed=seed, n_startup_trials=min(5, trials)),
                 ),
-                scheduler=_scheduler(base),
+                scheduler=_scheduler(_num_validations(pipeline)),
                 trial_name_creator=lambda trial: f"trial-{trial.trial_id}",
                 trial_dirname_creator=lambda trial: trial.trial_id,
             ),
@@ -98,56 +106,54 @@ def search(
                 name=name,
                 storage_path=str(folder),
                 verbose=0,
-                callbacks=[TrialTable(METRIC, trials, _samples(base))],
+                callbacks=[TrialTable(METRIC, trials)],
             ),
         )
     results = sorted(tuner.fit(), key=_first_report)
-    records = [_record(i, result, _samples(base)) for i, result in enumerate(results)]
-    for record in records:
-        if record.state == "stopped":
-            Pipeline(replace_in(base, record.overrides), pipeline.store.root).discard()
+    records = [_record(number, result, pipeline) for number, result in enumerate(results)]
     if not any(record.curve for record in records):
         reasons = {record.error for record in records}
         raise TrainingError(f"every trial failed: {'; '.join(str(r) for r in reasons)}")
     return records
 
 
-def _samples(experiment: Experiment) -> int:
-    """Training rows of a trial that is not stopped early."""
-    return experiment.stage2.steps * experiment.stage2.batch_size
+def _num_validations(pipeline: Pipeline) -> int:
+    """Of a trial that is not stopped early."""
+    base = pipeline.experiment
+    epochs, validations = base.recommender.max_epochs, base.stage2.validations
+    return math.ceil(epochs) if pipeline.watched == "recommender" else validations
 
 
-def _scheduler(base: Experiment) -> TrialScheduler:
+def _scheduler(validations: int) -> TrialScheduler:
     """Rungs at the validations before the last: the weaker half of the trials stops there.
 
     At its last report a trial has yet to write its artifact, so there is no rung.
     """
-    if base.stage2.validations == 1:
+    if validations == 1:
         return FIFOScheduler()
-    first = round(base.stage2.steps / base.stage2.validations) * base.stage2.batch_size
     return ASHAScheduler(
-        time_attr="samples",
+        time_attr="validations",
         metric=METRIC,
         mode="max",
-        grace_period=max(1, first),
+        grace_period=1,
         reduction_factor=2,
-        max_t=max(1, first, _samples(base) - 1),
+        max_t=validations - 1,
         stop_last_trials=False,
     )
 
 
-def _trial(config: dict[str, Any], base: dict[str, Any], storage: str) -> None:
+def _trial(config: dict[str, Any], base: Experiment, storage: Path, watched: Stage) -> None:
     """One trial: report an artifact that exists, or train it."""
-    experiment = replace_in(from_dict(Experiment, base), overrides(config))
     pipeline = Pipeline(
-        experiment,
+        replace_in(base, overrides(config)),
         storage,
         run_name=f"train-{tune.get_context().get_trial_id()}",
         callbacks=[TuneReportCallback()],
+        watched=watched,
     )
     finished = pipeline.finished()
     if finished is None:
-        pipeline.train()
+        pipeline.run()
         return
     for entry in read_json(finished / "training.json")["curve"]:
         tune.report(entry)
@@ -159,25 +165,30 @@ def _first_report(result: Any) -> float:
     return float("inf") if frame is None or frame.empty else float(frame["timestamp"].iloc[0])
 
 
-def _record(number: int, result: Any, samples: int) -> TrialRecord:
-    frame = result.metrics_dataframe
-    curve = [] if frame is None else [_numbers(row) for row in frame.to_dict("records")]
+def _record(number: int, result: Any, search: Pipeline) -> TrialRecord:
+    frame, values = result.metrics_dataframe, overrides(result.config)
+    trial = Pipeline(
+        replace_in(search.experiment, values), search.store.root, watched=search.watched
+    )
     if result.error is not None:
         state = "failed"
+    elif trial.finished():
+        state = "finished"
     else:
-        state = "finished" if curve and curve[-1]["samples"] >= samples else "stopped"
+        state = "stopped"
+        trial.discard()
     return TrialRecord(
         number=number,
         state=state,
-        overrides=overrides(result.config),
-        curve=curve,
+        overrides=values,
+        curve=[] if frame is None else [_numbers(row) for row in frame.to_dict("records")],
         error=None if result.error is None else str(result.error).strip().splitlines()[-1],
     )
 
 
 def _numbers(row: dict[str, Any]) -> dict[str, float]:
     """rsllm's own metrics of a report, without what Tune adds."""
-    ours = ("loss", "contrast/", "MRR", "HR@", "NDCG@", "step", "samples", "seconds")
+    ours = ("loss", "contrast/", "MRR", "HR@", "NDCG@", "step", "samples", "seconds", METRIC)
     return {name: float(value) for name, value in row.items() if name.startswith(ours)}
 
 

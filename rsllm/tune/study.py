@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rsllm.cluster import start_ray
 from rsllm.config import Experiment
 from rsllm.data.prepared import PreparedData
 from rsllm.evaluate.compare import Claim, expected_table, method_table, pair_table, per_user
@@ -16,7 +17,7 @@ from rsllm.evaluate.launch import Method, evaluate
 from rsllm.evaluate.rank import fixed_sample, held_out
 from rsllm.evaluate.report import tables, write_report
 from rsllm.evaluate.statistics import beats_chance
-from rsllm.pipeline import Pipeline, start_ray
+from rsllm.pipeline import Pipeline
 from rsllm.plan import Layout
 from rsllm.runs import provenance
 from rsllm.settings import content_hash, replace_in, to_dict

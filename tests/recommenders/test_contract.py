@@ -23,7 +23,7 @@ def make(model: str, seed: int = 0) -> Recommender:
     with torch.no_grad():
         for parameter in recommender.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
-    return recommender
+    return recommender.double()
 
 
 def random_rows(rows: int = 40) -> tuple[Tensor, Tensor]:
@@ -40,7 +40,7 @@ def cycle_rows(first_B: Tensor, length_B: Tensor) -> tuple[Tensor, Tensor]:
     return history_BH, (first_B + length_B) % NUM_ITEMS
 
 
-def fit_cycle(recommender: Recommender, steps: int = 150) -> None:
+def fit_cycle(recommender: Recommender, steps: int = 400) -> None:
     generator = torch.Generator().manual_seed(2)
     optimizer = torch.optim.Adam(recommender.parameters(), lr=1e-2)
     for _ in range(steps):
@@ -64,7 +64,9 @@ class TestRecommenderContract:
 
     def test_learns_a_world_with_a_known_answer(self, model: str) -> None:
         torch.manual_seed(0)
-        recommender = build(RecommenderConfig(model=model, width=16), NUM_ITEMS, WINDOW)
+        recommender = build(
+            RecommenderConfig(model=model, width=16, dropout=0.1), NUM_ITEMS, WINDOW
+        )
         fit_cycle(recommender)
         recommender.eval()
         for length in range(1, WINDOW + 1):

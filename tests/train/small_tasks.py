@@ -14,7 +14,8 @@ from rsllm.data.prepared import PreparedData
 from rsllm.model import tuned
 from rsllm.recommenders.embeddings import ItemEmbeddings
 from rsllm.settings import replace_in
-from rsllm.train.stages import LanguageTask, RecommenderTask
+from rsllm.train.recommender import RecommenderTask
+from rsllm.train.stages import LanguageTask
 
 SMALL = replace_in(
     Experiment(),

@@ -23,7 +23,8 @@ from rsllm.prompts.collate import Batch
 from rsllm.recommenders.embeddings import ItemEmbeddings
 from rsllm.runs import commit_dir
 from rsllm.settings import replace_in
-from rsllm.train.stages import LanguageTask, mixed_step
+from rsllm.train.order import mixed_step
+from rsllm.train.stages import LanguageTask
 
 WEIGHT = 0.5
 STEPS = 50
@@ -139,7 +140,8 @@ def pipeline(folder: Path, monkeypatch: pytest.MonkeyPatch, **sources: tuple[str
     def prepare(self: Pipeline, config: Any) -> Path:
         family, raw = sources[config.source]
         path = folder / "data" / config.source
-        with commit_dir(path, inputs={"raw": {"interactions": {config.source: raw}, "items": {}}}) as staging:
+        hashes = {"interactions": {config.source: raw}, "items": {}}
+        with commit_dir(path, inputs={"raw": hashes}) as staging:
             (staging / COUNTS).write_text(json.dumps({"family": family}))
         return path
 

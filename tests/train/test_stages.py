@@ -15,7 +15,7 @@ from world import run_in_world
 
 from rsllm.data.prepared import PreparedData
 from rsllm.prompts.collate import Batch
-from rsllm.train.stages import step_rows
+from rsllm.train.order import step_rows
 
 STEPS = 3
 

@@ -1,0 +1,32 @@
+"""Settings of the recommenders that a search chose, and the result that shows it."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from rsllm.errors import ConfigError
+
+FILE = Path(__file__).with_name("presets.toml")
+USUAL = "movielens-100k"
+
+
+def preset(model: str, source: str) -> dict[str, Any]:
+    """The tuned settings of a recommender, as paths into `Experiment`.
+
+    Args:
+        model: gru4rec, caser or sasrec.
+        source: name of the data; those tuned on MovieLens-100K stand in where there are none.
+
+    Raises:
+        ConfigError: no such recommender.
+    """
+    tuned = tomllib.loads(FILE.read_text())
+    by_source = {name: found[model] for name, found in tuned.items() if model in found}
+    if not by_source:
+        raise ConfigError(f"recommender {model!r} is unknown; choose gru4rec, caser or sasrec")
+    chosen = by_source.get(source, by_source[USUAL])
+    return {f"recommender.{name}": value for name, value in chosen.items() if name != "result"} | {
+        "recommender.model": model
+    }

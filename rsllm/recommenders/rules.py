@@ -1,0 +1,144 @@
+"""Rules without gradients that rank the whole catalogue: what a recommender has to beat.
+
+Every rule is fitted on the training rows and scores like a recommender, so it is judged on the
+same rows and candidate sets. Where it has nothing to say, the more popular item comes first.
+"""
+
+# Axes: R rows, H history, I items of the catalogue, U training users, D width of title vectors.
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import csr_matrix
+
+from rsllm.data.prepared import PreparedData
+from rsllm.data.sequences import NO_ITEM, Rows
+
+Floats = NDArray[np.float64]
+Rule = Callable[[Rows], Floats]
+"""Rows -> scores of the whole catalogue [R, I], higher is better."""
+
+NEIGHBOURS = 100
+"""Similar items that item-kNN keeps for each item."""
+
+
+def popularity(data: PreparedData) -> Rule:
+    """Training interactions of an item; the same for everybody."""
+    share_I = _share(data)
+    return lambda rows: np.tile(share_I, (len(rows), 1))
+
+
+def markov(data: PreparedData) -> Rule:
+    """How often an item came right after the last one of the history (first-order Markov)."""
+    share_I = _share(data)
+    rows = data.rows("train")
+    follows_II = _counts(_last(rows), rows.target_R, len(data.titles))
+    return lambda rows: np.asarray(follows_II[_last(rows)].todense()) + share_I
+
+
+def item_knn(data: PreparedData) -> Rule:
+    """Summed cosine similarity to the items of the history (Sarwar et al., WWW 2001, 3.1.1)."""
+    from implicit.nearest_neighbours import CosineRecommender
+
+    share_I, users = _share(data), data.rows("train")
+    width = users.history_RH.shape[1] + 1
+    item_RX = np.column_stack([users.history_RH, users.target_R])
+    user_RX = np.repeat(users.user_R[:, None], width, axis=1)
+    real_RX = item_RX != NO_ITEM
+    watched_UI = _counts(user_RX[real_RX], item_RX[real_RX], len(data.titles))
+    watched_UI.data[:] = 1.0
+    model = CosineRecommender(K=NEIGHBOURS, num_threads=1)
+    model.fit(watched_UI, show_progress=False)
+    similar_II = csr_matrix(model.similarity)
+    return lambda rows: (_bags(rows, len(data.titles)) @ similar_II).toarray() + 1e-6 * share_I
+
+
+def order_rule(data: PreparedData) -> Rule:
+    """The nearest item after the last one, in the one order that fits the training rows best.
+
+    It learns nothing of who watches what: where it scores well, the data stand in one global
+    order of items, as LLaRA's LastFM does, and a score says nothing about sequences.
+    """
+    rows = data.rows("train")
+    place_I = linear_order(_counts(_last(rows), rows.target_R, len(data.titles)))
+    size = len(place_I)
+    return lambda rows: -((place_I - place_I[_last(rows)][:, None] - 1) % size).astype(np.float64)
+
+
+def title_similarity(titles_ID: Floats) -> Rule:
+    """Cosine of an item's title vector with the mean of the history's, from a frozen backbone."""
+    unit_ID = titles_ID / np.linalg.norm(titles_ID, axis=1, keepdims=True).clip(1e-9)
+    return lambda rows: np.asarray(_bags(rows, len(unit_ID)) @ unit_ID @ unit_ID.T)
+
+
+RULES: dict[str, Callable[[PreparedData], Rule]] = {
+    "popularity": popularity,
+    "markov": markov,
+    "item-knn": item_knn,
+    "order-rule": order_rule,
+}
+
+
+def linear_order(before_II: csr_matrix) -> NDArray[np.int64]:
+    """Places of all items in an order that few pairs contradict.
+
+    Takes the item that fewest of the remaining ones stand before, again and again (a greedy
+    feedback arc set, Eades, Lin & Smyth 1993): exact where the pairs contradict each other nowhere.
+
+    Args:
+        before_II: how often the row's item came right before the column's.
+    """
+    pairs = csr_matrix(before_II)
+    pairs.setdiag(0)
+    waiting_I = np.asarray(pairs.sum(axis=0)).ravel()
+    queue = [(weight, item) for item, weight in enumerate(waiting_I)]
+    heapq.heapify(queue)
+    place_I = np.full(len(waiting_I), -1)
+    for place in range(len(waiting_I)):
+        item = _next(queue, place_I, waiting_I)
+        place_I[item] = place
+        after = slice(pairs.indptr[item], pairs.indptr[item + 1])
+        for other, weight in zip(pairs.indices[after], pairs.data[after], strict=True):
+            waiting_I[other] -= weight
+            if place_I[other] < 0:
+                heapq.heappush(queue, (waiting_I[other], other))
+    return place_I
+
+
+def _next(queue: list[tuple[float, int]], place_I: Any, waiting_I: Floats) -> int:
+    """The first item of the queue that is not placed, by what it waits for now."""
+    while True:
+        weight, item = heapq.heappop(queue)
+        if place_I[item] < 0 and weight == waiting_I[item]:
+            return item
+
+
+def _share(data: PreparedData) -> Floats:
+    """Popularity below 1, so that added to counts it decides among equal ones only."""
+    counts_I = data.catalogue.counts_I
+    return np.asarray(counts_I / (counts_I.max() + 1.0))
+
+
+def _last(rows: Rows) -> NDArray[np.int32]:
+    last_R: NDArray[np.int32] = rows.history_RH[np.arange(len(rows)), rows.length_R - 1]
+    return last_R
+
+
+def _counts(first: Any, second: Any, size: int) -> csr_matrix:
+    """How often each pair occurs, [max(first) + 1 or `size`, `size`]."""
+    height = max(size, int(first.max(initial=0)) + 1)
+    return csr_matrix((np.ones(len(first)), (first, second)), shape=(height, size))
+
+
+def _bags(rows: Rows, size: int) -> csr_matrix:
+    """The items of each history. [R, I]"""
+    row_R = np.repeat(np.arange(len(rows)), rows.length_R)
+    return csr_matrix(
+        (np.ones(len(row_R)), (row_R, rows.history_RH[rows.history_RH != NO_ITEM])),
+        shape=(len(rows), size),
+    )

@@ -1,0 +1,202 @@
+"""Stage 0 as data: a traditional recommender on the training rows, early-stopped on validation."""
+
+# Axes: B rows, H history, N negatives, I items of the catalogue, E recommender width.
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from rsllm import recommenders
+from rsllm.config import Experiment, RecommenderConfig
+from rsllm.data.prepared import PreparedData
+from rsllm.data.sequences import Rows
+from rsllm.evaluate.metrics import rank_metrics, target_ranks
+from rsllm.evaluate.rank import (
+    EXPECTED,
+    catalogue_scores,
+    fixed_sample,
+    named,
+    rank_catalogue,
+    target_places,
+)
+from rsllm.recommenders.base import Recommender
+from rsllm.recommenders.embeddings import ItemEmbeddings
+from rsllm.recommenders.losses import binary, full_softmax, sampled_softmax
+from rsllm.runs import write_json
+from rsllm.train.engine import Optimization, ParameterGroup
+from rsllm.train.order import sample_order, shares
+
+SEEN, SEEN_ROWS = "seen.json", 2000
+"""Metrics on so many training rows, scored like held-out ones: how much surer their slots are."""
+
+
+@dataclass(frozen=True, slots=True)
+class RecommenderBatch:
+    """Histories, what came next, and the negatives of the sampled losses."""
+
+    history_BH: Tensor
+    length_B: Tensor
+    target_B: Tensor
+    negative_BN: Tensor
+    expected_BN: Tensor
+    """How often each negative is expected among a row's; infinite for the row's own target."""
+
+    def to(self, device: torch.device) -> RecommenderBatch:
+        """The same batch on another device."""
+        parts = (self.history_BH, self.length_B, self.target_B, self.negative_BN, self.expected_BN)
+        return RecommenderBatch(*(part.to(device) for part in parts))
+
+
+class NextItem(nn.Module):
+    """A recommender under one of `rsllm.recommenders.losses`."""
+
+    def __init__(self, model: Recommender, config: RecommenderConfig) -> None:
+        super().__init__()
+        self.model, self.config = model, config
+
+    def forward(self, batch: RecommenderBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The mean loss of the next items."""
+        state_BE = self.model(batch.history_BH, batch.length_B)
+        loss = self._loss(state_BE, batch)
+        return loss, {"loss": loss.detach()}
+
+    def _loss(self, state_BE: Tensor, batch: RecommenderBatch) -> Tensor:
+        if self.config.loss == "softmax":
+            return full_softmax(self.model.scores(state_BE), batch.target_B)
+        item_BX = torch.cat([batch.target_B[:, None], batch.negative_BN], dim=1)
+        score_BX = torch.einsum("be,bxe->bx", state_BE, F.embedding(item_BX, self.model.item_table))
+        target_B, negative_BN = score_BX[:, 0], score_BX[:, 1:]
+        if self.config.loss == "bce":
+            return binary(target_B, negative_BN)
+        return sampled_softmax(target_B, negative_BN, batch.expected_BN)
+
+
+class Negatives:
+    """Draws the negatives of a step, as a pure function of it.
+
+    Binary cross-entropy takes them evenly from all items but the target, as LLaRA's origin does.
+    The sampled softmax takes them in proportion to training interactions plus one, so that it
+    sees the items that its sum is made of, and corrects for it.
+    """
+
+    def __init__(self, config: RecommenderConfig, counts_I: NDArray[np.int64]) -> None:
+        self.config = config
+        self.num_items = len(counts_I)
+        self.share_I = (counts_I + 1.0) / (counts_I + 1.0).sum()
+        self.bounds_I = self.share_I.cumsum()
+
+    def draw(self, step: int, target_B: NDArray[np.integer[Any]]) -> tuple[Any, Any]:
+        """Negatives [B, N] of a global batch, and how often each is expected among the N."""
+        config, shape = self.config, (len(target_B), self.config.num_negatives)
+        if config.loss == "softmax":
+            return np.empty((len(target_B), 0), np.int64), np.empty((len(target_B), 0), np.float32)
+        rng = np.random.default_rng([config.seed, step, 1])
+        if config.loss == "bce":
+            other_BN = rng.integers(self.num_items - 1, size=shape)
+            other_BN += other_BN >= target_B[:, None]
+            return other_BN, np.ones(shape, np.float32)
+        drawn_BN = np.searchsorted(self.bounds_I, rng.random(shape) * self.bounds_I[-1], "right")
+        expected_BN = config.num_negatives * self.share_I[drawn_BN]
+        expected_BN[drawn_BN == target_B[:, None]] = np.inf
+        return drawn_BN, expected_BN.astype(np.float32)
+
+
+class RecommenderTask:
+    """A recommender on the training rows, or on those of all users but one part of them.
+
+    Args:
+        experiment: its recommender and window.
+        data: the prepared data.
+        titles_ID: frozen title vectors, if they stand for the items.
+        fold: the part of the training users that is left out, for cross-fitting.
+    """
+
+    name = "recommender"
+    metric = "MRR"
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        data: PreparedData,
+        titles_ID: Tensor | None = None,
+        fold: int | None = None,
+    ) -> None:
+        config = experiment.recommender
+        self.config, self.data, self.seed = config, data, config.seed
+        self.rows, self.validation = self._rows("train"), self._rows("validation")
+        if fold is not None:
+            self.rows = self.rows.take(self.rows.user_R % config.folds != fold)
+        self.rows_per_step = min(config.batch_size, len(self.rows))
+        self.steps_per_epoch = len(self.rows) // self.rows_per_step
+        self.steps = max(1, round(config.max_epochs * self.steps_per_epoch))
+        self.patience = config.patience
+        self.negatives = Negatives(config, data.catalogue.counts_I)
+        torch.manual_seed(config.seed)
+        window = experiment.data.window
+        self.model = recommenders.build(config, len(data.titles), window, titles_ID)
+        self.objective: nn.Module = NextItem(self.model, config)
+        group = ParameterGroup(
+            list(self.model.parameters()), config.learning_rate, config.weight_decay
+        )
+        self.optimization = Optimization(
+            groups=[group],
+            schedule=lambda step: 1.0,
+            micro_batch=self.rows_per_step // dist.get_world_size(),
+        )
+
+    def _rows(self, split: Any) -> Rows:
+        rows = self.data.rows(split)
+        return rows.shuffled(self.seed) if self.config.shuffle_history else rows
+
+    def batches(self, step: int) -> list[RecommenderBatch]:
+        """This worker's share of the global batch."""
+        epoch, place = divmod(step, self.steps_per_epoch)
+        start = place * self.rows_per_step
+        order_R = sample_order(self.seed, epoch, len(self.rows))
+        rows = self.rows.take(order_R[start : start + self.rows_per_step])
+        negative_BN, expected_BN = self.negatives.draw(step, rows.target_R)
+        arrays = (rows.history_RH, rows.length_R, rows.target_R, negative_BN)
+        (own,) = shares(np.arange(len(rows)), 1)  # type: ignore[arg-type]
+        history, length, target, negative = (torch.from_numpy(a[own]).long() for a in arrays)
+        expected = torch.from_numpy(expected_BN[own])
+        return [RecommenderBatch(history, length, target, negative, expected)]
+
+    def due(self, step: int) -> bool:
+        """After each epoch."""
+        return step % self.steps_per_epoch == 0
+
+    def validate(self, objective: nn.Module) -> dict[str, float]:
+        """Metrics as exact expectations over uniform candidate draws, or else on the drawn sets."""
+        assert isinstance(objective, NextItem)
+        return self._means(objective.model, self.validation)
+
+    def _means(self, model: Recommender, rows: Rows) -> dict[str, float]:
+        found = rank_catalogue(lambda part: catalogue_scores(model, part), [rows], self.data)
+        per_user = named(found, EXPECTED)
+        if not per_user and rows.candidates_RC is not None:
+            per_user = rank_metrics(target_ranks(found["scores"][0], target_places(rows)))
+        return {name: float(values.mean()) for name, values in per_user.items()}
+
+    def export(self, tensors: dict[str, Tensor], folder: Path) -> None:
+        """Weights that score by themselves, the frozen item table, and metrics on training rows.
+
+        The table leaves out the items that never trained, whose vectors only ever were negatives;
+        the recommender's own scores keep them. Projected titles are kept as what they project to.
+        """
+        named = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
+        self.model.load_state_dict(named)
+        self.model.eval()
+        recommenders.save(self.model, folder)
+        write_json(folder / SEEN, self._means(self.model, fixed_sample(self.rows, SEEN_ROWS)))
+        table_IE = self.model.item_table.detach().float().cpu().clone()
+        table_IE[torch.from_numpy(self.data.catalogue.counts_I == 0)] = 0.0
+        ItemEmbeddings(table_IE, source=self.data.path.name).save(folder)
