@@ -30,6 +30,12 @@ def _at_least(low: float, config: Any, section: str, *names: str) -> None:
         _require(low <= value < math.inf, f"{section}.{name} is {value}; it must be at least {low}")
 
 
+def _below_one(config: Any, section: str, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        _require(0 <= value < 1, f"{section}.{name} is {value}; it must be in [0, 1)")
+
+
 def _positive(config: Any, section: str, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
@@ -111,10 +117,7 @@ class DataConfig:
             f"data.max_history is {self.max_history}; a row needs data.min_history ="
             f" {self.min_history} interactions and a target: choose more, or 0 for all",
         )
-        _require(
-            self.num_candidates >= 2,
-            f"data.num_candidates is {self.num_candidates}; a choice needs at least 2",
-        )
+        _at_least(2, self, "data", "num_candidates")
         _require(
             0 < self.train_share < 1,
             f"data.train_share is {self.train_share}; it must lie between 0 and 1",
@@ -187,9 +190,7 @@ class RecommenderConfig:
             self.width % self.num_heads == 0,
             f"recommender.width {self.width} is not a multiple of num_heads {self.num_heads}",
         )
-        _require(
-            0 <= self.dropout < 1, f"recommender.dropout is {self.dropout}; it must be in [0, 1)"
-        )
+        _below_one(self, "recommender", "dropout")
         _require(
             self.folds != 1,
             "recommender.folds is 1, which leaves no user to train on; choose 0, or 2 or more",
@@ -210,10 +211,7 @@ class BackboneConfig:
 
     def __post_init__(self) -> None:
         _at_least(1, self, "backbone", "lora_rank", "lora_alpha")
-        _require(
-            0 <= self.lora_dropout < 1,
-            f"backbone.lora_dropout is {self.lora_dropout}; it must be in [0, 1)",
-        )
+        _below_one(self, "backbone", "lora_dropout")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -272,10 +270,7 @@ class LossConfig:
             f"loss.alpha {self.alpha} + loss.beta {self.beta} is {self.alpha + self.beta}; the rest"
             " is the weight of the language-model loss, so keep the sum below 1",
         )
-        _require(
-            0 < self.temperature < math.inf,
-            f"loss.temperature is {self.temperature}; it must be positive",
-        )
+        _positive(self, "loss", "temperature")
         _at_least(0, self, "loss", "gamma")
 
     @property
@@ -322,10 +317,7 @@ class StageConfig:
             f"stage.batch_size {self.batch_size} is not a multiple of"
             f" accumulation {self.accumulation}",
         )
-        _require(
-            0 <= self.warmup_share < 1,
-            f"stage.warmup_share is {self.warmup_share}; it must be in [0, 1)",
-        )
+        _below_one(self, "stage", "warmup_share")
         _require(
             not (
                 self.loss.gamma and self.loss.scorer == "pointer" and self.representation == "text"
@@ -355,10 +347,8 @@ class ComputeConfig:
 
     def __post_init__(self) -> None:
         _at_least(0, self, "compute", "workers", "threads")
-        _require(
-            self.zero_stage in (0, 1, 2, 3),
-            f"compute.zero_stage is {self.zero_stage}; choose 0, 1, 2 or 3",
-        )
+        known = self.zero_stage in (0, 1, 2, 3)
+        _require(known, f"compute.zero_stage is {self.zero_stage}; choose 0, 1, 2 or 3")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -83,7 +83,12 @@ class Pipeline:
             _ = self.backbone
 
     def prepare(self) -> Path:
-        """Raw files -> windows, splits and candidate sets."""
+        """Raw files -> windows, splits and candidate sets; those of the mixture too.
+
+        Raises:
+            ConfigError: two data sets of the mixture, the target domain among them, share users.
+        """
+        _ = self._mixture
         return self._data
 
     @cached_property
@@ -217,14 +222,10 @@ class Pipeline:
 
     @cached_property
     def _mixture(self) -> list[tuple[Path, float]]:
-        """Folders and weights of the further data sets of stage 1.
-
-        Raises:
-            ConfigError: two of the sets, the target domain among them, share users.
-        """
+        """Folders and weights of the further data sets of stage 1."""
         mixture = self.experiment.mixture
         mixed = [(self._prepare(part.data), part.weight) for part in mixture]
-        users = [_users(folder) for folder in (self.prepare(), *(folder for folder, _ in mixed))]
+        users = [_users(folder) for folder in (self._data, *(folder for folder, _ in mixed))]
         again = next((i for i, who in enumerate(users) if who in users[:i]), None)
         if again is not None:
             names = [self.experiment.data.source, *(part.data.source for part in mixture)]

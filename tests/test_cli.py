@@ -16,9 +16,10 @@ import rsllm
 from rsllm.cli import build_parser, main, run_script
 from rsllm.config import Experiment
 from rsllm.errors import DataError
+from rsllm.runs import write_json
 from rsllm.settings import replace_in
 
-EXPERIMENT_FLAGS = ["--backbone", "--data", "--set", "--storage"]
+EXPERIMENT_FLAGS = ["--backbone", "--data", "--recommender", "--set", "--storage"]
 GOLDEN = {
     "fetch": ["--from", "NAME"],
     "synthesize": ["--items", "--length", "--noise", "--seed", "--text-share", "--users", "DIR"],
@@ -37,6 +38,25 @@ def flags(parser: argparse.ArgumentParser) -> list[str]:
         if not isinstance(action, argparse._HelpAction | argparse._SubParsersAction)
     ]
     return sorted(names)
+
+
+def test_fit_says_how_much_surer_it_is_of_training_rows(
+    tmp_path: Path, runs: list[Any], monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    curve = [{"MRR": 0.4, "HR@1": 0.3}, {"MRR": 0.6, "HR@1": 0.5}, {"MRR": 0.5, "HR@1": 0.6}]
+    (tmp_path / "artifact").mkdir()
+    write_json(tmp_path / "artifact" / "training.json", {"curve": curve})
+    write_json(tmp_path / "artifact" / "seen.json", {"HR@1": 0.75})
+    assert main(["fit", "--recommender", "caser", "--set", "recommender.width=16"]) == 0
+    ((verb, experiment, _),) = runs
+    assert (verb, experiment.recommender.model, experiment.recommender.width) == (
+        "fit",
+        "caser",
+        16,
+    )
+    shown = capsys.readouterr().out
+    assert shown == "HR@1    0.500 on validation, 0.750 on training rows\nartifact\n"
 
 
 def test_verbs_and_flags_are_frozen() -> None:
@@ -101,7 +121,7 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return calls
 
 
-@pytest.mark.parametrize("verb", ["prepare", "fit", "train"])
+@pytest.mark.parametrize("verb", ["prepare", "train"])
 def test_verb_runs_its_stage_on_the_default_experiment(
     verb: str, runs: list[Any], capsys: pytest.CaptureFixture[str]
 ) -> None:

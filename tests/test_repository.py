@@ -148,7 +148,9 @@ def test_the_guard_lets_pass() -> None:
 
 
 def test_package_stays_small() -> None:
-    assert sum(len(path.read_text().splitlines()) for path in SOURCES) <= 9600
+    """Lines that hold something."""
+    lines = [line for path in SOURCES for line in path.read_text().splitlines() if line.strip()]
+    assert len(lines) <= 8000
 
 
 def test_imports_point_downwards() -> None:

@@ -126,12 +126,10 @@ def collate(
     places = [list(row.candidates).index(row.target) for row in rows]
     offsets = torch.arange(len(rows)) * width
     last_position = max(max(layout.position) for layout in layouts)
-    slot_B1 = torch.tensor([[row.table * len(title_keys)] for row in rows])
-    item_BT = _padded([x.tokens.items for x in layouts], width, NO_ITEM)
     targets = sorted({(row.target, row.table) for row in rows})
     return Batch(
         ids_BT=_padded([x.tokens.ids for x in layouts], width, encoder.terminator),
-        item_BT=torch.where(item_BT >= 0, item_BT + slot_B1, item_BT),
+        item_BT=_slots(layouts, [row.table * len(title_keys) for row in rows], width),
         branch_BT=_padded([x.branch for x in layouts], width, PADDING),
         position_BT=_padded([x.position for x in layouts], width, range(width)).clamp(
             max=last_position
@@ -229,6 +227,12 @@ def _padded(lists: Sequence[Sequence[int]], width: int, fill: int | range) -> Te
     for row, values in enumerate(lists):
         out[row, : len(values)] = values
     return torch.from_numpy(out)
+
+
+def _slots(layouts: Sequence[_Layout], first: Sequence[int], width: int) -> Tensor:
+    """Items at their slots, counted from where each row's item table starts."""
+    item_BT = _padded([layout.tokens.items for layout in layouts], width, NO_ITEM)
+    return torch.where(item_BT >= 0, item_BT + torch.tensor(first)[:, None], item_BT)
 
 
 def _spans(spans: Sequence[tuple[int, int]], width: int) -> Tensor:

@@ -91,13 +91,7 @@ def search(
             tune_config=tune.TuneConfig(
                 num_samples=trials,
                 max_concurrent_trials=pipeline.layout.concurrent_trials,
-                search_alg=OptunaSearch(
-                    space,
-                    metric=METRIC,
-                    mode="max",
-                    points_to_evaluate=list(first_guesses),
-                    sampler=optuna.samplers.TPESampler(seed=seed, n_startup_trials=min(5, trials)),
-                ),
+                search_alg=_sampler(space, first_guesses, trials, seed),
                 scheduler=_scheduler(_num_validations(pipeline)),
                 trial_name_creator=lambda trial: f"trial-{trial.trial_id}",
                 trial_dirname_creator=lambda trial: trial.trial_id,
@@ -115,6 +109,18 @@ def search(
         reasons = {record.error for record in records}
         raise TrainingError(f"every trial failed: {'; '.join(str(r) for r in reasons)}")
     return records
+
+
+def _sampler(
+    space: Space, first_guesses: Sequence[dict[str, Any]], trials: int, seed: int
+) -> OptunaSearch:
+    return OptunaSearch(
+        space,
+        metric=METRIC,
+        mode="max",
+        points_to_evaluate=list(first_guesses),
+        sampler=optuna.samplers.TPESampler(seed=seed, n_startup_trials=min(5, trials)),
+    )
 
 
 def _num_validations(pipeline: Pipeline) -> int:

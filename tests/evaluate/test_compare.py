@@ -42,6 +42,7 @@ def outcome(name: str, rows: Rows, ranks: list[int]) -> Outcome:
         scores_DRC=scores_RC[None],
         likelihood_DRC=None,
         expected={},
+        catalogue={},
         answers=None,
         seconds=2.5,
     )

@@ -148,7 +148,7 @@ def pipeline(folder: Path, monkeypatch: pytest.MonkeyPatch, **sources: tuple[str
     monkeypatch.setattr(Pipeline, "_prepare", prepare)
     monkeypatch.setattr(Pipeline, "check", lambda self: None)
     monkeypatch.setattr(Pipeline, "_language_inputs", lambda self, stage, data: {})
-    monkeypatch.setattr(Pipeline, "_train", lambda self, stage, inputs, **sources: sources | inputs)
+    monkeypatch.setattr(Pipeline, "_train", lambda self, stage, inputs, sources: sources | inputs)
     made = Pipeline(experiment, folder)
     vars(made)["backbone"] = "some/llm"
     return made
