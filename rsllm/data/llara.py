@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from rsllm.assets import ASSETS, fetch
 from rsllm.data.hashing import hash_strings
-from rsllm.data.titles import clean_title
+from rsllm.data.raw import clean_title
 from rsllm.downloads import LlaraFolder, copy_verified
 from rsllm.errors import ConfigError, DataError
 

@@ -21,8 +21,7 @@ from rsllm.errors import ConfigError, DataError
 FILES = ("movielens", "llara", "lastfm", "steam", "synthetic")
 TITLES = ("movie_title:token_seq", "title:token_seq", "name:token_seq")
 RATING = "rating:float"
-SEPARATORS = {"csv": ",", "tsv": "\t"}
-KINDS = {*SEPARATORS, "parquet", "json", "jsonl"}
+SEPARATORS = {".csv": ",", ".tsv": "\t", ".parquet": "", ".json": "", ".jsonl": ""}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +127,7 @@ def _any_table(location: str, config: TableConfig) -> RawData | None:
     """One file or a folder of shards; the titles in a table of their own or beside them."""
     items = _item_files(location, config)
     taken = {file.path for file in items}
-    files = [f for f in find_files(location, "**") if _kind(f) and f.path not in taken]
+    files = [file for file in _tables(location) if file.path not in taken]
     if not files:
         return None
     columns = {"user": config.user, "item": config.item, "time": config.time}
@@ -148,31 +147,28 @@ def _item_files(location: str, config: TableConfig) -> list[File]:
     if not config.items:
         return []
     for place in (config.items, f"{location.rstrip('/')}/{config.items}"):
-        if files := [file for file in find_files(place, "**") if _kind(file)]:
+        if files := _tables(place):
             return files
     raise ConfigError(f"data.table.items is {config.items}, but there is no such file or folder")
 
 
-def _kind(file: File) -> str | None:
-    """The suffix that tells the format, compression aside; none for hidden files."""
-    path = PurePosixPath(file.name)
-    if path.name.startswith((".", "_")):
-        return None
-    suffixes = [part.removeprefix(".") for part in path.suffixes[-2:]]
-    return next((suffix for suffix in suffixes if suffix in KINDS), None)
+def _tables(location: str) -> list[File]:
+    """All files of a known kind that are not hidden."""
+    names = [(file, PurePosixPath(file.name).name) for file in find_files(location, "**")]
+    return [f for f, name in names if f.suffix in SEPARATORS and name[0] not in "._"]
 
 
 def _table(files: list[File], columns: dict[str, str], config: TableConfig) -> Table:
-    kinds = {_kind(file) or "" for file in files}
+    kinds = sorted({file.suffix.removeprefix(".") for file in files})
     if len(kinds) > 1:
         raise ConfigError(
-            f"{files[0].name} and its neighbours are of several kinds"
-            f" ({', '.join(sorted(kinds))}); name one file, or move the others away"
+            f"{files[0].name} and its neighbours are of several kinds ({', '.join(kinds)}); name"
+            " one file, or move the others away"
         )
     return Table(
         files=files[0].name,
         columns=columns,
-        separator=SEPARATORS.get(kinds.pop(), ""),
+        separator=SEPARATORS[files[0].suffix],
         quoting=True,
         encoding=config.encoding,
         time_unit=config.time_unit,
