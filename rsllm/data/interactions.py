@@ -64,9 +64,9 @@ def in_order(
     return Users(encoded.dictionary.take(pa.array(by_hash_U)), hash_U), events, line_E
 
 
-def select(events: Events, mask_E: Bools) -> Events:
-    """The events where the mask is true."""
-    return Events(events.user_E[mask_E], events.item_E[mask_E], events.time_E[mask_E])
+def select(events: Events, part: Bools | slice) -> Events:
+    """The events where a mask is true, or of a slice."""
+    return Events(events.user_E[part], events.item_E[part], events.time_E[part])
 
 
 def distinct(events: Events, policy: Duplicates) -> Bools:

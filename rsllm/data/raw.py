@@ -166,8 +166,8 @@ def read_interactions(chunk: Chunk, table: Table, item_ids: pa.Array) -> Iterato
         bad: dict[str, Bools] = {"undecodable text": np.zeros(len(piece.columns), bool)}
         columns = {}
         for role in piece.columns.column_names:
-            columns[role], bad_R = _text(piece.columns[role].combine_chunks())
-            bad["undecodable text"] = bad["undecodable text"] | bad_R
+            columns[role], no_text_R = _text(piece.columns[role].combine_chunks())
+            bad["undecodable text"] |= no_text_R
         numbers = pc.index_in(columns["item"], value_set=item_ids)
         bad["empty id"] = _empty(columns["user"]) | _empty(columns["item"])
         clean = {"user": columns["user"], "item": numbers}
