@@ -173,10 +173,12 @@ def read_table(path: Path, kind: str) -> pa.Table:
     """
     schema = _SCHEMAS[kind]
     with pq.ParquetFile(path, page_checksum_verification=True) as file:
-        found = file.schema_arrow
-        if not found.equals(schema):
-            names = ", ".join(sorted({field.name for field in {*schema} ^ {*found}}))
-            raise DataError(f"{path} has another schema (column {names}); prepare the data again")
+        if not file.schema_arrow.equals(schema):
+            fields = [*schema, *file.schema_arrow]
+            names = dict.fromkeys(field.name for field in fields if fields.count(field) == 1)
+            raise DataError(
+                f"{path} has another schema (column {', '.join(names)}); prepare the data again"
+            )
         return file.read().combine_chunks()
 
 
