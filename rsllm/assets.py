@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-import tempfile
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ import platformdirs
 
 from rsllm.downloads import Source, say, source_of
 from rsllm.errors import ConfigError, DataError
-from rsllm.runs import commit_dir, manifest
+from rsllm.runs import commit_dir, manifest, require_writable
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
@@ -73,7 +72,7 @@ def fetch(name: str, *, cache: Path | None = None, sources: Sequence[Source] = (
     if folder.exists():
         manifest(folder)
         return folder
-    _require_writable(folder.parent)
+    require_writable(folder.parent, "cache", "set RSLLM_CACHE to another folder")
     failures = []
     for source in sources or asset.sources:
         facts = {"asset": name, "source": str(source), "licence": asset.licence}
@@ -117,14 +116,3 @@ def resolve_backbone(source: str) -> Path | str:
         f"backbone {source!r} is no local folder with a config.json and no hub name"
         f" (organisation/model); known backbones: {known}"
     )
-
-
-def _require_writable(cache: Path) -> None:
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=cache):
-            pass
-    except OSError as error:
-        raise ConfigError(
-            f"cache {cache} cannot be written ({error.strerror}); set RSLLM_CACHE to another folder"
-        ) from error
