@@ -84,12 +84,11 @@ class Chunk:
 
 
 def find_files(location: str, pattern: str) -> list[File]:
-    """The files of a folder or URI that match a pattern, or the one file that it names."""
+    """The files of a folder or URI, or the one file that it names, if they match a pattern."""
     system, root = fsspec.core.url_to_fs(location)
     if system.isfile(root):
-        return [File(system, root, root.rsplit("/", 1)[-1])]
-    if not system.exists(root):
-        return []
-    depth = None if pattern == "**" else 1
-    names = {path.removeprefix(root).lstrip("/"): path for path in system.find(root, depth)}
+        names = {root.rsplit("/", 1)[-1]: root}
+    else:
+        paths = system.find(root, None if pattern == "**" else 1) if system.exists(root) else []
+        names = {path.removeprefix(root).lstrip("/"): path for path in paths}
     return [File(system, names[name], name) for name in sorted(names) if fnmatch(name, pattern)]

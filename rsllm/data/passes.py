@@ -67,7 +67,7 @@ def read(job: Job, item_ids: pa.Array, task: tuple[int, Chunk]) -> Counts:
     number, chunk = task
     counts = Counter[str](lines=0)
     rejects: list[tuple[int, str]] = []
-    times = np.array([], np.int64)
+    times: list[int] = []
     with ExitStack() as stack:
         writers: dict[int, Any] = {}
         for part in read_interactions(chunk, job.data.source.interactions, item_ids):
@@ -80,10 +80,9 @@ def read(job: Job, item_ids: pa.Array, task: tuple[int, Chunk]) -> Counts:
                 table = rated.drop_columns("rating")
             if len(table):
                 time_E = table["time"].to_numpy()
-                times = np.array([*times, time_E.min(), time_E.max()])
+                times += [int(time_E.min()), int(time_E.max())]
                 _deal(job, table, number, writers, stack)
-    span = {"earliest": int(times.min(initial=2**62)), "latest": int(times.max(initial=0))}
-    return {**counts, **span, "rejects": rejects}
+    return {**counts, "rejects": rejects, "times": times}
 
 
 def _deal(
@@ -110,26 +109,25 @@ def order(job: Job, item_hash_I: UInt64s, group: int) -> Counts:
     parts = [pa.ipc.open_file(pa.memory_map(str(file))).read_all() for file in files]
     table = pa.concat_tables([*parts, _DEALT.empty_table()], promote_options="default")
     item_E, time_E = table["item"].to_numpy(), table["time"].to_numpy()
-    users, events, line_E = interactions.in_order(
+    ids, hash_U, events, line_E = interactions.in_order(
         table["user"].combine_chunks(), item_E, time_E, item_hash_I, job.config.seed
     )
-    split_U = np.zeros(len(users.ids), np.int8)
+    split_U = np.zeros(len(ids), np.int8)
     if "split" in table.column_names:
         split_E = table["split"].to_numpy()[line_E]
         split_U[events.user_E] = split_E
-        _refuse_several(users.ids, events, split_U[events.user_E] != split_E)
+        other_E = split_U[events.user_E] != split_E
+        if other_E.any():
+            user = ids[int(events.user_E[other_E][0])].as_py()
+            raise DataError(
+                f"user {user!r} is in several splits; data.table.split names one per user"
+            )
     kept_E = interactions.distinct(events, job.config.duplicates)
     table = pa.table(vars(select(events, kept_E)))
     feather.write_feather(table, job.scratch / f"events-{group}", compression="lz4")
-    facts = {"id": users.ids, "hash": users.hash_U, "split": split_U}
+    facts = {"id": ids, "hash": hash_U, "split": split_U}
     feather.write_feather(pa.table(facts), job.scratch / f"users-{group}")
     return {"duplicates": int((~kept_E).sum())}
-
-
-def _refuse_several(ids: pa.Array, events: Events, other_E: Bools) -> None:
-    if other_E.any():
-        user = ids[int(events.user_E[other_E][0])].as_py()
-        raise DataError(f"user {user!r} is in several splits; data.table.split names one per user")
 
 
 def read_titles(job: Job, task: tuple[int, Chunk]) -> Counts:

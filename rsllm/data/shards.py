@@ -119,13 +119,12 @@ def _run(job: Job, listed: Path) -> None:
     """All passes; `listed` takes the rejected lines."""
     _configure_ray_data()
     job.scratch.mkdir()
-    items, rejects, counts = _read(job)
+    items, rejects, span, counts = _read(job)
     rows_read = counts["used"] + counts["rejected"] + items.rows_read
     check_rejects(rejects, rows_read, job.config.max_rejected_rows, listed)
     groups = range(job.config.num_shards)
     order = partial(passes.order, job, hash_strings(items.ids, job.config.seed))
     counts.update(_total(_each("order", order, groups)))
-    span = (counts.pop("earliest"), counts.pop("latest"))
     kept_I = _core(job, len(items.ids), span, counts)
     users = _number_users(job, span)
     number_I = np.where(kept_I, kept_I.cumsum() - 1, -1).astype(np.int32)
@@ -141,8 +140,8 @@ def _run(job: Job, listed: Path) -> None:
     print(_describe(facts), flush=True)
 
 
-def _read(job: Job) -> tuple[Items, list[Reject], Counter[str]]:
-    """The catalogue, all rejected lines, and the interactions dealt out to the groups."""
+def _read(job: Job) -> tuple[Items, list[Reject], tuple[int, int], Counter[str]]:
+    """Deal out the interactions: the catalogue, rejected lines, first and last time, counts."""
     source = job.data.source
     tasks = list(enumerate(plan(job.data.interactions, source.interactions)))
     if not tasks:
@@ -157,17 +156,15 @@ def _read(job: Job) -> tuple[Items, list[Reject], Counter[str]]:
         items = settle_titles(titles)
     work = partial(passes.read, job, pa.array(items.ids, pa.string()))
     rejects, counts, before = [*items.rejects], Counter[str](), Counter[str]()
-    spans = []
+    times: list[int] = []
     for (_, chunk), result in zip(tasks, _each("read", work, tasks), strict=True):
         name = chunk.file.name
         for line, reason in result.pop("rejects"):
             rejects.append(Reject(name, before[name] + line + 1, reason))
         before[name] += result["lines"]
-        spans.append((result.pop("earliest"), result.pop("latest")))
+        times += result.pop("times")
         counts.update(result)
-    earliest, latest = zip(*spans, strict=True)
-    counts.update(earliest=min(earliest), latest=max(latest))
-    return items, rejects, counts
+    return items, rejects, (min(times, default=0), max(times, default=0)), counts
 
 
 def _core(job: Job, num_items: int, span: tuple[int, int], counts: Counter[str]) -> Bools:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
-import matplotlib
+from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
@@ -15,20 +16,8 @@ from matplotlib.ticker import LogLocator
 Trial = Mapping[str, Any]
 
 INK = "#010203"  # stands for the page's text colour
+STYLE = Path(__file__).with_name("report.mplstyle")
 CHOSEN, OTHER, CHANCE = "#e0733d", "#4a8fd0", "#8a8f98"
-_INKED = ("axes.edgecolor", "axes.labelcolor", "grid.color", "text.color", "xtick.color")
-STYLE: dict[Any, Any] = dict.fromkeys((*_INKED, "ytick.color"), INK) | {
-    "axes.grid": True,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "font.family": "sans-serif",
-    "font.size": 9,
-    "grid.alpha": 0.12,
-    "legend.frameon": False,
-    "svg.fonttype": "none",
-    "svg.hashsalt": "rsllm",
-    "text.parse_math": False,
-}
 WIDE, SMALL = (5.4, 3.0), (2.6, 2.2)  # inches
 
 
@@ -43,7 +32,7 @@ def learning_curves(
     curves = [(trial, points) for trial in trials if (points := _points(trial, metric))]
     if not curves:
         return ""
-    with matplotlib.rc_context(STYLE):
+    with style.context(STYLE):
         figure, axes = _figure(WIDE)
         for trial, points in curves:
             axes.plot(*zip(*points, strict=True), marker="o", **_look(trial, best))
@@ -66,7 +55,7 @@ def tuned_values(trials: Sequence[Trial], parameter: str, metric: str, best: int
     if not shown:
         return ""
     values = _axis_values([trial["parameters"][parameter] for trial in shown])
-    with matplotlib.rc_context(STYLE):
+    with style.context(STYLE):
         figure, axes = _figure(SMALL)
         for trial, value in zip(shown, values, strict=True):
             look = _look(trial, best) | {"linestyle": "none", "markersize": 6, "label": None}
@@ -89,7 +78,7 @@ def forest(methods: Sequence[Mapping[str, Any]], metric: str, chance: float | No
     shown = [method for method in methods if method["metrics"].get(metric)]
     if not shown:
         return ""
-    with matplotlib.rc_context(STYLE):
+    with style.context(STYLE):
         figure, axes = _figure((WIDE[0], 0.8 + 0.3 * len(shown)))
         for row, method in enumerate(shown):
             mean = method["metrics"][metric]
