@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,6 @@ from rsllm.errors import DataError
 EVENTS_AT_ONCE = 1 << 18
 ROWS_AT_ONCE = 1 << 16
 Counts = Mapping[str, Any]
-_DEALT = pa.schema({"user": pa.string(), "item": pa.int32(), "time": pa.int64()})
 
 
 @dataclass(frozen=True)
@@ -64,50 +62,44 @@ class Users:
 
 def read(job: Job, item_ids: pa.Array, task: tuple[int, Chunk]) -> Counts:
     """Deal the clean interactions of a chunk out to the groups; list the rejected lines."""
-    number, chunk = task
-    counts = Counter[str](lines=0)
+    (number, chunk), config, source = task, job.config, job.data.source.interactions
+    split = {"split": pa.int8()} if "split" in source.columns else {}
+    schema = pa.schema({"user": pa.string(), "item": pa.int32(), "time": pa.int64()} | split)
+    counts = Counter[str]()
     rejects: list[tuple[int, str]] = []
     times: list[int] = []
     with ExitStack() as stack:
-        writers: dict[int, Any] = {}
-        for part in read_interactions(chunk, job.data.source.interactions, item_ids):
+        files = [_dealt(job, group) / f"{number}.arrow" for group in range(config.num_shards)]
+        writers = [stack.enter_context(pa.ipc.new_file(file, schema)) for file in files]
+        for part in read_interactions(chunk, source, item_ids):
             rejects += [(reject.line, reject.reason) for reject in part.rejects]
             counts.update(lines=part.num_lines, used=len(part.table), rejected=len(part.rejects))
             table = part.table
             if "rating" in table.column_names:
-                rated = table.filter(pa.compute.field("rating") >= job.config.min_rating)
-                counts["below_min_rating"] += len(table) - len(rated)
-                table = rated.drop_columns("rating")
+                table = table.filter(pa.compute.field("rating") >= config.min_rating)
+                counts["below_min_rating"] += len(part.table) - len(table)
+            users = table["user"].combine_chunks()
+            group_E = interactions.group_of(users, config.seed, config.num_shards)
+            dealt = table.select(schema.names).take(group_E.argsort(kind="stable"))
+            bounds = np.bincount(group_E, minlength=config.num_shards).cumsum()
+            for writer, stop, size in zip(writers, bounds, np.diff(bounds, prepend=0), strict=True):
+                writer.write_table(dealt.slice(stop - size, size))
             if len(table):
-                time_E = table["time"].to_numpy()
-                times += [int(time_E.min()), int(time_E.max())]
-                _deal(job, table, number, writers, stack)
-    return {**counts, "rejects": rejects, "times": times}
+                times += pa.compute.min_max(table["time"]).as_py().values()
+    return {"lines": 0, **counts, "rejects": rejects, "times": times}
 
 
-def _deal(
-    job: Job, table: pa.Table, number: int, writers: dict[int, Any], stack: ExitStack
-) -> None:
-    users = table["user"].combine_chunks()
-    group_E = interactions.group_of(users, job.config.seed, job.config.num_shards)
-    order_E = group_E.argsort(kind="stable")
-    dealt = table.take(order_E)
-    bounds = np.searchsorted(group_E[order_E], np.arange(job.config.num_shards + 1))
-    for group, (start, stop) in enumerate(pairwise(bounds)):
-        if start == stop:
-            continue
-        if group not in writers:
-            path = job.scratch / f"dealt-{group}" / f"{number}.arrow"
-            path.parent.mkdir(exist_ok=True)
-            writers[group] = stack.enter_context(pa.ipc.new_file(path, dealt.schema))
-        writers[group].write_table(dealt.slice(start, stop - start))
+def _dealt(job: Job, group: int) -> Path:
+    folder = job.scratch / f"dealt-{group}"
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 def order(job: Job, item_hash_I: UInt64s, group: int) -> Counts:
     """Order a group's events by user and time, and drop its duplicates."""
-    files = sorted((job.scratch / f"dealt-{group}").glob("*.arrow"))
+    files = sorted(_dealt(job, group).glob("*.arrow"))
     parts = [pa.ipc.open_file(pa.memory_map(str(file))).read_all() for file in files]
-    table = pa.concat_tables([*parts, _DEALT.empty_table()], promote_options="default")
+    table = pa.concat_tables(parts)
     item_E, time_E = table["item"].to_numpy(), table["time"].to_numpy()
     ids, hash_U, events, line_E = interactions.in_order(
         table["user"].combine_chunks(), item_E, time_E, item_hash_I, job.config.seed

@@ -21,7 +21,6 @@ import json
 import logging
 import shutil
 import tempfile
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -33,6 +32,7 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import feather
 from tabulate import tabulate
+from tqdm import tqdm
 
 from rsllm.config import DataConfig
 from rsllm.data import passes, prepared, sources, synthetic
@@ -313,15 +313,12 @@ def _each(
             return {"result": "", "error": str(error)}
 
     rows = ray.data.range(len(tasks), override_num_blocks=len(tasks)).map(attempt)
-    start = shown = time.monotonic()
-    for done, row in enumerate(rows.iter_rows(), start=1):
+    shown = {"total": len(tasks), "unit": " parts", "leave": False}
+    slow = {"delay": PROGRESS_SECONDS, "mininterval": PROGRESS_SECONDS}
+    for row in tqdm(rows.iter_rows(), label, **shown, **slow):
         if row["error"]:
             raise DataError(row["error"])
         yield json.loads(row["result"])
-        now = time.monotonic()
-        if now - shown > PROGRESS_SECONDS:
-            shown, left = now, (now - start) / done * (len(tasks) - done)
-            print(f"{label}: {done} of {len(tasks)} parts, {left:.0f} s left", flush=True)
 
 
 def _total(results: Iterable[dict[str, int]]) -> Counter[str]:

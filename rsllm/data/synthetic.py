@@ -54,15 +54,10 @@ def write_world(
 ) -> Ints:
     """Write a world: `walks.csv`, `titles.csv`, and what is known of it in `world.json`.
 
-    Args:
-        folder: where it goes.
-        num_users: each starts a minute after the one before.
-        num_items: a half of them is on the cycle, or all without `text_share`.
-        length: steps of each user; all ratings are 4.
-        seed: of everything random.
-        noise: probability that a step shows a random item.
-        text_share: share of users who walk sagas, evenly spread.
-        zipf: exponent of the popularity of random items.
+    Each user starts a minute after the one before, takes `length` steps and rates all items 4. With
+    `text_share`, evenly spread users walk sagas, and a half of the items is on the cycle, else all.
+    `noise` is the probability that a step shows a random item, `zipf` the exponent of their
+    popularity.
 
     Returns:
         The cycle: item ids, each followed by the next one in a walk, the last by the first.
@@ -77,9 +72,8 @@ def write_world(
     on_cycle = num_items // 2 // parts * parts if text_share else num_items
     num_sagas = (num_items - on_cycle) // parts
     words = product(("", *_NOUNS.split()), _ADJECTIVES.split(), _NOUNS.split())
-    names = [
-        f"{one} {two} {more}".strip() for more, one, two in islice(words, -(-num_items // parts))
-    ]
+    chosen = islice(words, -(-num_items // parts))
+    names = [f"{one} {two} {more}".strip() for more, one, two in chosen]
     least = 3 * parts if text_share else 1
     if num_items < least or len(names) * parts < num_items:
         raise ConfigError(f"num_items is {num_items}; choose {least} to {26 * _NUM_NAMES * parts}")
@@ -87,10 +81,7 @@ def write_world(
     rng.shuffle(names)
     cycle: Ints = rng.permutation(on_cycle) + 1
     folder.mkdir(parents=True, exist_ok=True)
-    titles = [f"{name} {part}" for name in names for part in range(1, parts + 1)]
-    lines = enumerate(titles[:num_items] if parts > 1 else names, start=1)
-    text = "".join(f"{item},{title}\n" for item, title in [("item", "title"), *lines])
-    (folder / "titles.csv").write_text(text, encoding="ascii", newline="\n")
+    _write_titles(folder / "titles.csv", names, parts, num_items)
     popularity_I = rng.permutation(np.arange(1, num_items + 1) ** -zipf).cumsum()
     with (folder / "walks.csv").open("wb") as file:
         file.write(b"user,item,rating,time\n")
@@ -129,6 +120,13 @@ def best_scores(num_items: int, length: int, noise: float, text_share: float) ->
         "titles": text_share * told + (1 - text_share) * guess,
         "chance": guess,
     }
+
+
+def _write_titles(path: Path, names: list[str], parts: int, num_items: int) -> None:
+    numbered = [f"{name} {part}" for name in names for part in range(1, parts + 1)]
+    lines = enumerate(numbered[:num_items] if parts > 1 else names, start=1)
+    text = "".join(f"{item},{title}\n" for item, title in [("item", "title"), *lines])
+    path.write_text(text, encoding="ascii", newline="\n")
 
 
 def _sagas(
