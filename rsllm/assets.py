@@ -53,12 +53,8 @@ def cache_root() -> Path:
 def fetch(name: str, *, cache: Path | None = None, sources: Sequence[Source] = ()) -> Path:
     """The folder of an asset, downloaded and verified if the cache does not hold it yet.
 
-    A folder that is there already is checked by the sizes of its files only.
-
-    Args:
-        name: a key of `ASSETS`.
-        cache: the folder that holds the assets; `cache_root()` by default.
-        sources: where to get it instead of the asset's own sources.
+    A folder that is there already is checked by the sizes of its files only. `cache` holds the
+    assets, `cache_root()` by default; `sources` are tried instead of the asset's own.
 
     Raises:
         ConfigError: no such asset, or a cache that cannot be written.

@@ -64,15 +64,10 @@ class _Local:
 
 
 def convert(raw: Path, domain: str, folder: Path) -> None:
-    """Write the sequences and the titles as `rsllm.data.sources.llara` describes them.
+    """Write the sequences and titles of verified files as `sources/llara.toml` describes them.
 
-    Without the whole training file, half of the validation rows (by a hash) train instead, beside
-    the sampled training rows there are.
-
-    Args:
-        raw: folder with LLaRA's files and nothing else, their content verified.
-        domain: movielens, lastfm or steam.
-        folder: where the tables go.
+    `raw` holds them and nothing else. Without the whole training file, half of the validation rows
+    (by a hash) train instead, beside the sampled training rows there are.
 
     Raises:
         DataError: a file that holds something else than it should.

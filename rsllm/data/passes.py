@@ -154,11 +154,7 @@ def survey(job: Job, kept_I: Bools, span: tuple[int, int], group: int) -> Counts
 def write(job: Job, number_I: Ints, users: Users, group: int) -> Counts:
     """Write a group's events and training rows; hand its held-out rows on.
 
-    Args:
-        job: the preparation.
-        number_I: the final number of each item, or -1.
-        users: numbers and splits of all users.
-        group: which one.
+    `number_I` is the final number of each item, or -1.
     """
     found = _numbered(_read_events(job, group), number_I, users.number_U[group])
     recent_E = interactions.most_recent(found, job.config.max_history)

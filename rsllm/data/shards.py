@@ -61,7 +61,7 @@ def prepare(
     """The prepared folder of `config`, made unless the store has it.
 
     Args:
-        config: source, filters, windows, splits, candidate sets.
+        config: what to prepare, and how.
         store: where the folder is kept; all nodes must see it.
         fetch: gives the raw folder of a named data set.
         start_ray: called if there is something to make; by default Ray must be initialised.

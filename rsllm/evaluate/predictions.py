@@ -66,11 +66,8 @@ def export_candidates(data: PreparedData, split: Split, path: Path) -> Path:
 def read_predictions(path: Path, data: PreparedData, split: Split) -> NDArray[np.float64]:
     """The scores of a file, as `[D, R, C]`, for the split's rows in their order.
 
-    Args:
-        path: CSV, TSV or Parquet with the columns user_id, item_id (as in the raw data), score
-            (higher is better) and, where there are several draws, draw.
-        data: the data set that the candidate sets are of.
-        split: validation or test.
+    It is CSV, TSV or Parquet with the columns user_id, item_id (as in the raw data), score (higher
+    is better) and, where there are several draws, draw.
 
     Raises:
         ConfigError: another kind of file.
