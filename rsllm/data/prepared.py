@@ -55,9 +55,6 @@ class PreparedData:
         source_ids: what the raw data calls each item.
         catalogue: which items bear equal titles, and how often they train.
         facts: the manifest, and under "counts" what became of all rows.
-        config: the `DataConfig` it was made with, as plain data.
-        domain: what the items are.
-        num_draws: candidate sets of each held-out row.
     """
 
     path: Path
@@ -65,9 +62,6 @@ class PreparedData:
     source_ids: list[str]
     catalogue: Catalogue
     facts: dict[str, Any]
-    config: dict[str, Any]
-    domain: Domain
-    num_draws: int
 
     @classmethod
     def open(cls, path: Path) -> PreparedData:
@@ -78,19 +72,30 @@ class PreparedData:
             DataError: a file has another schema.
         """
         facts = {**manifest(path, verify=True), "counts": read_json(path / COUNTS)}
-        config, items = facts["inputs"]["config"], read_table(path / ITEMS, "items")
+        items = read_table(path / ITEMS, "items")
         representatives = np.flatnonzero(items["representative"].to_numpy()).astype(np.int32)
         keys_I, counts_I = items["title_key"].to_numpy(), items["count"].to_numpy()
-        return cls(
-            path,
-            items["title"].to_pylist(),
-            items["source_id"].to_pylist(),
-            Catalogue(keys_I, representatives, counts_I),
-            facts,
-            config,
-            facts["counts"]["domain"],
-            config["num_draws"],
-        )
+        catalogue = Catalogue(keys_I, representatives, counts_I)
+        titles, source_ids = items["title"].to_pylist(), items["source_id"].to_pylist()
+        return cls(path, titles, source_ids, catalogue, facts)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The `DataConfig` it was made with, as plain data."""
+        config: dict[str, Any] = self.facts["inputs"]["config"]
+        return config
+
+    @property
+    def domain(self) -> Domain:
+        """What the items are."""
+        domain: Domain = self.facts["counts"]["domain"]
+        return domain
+
+    @property
+    def num_draws(self) -> int:
+        """Candidate sets of each held-out row."""
+        draws: int = self.config["num_draws"]
+        return draws
 
     def user_ids(self) -> list[str]:
         """What the raw data calls each user."""
