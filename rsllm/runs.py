@@ -13,6 +13,7 @@ import json
 import os
 import platform
 import shutil
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -54,6 +55,22 @@ def read_json(path: Path) -> Any:
         raise CheckpointError(f"cannot read {path}: {error}") from error
 
 
+def require_writable(folder: Path, purpose: str, remedy: str) -> None:
+    """Create a folder and prove that it can be written.
+
+    Raises:
+        ConfigError: it cannot; the message ends in the remedy.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"{purpose} {folder} cannot be written ({error.strerror}); {remedy}"
+        ) from error
+
+
 @contextlib.contextmanager
 def commit_dir(final: Path, **facts: Any) -> Iterator[Path]:
     """Yield a staging folder that becomes `final`, with a manifest of its files and `facts`.
@@ -82,10 +99,8 @@ def seal(folder: Path, facts: Mapping[str, Any]) -> None:
     files = {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         _fsync(path)
-        files[path.relative_to(folder).as_posix()] = {
-            "bytes": path.stat().st_size,
-            "sha256": sha256(path),
-        }
+        name, size = path.relative_to(folder).as_posix(), path.stat().st_size
+        files[name] = {"bytes": size, "sha256": sha256(path)}
     write_json(folder / MANIFEST, {**facts, "files": files})
     _fsync(folder)
 
@@ -109,9 +124,8 @@ def manifest(folder: Path, *, verify: bool = False) -> dict[str, Any]:
         path = folder / name
         if not path.is_file():
             raise CheckpointError(f"{folder} is damaged: {name} is missing; delete it to rebuild")
-        if path.stat().st_size != expected["bytes"] or (
-            verify and sha256(path) != expected["sha256"]
-        ):
+        resized = path.stat().st_size != expected["bytes"]
+        if resized or (verify and sha256(path) != expected["sha256"]):
             raise CheckpointError(f"{folder} is damaged: {name} was altered; delete it to rebuild")
     return facts
 
@@ -142,16 +156,7 @@ class Store:
             ConfigError: the folder cannot be created or written.
         """
         path = Path(root).expanduser().absolute()
-        probe = path / f".probe-{uuid.uuid4().hex[:8]}"
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-            probe.write_text("probe")
-            probe.unlink()
-        except OSError as error:
-            raise ConfigError(
-                f"storage {path} cannot be written ({error.strerror});"
-                " choose another with --storage"
-            ) from error
+        require_writable(path, "storage", "choose another with --storage")
         return cls(path)
 
     def path(self, kind: str, inputs: Any) -> Path:

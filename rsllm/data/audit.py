@@ -132,13 +132,8 @@ def time_order(splits: dict[Split, Rows], protocol: str) -> Finding:
 def overlap(splits: dict[Split, Rows], protocol: str) -> Finding:
     """No row is in two splits; no user either, where users are split."""
     by_user = protocol in ("user", "given")
-    shared = 0
-    for first, second in itertools.combinations(splits.values(), 2):
-        one, other = (
-            rows.user_R.astype(np.int64) << 32 | (0 if by_user else rows.position_R)
-            for rows in (first, second)
-        )
-        shared += len(np.intersect1d(one, other))
+    keys = [r.user_R.astype(np.int64) << 32 | r.position_R * (not by_user) for r in splits.values()]
+    shared = sum(len(np.intersect1d(*pair)) for pair in itertools.combinations(keys, 2))
     what = "users" if by_user else "rows"
     beyond = 0
     if protocol == "leave-one-out":
@@ -156,12 +151,12 @@ def candidates(data: PreparedData, split: Split) -> Iterator[Finding]:
     draws = [data.rows(split, draw) for draw in range(data.num_draws)]
     sets = [rows.candidates_RC for rows in draws if rows.candidates_RC is not None]
     target_R, target_R1 = draws[0].target_R, draws[0].target_R[:, None]
+    past_RH = _keys(keys_I, draws[0].history_RH)
     broken = ambiguous = seen = 0
-    for rows, set_RC in zip(draws, sets, strict=True):
+    for set_RC in sets:
         broken += int(((set_RC == target_R1).sum(axis=1) != 1).sum())
         key_RC = np.sort(np.where(set_RC >= 0, keys_I[set_RC], -1 - np.arange(set_RC.shape[1])))
         ambiguous += int((np.diff(key_RC, axis=1) == 0).any(axis=1).sum())
-        past_RH = np.where(rows.history_RH >= 0, keys_I[rows.history_RH], NO_ITEM)
         negative_RC = np.where((set_RC < 0) | (set_RC == target_R1), NO_ITEM - 1, keys_I[set_RC])
         seen += int((negative_RC[:, :, None] == past_RH[:, None]).any(axis=(1, 2)).sum())
     evidence = (
@@ -178,10 +173,14 @@ def candidates(data: PreparedData, split: Split) -> Iterator[Finding]:
         yield Finding(f"{split} draws", verdict, f"{max(same):.1%} of sets equal in two draws")
 
 
+def _keys(keys_I: Ints, item_RX: Ints) -> Ints:
+    """The titles of items; padding stays."""
+    return np.where(item_RX >= 0, keys_I[item_RX], np.int32(NO_ITEM))
+
+
 def _places(sets: Sequence[Ints], target_R: Ints, name: str) -> Finding:
     places = np.concatenate([(set_RC == target_R[:, None]).argmax(axis=1) for set_RC in sets])
-    counts_C = np.bincount(places, minlength=sets[0].shape[1])
-    p = float(stats.chisquare(counts_C).pvalue)
+    p = float(stats.chisquare(np.bincount(places, minlength=sets[0].shape[1])).pvalue)
     evidence = f"the target's place is uniform with p = {p:.2g} (chi-square, n = {len(places):,})"
     return Finding(name, "leak" if p < CHANCE else "ok", evidence)
 
@@ -233,8 +232,8 @@ def own_history(splits: dict[Split, Rows], data: PreparedData) -> Finding:
     """How often the target, or another item of its title, stands in its own history."""
     rows, keys_I = splits["test"], data.catalogue.title_keys_I
     item_R = (rows.history_RH == rows.target_R[:, None]).any(axis=1)
-    key_RH = np.where(rows.history_RH >= 0, keys_I[rows.history_RH], NO_ITEM)
-    title_R = (key_RH == keys_I[rows.target_R][:, None]).any(axis=1) & ~item_R
+    same_RH = _keys(keys_I, rows.history_RH) == keys_I[rows.target_R][:, None]
+    title_R = same_RH.any(axis=1) & ~item_R
     evidence = (
         f"{item_R.mean():.1%} of test targets are in their history,"
         f" {title_R.mean():.1%} by another item of the same title (n = {len(rows):,})"
@@ -249,11 +248,9 @@ def order_artefact(events: Events) -> Finding:
     does a synthetic world without noise, whose users all walk one cycle.)
     """
     pairs = [_ordered_pairs(items) for items in _sequences(events)]
-    key_P, forward_P = (np.concatenate([pair[i] for pair in pairs]) for i in (0, 1))
-    order_P = key_P.argsort(kind="stable")
-    starts = np.flatnonzero(np.diff(key_P[order_P], prepend=-1))
-    seen = np.diff(starts, append=len(key_P))
-    forward = np.add.reduceat(forward_P[order_P].astype(np.int64), starts) if len(starts) else seen
+    key_P, forward_P = (np.concatenate(parts) for parts in zip(*pairs, strict=True))
+    _, pair_P, seen = np.unique(key_P, return_inverse=True, return_counts=True)
+    forward = np.bincount(pair_P, forward_P)
     often = seen >= MIN_SEEN
     if not often.any():
         return Finding("order artefact", "ok", f"no pair of items is shared by {MIN_SEEN} users")
@@ -273,8 +270,7 @@ def _sequences(events: Events) -> list[Ints]:
     starts = np.maximum(starts, ends - MAX_EVENTS)
     every = 1 + int(((ends - starts) ** 2 // 2).sum()) // MAX_ORDERED
     chosen = zip(starts[::every], ends[::every], strict=True)
-    found = [events.item_E[start:end] for start, end in chosen]
-    return [items[np.sort(np.unique(items, return_index=True)[1])] for items in found]
+    return [pd.unique(events.item_E[start:end]) for start, end in chosen]
 
 
 def _ordered_pairs(items: Ints) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:

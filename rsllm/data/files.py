@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
-from typing import IO, Any, Literal
+from pathlib import PurePosixPath
+from typing import IO, Any
 
 import fsspec
+from fsspec.utils import infer_compression
 
 from rsllm.config import TimeUnit
-
-COMPRESSED = {".gz": "gzip", ".bz2": "bz2", ".xz": "xz", ".zst": "zstd"}
-
-Format = Literal["delimited", "json", "parquet"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +34,7 @@ class Table:
     files: str
     columns: Mapping[str, str]
     separator: str = ""
-    header: tuple[str, ...] = ()
+    header: Sequence[str] = ()
     quoting: bool = False
     encoding: str = "utf-8"
     time_unit: TimeUnit = "seconds"
@@ -54,24 +52,20 @@ class File:
 
     @property
     def compression(self) -> str | None:
-        """How it is compressed, by its suffix."""
-        return next((c for suffix, c in COMPRESSED.items() if self.name.endswith(suffix)), None)
+        """How it is compressed, by its last suffix."""
+        found: str | None = infer_compression(self.name)
+        return found
 
     @property
-    def format(self) -> Format:
-        """Told by the suffix."""
-        stem = self.name
-        for suffix in COMPRESSED:
-            stem = stem.removesuffix(suffix)
-        if stem.endswith(".parquet"):
-            return "parquet"
-        return "json" if stem.endswith((".json", ".jsonl", ".ndjson")) else "delimited"
+    def suffix(self) -> str:
+        """Tells the format; the compression's own aside."""
+        path = PurePosixPath(self.name)
+        return path.with_suffix("").suffix if self.compression else path.suffix
 
     def open(self) -> IO[bytes]:
         """Its uncompressed bytes."""
-        stream: IO[bytes] = fsspec.core.OpenFile(
-            self.system, self.path, compression=self.compression
-        ).open()
+        file = fsspec.core.OpenFile(self.system, self.path, compression=self.compression)
+        stream: IO[bytes] = file.open()
         return stream
 
     def sha256(self) -> str:
@@ -90,12 +84,11 @@ class Chunk:
 
 
 def find_files(location: str, pattern: str) -> list[File]:
-    """The files of a folder or URI that match a pattern, or the one file that it names."""
+    """The files of a folder or URI, or the one file that it names, if they match a pattern."""
     system, root = fsspec.core.url_to_fs(location)
     if system.isfile(root):
-        return [File(system, root, root.rsplit("/", 1)[-1])]
-    if not system.exists(root):
-        return []
-    depth = None if pattern == "**" else 1
-    names = {path.removeprefix(root).lstrip("/"): path for path in system.find(root, depth)}
+        names = {root.rsplit("/", 1)[-1]: root}
+    else:
+        paths = system.find(root, None if pattern == "**" else 1) if system.exists(root) else []
+        names = {path.removeprefix(root).lstrip("/"): path for path in paths}
     return [File(system, names[name], name) for name in sorted(names) if fnmatch(name, pattern)]

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -19,14 +18,6 @@ TIME_BITS = np.uint64(33)
 TIME_BINS = 1 << 16
 
 
-@dataclass(frozen=True)
-class Users:
-    """The users of a group, by hash."""
-
-    ids: pa.Array
-    hash_U: UInt64s
-
-
 def group_of(users: pa.Array, seed: int, num_groups: int) -> NDArray[np.int64]:
     """The group that each interaction's user belongs to, the same wherever the line stands."""
     encoded = users.dictionary_encode()
@@ -37,14 +28,14 @@ def group_of(users: pa.Array, seed: int, num_groups: int) -> NDArray[np.int64]:
 
 def in_order(
     users: pa.Array, item_E: Ints, time_E: NDArray[np.int64], item_hash_I: UInt64s, seed: int
-) -> tuple[Users, Events, NDArray[np.int64]]:
+) -> tuple[pa.Array, UInt64s, Events, NDArray[np.int64]]:
     """Number a group's users by hash and order the events of each by time.
 
     What happened at the same time is ordered by a hash of user and item, so that neither the
     order of the lines nor the item's number decides.
 
     Returns:
-        The users, the events, and the line that each event comes from.
+        The users' ids and hashes, the events, and the line that each event comes from.
     """
     encoded = users.dictionary_encode()
     hash_U = hash_strings(encoded.dictionary.to_pandas(), seed)
@@ -61,12 +52,12 @@ def in_order(
     tie = mix64(hash_U[user_E[lines]] + mix64(item_hash_I[item_E[lines]]))
     line_E[tied] = lines[np.lexsort((item_E[lines], tie, key_E[lines]))]
     events = Events(user_E[line_E], item_E[line_E], time_E[line_E])
-    return Users(encoded.dictionary.take(pa.array(by_hash_U)), hash_U), events, line_E
+    return encoded.dictionary.take(pa.array(by_hash_U)), hash_U, events, line_E
 
 
-def select(events: Events, mask_E: Bools) -> Events:
-    """The events where the mask is true."""
-    return Events(events.user_E[mask_E], events.item_E[mask_E], events.time_E[mask_E])
+def select(events: Events, part: Bools | slice) -> Events:
+    """The events where a mask is true, or of a slice."""
+    return Events(events.user_E[part], events.item_E[part], events.time_E[part])
 
 
 def distinct(events: Events, policy: Duplicates) -> Bools:

@@ -12,52 +12,26 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 from pyarrow import feather
 
 from rsllm.config import DataConfig
-from rsllm.data import prepared
+from rsllm.data import interactions, prepared, sequences
 from rsllm.data.files import Chunk
 from rsllm.data.hashing import UInt64s
-from rsllm.data.interactions import (
-    TIME_BINS,
-    core,
-    distinct,
-    group_of,
-    in_order,
-    most_recent,
-    select,
-    time_bins,
-)
+from rsllm.data.interactions import select
 from rsllm.data.raw import read_interactions, titles_beside
-from rsllm.data.sequences import (
-    SPLITS,
-    Bools,
-    Catalogue,
-    Events,
-    Ints,
-    Rows,
-    Split,
-    draw_candidates,
-    leave_one_out_targets,
-    row_keys,
-    time_targets,
-    user_targets,
-    windows,
-)
+from rsllm.data.sequences import SPLITS, Bools, Catalogue, Events, Ints, Split
 from rsllm.data.sources import RawData
 from rsllm.errors import DataError
 
 EVENTS_AT_ONCE = 1 << 18
 ROWS_AT_ONCE = 1 << 16
-Counts = Mapping[str, int]
-Codes = NDArray[np.int8]
+Counts = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -88,138 +62,102 @@ class Users:
 
 def read(job: Job, item_ids: pa.Array, task: tuple[int, Chunk]) -> Counts:
     """Deal the clean interactions of a chunk out to the groups; list the rejected lines."""
-    number, chunk = task
-    config, rejects = job.config, []
-    counts: dict[str, int] = {"lines": 0, "used": 0, "rejected": 0, "below_min_rating": 0}
-    times = np.array([], np.int64)
+    (number, chunk), config, source = task, job.config, job.data.source.interactions
+    split = {"split": pa.int8()} if "split" in source.columns else {}
+    schema = pa.schema({"user": pa.string(), "item": pa.int32(), "time": pa.int64()} | split)
+    counts = Counter[str]()
+    rejects: list[tuple[int, str]] = []
+    times: list[int] = []
     with ExitStack() as stack:
-        writers: dict[int, Any] = {}
-        for part in read_interactions(chunk, job.data.source.interactions, item_ids):
+        files = [_dealt(job, group) / f"{number}.arrow" for group in range(config.num_shards)]
+        writers = [stack.enter_context(pa.ipc.new_file(file, schema)) for file in files]
+        for part in read_interactions(chunk, source, item_ids):
             rejects += [(reject.line, reject.reason) for reject in part.rejects]
-            counts["lines"] += part.num_lines
-            counts["used"] += len(part.table)
+            counts.update(lines=part.num_lines, used=len(part.table), rejected=len(part.rejects))
             table = part.table
             if "rating" in table.column_names:
-                rated = table.filter(pa.compute.field("rating") >= config.min_rating)
-                counts["below_min_rating"] += len(table) - len(rated)
-                table = rated.drop_columns("rating")
+                table = table.filter(pa.compute.field("rating") >= config.min_rating)
+                counts["below_min_rating"] += len(part.table) - len(table)
+            users = table["user"].combine_chunks()
+            group_E = interactions.group_of(users, config.seed, config.num_shards)
+            dealt = table.select(schema.names).take(group_E.argsort(kind="stable"))
+            bounds = np.bincount(group_E, minlength=config.num_shards).cumsum()
+            for writer, stop, size in zip(writers, bounds, np.diff(bounds, prepend=0), strict=True):
+                writer.write_table(dealt.slice(stop - size, size))
             if len(table):
-                time_E = table["time"].to_numpy()
-                times = np.array([*times, time_E.min(), time_E.max()])
-                _deal(job, table, number, writers, stack)
-    counts["rejected"] = len(rejects)
-    columns = {"line": [line for line, _ in rejects], "reason": [reason for _, reason in rejects]}
-    types = pa.schema([("line", pa.int64()), ("reason", pa.string())])
-    feather.write_feather(pa.table(columns, types), job.scratch / f"rejects-{number}")
-    span = {"earliest": int(times.min(initial=2**62)), "latest": int(times.max(initial=0))}
-    return counts | span
+                times += pa.compute.min_max(table["time"]).as_py().values()
+    return {"lines": 0, **counts, "rejects": rejects, "times": times}
 
 
-def _deal(
-    job: Job, table: pa.Table, number: int, writers: dict[int, Any], stack: ExitStack
-) -> None:
-    users = table["user"].combine_chunks()
-    group_E = group_of(users, job.config.seed, job.config.num_shards)
-    order_E = group_E.argsort(kind="stable")
-    dealt = table.take(order_E)
-    bounds = np.searchsorted(group_E[order_E], np.arange(job.config.num_shards + 1))
-    for group, (start, stop) in enumerate(pairwise(bounds)):
-        if start == stop:
-            continue
-        if group not in writers:
-            path = job.scratch / f"dealt-{group}" / f"{number}.arrow"
-            path.parent.mkdir(exist_ok=True)
-            writers[group] = stack.enter_context(pa.ipc.new_file(path, dealt.schema))
-        writers[group].write_table(dealt.slice(start, stop - start))
+def _dealt(job: Job, group: int) -> Path:
+    folder = job.scratch / f"dealt-{group}"
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 def order(job: Job, item_hash_I: UInt64s, group: int) -> Counts:
     """Order a group's events by user and time, and drop its duplicates."""
-    files = sorted((job.scratch / f"dealt-{group}").glob("*.arrow"))
-    if not files:
-        return {"duplicates": 0}
-    table = pa.concat_tables([pa.ipc.open_file(pa.memory_map(str(f))).read_all() for f in files])
+    files = sorted(_dealt(job, group).glob("*.arrow"))
+    parts = [pa.ipc.open_file(pa.memory_map(str(file))).read_all() for file in files]
+    table = pa.concat_tables(parts)
     item_E, time_E = table["item"].to_numpy(), table["time"].to_numpy()
-    users, events, line_E = in_order(
+    ids, hash_U, events, line_E = interactions.in_order(
         table["user"].combine_chunks(), item_E, time_E, item_hash_I, job.config.seed
     )
-    split_U = np.zeros(len(users.ids), np.int8)
+    split_U = np.zeros(len(ids), np.int8)
     if "split" in table.column_names:
-        split_U = _user_splits(users.ids, events, table["split"].to_numpy()[line_E])
-    kept_E = distinct(events, job.config.duplicates)
-    _write_events(job.scratch / f"events-{group}", select(events, kept_E))
-    facts = {"id": users.ids, "hash": users.hash_U, "split": split_U}
+        split_E = table["split"].to_numpy()[line_E]
+        split_U[events.user_E] = split_E
+        other_E = split_U[events.user_E] != split_E
+        if other_E.any():
+            user = ids[int(events.user_E[other_E][0])].as_py()
+            raise DataError(
+                f"user {user!r} is in several splits; data.table.split names one per user"
+            )
+    kept_E = interactions.distinct(events, job.config.duplicates)
+    table = pa.table(vars(select(events, kept_E)))
+    feather.write_feather(table, job.scratch / f"events-{group}", compression="lz4")
+    facts = {"id": ids, "hash": hash_U, "split": split_U}
     feather.write_feather(pa.table(facts), job.scratch / f"users-{group}")
     return {"duplicates": int((~kept_E).sum())}
 
 
-def _user_splits(ids: pa.Array, events: Events, split_E: Codes) -> Codes:
-    split_U = np.zeros(len(ids), np.int8)
-    split_U[events.user_E] = split_E
-    other = np.flatnonzero(split_U[events.user_E] != split_E)
-    if other.size:
-        user = ids[int(events.user_E[other[0]])].as_py()
-        raise DataError(f"user {user!r} is in several splits; data.table.split names one per user")
-    return split_U
-
-
 def read_titles(job: Job, task: tuple[int, Chunk]) -> Counts:
     """How often the interactions of a chunk give an item which title."""
-    number, chunk = task
-    found = titles_beside(chunk, job.data.source.interactions)
-    columns = {"pair": [list(pair) for pair in found], "count": list(found.values())}
-    types = pa.schema([("pair", pa.list_(pa.string())), ("count", pa.int64())])
-    feather.write_feather(pa.table(columns, types), job.scratch / f"titles-{number}")
-    return {"items": len(found)}
-
-
-def _write_events(path: Path, events: Events) -> None:
-    table = pa.table({"user": events.user_E, "item": events.item_E, "time": events.time_E})
-    feather.write_feather(table, path, compression="lz4")
+    found = titles_beside(task[1], job.data.source.interactions)
+    return {"titles": [(*pair, count) for pair, count in found.items()]}
 
 
 def _read_events(job: Job, group: int) -> Events:
-    path = job.scratch / f"events-{group}"
-    if not path.exists():
-        none = np.array([], np.int32)
-        return Events(none, none, none.astype(np.int64))
-    table = feather.read_table(path)
-    return Events(*(table[name].to_numpy() for name in ("user", "item", "time")))
+    table = feather.read_table(job.scratch / f"events-{group}")
+    return Events(*(column.to_numpy() for column in table.columns))
 
 
 def survey(job: Job, kept_I: Bools, span: tuple[int, int], group: int) -> Counts:
     """What remains of a group if only the kept items do."""
     events = _read_events(job, group)
-    events = select(events, core(events, kept_I, job.config.min_user_events))
-    num_users = _num_users(job, group)
+    events = select(events, interactions.core(events, kept_I, job.config.min_user_events))
+    num_users = len(feather.read_table(job.scratch / f"users-{group}", columns=["hash"]))
     starts_E = np.diff(events.user_E, prepend=-1) != 0
     first_U = np.full(num_users, -1, np.int64)
     first_U[events.user_E[starts_E]] = events.time_E[starts_E]
+    bins_E = interactions.time_bins(events.time_E, *span)
     np.savez(
         job.scratch / f"survey-{group}.npz",
         first_U=first_U,
         items_I=np.bincount(events.item_E, minlength=len(kept_I)),
-        bins=np.bincount(time_bins(events.time_E, *span), minlength=TIME_BINS),
+        bins=np.bincount(bins_E, minlength=interactions.TIME_BINS),
     )
     return {"events": len(events.user_E)}
-
-
-def _num_users(job: Job, group: int) -> int:
-    path = job.scratch / f"users-{group}"
-    return len(feather.read_table(path, columns=["hash"])) if path.exists() else 0
 
 
 def write(job: Job, number_I: Ints, users: Users, group: int) -> Counts:
     """Write a group's events and training rows; hand its held-out rows on.
 
-    Args:
-        job: the preparation.
-        number_I: the final number of each item, or -1.
-        users: numbers and splits of all users.
-        group: which one.
+    `number_I` is the final number of each item, or -1.
     """
     found = _numbered(_read_events(job, group), number_I, users.number_U[group])
-    recent_E = most_recent(found, job.config.max_history)
+    recent_E = interactions.most_recent(found, job.config.max_history)
     events = select(found, recent_E)
     split_E = _targets(events, users, job.config)
     counts = Counter[str](
@@ -227,32 +165,27 @@ def write(job: Job, number_I: Ints, users: Users, group: int) -> Counts:
         kept=len(events.user_E),
         history_only=int((split_E < 0).sum()),
     )
-    path = job.folder / "events" / f"part-{group:05d}.parquet"
-    prepared.write_table(path, "events", [events.user_E, events.item_E, events.time_E])
-    files = [job.folder / "train" / f"part-{group:05d}.parquet"]
+    name = f"part-{group:05d}.parquet"
+    prepared.write_table(job.folder / "events" / name, "events", [*vars(events).values()])
+    files = [job.folder / "train" / name]
     files += [job.scratch / f"{split}-{group}" for split in SPLITS[1:]]
     trained_I = np.zeros(int(number_I.max()) + 1, np.int64)
     with ExitStack() as stack:
         writers = [stack.enter_context(prepared.table_writer(file, "rows")) for file in files]
         for part in _user_slices(events.user_E):
-            rows = windows(_slice(events, part), job.config.window)
-            long_R = rows.length_R >= job.config.min_history
+            rows = sequences.windows(select(events, part), job.config.window)
+            long_R, split_R = rows.length_R >= job.config.min_history, split_E[part]
             for code, split in enumerate(SPLITS):
-                here_R = split_E[part] == code
-                kept = rows.take(here_R & long_R)
+                kept = rows.take((split_R == code) & long_R)
                 writers[code].write_table(prepared.to_table("rows", prepared.row_columns(kept)))
-                counts[f"{split}.seen"] += int(here_R.sum())
-                counts[f"{split}.short_history"] += int((here_R & ~long_R).sum())
-                if split == "train":
-                    counts["train.kept"] += len(kept)
-            trained_R = (split_E[part] == 0) & _of_users_with(rows.user_R, long_R)
+                counts[f"{split}.seen"] += int((split_R == code).sum())
+                counts[f"{split}.short_history"] += int(((split_R == code) & ~long_R).sum())
+                counts["train.kept"] += len(kept) if split == "train" else 0
+            # A user's first items train as histories, if the user has a row at all.
+            trained_R = (split_R == 0) & np.isin(rows.user_R, np.unique(rows.user_R[long_R]))
             trained_I += np.bincount(rows.target_R[trained_R], minlength=len(trained_I))
     np.save(job.scratch / f"trained-{group}.npy", trained_I)
     return counts
-
-
-def _slice(events: Events, part: slice) -> Events:
-    return Events(events.user_E[part], events.item_E[part], events.time_E[part])
 
 
 def _numbered(events: Events, number_I: Ints, number_U: Ints) -> Events:
@@ -265,10 +198,10 @@ def _numbered(events: Events, number_I: Ints, number_U: Ints) -> Events:
 
 def _targets(events: Events, users: Users, config: DataConfig) -> Ints:
     if config.split == "leave-one-out":
-        return leave_one_out_targets(events)
+        return sequences.leave_one_out_targets(events)
     if config.split == "time":
-        return time_targets(events, *users.cuts)
-    return user_targets(events, users.split_U)
+        return sequences.time_targets(events, *users.cuts)
+    return sequences.user_targets(events, users.split_U)
 
 
 def _user_slices(user_E: Ints) -> Iterator[slice]:
@@ -279,11 +212,6 @@ def _user_slices(user_E: Ints) -> Iterator[slice]:
         stop = int(np.searchsorted(user_E, user_E[last], "right"))
         yield slice(start, stop)
         start = stop
-
-
-def _of_users_with(user_R: Ints, mask_R: Bools) -> Bools:
-    """True on every row of a user of whom the mask holds a row."""
-    return np.isin(user_R, np.unique(user_R[mask_R]))
 
 
 def hold_out(job: Job, catalogue: Catalogue, split: Split) -> Counts:
@@ -302,18 +230,15 @@ def hold_out(job: Job, catalogue: Catalogue, split: Split) -> Counts:
         with prepared.table_writer(path, "candidates") as writer:
             for start in range(0, len(rows), ROWS_AT_ONCE):
                 some = rows.take(np.arange(start, min(start + ROWS_AT_ONCE, len(rows))))
-                columns = prepared.candidate_columns(some, _draw(some, split, draw, catalogue, job))
+                keys_R = sequences.row_keys(config.seed, split, some.user_R, some.position_R, draw)
+                sets_RC = sequences.draw_candidates(
+                    keys_R,
+                    some.history_RH,
+                    some.target_R,
+                    catalogue,
+                    config.num_candidates,
+                    config.candidates,
+                )
+                columns = prepared.candidate_columns(some, sets_RC)
                 writer.write_table(prepared.to_table("candidates", columns))
     return {f"{split}.cold_target": int(cold_R.sum()), f"{split}.kept": len(rows)}
-
-
-def _draw(rows: Rows, split: Split, draw: int, catalogue: Catalogue, job: Job) -> Ints:
-    keys_R = row_keys(job.config.seed, split, rows.user_R, rows.position_R, draw)
-    return draw_candidates(
-        keys_R,
-        rows.history_RH,
-        rows.target_R,
-        catalogue,
-        job.config.num_candidates,
-        job.config.candidates,
-    )

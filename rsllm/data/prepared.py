@@ -30,32 +30,18 @@ COUNTS = "counts.json"
 ITEMS = "items.parquet"
 USERS = "users.parquet"
 
-_LIST = pa.list_(pa.int32())
+_INT, _LONG, _TEXT, _LIST = pa.int32(), pa.int64(), pa.string(), pa.list_(pa.int32())
 _SCHEMAS = {
     "items": pa.schema(
-        [
-            ("item", pa.int32()),
-            ("source_id", pa.string()),
-            ("title", pa.string()),
-            ("title_key", pa.int32()),
-            ("representative", pa.bool_()),
-            ("count", pa.int64()),
-        ]
+        {"item": _INT, "source_id": _TEXT, "title": _TEXT}
+        | {"title_key": _INT, "representative": pa.bool_(), "count": _LONG}
     ),
-    "users": pa.schema([("user", pa.int32()), ("source_id", pa.string())]),
-    "events": pa.schema([("user", pa.int32()), ("item", pa.int32()), ("time", pa.int64())]),
+    "users": pa.schema({"user": _INT, "source_id": _TEXT}),
+    "events": pa.schema({"user": _INT, "item": _INT, "time": _LONG}),
     "rows": pa.schema(
-        [
-            ("user", pa.int32()),
-            ("position", pa.int32()),
-            ("history", _LIST),
-            ("target", pa.int32()),
-            ("time", pa.int64()),
-        ]
+        {"user": _INT, "position": _INT, "history": _LIST, "target": _INT, "time": _LONG}
     ),
-    "candidates": pa.schema(
-        [("user", pa.int32()), ("position", pa.int32()), ("candidates", _LIST)]
-    ),
+    "candidates": pa.schema({"user": _INT, "position": _INT, "candidates": _LIST}),
 }
 
 
@@ -88,9 +74,8 @@ class PreparedData:
         facts = {**manifest(path, verify=True), "counts": read_json(path / COUNTS)}
         items = read_table(path / ITEMS, "items")
         representatives = np.flatnonzero(items["representative"].to_numpy()).astype(np.int32)
-        catalogue = Catalogue(
-            items["title_key"].to_numpy(), representatives, items["count"].to_numpy()
-        )
+        keys_I, counts_I = items["title_key"].to_numpy(), items["count"].to_numpy()
+        catalogue = Catalogue(keys_I, representatives, counts_I)
         titles, source_ids = items["title"].to_pylist(), items["source_id"].to_pylist()
         return cls(path, titles, source_ids, catalogue, facts)
 
@@ -150,19 +135,10 @@ def write_items(
 ) -> None:
     """Write the item table."""
     number_I = np.arange(len(titles), dtype=np.int32)
+    keys_I, counts_I = catalogue.title_keys_I, catalogue.counts_I
     representative_I = np.isin(number_I, catalogue.representatives)
-    write_table(
-        path,
-        "items",
-        [
-            number_I,
-            source_ids,
-            titles,
-            catalogue.title_keys_I,
-            representative_I,
-            catalogue.counts_I,
-        ],
-    )
+    columns = [number_I, source_ids, titles, keys_I, representative_I, counts_I]
+    write_table(path, "items", columns)
 
 
 def row_columns(rows: Rows) -> list[Any]:
@@ -202,12 +178,12 @@ def read_table(path: Path, kind: str) -> pa.Table:
     """
     schema = _SCHEMAS[kind]
     with pq.ParquetFile(path, page_checksum_verification=True) as file:
-        found = file.schema_arrow
-        if not found.equals(schema):
-            drifted = [f.name for f in schema if f not in [*found]]
-            surplus = [f.name for f in found if f.name not in schema.names]
-            names = ", ".join(drifted + surplus)
-            raise DataError(f"{path} has another schema (column {names}); prepare the data again")
+        if not file.schema_arrow.equals(schema):
+            fields = [*schema, *file.schema_arrow]
+            names = dict.fromkeys(field.name for field in fields if fields.count(field) == 1)
+            raise DataError(
+                f"{path} has another schema (column {', '.join(names)}); prepare the data again"
+            )
         return file.read().combine_chunks()
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -18,14 +20,16 @@ from rsllm.config import TimeUnit
 from rsllm.data.files import Chunk, File, Table
 from rsllm.data.sequences import SPLITS, Bools
 from rsllm.data.tables import Piece, read, read_all
-from rsllm.data.titles import clean_title
 from rsllm.errors import DataError
 
 TEXT = "text"
 """Start of the roles of further texts of an item."""
 MAX_TIME = 2**32
 """Seconds since 1970 (year 2106); beyond it a time is in another unit."""
-_UNITS: dict[TimeUnit, float] = {"seconds": 1.0, "milliseconds": 1e3}
+_YEAR = re.compile(r"( ?\(([0-9]{4}|V|TV)\))+$")
+_ARTICLE = re.compile(r"(^|\()([^()]+), (The|An|A)(?= ?(?:[()]|$))")
+_PLACEHOLDERS = {"unknown", "unkonwn", ""}
+"""MovieLens-100K's item 267 has no title; GroupLens and RecBole spell that differently."""
 
 
 @dataclass(frozen=True, order=True)
@@ -49,9 +53,13 @@ class Items:
     other_titles: int = 0
     """Items whose interactions name several titles; the most frequent one is theirs."""
 
-    def index(self) -> pa.Array:
-        """The ids, in the order of their numbers."""
-        return pa.array(self.ids, pa.string())
+    @classmethod
+    def of(
+        cls, titles: Mapping[str, str], rejects: list[Reject], rows_read: int, other_titles: int = 0
+    ) -> Items:
+        """The items with the titles of their ids."""
+        ids = sorted(titles, key=lambda item: (len(item), item))
+        return cls(ids, [titles[item] for item in ids], rejects, rows_read, other_titles)
 
 
 @dataclass(frozen=True)
@@ -70,6 +78,27 @@ class Interactions:
     num_lines: int
 
 
+def clean_title(title: str, item: str) -> str:
+    """The title as prompts show it: one line, no year, article in front.
+
+    ``"Matrix, The (1999)"`` becomes ``"The Matrix"``; alternative titles in parentheses stay and
+    get the same treatment. A title that is empty or a placeholder becomes ``"item <id>"``.
+    """
+    visible = (" " if unicodedata.category(c) == "Cc" else c for c in title)
+    kept = "".join(c for c in visible if unicodedata.category(c) != "Cf")
+    line = " ".join(unicodedata.normalize("NFC", kept).split())
+    name = _ARTICLE.sub(r"\1\3 \2", _YEAR.sub("", line)).strip()
+    return f"item {item}" if name in _PLACEHOLDERS else name
+
+
+def titled(row: Mapping[str, str | bytes]) -> tuple[str, str]:
+    """A row's item id and its clean title, with the further texts in parentheses."""
+    text = {k: v.decode() if isinstance(v, bytes) else v for k, v in row.items()}
+    title = clean_title(text["title"], text["item"])
+    words = [clean_title(v, "") for k, v in text.items() if k.startswith(TEXT) and v.strip()]
+    return text["item"], f"{title} ({', '.join(words)})" if words else title
+
+
 def read_items(files: Sequence[File], table: Table) -> Items:
     """The titles of all items, one row each.
 
@@ -85,8 +114,25 @@ def read_items(files: Sequence[File], table: Table) -> Items:
         rows_read += len(piece.columns) + len(piece.broken)
     if not titles:
         raise DataError(f"{files[0].name} has no usable row; is it the right file?")
-    ids = sorted(titles, key=by_size)
-    return Items(ids, [titles[item] for item in ids], rejects, rows_read)
+    return Items.of(titles, rejects, rows_read)
+
+
+def _add_items(titles: dict[str, str], piece: Piece) -> dict[int, str]:
+    """Put the rows' titles into `titles`; the lines that are refused, and why."""
+    broken: dict[int, str] = {}
+    for line, row in zip(piece.lines, piece.columns.to_pylist(), strict=True):
+        try:
+            item, title = titled(row)
+        except UnicodeDecodeError as error:
+            broken[line] = f"undecodable text at byte {error.start} of a field"
+            continue
+        if not item or item in titles:
+            broken[line] = "repeated item" if item else "empty id"
+        if item and titles.setdefault(item, title) != title:
+            raise DataError(
+                f"item {item} has two titles, {titles[item]!r} and {title!r}; keep one of them"
+            )
+    return broken
 
 
 def titles_beside(chunk: Chunk, table: Table) -> Counter[tuple[str, str]]:
@@ -110,95 +156,43 @@ def settle_titles(counts: Mapping[tuple[str, str], int]) -> Items:
     for (item, title), count in counts.items():
         best[item] = min(best.get(item, (1, "")), (-count, title))
     best.pop("", None)
-    ids = sorted(best, key=by_size)
-    return Items(ids, [best[item][1] for item in ids], [], 0, len(counts) - len(ids))
-
-
-def by_size(item: str) -> tuple[int, str]:
-    """Orders ids: numbers by value, whatever the order of the file."""
-    return len(item), item
-
-
-def _add_items(titles: dict[str, str], piece: Piece) -> dict[int, str]:
-    """Put the rows' titles into `titles`; the lines that are refused, and why."""
-    broken: dict[int, str] = {}
-    for line, row in zip(piece.lines, piece.columns.to_pylist(), strict=True):
-        try:
-            item, title = titled(row)
-        except UnicodeDecodeError as error:
-            broken[line] = f"undecodable text at byte {error.start} of a field"
-            continue
-        if not item or item in titles:
-            broken[line] = "repeated item" if item else "empty id"
-        if titles.setdefault(item, title) != title:
-            raise DataError(
-                f"item {item} has two titles, {titles[item]!r} and {title!r}; keep one of them"
-            )
-    titles.pop("", None)
-    return broken
-
-
-def titled(row: Mapping[str, str | bytes]) -> tuple[str, str]:
-    """A row's item id and its clean title, with the further texts in parentheses."""
-    text = {k: v.decode() if isinstance(v, bytes) else v for k, v in row.items()}
-    title = clean_title(text["title"], text["item"])
-    words = [clean_title(v, "") for k, v in text.items() if k.startswith(TEXT) and v.strip()]
-    return text["item"], f"{title} ({', '.join(words)})" if words else title
+    titles = {item: title for item, (_, title) in best.items()}
+    return Items.of(titles, [], 0, len(counts) - len(titles))
 
 
 def read_interactions(chunk: Chunk, table: Table, item_ids: pa.Array) -> Iterator[Interactions]:
     """The interactions of a chunk with items of the catalogue, piece by piece."""
     for piece in read(chunk, table):
-        columns, checks = _decoded(piece)
+        bad: dict[str, Bools] = {"undecodable text": np.zeros(len(piece.columns), bool)}
+        columns = {}
+        for role in piece.columns.column_names:
+            columns[role], no_text_R = _text(piece.columns[role].combine_chunks())
+            bad["undecodable text"] |= no_text_R
         numbers = pc.index_in(columns["item"], value_set=item_ids)
-        checks.refuse(_empty(columns["user"]) | _empty(columns["item"]), "empty id")
+        bad["empty id"] = _empty(columns["user"]) | _empty(columns["item"])
         clean = {"user": columns["user"], "item": numbers}
         if "rating" in columns:
-            clean["rating"] = _ratings(columns["rating"], table.max_rating, checks)
-        clean["time"] = _times(columns["time"], table.time_unit, checks)
+            clean["rating"], bad["bad rating"] = _ratings(columns["rating"], table.max_rating)
+        clean["time"], bad["bad time"] = _times(columns["time"], table.time_unit)
         if "split" in columns:
-            clean["split"] = _splits(columns["split"], checks)
-        checks.refuse(np.asarray(numbers.is_null()), "unknown item")
-        rows = pa.table(clean).filter(pa.array(checks.good))
-        yield Interactions(rows, checks.rejects(piece, chunk.file), piece.num_lines)
+            codes = pc.index_in(columns["split"], value_set=pa.array(SPLITS))
+            clean["split"] = codes.cast(pa.int8())
+            bad["bad split"] = np.asarray(codes.is_null())
+        bad["unknown item"] = np.asarray(numbers.is_null())
+        bad_CR = np.stack(list(bad.values()))
+        bad_R, first_R, reasons = bad_CR.any(axis=0), bad_CR.argmax(axis=0), list(bad)
+        found = {piece.lines[i]: reasons[first_R[i]] for i in np.flatnonzero(bad_R)} | piece.broken
+        rejects = [Reject(chunk.file.name, line, found[line]) for line in sorted(found)]
+        yield Interactions(pa.table(clean).filter(pa.array(~bad_R)), rejects, piece.num_lines)
 
 
-class _Checks:
-    """The first reason to refuse each row."""
-
-    def __init__(self, size: int) -> None:
-        self.reason_R = np.zeros(size, np.int8)
-        self.reasons = [""]
-
-    def refuse(self, bad_R: Bools, reason: str) -> None:
-        self.reasons.append(reason)
-        self.reason_R[bad_R & (self.reason_R == 0)] = len(self.reasons) - 1
-
-    @property
-    def good(self) -> Bools:
-        good_R: Bools = self.reason_R == 0
-        return good_R
-
-    def rejects(self, piece: Piece, file: File) -> list[Reject]:
-        found = {piece.lines[i]: self.reasons[self.reason_R[i]] for i in np.flatnonzero(~self.good)}
-        found |= piece.broken
-        return [Reject(file.name, line, found[line]) for line in sorted(found)]
-
-
-def _decoded(piece: Piece) -> tuple[dict[str, pa.Array], _Checks]:
-    columns, checks = {}, _Checks(len(piece.columns))
-    for role in piece.columns.column_names:
-        column = piece.columns[role].combine_chunks()
-        try:
-            columns[role] = column.cast(pa.string())
-        except pa.ArrowInvalid:
-            texts = [value.decode(errors="replace") for value in column.to_pylist()]
-            columns[role] = pa.array(texts, pa.string())
-            good_R = columns[role].cast(pa.binary()).equals(column) or pc.equal(
-                columns[role].cast(pa.binary()), column
-            )
-            checks.refuse(~np.asarray(good_R), "undecodable text")
-    return columns, checks
+def _text(column: pa.Array) -> tuple[pa.Array, Bools]:
+    """A column as strings, and which of its values are no UTF-8."""
+    try:
+        return column.cast(pa.string()), np.zeros(len(column), bool)
+    except pa.ArrowInvalid:
+        texts = pa.array([value.decode(errors="replace") for value in column.to_pylist()])
+        return texts, np.asarray(pc.not_equal(texts.cast(pa.binary()), column))
 
 
 def _empty(column: pa.Array) -> Bools:
@@ -206,40 +200,31 @@ def _empty(column: pa.Array) -> Bools:
 
 
 def _numbers(column: pa.Array) -> tuple[NDArray[np.float64], Bools]:
-    """The values of a column, and which of them are finite numbers."""
+    """The values of a column, and which of them are no finite numbers."""
     try:
         values_R = np.asarray(column.cast(pa.float64()))
     except pa.ArrowInvalid:
         values_R = np.asarray(pd.to_numeric(column.to_pandas(), errors="coerce"), np.float64)
-    return values_R, np.isfinite(values_R)
+    return values_R, ~np.isfinite(values_R)
 
 
-def _ratings(column: pa.Array, highest: float, checks: _Checks) -> NDArray[np.float64]:
-    values_R, good_R = _numbers(column)
+def _ratings(column: pa.Array, highest: float) -> tuple[NDArray[np.float64], Bools]:
+    values_R, bad_R = _numbers(column)
     if np.isfinite(highest):
-        good_R = good_R & (values_R >= 0) & (values_R <= highest)
-    checks.refuse(~good_R, "bad rating")
-    return values_R
+        bad_R |= (values_R < 0) | (values_R > highest)
+    return values_R, bad_R
 
 
-def _times(column: pa.Array, unit: TimeUnit, checks: _Checks) -> NDArray[np.int64]:
+def _times(column: pa.Array, unit: TimeUnit) -> tuple[NDArray[np.int64], Bools]:
     if unit == "iso8601":
         stamps = pd.to_datetime(column.to_pandas(), errors="coerce", format="ISO8601", utc=True)
         seconds_R = stamps.to_numpy("datetime64[s]").astype(np.int64).astype(np.float64)
-        good_R = stamps.notna().to_numpy()
+        bad_R = stamps.isna().to_numpy()
     else:
-        seconds_R, good_R = _numbers(column)
-        seconds_R = seconds_R / _UNITS[unit]
-    good_R = good_R & (seconds_R >= 0) & (seconds_R <= MAX_TIME)
-    checks.refuse(~good_R, "bad time")
-    return np.where(good_R, seconds_R, 0).astype(np.int64)
-
-
-def _splits(column: pa.Array, checks: _Checks) -> NDArray[np.int8]:
-    codes = pc.fill_null(pc.index_in(column, value_set=pa.array(SPLITS)), -1)
-    split_R = np.asarray(codes).astype(np.int8)
-    checks.refuse(split_R < 0, "bad split")
-    return split_R
+        seconds_R, bad_R = _numbers(column)
+        seconds_R = seconds_R / (1e3 if unit == "milliseconds" else 1.0)
+    bad_R = bad_R | (seconds_R < 0) | (seconds_R > MAX_TIME)
+    return np.where(bad_R, 0, seconds_R).astype(np.int64), bad_R
 
 
 def check_rejects(rejects: Sequence[Reject], rows_read: int, allowed: int, listed: Path) -> None:

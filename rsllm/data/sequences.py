@@ -97,10 +97,8 @@ class Rows:
 
     def take(self, index: NDArray[np.integer] | NDArray[np.bool_] | slice) -> Rows:
         """The rows at `index` (or where a mask is true), in its order."""
-        taken: dict[str, Any] = {
-            name: None if array is None else array[index] for name, array in vars(self).items()
-        }
-        return Rows(**taken)
+        arrays: list[Any] = [None if a is None else a[index] for a in vars(self).values()]
+        return Rows(*arrays)
 
     def shuffled(self, seed: int) -> Rows:
         """The same rows, each history in a random order that depends on which row it is."""
@@ -124,12 +122,8 @@ def windows(events: Events, window: int) -> Rows:
     position_E = event_E - np.maximum.accumulate(np.where(is_first_E, event_E, 0))
     length_E = np.minimum(position_E, window)
     step_H = np.arange(window, dtype=np.int32)
-    source_EH = (event_E - length_E)[:, None] + step_H
-    history_EH = np.where(
-        step_H < length_E[:, None],
-        item_E[np.minimum(source_EH, max(len(item_E) - 1, 0))],
-        np.int32(NO_ITEM),
-    )
+    source_EH = np.minimum((event_E - length_E)[:, None] + step_H, max(len(item_E) - 1, 0))
+    history_EH = np.where(step_H < length_E[:, None], item_E[source_EH], np.int32(NO_ITEM))
     return Rows(user_E, position_E, history_EH, length_E, item_E, events.time_E)
 
 
@@ -182,12 +176,8 @@ def row_keys(
 ) -> UInt64s:
     """The random key of each row's candidates. It depends on which row it is, never on its target.
 
-    Args:
-        seed: of the data set (held-out rows) or of the stage (training rows).
-        split: splits draw independently of each other.
-        user_R: user numbers.
-        position_R: how many interactions of the user precede the target.
-        draw: number of the draw; for training rows the epoch.
+    `seed` is the data set's (held-out rows) or the stage's (training rows); splits and draws (for
+    training rows: epochs) are independent of each other.
     """
     key_R = mix64(np.array([seed * len(SPLITS) + SPLITS.index(split)], np.uint64))
     for part_R in (user_R, position_R, draw):
@@ -206,33 +196,25 @@ def draw_candidates(
     """Each row's target and its negatives, shuffled; no two bear the same title.
 
     Negatives are drawn without replacement from the catalogue's representatives, less the titles
-    of the target and of the history: uniformly, in proportion to `Catalogue.weights`, or all of
-    them. LLaRA (arXiv 2312.02445, its code) draws over item ids, so its sets can hold the
-    target's title twice.
-
-    Args:
-        keys_R: each row's key, see `row_keys`.
-        history_RH: item numbers, padded with -1.
-        target_R: item numbers.
-        catalogue: all items.
-        num_candidates: size C of a set; "full" sampling takes as many as there are.
-        sampling: how negatives are drawn.
+    of the target and of the history (padded with -1): uniformly, in proportion to
+    `Catalogue.weights`, or all of them. LLaRA (arXiv 2312.02445, its code) draws over item ids, so
+    its sets can hold the target's title twice.
 
     Returns:
-        Item numbers, int32 of shape (rows, C). Sets of "full" sampling may be shorter than the
-        longest one; they are padded with -1.
+        Item numbers, int32 of shape (rows, `num_candidates`). "full" sampling takes as many as
+        there are; shorter sets are padded with -1.
 
     Raises:
         DataError: too few distinct titles.
     """
     full = sampling == "full"
     size = len(catalogue.representatives) if full else num_candidates - 1
-    weights_T = catalogue.weights() if sampling == "popularity" else None
     step = max(1, CELLS_AT_ONCE // size) if full else ROWS_AT_ONCE
     chunks = [np.empty((0, size + 1), np.int32)]
     for start in range(0, len(keys_R), step):
         rows = slice(start, start + step)
-        pool = _Pool(keys_R[rows], history_RH[rows], target_R[rows], catalogue, weights_T)
+        seen_RX = np.column_stack([target_R[rows], history_RH[rows]])
+        pool = _Pool(keys_R[rows], seen_RX, catalogue, sampling)
         negatives_RN = pool.all() if full else pool.draw(size)
         chunks.append(_shuffled(keys_R[rows], target_R[rows], negatives_RN))
     candidates_RC = np.concatenate(chunks)
@@ -249,29 +231,23 @@ def _shuffled(keys_R: UInt64s, target_R: Ints, negatives_RN: Ints) -> Ints:
 
 
 class _Pool:
-    """What the negatives of some rows may be."""
+    """What the negatives of some rows may be: all titles but those of the target and history."""
 
     def __init__(
-        self,
-        keys_R: UInt64s,
-        history_RH: Ints,
-        target_R: Ints,
-        catalogue: Catalogue,
-        weights_T: NDArray[np.float64] | None,
+        self, keys_R: UInt64s, seen_RX: Ints, catalogue: Catalogue, sampling: Sampling
     ) -> None:
-        self.keys_R, self.weights_T = keys_R, weights_T
-        self.items_T, self.history = catalogue.representatives, history_RH.shape[1]
-        self.size = len(self.items_T)
-        title_keys_I = catalogue.title_keys_I
+        self.keys_R, self.items_T = keys_R, catalogue.representatives
+        self.weights_T = catalogue.weights() if sampling == "popularity" else None
+        self.size, title_keys_I = len(self.items_T), catalogue.title_keys_I
         # Title key -> place in T; `size` stands for titles that are no negatives, and for padding.
         place_of_key = np.full(int(title_keys_I.max()) + 2, self.size, np.int32)
         place_of_key[title_keys_I[self.items_T]] = np.arange(self.size, dtype=np.int32)
-        seen_RX = np.column_stack([target_R, history_RH])
         self.excluded_RX = place_of_key[np.where(seen_RX >= 0, title_keys_I[seen_RX], -1)]
 
     def draw(self, size: int) -> Ints:
         """Draw titles one after another, refusing excluded and repeated ones."""
-        num_draws = 2 * size + self.history + SPARE_DRAWS
+        history = self.excluded_RX.shape[1] - 1
+        num_draws = 2 * size + history + SPARE_DRAWS
         drawn_RJ = self._places(stream(self.keys_R, 0, num_draws))
         good_RJ = ~(_repeated(drawn_RJ) | _is_in(drawn_RJ, self.excluded_RX))
         number_RJ = good_RJ.cumsum(axis=1)
@@ -279,15 +255,14 @@ class _Pool:
         missing_R = number_RJ[:, -1] < size
         out_RN = np.empty((len(drawn_RJ), size), np.int32)
         out_RN[~missing_R] = drawn_RJ[~missing_R][good_RJ[~missing_R]].reshape(-1, size)
-        for rows in np.array_split(
-            np.flatnonzero(missing_R), 1 + missing_R.sum() * self.size // CELLS_AT_ONCE
-        ):
+        parts = 1 + missing_R.sum() * self.size // CELLS_AT_ONCE
+        for rows in np.array_split(np.flatnonzero(missing_R), parts):
             chosen_RJ = np.where(good_RJ[rows], drawn_RJ[rows], self.size)
             out_RN[rows] = self._race(rows, chosen_RJ, num_draws)[:, :size]
         if (out_RN == self.size).any():
             raise DataError(
                 f"{self.size} distinct titles are too few for sets of {size + 1} and a history of"
-                f" {self.history}; lower data.num_candidates or data.window"
+                f" {history}; lower data.num_candidates or data.window"
             )
         return self.items_T[out_RN]
 
@@ -317,10 +292,8 @@ class _Pool:
         np.put_along_axis(clock_RT, self.excluded_RX[rows], np.inf, axis=1)
         clock_RT[:, self.size] = np.inf
         order_RT = clock_RT.argsort(axis=1, kind="stable").astype(np.int32)
-        out: Ints = np.where(
-            np.isinf(np.take_along_axis(clock_RT, order_RT, axis=1)), np.int32(self.size), order_RT
-        )[:, : self.size]
-        return out
+        order_RT[np.isinf(np.take_along_axis(clock_RT, order_RT, axis=1))] = self.size
+        return order_RT[:, : self.size]
 
 
 def _repeated(drawn_RJ: Ints) -> Bools:

@@ -7,7 +7,8 @@
     hold out  each split: rows by user, candidate sets
 
 The shuffle by user between the first two goes through files: every pass is a map whose results
-are a few numbers per task, so neither the driver nor the object store ever holds interactions.
+are a few numbers, titles or rejected lines, so neither the driver nor the object store ever holds
+interactions.
 What is written depends neither on the order of the raw lines nor on the files and chunks they
 stand in.
 """
@@ -20,9 +21,8 @@ import json
 import logging
 import shutil
 import tempfile
-import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -31,10 +31,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from pyarrow import feather
+from tabulate import tabulate
+from tqdm import tqdm
 
 from rsllm.config import DataConfig
-from rsllm.data import accounts, passes, prepared, sources, synthetic
-from rsllm.data.files import Chunk
+from rsllm.data import passes, prepared, sources, synthetic
 from rsllm.data.hashing import hash_strings
 from rsllm.data.interactions import time_cut, user_numbers
 from rsllm.data.passes import Job, Users
@@ -47,6 +48,8 @@ from rsllm.settings import to_dict
 
 SYNTHETIC_WORLD = {"num_users": 120, "num_items": 60, "length": 16}
 PROGRESS_SECONDS = 5.0
+DROPPED = ("below_min_rating", "duplicates", "outside_core", "beyond_max_history")
+BY_ROW = ("seen", "short_history", "cold_target", "kept")
 
 
 def prepare(
@@ -58,7 +61,7 @@ def prepare(
     """The prepared folder of `config`, made unless the store has it.
 
     Args:
-        config: source, filters, windows, splits, candidate sets.
+        config: what to prepare, and how.
         store: where the folder is kept; all nodes must see it.
         fetch: gives the raw folder of a named data set.
         start_ray: called if there is something to make; by default Ray must be initialised.
@@ -116,13 +119,12 @@ def _run(job: Job, listed: Path) -> None:
     """All passes; `listed` takes the rejected lines."""
     _configure_ray_data()
     job.scratch.mkdir()
-    items, rejects, counts = _read(job)
+    items, rejects, span, counts = _read(job)
     rows_read = counts["used"] + counts["rejected"] + items.rows_read
     check_rejects(rejects, rows_read, job.config.max_rejected_rows, listed)
     groups = range(job.config.num_shards)
     order = partial(passes.order, job, hash_strings(items.ids, job.config.seed))
     counts.update(_total(_each("order", order, groups)))
-    span = (counts.pop("earliest"), counts.pop("latest"))
     kept_I = _core(job, len(items.ids), span, counts)
     users = _number_users(job, span)
     number_I = np.where(kept_I, kept_I.cumsum() - 1, -1).astype(np.int32)
@@ -133,41 +135,36 @@ def _run(job: Job, listed: Path) -> None:
     shutil.rmtree(job.scratch)
     if rejects:
         shutil.copy(listed, job.folder / "rejects.jsonl")
-    facts = accounts.facts(job, items, catalogue, users, counts)
+    facts = _account(job, items, catalogue, users, counts)
     write_json(job.folder / prepared.COUNTS, facts)
-    print(accounts.describe(facts), flush=True)
+    print(_describe(facts), flush=True)
 
 
-def _read(job: Job) -> tuple[Items, list[Reject], Counter[str]]:
-    """The catalogue, all rejected lines, and the interactions dealt out to the groups."""
+def _read(job: Job) -> tuple[Items, list[Reject], tuple[int, int], Counter[str]]:
+    """Deal out the interactions: the catalogue, rejected lines, first and last time, counts."""
     source = job.data.source
     tasks = list(enumerate(plan(job.data.interactions, source.interactions)))
     if not tasks:
         raise DataError(f"{job.data.interactions[0].name} has no usable row; is it the right file?")
-    titles = source.items
-    items = read_items(job.data.items, titles) if titles else _titles_beside(job, tasks)
+    if source.items:
+        items = read_items(job.data.items, source.items)
+    else:
+        titles = Counter[tuple[str, str]]()
+        for result in _each("titles", partial(passes.read_titles, job), tasks):
+            for item, title, count in result["titles"]:
+                titles[item, title] += count
+        items = settle_titles(titles)
     work = partial(passes.read, job, pa.array(items.ids, pa.string()))
-    results = _each("read", work, tasks)
-    rejects, lines_before = [*items.rejects], Counter[str]()
-    for (number, chunk), result in zip(tasks, results, strict=True):
+    rejects, counts, before = [*items.rejects], Counter[str](), Counter[str]()
+    times: list[int] = []
+    for (_, chunk), result in zip(tasks, _each("read", work, tasks), strict=True):
         name = chunk.file.name
-        for row in feather.read_table(job.scratch / f"rejects-{number}").to_pylist():
-            rejects.append(Reject(name, lines_before[name] + row["line"] + 1, row["reason"]))
-        lines_before[name] += result["lines"]
-    counts = _total(results)
-    counts["earliest"] = min(result["earliest"] for result in results)
-    counts["latest"] = max(result["latest"] for result in results)
-    return items, rejects, counts
-
-
-def _titles_beside(job: Job, tasks: Sequence[tuple[int, Chunk]]) -> Items:
-    _each("titles", partial(passes.read_titles, job), tasks)
-    found = Counter[tuple[str, str]]()
-    for number, _ in tasks:
-        for row in feather.read_table(job.scratch / f"titles-{number}").to_pylist():
-            item, title = row["pair"]
-            found[item, title] += row["count"]
-    return settle_titles(found)
+        for line, reason in result.pop("rejects"):
+            rejects.append(Reject(name, before[name] + line + 1, reason))
+        before[name] += result["lines"]
+        times += result.pop("times")
+        counts.update(result)
+    return items, rejects, (min(times, default=0), max(times, default=0)), counts
 
 
 def _core(job: Job, num_items: int, span: tuple[int, int], counts: Counter[str]) -> Bools:
@@ -200,8 +197,7 @@ def _survey(job: Job, group: int) -> Any:
 def _number_users(job: Job, span: tuple[int, int]) -> Users:
     """Number the users, write their table, and say what splits them."""
     config, groups = job.config, range(job.config.num_shards)
-    files = [job.scratch / f"users-{group}" for group in groups]
-    tables = [feather.read_table(file) for file in files if file.exists()]
+    tables = [feather.read_table(job.scratch / f"users-{group}") for group in groups]
     found = pa.concat_tables(tables).combine_chunks()
     surveys = [_survey(job, group) for group in groups]
     first_U = np.concatenate([survey["first_U"] for survey in surveys])
@@ -222,18 +218,16 @@ def _number_users(job: Job, span: tuple[int, int]) -> Users:
 
 
 def _write_items(job: Job, items: Items, kept_I: Bools) -> Catalogue:
-    kept = np.flatnonzero(kept_I)
+    config, kept = job.config, np.flatnonzero(kept_I)
     ids, titles = ([names[i] for i in kept] for names in (items.ids, items.titles))
-    counts_I = np.sum(
-        [np.load(job.scratch / f"trained-{g}.npy") for g in range(job.config.num_shards)], axis=0
-    )
-    catalogue = Catalogue.of(titles, counts_I, cold=job.config.cold_items == "text-only")
-    needed = job.config.window + job.config.num_candidates
-    if len(catalogue.representatives) < needed and job.config.candidates != "full":
+    files = [job.scratch / f"trained-{group}.npy" for group in range(config.num_shards)]
+    counts_I = np.sum([np.load(file) for file in files], axis=0)
+    catalogue = Catalogue.of(titles, counts_I, cold=config.cold_items == "text-only")
+    distinct, needed = len(catalogue.representatives), config.window + config.num_candidates
+    if distinct < needed and config.candidates != "full":
         raise DataError(
-            f"{len(catalogue.representatives)} distinct titles are too few for data.window ="
-            f" {job.config.window} and data.num_candidates = {job.config.num_candidates}, which"
-            f" need {needed}; lower them"
+            f"{distinct} distinct titles are too few for data.window = {config.window} and"
+            f" data.num_candidates = {config.num_candidates}, which need {needed}; lower them"
         )
     prepared.write_items(job.folder / prepared.ITEMS, ids, titles, catalogue)
     return catalogue
@@ -251,6 +245,52 @@ def _check_splits(counts: Counter[str], config: DataConfig) -> None:
             )
 
 
+def _account(
+    job: Job, items: Items, catalogue: Catalogue, users: Users, counts: Counter[str]
+) -> dict[str, Any]:
+    """The content of counts.json.
+
+    Nothing is lost: what is read is used or rejected, what is used is kept or dropped by a named
+    filter, and what is kept is a row's target or history only.
+    """
+    source = job.data.source
+    assert counts["used"] == counts["kept"] + sum(counts[name] for name in DROPPED)
+    assert counts["kept"] == counts["history_only"] + sum(counts[f"{s}.seen"] for s in SPLITS)
+    read = counts["used"] + counts["rejected"] + items.rows_read
+    rejected = counts["rejected"] + len(items.rejects)
+    dropped = {name: counts[name] for name in (*DROPPED, "kept", "history_only")}
+    return {
+        "source": source.name,
+        "domain": source.domain,
+        "family": source.family,
+        "raw": {"read": read, "used": read - rejected, "rejected": rejected},
+        "items": len(catalogue.title_keys_I),
+        "distinct_titles": int(catalogue.title_keys_I.max()) + 1,
+        "other_titles": items.other_titles,
+        "cold_items": int((catalogue.counts_I == 0).sum()),
+        "users": len(users.split_U),
+        "interactions": {"read": counts["used"], **dropped},
+        "cuts": list(users.cuts) if job.config.split == "time" else None,
+        "rows": {split: {name: counts[f"{split}.{name}"] for name in BY_ROW} for split in SPLITS},
+    }
+
+
+def _describe(facts: Mapping[str, Any]) -> str:
+    """The same as a table, without what is zero."""
+    parts = {"raw lines": facts["raw"], "interactions": facts["interactions"]}
+    parts |= {f"{split} rows": counts for split, counts in facts["rows"].items()}
+    names = ("users", "items", "distinct_titles", "cold_items")
+    parts[""] = {name: facts[name] for name in names}
+    rows = [
+        [
+            part,
+            ", ".join(f"{n:,} {w.replace('_', ' ')}" for w, n in counts.items() if n or not part),
+        ]
+        for part, counts in parts.items()
+    ]
+    return tabulate(rows, tablefmt="plain")
+
+
 def _configure_ray_data() -> None:
     from ray.data.context import DataContext
 
@@ -262,29 +302,23 @@ def _configure_ray_data() -> None:
 
 def _each(
     label: str, work: Callable[[Any], passes.Counts], tasks: Sequence[Any]
-) -> list[dict[str, int]]:
+) -> Iterator[dict[str, Any]]:
     """Run `work` on every task with Ray Data; the results in the order of the tasks."""
     import ray.data
 
     def attempt(row: dict[str, Any]) -> dict[str, str]:
         try:
-            return {"counts": json.dumps(work(tasks[row["id"]])), "error": ""}
+            return {"result": json.dumps(work(tasks[row["id"]])), "error": ""}
         except DataError as error:  # Ray would hand it on without its type
-            return {"counts": "{}", "error": str(error)}
+            return {"result": "", "error": str(error)}
 
     rows = ray.data.range(len(tasks), override_num_blocks=len(tasks)).map(attempt)
-    results, start = [], time.monotonic()
-    shown = start
-    for result in rows.iter_rows():
-        if result["error"]:
-            raise DataError(result["error"])
-        results.append(json.loads(result["counts"]))
-        now = time.monotonic()
-        if now - shown > PROGRESS_SECONDS:
-            shown, done = now, len(results)
-            left = (now - start) / done * (len(tasks) - done)
-            print(f"{label}: {done} of {len(tasks)} parts, {left:.0f} s left", flush=True)
-    return results
+    shown = {"total": len(tasks), "unit": " parts", "leave": False}
+    slow = {"delay": PROGRESS_SECONDS, "mininterval": PROGRESS_SECONDS}
+    for row in tqdm(rows.iter_rows(), label, **shown, **slow):
+        if row["error"]:
+            raise DataError(row["error"])
+        yield json.loads(row["result"])
 
 
 def _total(results: Iterable[dict[str, int]]) -> Counter[str]:

@@ -54,15 +54,10 @@ def write_world(
 ) -> Ints:
     """Write a world: `walks.csv`, `titles.csv`, and what is known of it in `world.json`.
 
-    Args:
-        folder: where it goes.
-        num_users: each starts a minute after the one before.
-        num_items: a half of them is on the cycle, or all without `text_share`.
-        length: steps of each user; all ratings are 4.
-        seed: of everything random.
-        noise: probability that a step shows a random item.
-        text_share: share of users who walk sagas, evenly spread.
-        zipf: exponent of the popularity of random items.
+    Each user starts a minute after the one before, takes `length` steps and rates all items 4. With
+    `text_share`, evenly spread users walk sagas, and a half of the items is on the cycle, else all.
+    `noise` is the probability that a step shows a random item, `zipf` the exponent of their
+    popularity.
 
     Returns:
         The cycle: item ids, each followed by the next one in a walk, the last by the first.
@@ -70,11 +65,15 @@ def write_world(
     Raises:
         ConfigError: a share outside [0, 1), or items that are too few or too many.
     """
-    _refuse_shares(noise=noise, text_share=text_share)
+    for name, share in (("noise", noise), ("text_share", text_share)):
+        if not 0 <= share < 1:
+            raise ConfigError(f"{name} is {share}; it must be in [0, 1)")
     parts = 2 * length if text_share else max(1, -(-num_items // _NUM_NAMES))
     on_cycle = num_items // 2 // parts * parts if text_share else num_items
     num_sagas = (num_items - on_cycle) // parts
-    names = list(islice(_names(), -(-num_items // parts)))
+    words = product(("", *_NOUNS.split()), _ADJECTIVES.split(), _NOUNS.split())
+    chosen = islice(words, -(-num_items // parts))
+    names = [f"{one} {two} {more}".strip() for more, one, two in chosen]
     least = 3 * parts if text_share else 1
     if num_items < least or len(names) * parts < num_items:
         raise ConfigError(f"num_items is {num_items}; choose {least} to {26 * _NUM_NAMES * parts}")
@@ -92,7 +91,8 @@ def write_world(
             item_US = cycle[(entry_U1 + np.arange(length)) % on_cycle]
             if text_share:
                 saga_US = _sagas(rng, user_U, num_users, num_sagas, length) + on_cycle + 1
-                item_US = np.where(_evenly(user_U, text_share)[:, None], saga_US, item_US)
+                before_U = np.floor(np.append(user_U, user_U[-1] + 1) * text_share + 1e-9)
+                item_US = np.where(np.diff(before_U)[:, None] > 0, saga_US, item_US)
             if noise:
                 item_US = _with_noise(rng, item_US, noise, popularity_I)
             _write_steps(file, user_U, item_US)
@@ -101,12 +101,6 @@ def write_world(
     shares = {"noise": noise, "text_share": text_share, "num_candidates": NUM_CANDIDATES}
     write_json(folder / "world.json", {**facts, **shares, "best_HR@1": best})
     return cycle
-
-
-def _refuse_shares(**shares: float) -> None:
-    for name, share in shares.items():
-        if not 0 <= share < 1:
-            raise ConfigError(f"{name} is {share}; it must be in [0, 1)")
 
 
 def best_scores(num_items: int, length: int, noise: float, text_share: float) -> dict[str, float]:
@@ -128,19 +122,11 @@ def best_scores(num_items: int, length: int, noise: float, text_share: float) ->
     }
 
 
-def _names() -> product[tuple[str, ...]]:
-    return product(("", *_NOUNS.split()), _ADJECTIVES.split(), _NOUNS.split())
-
-
-def _write_titles(path: Path, names: list[tuple[str, ...]], parts: int, num_items: int) -> None:
-    lines = ["item,title"]
-    for item in range(num_items):
-        words = " ".join(
-            word for word in (*names[item // parts][1:], names[item // parts][0]) if word
-        )
-        number = f" {item % parts + 1}" if parts > 1 else ""
-        lines.append(f"{item + 1},{words}{number}")
-    path.write_text("".join(f"{line}\n" for line in lines), encoding="ascii", newline="\n")
+def _write_titles(path: Path, names: list[str], parts: int, num_items: int) -> None:
+    numbered = [f"{name} {part}" for name in names for part in range(1, parts + 1)]
+    lines = enumerate(numbered[:num_items] if parts > 1 else names, start=1)
+    text = "".join(f"{item},{title}\n" for item, title in [("item", "title"), *lines])
+    path.write_text(text, encoding="ascii", newline="\n")
 
 
 def _sagas(
@@ -155,14 +141,6 @@ def _sagas(
     return (saga_U * 2 * length + entry_U)[:, None] + np.arange(length)
 
 
-def _evenly(user_U: Ints, share: float) -> NDArray[np.bool_]:
-    """True for `share` of the users, evenly spread."""
-    chosen_U: NDArray[np.bool_] = (
-        np.diff(np.floor(np.append(user_U, user_U[-1] + 1) * share + 1e-9)) > 0
-    )
-    return chosen_U
-
-
 def _with_noise(
     rng: np.random.Generator, item_US: Ints, noise: float, popularity_I: NDArray[np.float64]
 ) -> Ints:
@@ -175,12 +153,10 @@ def _with_noise(
 def _write_steps(file: IO[bytes], user_U: Ints, item_US: Ints) -> None:
     num_users, length = item_US.shape
     step_US = user_U[:, None] + np.arange(length)
-    table = pa.table(
-        {
-            "user": np.repeat(user_U + 1, length),
-            "item": item_US.ravel(),
-            "rating": np.full(num_users * length, _RATING),
-            "time": (_START + _MINUTE * step_US).ravel(),
-        }
-    )
-    pa_csv.write_csv(table, file, pa_csv.WriteOptions(include_header=False))
+    columns = {
+        "user": np.repeat(user_U + 1, length),
+        "item": item_US.ravel(),
+        "rating": np.full(num_users * length, _RATING),
+        "time": (_START + _MINUTE * step_US).ravel(),
+    }
+    pa_csv.write_csv(pa.table(columns), file, pa_csv.WriteOptions(include_header=False))

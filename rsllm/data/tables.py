@@ -11,7 +11,7 @@ import codecs
 import csv
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,7 +28,8 @@ PIECE_BYTES = 8 << 20
 ROWS_PER_PIECE = 1 << 18
 ONE_BYTE_ENCODINGS = {"utf-8", "latin-1", "ascii"}
 """Encodings in which a newline is one byte that stands for nothing else."""
-UNIT_SEPARATOR = b"\x1f"
+UNIT_SEPARATOR = "\x1f"
+JSON = {".json", ".jsonl", ".ndjson"}
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def plan(files: Sequence[File], table: Table) -> list[Chunk]:
 
 
 def _chunks(file: File, table: Table) -> list[Chunk]:
-    if file.format == "parquet":
+    if file.suffix == ".parquet":
         groups = _parquet(file).num_row_groups
         return [Chunk(file, group, group + 1) for group in range(groups)]
     if file.compression or table.encoding not in ONE_BYTE_ENCODINGS or _spans_lines(table):
@@ -95,9 +96,9 @@ def _parquet(file: File) -> pq.ParquetFile:
 
 def _schema(file: File, table: Table) -> dict[str, str]:
     """Names and types of the columns, all of the wanted ones among them."""
-    if file.format == "json":
+    if file.suffix in JSON:
         return {}
-    if file.format == "parquet":
+    if file.suffix == ".parquet":
         fields = _parquet(file).schema_arrow
         found = {name: str(fields.field(name).type) for name in fields.names}
         wanted = {name: found[name] for name in table.columns.values() if name in found}
@@ -120,8 +121,8 @@ def columns_of(file: File, table: Table) -> tuple[str, ...]:
         DataError: its first line is no text of the declared encoding.
     """
     if table.header:
-        return table.header
-    if file.format == "parquet":
+        return tuple(table.header)
+    if file.suffix == ".parquet":
         return tuple(_parquet(file).schema_arrow.names)
     with file.open() as stream:
         marked = stream.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
@@ -130,9 +131,9 @@ def columns_of(file: File, table: Table) -> tuple[str, ...]:
     encoding = "utf-8-sig" if table.encoding == "utf-8" else table.encoding
     with file.open() as stream, io.TextIOWrapper(stream, encoding, errors="replace") as text:
         line = text.readline().rstrip("\n")
-    if not table.quoting:
-        return tuple(line.split(table.separator))
-    return tuple(next(csv.reader([line], delimiter=table.separator), []))
+    if table.quoting:
+        return tuple(next(csv.reader([line], delimiter=table.separator), []))
+    return tuple(line.split(table.separator))
 
 
 def read_all(files: Sequence[File], table: Table) -> Iterator[tuple[File, int, Piece]]:
@@ -149,19 +150,18 @@ def read_all(files: Sequence[File], table: Table) -> Iterator[tuple[File, int, P
 
 def read(chunk: Chunk, table: Table) -> Iterator[Piece]:
     """The pieces of a chunk, in order."""
-    if chunk.file.format == "parquet":
+    if chunk.file.suffix == ".parquet":
         yield from _read_parquet(chunk, table)
         return
-    names = columns_of(chunk.file, table) if chunk.file.format == "delimited" else ()
-    first = 0
+    names = () if chunk.file.suffix in JSON else columns_of(chunk.file, table)
+    first, header = 0, int(chunk.start == 0 and bool(names) and not table.header)
     for piece in _pieces(chunk, table):
-        header = int(chunk.start == 0 and first == 0 and bool(names) and not table.header)
         if names:
             parsed = _delimited(piece, names, table, first, header)
         else:
             parsed = _json(piece, table, first)
         yield parsed
-        first += parsed.num_lines
+        first, header = first + parsed.num_lines, 0
 
 
 def _pieces(chunk: Chunk, table: Table) -> Iterator[bytes]:
@@ -179,18 +179,16 @@ def _pieces(chunk: Chunk, table: Table) -> Iterator[bytes]:
             if not piece.endswith(b"\n"):
                 piece += stream.readline()
             if table.encoding != "utf-8":
-                piece = _decoded(piece, table, chunk.file).encode()
+                piece = _utf_8(piece, table.encoding, chunk.file)
             yield piece.removeprefix(codecs.BOM_UTF8)
 
 
-def _decoded(piece: bytes, table: Table, file: File) -> str:
+def _utf_8(piece: bytes, encoding: str, file: File) -> bytes:
     try:
-        return piece.decode(
-            table.encoding, errors="replace" if table.encoding == "utf-8" else "strict"
-        )
+        return piece.decode(encoding).encode()
     except UnicodeDecodeError as error:
         raise DataError(
-            f"{file.name} is no {table.encoding} text at byte {error.start}; set its encoding"
+            f"{file.name} is no {encoding} text at byte {error.start}; set its encoding"
         ) from error
 
 
@@ -199,101 +197,79 @@ def _delimited(
 ) -> Piece:
     if table.quoting and b'"' in piece:
         return _quoted(piece, names, table, first, header)
-    separator = table.separator.encode()
+    separator = table.separator
     if len(separator) > 1:
-        piece, separator = piece.replace(separator, UNIT_SEPARATOR), UNIT_SEPARATOR
+        piece = piece.replace(separator.encode(), UNIT_SEPARATOR.encode())
+        separator = UNIT_SEPARATOR
     broken: dict[int, str] = {}
 
     def refuse(row: Any) -> str:
         broken[first + row.number - 1] = "wrong column count"
         return "skip"
 
-    rows = pa_csv.read_csv(
-        io.BytesIO(piece),
-        read_options=pa_csv.ReadOptions(
-            column_names=names,
-            skip_rows_after_names=header,
-            use_threads=False,
-            block_size=len(piece) + 1,
-        ),
-        parse_options=pa_csv.ParseOptions(
-            delimiter=separator.decode(),
-            quote_char=False,
-            ignore_empty_lines=False,
-            invalid_row_handler=refuse,
-        ),
-        convert_options=pa_csv.ConvertOptions(
-            column_types=dict.fromkeys(names, pa.binary()),
-            include_columns=list(table.columns.values()),
-            strings_can_be_null=False,
-            check_utf8=False,
-        ),
+    reading = pa_csv.ReadOptions(column_names=names, use_threads=False, block_size=len(piece) + 1)
+    reading.skip_rows_after_names = header
+    parsing = pa_csv.ParseOptions(
+        delimiter=separator, quote_char=False, ignore_empty_lines=False, invalid_row_handler=refuse
     )
+    converting = pa_csv.ConvertOptions(
+        check_utf8=False,
+        column_types=dict.fromkeys(names, pa.binary()),
+        include_columns=list(table.columns.values()),
+    )
+    rows = pa_csv.read_csv(io.BytesIO(piece), reading, parsing, converting)
     num_lines = header + len(rows) + len(broken)
-    lines = range(first + header, first + num_lines)
-    return Piece(
-        rows.rename_columns(list(table.columns)),
-        [line for line in lines if line not in broken] if broken else lines,
-        broken,
-        num_lines,
-    )
+    every = range(first + header, first + num_lines)
+    lines = [line for line in every if line not in broken] if broken else every
+    return Piece(rows.rename_columns(list(table.columns)), lines, broken, num_lines)
 
 
 def _quoted(piece: bytes, names: tuple[str, ...], table: Table, first: int, header: int) -> Piece:
     """The same with fields in double quotes; a line of its own each, but for texts of items."""
-    text = piece.decode(errors="surrogateescape")
-    lines, rows, broken = [], [], {}
-    places = [names.index(column) for column in table.columns.values()]
+    text, whole, broken = piece.decode(errors="surrogateescape"), {}, {}
     for line, fields in _records(text, table.separator, _spans_lines(table)):
-        if line < header:
-            continue
-        if len(fields) != len(names):
+        if line >= header and len(fields) == len(names):
+            whole[first + line] = fields
+        elif line >= header:
             broken[first + line] = "wrong column count"
-            continue
-        lines.append(first + line)
-        rows.append([fields[place].encode(errors="surrogateescape") for place in places])
-    columns = list(zip(*rows, strict=True)) or [()] * len(places)
-    data = [pa.array(column, pa.binary()) for column in columns]
+    data = {}
+    for role, place in ((role, names.index(column)) for role, column in table.columns.items()):
+        data[role] = [row[place].encode(errors="surrogateescape") for row in whole.values()]
     num_lines = text.count("\n") + (not text.endswith("\n"))
-    return Piece(pa.table(data, names=list(table.columns)), lines, broken, num_lines)
+    return Piece(_table(data, pa.binary()), list(whole), broken, num_lines)
+
+
+def _table(columns: Mapping[str, list[Any]], kind: pa.DataType) -> pa.Table:
+    return pa.table(columns, pa.schema(dict.fromkeys(columns, kind)))
 
 
 def _records(text: str, separator: str, spans_lines: bool) -> Iterator[tuple[int, list[str]]]:
     """Each record's line, from 0, and its fields; none where its quotes do not close."""
-    if spans_lines:
-        lines = io.StringIO(text, newline="")
-        reader, line = csv.reader(lines, delimiter=separator, strict=True), 0
-        try:
-            for fields in reader:
-                yield line, fields
-                line = reader.line_num
-        except csv.Error as error:
-            raise DataError(f"the record in line {line + 1} of the items: {error}") from error
+    if not spans_lines:
+        for line, record in enumerate(text.removesuffix("\n").split("\n")):
+            reader = csv.reader([record.rstrip("\r")], delimiter=separator, strict=True)
+            try:
+                yield line, next(reader, [])
+            except csv.Error:
+                yield line, []
         return
-    for line, record in enumerate(text.removesuffix("\n").split("\n")):
-        try:
-            yield (
-                line,
-                next(csv.reader([record.rstrip("\r")], delimiter=separator, strict=True), []),
-            )
-        except csv.Error:
-            yield line, []
+    reader, line = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True), 0
+    try:
+        for fields in reader:
+            yield line, fields
+            line = reader.line_num
+    except csv.Error as error:
+        raise DataError(f"the record in line {line + 1} of the items: {error}") from error
 
 
 def _json(piece: bytes, table: Table, first: int) -> Piece:
     """One object per line; the UCSD dumps write them as Python literals."""
     texts = piece.decode(errors="replace").removesuffix("\n").split("\n")
-    rows, lines, broken = [], [], {}
-    for line, text in enumerate(texts, start=first):
-        row = _object(text)
-        if row is None:
-            broken[line] = "no JSON object"
-            continue
-        lines.append(line)
-        rows.append([_text(row.get(column)) for column in table.columns.values()])
-    columns = list(zip(*rows, strict=True)) or [()] * len(table.columns)
-    data = [pa.array(column, pa.string()) for column in columns]
-    return Piece(pa.table(data, names=list(table.columns)), lines, broken, len(texts))
+    rows = dict(enumerate(map(_object, texts), start=first))
+    whole = {line: row for line, row in rows.items() if row is not None}
+    broken = dict.fromkeys(rows.keys() - whole.keys(), "no JSON object")
+    data = {r: [_text(row.get(c)) for row in whole.values()] for r, c in table.columns.items()}
+    return Piece(_table(data, pa.string()), list(whole), broken, len(texts))
 
 
 def _object(text: str) -> dict[str, Any] | None:

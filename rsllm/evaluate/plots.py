@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
-import matplotlib
+from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
@@ -15,25 +16,8 @@ from matplotlib.ticker import LogLocator
 Trial = Mapping[str, Any]
 
 INK = "#010203"  # stands for the page's text colour
+STYLE = Path(__file__).with_name("report.mplstyle")
 CHOSEN, OTHER, CHANCE = "#e0733d", "#4a8fd0", "#8a8f98"
-STYLE: dict[Any, Any] = {
-    "axes.edgecolor": INK,
-    "axes.grid": True,
-    "axes.labelcolor": INK,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "font.family": "sans-serif",
-    "font.size": 9,
-    "grid.alpha": 0.12,
-    "grid.color": INK,
-    "legend.frameon": False,
-    "svg.fonttype": "none",
-    "svg.hashsalt": "rsllm",
-    "text.color": INK,
-    "text.parse_math": False,
-    "xtick.color": INK,
-    "ytick.color": INK,
-}
 WIDE, SMALL = (5.4, 3.0), (2.6, 2.2)  # inches
 
 
@@ -45,14 +29,13 @@ def learning_curves(
     Returns:
         An `<svg>` element; "" if no trial has reported `metric`.
     """
-    curves = [(trial, _points(trial, metric)) for trial in trials]
-    if not any(points for _, points in curves):
+    curves = [(trial, points) for trial in trials if (points := _points(trial, metric))]
+    if not curves:
         return ""
-    with matplotlib.rc_context(STYLE):
+    with style.context(STYLE):
         figure, axes = _figure(WIDE)
         for trial, points in curves:
-            if points:
-                axes.plot(*zip(*points, strict=True), marker="o", **_look(trial, best))
+            axes.plot(*zip(*points, strict=True), marker="o", **_look(trial, best))
         if chance is not None:
             axes.axhline(chance, color=CHANCE, linestyle="--", linewidth=1, label="chance")
         axes.set(xlabel="training samples", ylabel=metric)
@@ -67,15 +50,12 @@ def tuned_values(trials: Sequence[Trial], parameter: str, metric: str, best: int
     Returns:
         An `<svg>` element; "" if no trial has both.
     """
-    shown = [
-        trial
-        for trial in trials
-        if trial["parameters"].get(parameter) is not None and trial.get(metric) is not None
-    ]
+    tuned = [trial for trial in trials if trial["parameters"].get(parameter) is not None]
+    shown = [trial for trial in tuned if trial.get(metric) is not None]
     if not shown:
         return ""
     values = _axis_values([trial["parameters"][parameter] for trial in shown])
-    with matplotlib.rc_context(STYLE):
+    with style.context(STYLE):
         figure, axes = _figure(SMALL)
         for trial, value in zip(shown, values, strict=True):
             look = _look(trial, best) | {"linestyle": "none", "markersize": 6, "label": None}
@@ -98,7 +78,7 @@ def forest(methods: Sequence[Mapping[str, Any]], metric: str, chance: float | No
     shown = [method for method in methods if method["metrics"].get(metric)]
     if not shown:
         return ""
-    with matplotlib.rc_context(STYLE):
+    with style.context(STYLE):
         figure, axes = _figure((WIDE[0], 0.8 + 0.3 * len(shown)))
         for row, method in enumerate(shown):
             mean = method["metrics"][metric]
@@ -114,11 +94,8 @@ def forest(methods: Sequence[Mapping[str, Any]], metric: str, chance: float | No
 
 
 def _points(trial: Trial, metric: str) -> list[tuple[float, float]]:
-    return [
-        (point["samples"], point[metric])
-        for point in trial["curve"]
-        if point.get(metric) is not None
-    ]
+    points = [(point["samples"], point.get(metric)) for point in trial["curve"]]
+    return [(samples, value) for samples, value in points if value is not None]
 
 
 def _look(trial: Trial, best: int | None) -> dict[str, Any]:
@@ -136,8 +113,7 @@ def _axis_values(values: Sequence[Any]) -> Sequence[Any]:
 
 
 def _spans_decades(values: Sequence[Any]) -> bool:
-    numeric = all(isinstance(value, int | float) and value > 0 for value in values)
-    return numeric and max(values) > 20 * min(values)
+    return not isinstance(values[0], str) and 0 < 20 * min(values) < max(values)
 
 
 def _short(text: str, width: int = 28) -> str:

@@ -38,39 +38,36 @@ def export_candidates(data: PreparedData, split: Split, path: Path) -> Path:
     A line per candidate, in CSV or Parquet by the suffix. Histories are item ids, oldest first
     (in CSV a JSON list). Which candidate is the target is not said.
     """
-    _separator(path)
-    users, items = np.array(data.user_ids()), np.array(data.source_ids)
-    parts = []
-    for draw, rows in enumerate(held_out(data, split)):
-        assert rows.candidates_RC is not None
-        row_N, place_N = np.nonzero(rows.candidates_RC != NO_ITEM)
-        item_N = rows.candidates_RC[row_N, place_N]
-        past_R = [items[rows.histories(i)].tolist() for i in range(len(rows))]
-        columns = {
-            "draw": np.full(len(row_N), draw),
-            "user_id": users[rows.user_R[row_N]],
-            "history": [past_R[row] for row in row_N],
-            "item_id": items[item_N],
-            "title": np.array(data.titles)[item_N],
-        }
-        parts.append(pd.DataFrame(columns))
-    table = pd.concat(parts)
+    separator = _separator(path)
+    draws, users, items = (
+        held_out(data, split),
+        np.array(data.user_ids()),
+        np.array(data.source_ids),
+    )
+    wanted, (draw_N, row_N, _) = _wanted(draws)
+    item_N = wanted.get_level_values(2)
+    past_R = [items[draws[0].histories(i)].tolist() for i in range(len(draws[0]))]
+    columns = {
+        "draw": draw_N,
+        "user_id": users[wanted.get_level_values(1)],
+        "history": [past_R[row] for row in row_N],
+        "item_id": items[item_N],
+        "title": np.array(data.titles)[item_N],
+    }
+    table = pd.DataFrame(columns)
     if path.suffix == ".parquet":
         table.to_parquet(path, index=False)
     else:
         table["history"] = table["history"].map(json.dumps)
-        table.to_csv(path, index=False, sep=_separator(path))
+        table.to_csv(path, index=False, sep=separator)
     return path
 
 
 def read_predictions(path: Path, data: PreparedData, split: Split) -> NDArray[np.float64]:
     """The scores of a file, as `[D, R, C]`, for the split's rows in their order.
 
-    Args:
-        path: CSV, TSV or Parquet with the columns user_id, item_id (as in the raw data), score
-            (higher is better) and, where there are several draws, draw.
-        data: the data set that the candidate sets are of.
-        split: validation or test.
+    It is CSV, TSV or Parquet with the columns user_id, item_id (as in the raw data), score (higher
+    is better) and, where there are several draws, draw.
 
     Raises:
         ConfigError: another kind of file.
@@ -113,31 +110,25 @@ def judge(path: Path, data: PreparedData, split: Split, store: Store) -> dict[st
     Evaluations of some rows of the split only are left out, which is printed.
     """
     print(f"opening the {split} split for {show(path.stem)}", flush=True)
-    draws = held_out(data, split)
-    vectors = {path.stem: per_user(read_predictions(path, data, split), draws)}
-    seconds: dict[str, float | None] = {path.stem: None}
-    for name, scores_DRC, spent in _stored(data, split, store):
+    draws, own = held_out(data, split), path.stem
+    vectors = {own: per_user(read_predictions(path, data, split), draws)}
+    methods: list[dict[str, Any]] = [{"name": own, "scorer": "file", "seconds": None}]
+    for name, scores_DRC, seconds in _stored(data, split, store):
         if scores_DRC.shape[1] != len(draws[0]):
             print(f"left out {show(name)}: scored on {scores_DRC.shape[1]} of {len(draws[0])} rows")
             continue
         label = name if name not in vectors else f"{name} ({len(vectors)})"
-        vectors[label], seconds[label] = per_user(scores_DRC, draws), spent
-    claims = [Claim(path.stem, other) for other in vectors if other != path.stem]
+        vectors[label] = per_user(scores_DRC, draws)
+        methods.append({"name": label, "scorer": "rsllm", "seconds": seconds})
+    for method in methods:
+        metrics = estimates(vectors[method["name"]])
+        method.update(n=len(draws[0]), metrics=metrics, generation=None)
+    claims = [Claim(own, other) for other in vectors if other != own]
     return {
         "split": split,
         "data": data.path.name,
         "draws": len(draws),
-        "methods": [
-            {
-                "name": name,
-                "scorer": "file" if name == path.stem else "rsllm",
-                "n": len(draws[0]),
-                "metrics": estimates(metrics),
-                "generation": None,
-                "seconds": seconds[name],
-            }
-            for name, metrics in vectors.items()
-        ],
+        "methods": methods,
         "pairs": pair_table(vectors, claims, METRICS),
     }
 

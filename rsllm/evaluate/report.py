@@ -7,13 +7,13 @@ stripped of control characters in the terminal.
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
 from tabulate import tabulate
 
 from rsllm.evaluate import plots
@@ -42,14 +42,6 @@ class Table:
     header: Sequence[str]
     rows: Sequence[Sequence[Any]]
     note: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Plot:
-    """An inline SVG with its caption."""
-
-    caption: str
-    svg: Markup
 
 
 def write_report(folder: Path, results: Results) -> None:
@@ -83,21 +75,25 @@ def _grid(table: Table) -> str:
 
 
 def _trials(results: Results) -> Table:
-    metric, split = results["search"]["metric"], results["search"]["split"]
-    parameters = _names(trial["parameters"] for trial in results["trials"])
-    ranked = sorted(results["trials"], key=lambda trial: _descending(trial.get(metric)))
-    measured = ["MRR", "HR@1"]
+    search, trials = results["search"], results["trials"]
+    parameters = _names(trial["parameters"] for trial in trials)
+    scores = ["MRR", "HR@1"]
+
+    def rank(trial: Mapping[str, Any]) -> float:
+        score = trial.get(search["metric"])
+        return math.inf if score is None else -score
+
     return Table(
-        title=f"Trials, ranked by {split} {metric}",
-        header=["trial", "state", *measured, *parameters, "samples", "seconds", "error"],
+        title=f"Trials, ranked by {search['split']} {search['metric']}",
+        header=["trial", "state", *scores, *parameters, "samples", "seconds", "error"],
         rows=[
             [trial["number"], trial["state"]]
-            + [trial.get(name) for name in measured]
+            + [trial.get(name) for name in scores]
             + [trial["parameters"].get(name) for name in parameters]
             + [trial["samples"], trial["seconds"], trial["error"]]
-            for trial in ranked
+            for trial in sorted(trials, key=rank)
         ],
-        note=f"The best trial was chosen on these {results['search']['n']} {split} users, so its"
+        note=f"The best trial was chosen on these {search['n']} {search['split']} users, so its"
         " score here flatters it; the methods' table is measured on other users.",
     )
 
@@ -105,21 +101,17 @@ def _trials(results: Results) -> Table:
 def _methods(results: Results, only: Sequence[str] = ()) -> Table:
     """Every metric of every method, or only some of them."""
     methods = results["methods"]
-    metrics = _names(method["metrics"] for method in methods)
-    generated = [
-        name for name in _names(method["generation"] or {} for method in methods) if name != "n"
-    ]
-    if only:
-        metrics, generated = ([n for n in names if n in only] for names in (metrics, generated))
+    generated = [method["generation"] or {} for method in methods]
+    measured = [method["metrics"] for method in methods]
+    names = [n for n in _names([*measured, *generated]) if n != "n" and (n in only or not only)]
     return Table(
         title=f"Methods on the {results.get('split', 'test')} users",
-        header=["method", "scorer", "n", *metrics, *generated, "seconds"],
+        header=["method", "scorer", "n", *names, "seconds"],
         rows=[
             [method["name"], method["scorer"], method["n"]]
-            + [method["metrics"].get(name) for name in metrics]
-            + [(method["generation"] or {}).get(name) for name in generated]
+            + [(answered | metrics).get(name) for name in names]
             + [method["seconds"]]
-            for method in methods
+            for method, metrics, answered in zip(methods, measured, generated, strict=True)
         ],
         note=METHODS_NOTE,
     )
@@ -148,10 +140,6 @@ def _recommender(results: Results) -> Table:
     )
 
 
-def _facts(title: str, values: Mapping[str, Any]) -> Table:
-    return Table(title, ("", ""), list(_flat(values)))
-
-
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
     for key, value in values.items():
         if isinstance(value, Mapping):
@@ -163,10 +151,6 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, An
 def _names(mappings: Iterable[Mapping[str, Any]]) -> list[str]:
     """Every key of the mappings once, in order of appearance."""
     return list(dict.fromkeys(name for mapping in mappings for name in mapping))
-
-
-def _descending(value: float | None) -> tuple[bool, float]:
-    return (value is None, -(value or 0.0))
 
 
 def _write_csv(path: Path, trials: Sequence[Mapping[str, Any]]) -> None:
@@ -189,36 +173,26 @@ def _inert(cell: Any) -> Any:
     return cell
 
 
-def _search_plots(results: Results) -> list[Plot]:
+def _search_plots(results: Results) -> dict[str, str]:
     trials, search = results["trials"], results["search"]
     metric, best = search["metric"], search["best"]
     chance = (search.get("chance") or {}).get(metric)
-    parameters = _names(trial["parameters"] for trial in trials)
-    return _drawn(
-        [
-            (
-                f"{search['split'].capitalize()} {metric} while training",
-                plots.learning_curves(trials, metric, best, chance),
-            ),
-            ("Training loss", plots.learning_curves(trials, "loss", best)),
-        ]
-        + [(name, plots.tuned_values(trials, name, metric, best)) for name in parameters]
-    )
+    trained = f"{search['split'].capitalize()} {metric} while training"
+    drawn = {trained: plots.learning_curves(trials, metric, best, chance)}
+    drawn["Training loss"] = plots.learning_curves(trials, "loss", best)
+    for name in _names(trial["parameters"] for trial in trials):
+        drawn[name] = plots.tuned_values(trials, name, metric, best)
+    return drawn
 
 
-def _method_plots(results: Results) -> list[Plot]:
+def _method_plots(results: Results) -> dict[str, str]:
     methods, chance = results["methods"], results["search"].get("chance") or {}
-    return _drawn(
-        (
-            f"Test {metric}, means with 95 % intervals",
-            plots.forest(methods, metric, chance.get(metric)),
+    return {
+        f"Test {metric}, means with 95 % intervals": plots.forest(
+            methods, metric, chance.get(metric)
         )
         for metric in PLOTTED
-    )
-
-
-def _drawn(pictures: Iterable[tuple[str, str]]) -> list[Plot]:
-    return [Plot(caption, Markup(svg)) for caption, svg in pictures if svg]
+    }
 
 
 def _html(results: Results) -> str:
@@ -230,11 +204,11 @@ def _html(results: Results) -> str:
         undefined=StrictUndefined,
     )
     environment.filters["show"] = show
-    best = [t for t in results["trials"] if t["number"] == results["search"]["best"]]
+    search = results["search"]
     return environment.get_template("report.html").render(
         results=results,
-        search=results["search"],
-        best=best[0] if best else None,
+        search=search,
+        best=next((t for t in results["trials"] if t["number"] == search["best"]), None),
         methods=_methods(results),
         pairs=_pairs(results),
         trials=_trials(results),
@@ -242,9 +216,7 @@ def _html(results: Results) -> str:
         method_plots=_method_plots(results),
         search_plots=_search_plots(results),
         setup=[
-            _facts("Budget", results["budget"]),
-            _facts("Data", results["data"]),
-            _facts("Experiment", results["experiment"]),
-            _facts("Provenance", results["provenance"]),
+            Table(part.capitalize(), ("", ""), list(_flat(results[part])))
+            for part in ("budget", "data", "experiment", "provenance")
         ],
     )

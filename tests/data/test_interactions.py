@@ -32,8 +32,8 @@ def _ordered(rows: Lines, seed: int = 0) -> tuple[list[str], list[tuple[str, int
     users = pa.array([f"u{user}" for user, _, _ in rows])
     items = np.array([item for _, item, _ in rows], np.int32)
     times = np.array([time for _, _, time in rows], np.int64)
-    found, events, line_E = in_order(users, items, times, hash_strings(list("abcdef"), 0), seed)
-    ids = found.ids.to_pylist()
+    found, _, events, line_E = in_order(users, items, times, hash_strings(list("abcdef"), 0), seed)
+    ids = found.to_pylist()
     assert [rows[line][1:] for line in line_E] == [
         (item, time) for item, time in zip(events.item_E, events.time_E, strict=True)
     ]

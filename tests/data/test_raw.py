@@ -316,8 +316,9 @@ def test_an_item_with_two_titles_is_an_error(tmp_path: Path) -> None:
 def test_beside_the_interactions_the_most_frequent_title_counts(tmp_path: Path) -> None:
     lines = ["user_id,item_id,timestamp,title", "u,7,5,B", "v,7,5,A", "w,7,5,A", "w,8,5,C"]
     write_lines(tmp_path / "log.csv", lines)
-    items = read(tmp_path)[0]
-    assert (items.ids, items.titles, items.other_titles) == (["7", "8"], ["A", "C"], 1)
+    for location in (tmp_path, tmp_path / "log.csv"):
+        items = read(location)[0]
+        assert (items.ids, items.titles, items.other_titles) == (["7", "8"], ["A", "C"], 1)
 
 
 def test_files_that_do_not_fit_are_named(tmp_path: Path) -> None:
