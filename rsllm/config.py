@@ -148,7 +148,7 @@ class MixedData:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RecommenderConfig:
-    """The traditional sequential recommender whose item table fills the slots."""
+    """The recommender whose item table fills the slots; by default SASRec's MovieLens preset."""
 
     model: Literal["gru4rec", "caser", "sasrec"] = "sasrec"
     items: Literal["id", "title"] = "id"
@@ -159,19 +159,19 @@ class RecommenderConfig:
     """Negatives per row under the two sampled losses."""
     width: int = 64
     """Width of item embeddings and hidden states."""
-    num_blocks: int = 2
+    num_blocks: int = 1
     """SASRec's blocks, GRU4Rec's layers; Caser has none."""
     num_heads: int = 1
     """SASRec's attention heads."""
     num_filters: int = 16
     """Caser's horizontal filters of each height."""
-    dropout: float = 0.3
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.0
+    dropout: float = 0.0551
+    learning_rate: float = 2.41e-3
+    weight_decay: float = 0.0184
     """Decoupled L2 (AdamW, arXiv 1711.05101)."""
     batch_size: int = 256
     """Training rows per optimizer step, over all workers."""
-    max_epochs: float = 10.0
+    max_epochs: float = 30.0
     patience: int = 3
     """Validations without a better score before training stops."""
     shuffle_history: bool = False

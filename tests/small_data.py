@@ -40,6 +40,7 @@ def small_data(
     num_train: int = 10,
     num_held_out: int = 6,
     num_draws: int = 1,
+    ordered: bool = False,
     **facts: str,
 ) -> PreparedData:
     """24 items, 23 titles; `num_train` users of six rows each, and one row per held-out user.
@@ -49,6 +50,7 @@ def small_data(
         num_train: training users.
         num_held_out: users of the validation split, and of the test split.
         num_draws: candidate sets per held-out row.
+        ordered: everybody watches in `planted_order`.
         facts: further entries of counts.json, such as another domain.
     """
     config = DataConfig(
@@ -59,7 +61,7 @@ def small_data(
         num_draws=num_draws,
         num_shards=NUM_SHARDS,
     )
-    events = _watched(num_train + 2 * num_held_out)
+    events = _watched(num_train + 2 * num_held_out, ordered)
     split_U = np.repeat(np.arange(3, dtype=np.int32), [num_train, num_held_out, num_held_out])
     split_E = user_targets(events, split_U)
     trained_I = np.bincount(events.item_E[split_E == 0], minlength=len(TITLES))
@@ -101,10 +103,17 @@ def _write_held_out(
         prepared.write_table(path, "candidates", columns)
 
 
-def _watched(num_users: int) -> Events:
+def planted_order(item: Any) -> Any:
+    """The place of each item in an order that is not that of their numbers."""
+    return item * 7 % len(TITLES)
+
+
+def _watched(num_users: int, ordered: bool) -> Events:
     """Every user watches `LENGTH` distinct films, a second each."""
     rng = np.random.default_rng(0)
     films = [rng.permutation(len(TITLES))[:LENGTH] for _ in range(num_users)]
+    if ordered:
+        films = [film[planted_order(film).argsort()] for film in films]
     users = np.repeat(np.arange(num_users, dtype=np.int32), LENGTH)
     times = np.arange(len(users), dtype=np.int64)
     return Events(users, np.concatenate(films).astype(np.int32), times)

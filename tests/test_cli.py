@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 
 import rsllm
-from rsllm.cli import build_parser, main, run_script
+from rsllm.cli import _print_fit, build_parser, main, run_script
 from rsllm.config import Experiment
 from rsllm.errors import DataError
+from rsllm.recommenders.presets import preset
 from rsllm.runs import write_json
 from rsllm.settings import replace_in
 
@@ -153,11 +154,35 @@ def test_flags_become_settings(runs: list[Any]) -> None:
     assert runs == [("train", replace_in(Experiment(), expected), Path("/s"))]
 
 
+def test_a_recommender_comes_with_its_tuned_settings(runs: list[Any]) -> None:
+    """Those given beside it win."""
+    arguments = ["--recommender", "caser", "--set", "recommender.width=24"]
+    assert main(["train", *arguments, "--data", "synthetic"]) == 0
+    tuned = preset("caser", "synthetic")
+    expected = tuned | {"data.source": "synthetic", "recommender.width": 24}
+    assert runs == [("train", replace_in(Experiment(), expected), Path("rsllm-store"))]
+    assert runs[0][1].recommender.model == "caser"
+
+
+def test_fit_prints_the_best_validation_beside_training_rows(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    curve = [{"MRR": mrr, "HR@1": 0.5 - mrr, "step": 1.0} for mrr in (0.25, 0.375, 0.125)]
+    write_json(tmp_path / "training.json", {"curve": curve})
+    write_json(tmp_path / "seen.json", {"HR@1": 0.5, "MRR": 0.75})
+    _print_fit(tmp_path)
+    assert capsys.readouterr().out.splitlines() == [
+        "HR@1    0.125 on validation, 0.500 on training rows",
+        "MRR     0.375 on validation, 0.750 on training rows",
+    ]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["fetch", "movielens"], "choose one of movielens-100k"),
         (["evaluate"], "needs --predictions FILE, or --export FILE"),
+        (["train", "--recommender", "bert4rec"], "choose gru4rec, caser or sasrec"),
         (["train", "--set", "seed"], "not of the form PATH=VALUE"),
         (["train", "--set", "data.colour=1"], "no setting 'data.colour'"),
         (["train", "--set", "data.window=ten"], "expected int"),

@@ -33,6 +33,18 @@ MACHINES = {
             concurrent_trials=1,
         ),
     ),
+    "two cores, one thread": (
+        Resources(cpus=2, gpus=0),
+        ComputeConfig(threads=1),
+        Layout(
+            workers=1,
+            cpus_per_worker=0.45,
+            use_gpu=False,
+            threads=1,
+            precision="fp32",
+            concurrent_trials=2,
+        ),
+    ),
     "16 cores with bf16": (
         Resources(cpus=16, gpus=0, bf16=True),
         ComputeConfig(),
@@ -79,6 +91,18 @@ MACHINES = {
             threads=8,
             precision="fp32",
             concurrent_trials=2,
+        ),
+    ),
+    "four nodes of 8 cores, two threads": (
+        Resources(cpus=32, gpus=0, nodes=4),
+        ComputeConfig(threads=2),
+        Layout(
+            workers=1,
+            cpus_per_worker=0.9,
+            use_gpu=False,
+            threads=2,
+            precision="fp32",
+            concurrent_trials=16,
         ),
     ),
     "one GPU": (

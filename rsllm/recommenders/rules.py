@@ -43,7 +43,7 @@ def markov(data: PreparedData) -> Rule:
 
 def item_knn(data: PreparedData) -> Rule:
     """Summed cosine similarity to the items of the history (Sarwar et al., WWW 2001, 3.1.1)."""
-    from implicit.nearest_neighbours import CosineRecommender
+    from implicit.nearest_neighbours import ItemItemRecommender
 
     share_I, users = _share(data), data.rows("train")
     width = users.history_RH.shape[1] + 1
@@ -52,8 +52,9 @@ def item_knn(data: PreparedData) -> Rule:
     real_RX = item_RX != NO_ITEM
     watched_UI = _counts(user_RX[real_RX], item_RX[real_RX], len(data.titles))
     watched_UI.data[:] = 1.0
-    model = CosineRecommender(K=NEIGHBOURS, num_threads=1)
-    model.fit(watched_UI, show_progress=False)
+    norm_I = np.sqrt(np.asarray(watched_UI.sum(axis=0)).ravel().clip(1.0))
+    model = ItemItemRecommender(K=NEIGHBOURS, num_threads=1)
+    model.fit(csr_matrix(watched_UI.multiply(1 / norm_I)), show_progress=False)
     similar_II = csr_matrix(model.similarity)
     return lambda rows: (_bags(rows, len(data.titles)) @ similar_II).toarray() + 1e-6 * share_I
 
@@ -71,7 +72,7 @@ def order_rule(data: PreparedData) -> Rule:
 
 
 def title_similarity(titles_ID: Floats) -> Rule:
-    """Cosine of an item's title vector with the mean of the history's, from a frozen backbone."""
+    """Summed cosine of an item's title vector with the history's, from a frozen backbone."""
     unit_ID = titles_ID / np.linalg.norm(titles_ID, axis=1, keepdims=True).clip(1e-9)
     return lambda rows: np.asarray(_bags(rows, len(unit_ID)) @ unit_ID @ unit_ID.T)
 
@@ -87,8 +88,8 @@ RULES: dict[str, Callable[[PreparedData], Rule]] = {
 def linear_order(before_II: csr_matrix) -> NDArray[np.int64]:
     """Places of all items in an order that few pairs contradict.
 
-    Takes the item that fewest of the remaining ones stand before, again and again (a greedy
-    feedback arc set, Eades, Lin & Smyth 1993): exact where the pairs contradict each other nowhere.
+    Takes the item that fewest of the remaining ones stand before, again and again: a topological
+    order (Kahn 1962) where the pairs contradict each other nowhere, and greedy elsewhere.
 
     Args:
         before_II: how often the row's item came right before the column's.

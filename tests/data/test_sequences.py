@@ -226,3 +226,29 @@ def test_too_small_a_catalogue_is_refused() -> None:
     assert sorted(_draw(0, [0], 1, 3, catalogue=small)[0]) == [1, 2, 3]
     with pytest.raises(DataError, match=r"4 distinct titles .* lower data\.num_candidates"):
         _draw(0, [0], 1, 4, catalogue=small)
+
+
+def test_shuffling_moves_the_real_items_of_each_history_alone() -> None:
+    rng = np.random.default_rng(0)
+    rows = windows(_events([rng.permutation(30)[:12].tolist() for _ in range(40)]), 6)
+    shuffled = rows.shuffled(3)
+    for row, length in enumerate(rows.length_R.tolist()):
+        assert sorted(shuffled.histories(row)) == sorted(rows.histories(row))
+        assert shuffled.history_RH[row, length:].tolist() == [-1] * (6 - length)
+    same = [name for name in vars(rows) if getattr(shuffled, name) is getattr(rows, name)]
+    assert {*vars(rows)} - {*same} == {"history_RH"}
+
+
+def test_shuffling_depends_on_seed_and_row_alone() -> None:
+    rows = windows(_events([list(range(12))] * 40), 6)
+    shuffled_RH, some = rows.shuffled(3).history_RH, np.array([400, 7, 99])
+    assert np.array_equal(rows.take(some).shuffled(3).history_RH, shuffled_RH[some])
+    assert not np.array_equal(rows.shuffled(4).history_RH, shuffled_RH)
+
+
+def test_every_order_of_a_history_is_as_likely() -> None:
+    rows = windows(_events([list(range(4))] * 6000), 3)
+    orders = rows.take(rows.position_R == 3).shuffled(0).history_RH
+    counts = np.unique(orders, axis=0, return_counts=True)[1]
+    assert len(counts) == 6
+    assert np.abs(counts - 1000).max() < 4.5 * (6000 * 1 / 6 * 5 / 6) ** 0.5

@@ -1,7 +1,10 @@
 """Scores of candidate sets and exact expectations, against naive counterparts."""
 
+# Axes: D draws, R rows, C candidates, I items.
 from __future__ import annotations
 
+from collections.abc import Callable
+from itertools import combinations
 from pathlib import Path
 from typing import get_args
 
@@ -13,14 +16,21 @@ from small_data import NUM_CANDIDATES, TITLES, WINDOW, small_data
 
 from rsllm.config import LossConfig, PromptConfig, RecommenderConfig, Scorer
 from rsllm.data.prepared import PreparedData
-from rsllm.data.sequences import draw_candidates, row_keys
+from rsllm.data.sequences import Rows, draw_candidates, row_keys
 from rsllm.errors import EvaluationError
+from rsllm.evaluate import rank
 from rsllm.evaluate.metrics import rank_metrics, target_ranks
 from rsllm.evaluate.rank import (
+    CATALOGUE,
+    EXPECTED,
+    candidate_scores,
     catalogue_scores,
     decision,
     expected_over_draws,
     fixed_sample,
+    held_out,
+    named,
+    rank_catalogue,
     score_candidates,
     target_places,
 )
@@ -84,11 +94,10 @@ def test_target_places_are_where_the_targets_stand(data: PreparedData) -> None:
 
 def test_training_rows_have_no_candidates(data: PreparedData) -> None:
     rows = data.rows("train")
-    for use in (target_places, lambda rows: decision(rows, 0)):
+    scores_RI = np.zeros((len(rows), len(TITLES)))
+    for use in (target_places, lambda r: decision(r, 0), lambda r: candidate_scores(scores_RI, r)):
         with pytest.raises(EvaluationError, match="training rows"):
             use(rows)
-    with pytest.raises(EvaluationError, match="training rows"):
-        expected_over_draws(np.zeros((len(rows), len(TITLES))), rows, data)
 
 
 @pytest.mark.parametrize(
@@ -131,3 +140,90 @@ def test_expectation_is_the_mean_over_many_candidate_sets(data: PreparedData) ->
         for name, sampled_D in rank_metrics(ranks_D).items():
             error = sampled_D.std() / draws**0.5
             assert abs(expected[name][i] - sampled_D.mean()) <= 4.5 * error + 1e-9, (i, name)
+
+
+CatalogueScorer = Callable[[Rows], np.ndarray]
+
+
+def made_up_scores(data: PreparedData) -> CatalogueScorer:
+    """Scores with ties that depend on the user."""
+    table_UI = np.random.default_rng(3).normal(size=(40, len(TITLES))).round(1)
+    return lambda rows: table_UI[rows.user_R]
+
+
+def pool_of(rows: Rows, row: int, data: PreparedData) -> list[int]:
+    """The first item of each title that is neither the target's nor in the history."""
+    keys = data.catalogue.title_keys_I.tolist()
+    seen = {keys[item] for item in [*rows.histories(row), rows.target_R[row]]}
+    return [item for item, key in enumerate(keys) if key not in seen and keys.index(key) == item]
+
+
+@pytest.fixture(scope="module")
+def two_draws(tmp_path_factory: pytest.TempPathFactory) -> PreparedData:
+    return small_data(tmp_path_factory.mktemp("data") / "two", num_draws=2)
+
+
+def test_a_catalogue_scorer_scores_the_candidates_of_each_draw(two_draws: PreparedData) -> None:
+    draws, score = held_out(two_draws, "test"), made_up_scores(two_draws)
+    scores_DRC = rank_catalogue(score, draws, two_draws)["scores"]
+    assert scores_DRC.shape == (2, len(draws[0]), NUM_CANDIDATES)
+    assert not np.array_equal(draws[0].candidates_RC, draws[1].candidates_RC)
+    for draw, rows in enumerate(draws):
+        scores_RI = score(rows)
+        for row, candidates in enumerate(rows.candidates_RC.tolist()):
+            expected = [scores_RI[row, item] for item in candidates]
+            assert scores_DRC[draw, row].tolist() == expected
+
+
+def test_catalogue_metrics_are_those_of_the_sorted_titles(two_draws: PreparedData) -> None:
+    draws, score = held_out(two_draws, "test"), made_up_scores(two_draws)
+    found = named(rank_catalogue(score, draws, two_draws), CATALOGUE)
+    rows, scores_RI, ranks = draws[0], score(draws[0]), []
+    for row, target in enumerate(rows.target_R.tolist()):
+        items = [target, *pool_of(rows, row, two_draws)]
+        order = sorted(items, key=lambda item: (-scores_RI[row, item], item == target))
+        ranks.append(1 + order.index(target))
+    assert max(ranks) > 10, "not only hits"
+    assert found["MRR"].tolist() == pytest.approx([1 / rank for rank in ranks])
+    assert found["HR@10"].tolist() == [float(rank <= 10) for rank in ranks]
+    expected = [1 / np.log2(1 + rank) if rank <= 5 else 0.0 for rank in ranks]
+    assert found["NDCG@5"].tolist() == pytest.approx(expected)
+
+
+def test_expectations_are_means_over_all_candidate_sets(two_draws: PreparedData) -> None:
+    rows, score = two_draws.rows("test"), made_up_scores(two_draws)
+    found = named(rank_catalogue(score, [rows], two_draws), EXPECTED)
+    assert set(found) == set(rank_metrics(np.ones(1, int)))
+    scores_RI = score(rows)
+    for row, target in enumerate(rows.target_R.tolist()):
+        pool = pool_of(rows, row, two_draws)
+        ahead = [bool(scores_RI[row, item] >= scores_RI[row, target]) for item in pool]
+        sets = combinations(ahead, NUM_CANDIDATES - 1)
+        ranks = np.array([1 + sum(chosen) for chosen in sets])
+        for name, values in rank_metrics(ranks).items():
+            assert found[name][row] == pytest.approx(values.mean(), abs=1e-9), name
+
+
+def test_parts_of_the_rows_change_nothing(
+    two_draws: PreparedData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draws, score, sizes = held_out(two_draws, "test", 5), made_up_scores(two_draws), []
+    whole = rank_catalogue(score, draws, two_draws)
+    monkeypatch.setattr(rank, "ROWS_AT_ONCE", 2)
+
+    def watched(rows: Rows) -> np.ndarray:
+        sizes.append(len(rows))
+        return score(rows)
+
+    parts = rank_catalogue(watched, draws, two_draws)
+    assert sizes == [2, 2, 1]
+    assert parts.keys() == whole.keys()
+    for name, values in whole.items():
+        np.testing.assert_allclose(parts[name], values, rtol=1e-12, err_msg=name)
+
+
+def test_training_rows_have_all_but_candidate_scores(data: PreparedData) -> None:
+    rows, score = data.rows("train"), made_up_scores(data)
+    found = rank_catalogue(score, [rows], data)
+    assert found["scores"].shape == (1, len(rows), 0)
+    assert len(named(found, EXPECTED)["MRR"]) == len(named(found, CATALOGUE)["MRR"]) == len(rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -125,3 +126,36 @@ def test_moving_moves_every_tensor(encoder: PromptEncoder) -> None:
     assert batch.past_BH.is_meta
     assert batch.targets.mask_GL.is_meta
     assert batch.num_branches == 1
+
+
+def test_a_row_of_another_table_differs_in_its_slots_alone(
+    encoder: PromptEncoder, all_branches: bool
+) -> None:
+    tables = [0, 2, 1]
+    moved = [replace(row, table=table) for row, table in zip(ROWS, tables, strict=True)]
+    plain, other = (
+        collate(r, encoder, TITLE_KEYS, all_branches=all_branches) for r in (ROWS, moved)
+    )
+    for number, table in enumerate(tables):
+        slots = plain.item_BT[number] >= 0
+        expected_T = plain.item_BT[number] + slots * table * len(TITLES)
+        assert torch.equal(other.item_BT[number], expected_T)
+        assert bool(slots.any()) == encoder.unified
+    same = {f.name for f in fields(plain)} - {"item_BT", "targets", "target_item_B"}
+    for name in same:
+        a, b = getattr(plain, name), getattr(other, name)
+        assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b, name
+
+
+def test_a_target_alone_takes_the_slot_of_its_rows_table(encoder: PromptEncoder) -> None:
+    """Rows 0 and 2 have one target: two of them in different tables, one in the same."""
+    for tables, distinct in (((1, 2, 0), 3), ((1, 2, 1), 2)):
+        rows = [replace(row, table=table) for row, table in zip(ROWS, tables, strict=True)]
+        batch = collate(rows, encoder, TITLE_KEYS, all_branches=False)
+        assert len(batch.targets.ids_GL) == distinct
+        for row, place in zip(rows, batch.target_item_B.tolist(), strict=True):
+            mask = batch.targets.mask_GL[place]
+            assert batch.targets.ids_GL[place][mask].tolist() == encoder.item(row.target).ids
+            slots = [item for item in batch.targets.item_GL[place].tolist() if item >= 0]
+            own = [row.target + row.table * len(TITLES)] if encoder.unified else []
+            assert slots == own

@@ -1,25 +1,39 @@
 """What every recommender must hold; `rsllm.recommenders.base` states it."""
 
-# Axes: B rows, H history positions, I items, E width.
+# Axes: B rows, H history positions, I items, E width, D title width, C candidates.
 from __future__ import annotations
 
+import math
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from rsllm.config import RecommenderConfig
-from rsllm.errors import ConfigError
-from rsllm.recommenders import MODELS, Recommender, build
+from rsllm.data.sequences import Rows
+from rsllm.errors import CheckpointError, ConfigError
+from rsllm.evaluate.rank import candidate_scores, catalogue_scores
+from rsllm.recommenders import FILE, MODELS, Recommender, build, load, save
+from rsllm.settings import replace_in
 
 NUM_ITEMS = 30
 WINDOW = 6
+KINDS = ("ids", "titles")
 
 
-def make(model: str, seed: int = 0) -> Recommender:
+def config_of(model: str) -> RecommenderConfig:
+    return replace_in(
+        RecommenderConfig(), {"model": model, "width": 16, "num_heads": 2, "dropout": 0.1}
+    )
+
+
+def make(model: str, seed: int = 0, kind: str = "ids") -> Recommender:
     torch.manual_seed(seed)
-    config = RecommenderConfig(model=model, width=16, num_heads=2, dropout=0.1)
-    recommender = build(config, NUM_ITEMS, WINDOW)
+    titles_ID = torch.randn(NUM_ITEMS, 10) if kind == "titles" else None
+    recommender = build(config_of(model), NUM_ITEMS, WINDOW, titles_ID)
     with torch.no_grad():
         for parameter in recommender.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
@@ -106,8 +120,9 @@ class TestRecommenderContract:
             change = recommender(history_BH[:, swap], length_B) - recommender(history_BH, length_B)
             assert change.abs().max() > 1e-3
 
-    def test_every_parameter_gets_a_gradient(self, model: str) -> None:
-        recommender = make(model)
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_every_parameter_gets_a_gradient(self, model: str, kind: str) -> None:
+        recommender = make(model, kind=kind)
         history_BH, length_B = random_rows()
         target_B = torch.arange(len(length_B)) % NUM_ITEMS
         F.cross_entropy(recommender.scores(recommender(history_BH, length_B)), target_B).backward()
@@ -133,6 +148,68 @@ class TestRecommenderContract:
         first, same, other = make(model, 0), make(model, 0), make(model, 1)
         assert torch.equal(first.item_table, same.item_table)
         assert not torch.equal(first.item_table, other.item_table)
+
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_candidates_score_as_in_the_catalogue(self, model: str, kind: str) -> None:
+        recommender, rows = make(model, kind=kind), candidate_rows()
+        assert rows.candidates_RC is not None
+        found_BC = candidate_scores(catalogue_scores(recommender, rows), rows)
+        state_BE = recommender(*random_rows()).detach().numpy()
+        table_IE = recommender.item_table.detach().numpy()
+        for row, items in enumerate(rows.candidates_RC):
+            alone_C = [sum(state_BE[row] * table_IE[item]) for item in items]
+            np.testing.assert_allclose(found_BC[row], alone_C, rtol=1e-9, atol=1e-9)
+
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_a_saved_model_scores_alike(self, model: str, kind: str, tmp_path: Path) -> None:
+        """One of titles is kept as the table that they project to, and loads without them."""
+        saved = make(model, kind=kind).float().eval()
+        save(saved, tmp_path)
+        loaded = load(tmp_path, config_of(model), NUM_ITEMS, WINDOW)
+        assert not loaded.training
+        history_BH, length_B = random_rows()
+        scores = [m.scores(m(history_BH, length_B)) for m in (saved, loaded)]
+        torch.testing.assert_close(scores[1], scores[0], atol=1e-6, rtol=0)
+        assert scores[0].std() > 0.1
+
+    def test_a_file_of_another_shape_is_refused(self, model: str, tmp_path: Path) -> None:
+        save(make(model).float(), tmp_path)
+        other = "caser" if model != "caser" else "sasrec"
+        narrow = replace_in(config_of(model), {"width": 8})
+        for config, items in ((config_of(other), 30), (narrow, 30), (config_of(model), 31)):
+            with pytest.raises(CheckpointError, match="fit the recommender again"):
+                load(tmp_path, config, items, WINDOW)
+
+    def test_a_missing_or_damaged_file_is_refused(self, model: str, tmp_path: Path) -> None:
+        with pytest.raises(CheckpointError, match=f"cannot read a {model}"):
+            load(tmp_path, config_of(model), NUM_ITEMS, WINDOW)
+        (tmp_path / FILE).write_bytes(b"not safetensors")
+        with pytest.raises(CheckpointError, match=f"cannot read a {model}"):
+            load(tmp_path, config_of(model), NUM_ITEMS, WINDOW)
+
+
+def candidate_rows() -> Rows:
+    """`random_rows` with five candidates each."""
+    history_BH, length_B = (tensor.numpy() for tensor in random_rows())
+    rng, size = np.random.default_rng(0), len(length_B)
+    candidates_BC = np.stack([rng.permutation(NUM_ITEMS)[:5] for _ in range(size)])
+    number_B = np.arange(size)
+    return Rows(
+        number_B, number_B, history_BH, length_B, candidates_BC[:, 0], number_B, candidates_BC
+    )
+
+
+def test_the_item_table_is_the_projection_of_the_titles() -> None:
+    """Linear, GELU, linear; written out for every item."""
+    items = make("gru4rec", kind="titles").items
+    (inner, offset), (outer, shift) = (
+        (layer.weight.detach().numpy(), layer.bias.detach().numpy())
+        for layer in (items.project[0], items.project[2])
+    )
+    for title_D, vector_E in zip(items.titles_ID.numpy(), items.weight.detach(), strict=True):
+        hidden = [x * 0.5 * (1 + math.erf(x / math.sqrt(2))) for x in inner @ title_D + offset]
+        np.testing.assert_allclose(vector_E, outer @ hidden + shift, atol=1e-12)
+    assert not [name for name in items.state_dict() if "titles" in name], "titles are not weights"
 
 
 def test_unknown_model_is_refused() -> None:

@@ -50,13 +50,17 @@ def language_task(
     *,
     name: str = "stage2",
     mixture: Sequence[tuple[PreparedData, float]] = (),
+    folds: int = 0,
     **overrides: Any,
 ) -> LanguageTask:
-    """Stage 1, or stage 2 on made-up item vectors."""
+    """Stage 1, or stage 2 on made-up item vectors, cross-fitted if there are folds."""
     settings = {f"{name}.{setting}": value for setting, value in overrides.items()}
     experiment = replace_in(SMALL, settings)
-    vectors_IE = torch.randn(len(TITLES), 8, generator=torch.Generator().manual_seed(0))
-    items = ItemEmbeddings(vectors_IE, source="made up")
+    generator = torch.Generator().manual_seed(0)
+    vectors_IE, *others = (
+        torch.randn(len(TITLES), 8, generator=generator) for _ in range(1 + folds)
+    )
+    items = ItemEmbeddings(vectors_IE, source="made up", fold_tables=tuple(others))
     stage = getattr(experiment, name)
     model = tuned.build(
         experiment,

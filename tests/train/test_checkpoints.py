@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,19 @@ def test_early_stopping_returns_the_best_weights(data: PreparedData, tmp_path: P
     assert state.step == best + 2 * task.steps_per_epoch < task.steps
     assert equal(engine.trainable(), seen[best])
     assert not equal(seen[state.step], seen[best])
+
+
+@pytest.mark.parametrize("keeps_best", [True, False])
+def test_a_validation_says_what_the_run_would_end_with(keeps_best: bool) -> None:
+    state, best = State(), []
+    for step, score in enumerate([0.2, 0.5, 0.4, 0.5], start=1):
+        entry = {"MRR": score, "step": float(step)}
+        state = replace(state, step=step).validated(entry, "MRR", keeps_best=keeps_best)
+        best.append((state.best_step, state.best_score, state.validations_since_best()))
+    assert best == [(1, 0.2, 0), (2, 0.5, 0), (2, 0.5, 1), (2, 0.5, 2)], "a tie is no better"
+    ends = [0.2, 0.5, 0.5 if keeps_best else 0.4, 0.5]
+    assert [entry["score"] for entry in state.curve] == ends
+    assert [entry["validations"] for entry in state.curve] == [1, 2, 3, 4]
 
 
 @pytest.fixture

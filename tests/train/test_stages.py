@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch.distributed as dist
-from small_data import NUM_CANDIDATES
+from small_data import NUM_CANDIDATES, TITLES
 from small_tasks import language_task, recommender_task
 from world import run_in_world
 
 from rsllm.data.prepared import PreparedData
+from rsllm.evaluate.rank import decision
 from rsllm.prompts.collate import Batch
 from rsllm.train.order import step_rows
 
@@ -127,3 +128,25 @@ def test_training_candidates_follow_the_rule_and_change_with_the_epoch(
     assert np.mean(changed) > 0.9
     places = [epochs[0][row].index(rows.target_R[row]) for row in range(len(rows))]
     assert set(places) == set(range(NUM_CANDIDATES)), "the target stands anywhere"
+
+
+def test_training_rows_read_the_table_that_has_not_seen_their_user(
+    data: PreparedData, random_llm: Path
+) -> None:
+    size = len(data.rows("train"))
+    task = language_task(data, random_llm, folds=2, batch_size=size, samples=size)
+    (batch,) = task.batches(0)
+    assert set(batch.user_B.tolist()) == set(range(10))
+    for user, items in zip(batch.user_B.tolist(), batch.item_BT, strict=True):
+        tables = items[items >= 0] // len(TITLES)
+        assert set(tables.tolist()) == {1 + user % 2}
+    slots = task.model.hybrid.slots
+    assert slots is not None
+    assert len(slots.items_IE) == 3 * len(TITLES)
+    held_out = [decision(task.validation, row).table for row in range(len(task.validation))]
+    assert held_out == [0] * 5
+
+
+def test_without_folds_every_row_reads_the_one_table(data: PreparedData, random_llm: Path) -> None:
+    (batch,) = language_task(data, random_llm).batches(0)
+    assert 0 <= batch.item_BT[batch.item_BT >= 0].max() < len(TITLES)

@@ -1,0 +1,58 @@
+"""Title vectors against a plain forward pass of one title at a time."""
+
+# Axes: I items, T tokens, D language-model width.
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from small_models import TITLES
+
+from rsllm.config import PromptConfig
+from rsllm.model import titles
+from rsllm.model.titles import title_vectors
+
+MANY = [f"{title} {number}" for number in range(7) for title in sorted(set(TITLES))]
+
+
+@torch.inference_mode()
+def one_by_one(backbone: Path, some: list[str], limit: int) -> torch.Tensor:
+    """The mean over a title's tokens of what the final norm puts out."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(backbone)
+    llm = AutoModelForCausalLM.from_pretrained(backbone, dtype=torch.float32).eval()
+    vectors = []
+    for title in some:
+        ids = tokenizer(" " + title, add_special_tokens=False, split_special_tokens=True).input_ids
+        output = llm(torch.tensor([ids[:limit]]), output_hidden_states=True)
+        vectors.append(output.hidden_states[-1][0].mean(dim=0))
+    return torch.stack(vectors)
+
+
+@pytest.fixture(scope="module")
+def vectors_ID(random_llm: Path) -> torch.Tensor:
+    assert len(MANY) > titles.TITLES_AT_ONCE, "more than one chunk"
+    return title_vectors(random_llm, MANY, PromptConfig(), 0)
+
+
+def test_vectors_equal_a_plain_forward_pass(random_llm: Path, vectors_ID: torch.Tensor) -> None:
+    expected_ID = one_by_one(random_llm, MANY, PromptConfig().max_title_tokens)
+    assert vectors_ID.dtype == torch.float32
+    assert torch.pdist(expected_ID).min() > 1e-3
+    torch.testing.assert_close(vectors_ID, expected_ID, atol=1e-5, rtol=1e-5)
+
+
+def test_long_titles_are_cut(random_llm: Path) -> None:
+    cut_ID = title_vectors(random_llm, TITLES, PromptConfig(max_title_tokens=3), 0)
+    expected_ID = one_by_one(random_llm, list(TITLES), 3)
+    torch.testing.assert_close(cut_ID, expected_ID, atol=1e-5, rtol=1e-5)
+
+
+def test_order_and_chunks_do_not_matter(
+    random_llm: Path, vectors_ID: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(titles, "TITLES_AT_ONCE", 7)
+    reversed_ID = title_vectors(random_llm, MANY[::-1], PromptConfig(), 0)
+    torch.testing.assert_close(reversed_ID.flip(0), vectors_ID, atol=1e-5, rtol=1e-5)
