@@ -38,7 +38,10 @@ class ItemEmbeddings:
     def __post_init__(self) -> None:
         for table in (self.table_IE, *self.fold_tables):
             _check(table)
-        if {table.shape for table in self.fold_tables} - {self.table_IE.shape}:
+        self._refuse_shapes(self.fold_tables)
+
+    def _refuse_shapes(self, tables: Sequence[Tensor]) -> None:
+        if {table.shape for table in tables} - {self.table_IE.shape}:
             raise CheckpointError("cross-fitted item tables differ in shape; fit them again")
 
     def save(self, folder: Path) -> None:
@@ -73,7 +76,11 @@ class ItemEmbeddings:
 
         Recommenders that were trained apart agree up to a rotation at most, and one projector has
         to read them all (orthogonal Procrustes analysis, Schoenemann 1966).
+
+        Raises:
+            CheckpointError: a fold's table has another shape.
         """
+        self._refuse_shapes([fold.table_IE for fold in folds])
         tables = tuple(_fitted(fold.table_IE, self.table_IE) for fold in folds)
         return ItemEmbeddings(self.table_IE, self.source, tables)
 

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from rsllm import recommenders
 from rsllm.config import Experiment, RecommenderConfig
 from rsllm.data.prepared import PreparedData
-from rsllm.data.sequences import Rows
+from rsllm.data.sequences import NO_ITEM, Rows
 from rsllm.evaluate.metrics import rank_metrics, target_ranks
 from rsllm.evaluate.rank import (
     EXPECTED,
@@ -133,13 +133,15 @@ class RecommenderTask:
         config = experiment.recommender
         self.config, self.data, self.seed = config, data, config.seed
         self.rows, self.validation = self._rows("train"), self._rows("validation")
+        self.counts_I = data.catalogue.counts_I
         if fold is not None:
             self.rows = self.rows.take(self.rows.user_R % config.folds != fold)
+            self.counts_I = _num_users(self.rows, len(data.titles))
         self.rows_per_step = min(config.batch_size, len(self.rows))
         self.steps_per_epoch = len(self.rows) // self.rows_per_step
         self.steps = max(1, round(config.max_epochs * self.steps_per_epoch))
         self.patience = config.patience
-        self.negatives = Negatives(config, data.catalogue.counts_I)
+        self.negatives = Negatives(config, self.counts_I)
         torch.manual_seed(config.seed)
         window = experiment.data.window
         self.model = recommenders.build(config, len(data.titles), window, titles_ID)
@@ -198,5 +200,12 @@ class RecommenderTask:
         recommenders.save(self.model, folder)
         write_json(folder / SEEN, self._means(self.model, fixed_sample(self.rows, SEEN_ROWS)))
         table_IE = self.model.item_table.detach().float().cpu().clone()
-        table_IE[torch.from_numpy(self.data.catalogue.counts_I == 0)] = 0.0
+        table_IE[torch.from_numpy(self.counts_I == 0)] = 0.0
         ItemEmbeddings(table_IE, source=self.data.path.name).save(folder)
+
+
+def _num_users(rows: Rows, num_items: int) -> NDArray[np.int64]:
+    """How many users of some rows have each item, as a target or in a history. [I]"""
+    item_RX = np.column_stack([rows.history_RH, rows.target_R]).astype(np.int64)
+    pair_RX = rows.user_R[:, None].astype(np.int64) * num_items + item_RX
+    return np.bincount(np.unique(pair_RX[item_RX != NO_ITEM]) % num_items, minlength=num_items)

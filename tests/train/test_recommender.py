@@ -188,6 +188,9 @@ def test_a_fold_sees_no_row_of_its_users(data: PreparedData) -> None:
         columns = zip(others.history_RH.tolist(), others.target_R, strict=True)
         assert Counter(seen) == Counter((*history, target) for history, target in columns)
         assert task.validation.target_R.tolist() == data.rows("validation").target_R.tolist()
+        rows = list(zip(others.user_R, others.history_RH, others.target_R, strict=True))
+        users_I = [{u for u, h, t in rows if item in (*h, t)} for item in range(len(TITLES))]
+        assert task.counts_I.tolist() == [len(users) for users in users_I]
 
 
 def test_shuffled_histories_are_shuffled_everywhere(data: PreparedData) -> None:
