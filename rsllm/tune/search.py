@@ -133,7 +133,8 @@ def _num_validations(pipeline: Pipeline) -> int:
 def _scheduler(validations: int) -> TrialScheduler:
     """Rungs at the validations before the last: the weaker half of the trials stops there.
 
-    At its last report a trial has yet to write its artifact, so there is no rung.
+    The first one leaves every trial a sixth of its validations. At its last report a trial has yet
+    to write its artifact, so there is no rung.
     """
     if validations == 1:
         return FIFOScheduler()
@@ -141,7 +142,7 @@ def _scheduler(validations: int) -> TrialScheduler:
         time_attr="validations",
         metric=METRIC,
         mode="max",
-        grace_period=1,
+        grace_period=max(1, validations // 6),
         reduction_factor=2,
         max_t=validations - 1,
         stop_last_trials=False,

@@ -8,7 +8,8 @@ from rsllm.tune.search import _scheduler
 
 
 @pytest.mark.parametrize(
-    ("validations", "rungs"), [(2, [1]), (3, [1, 2]), (4, [1, 2]), (10, [1, 2, 4, 8]), (1, [])]
+    ("validations", "rungs"),
+    [(2, [1]), (3, [1, 2]), (4, [1, 2]), (10, [1, 2, 4, 8]), (20, [3, 6, 12]), (1, [])],
 )
 def test_no_trial_is_stopped_at_its_last_report(validations: int, rungs: list[int]) -> None:
     scheduler = _scheduler(validations)
