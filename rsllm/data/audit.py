@@ -22,8 +22,8 @@ from tabulate import tabulate
 
 from rsllm.data.prepared import PreparedData
 from rsllm.data.sequences import NO_ITEM, SPLITS, Catalogue, Events, Ints, Rows, Split
-from rsllm.errors import CheckpointError, DataError
-from rsllm.runs import manifest
+from rsllm.errors import CheckpointError, ConfigError, DataError
+from rsllm.runs import MANIFEST, manifest
 
 Verdict = Literal["ok", "warning", "leak"]
 HELD_OUT: tuple[Split, Split] = ("validation", "test")
@@ -53,9 +53,13 @@ def audit(path: Path) -> list[Finding]:
     """Every check on a prepared folder, or on an artifact of the store and all it was made from.
 
     Raises:
-        CheckpointError: the folder is no artifact, or its data set is missing or damaged.
+        ConfigError: the folder is no artifact.
+        CheckpointError: it or its data set is damaged, or the data set is missing.
     """
-    facts = manifest(path)
+    path = path.resolve()
+    facts = manifest(path) if (path / MANIFEST).is_file() else {}
+    if "inputs" not in facts:
+        raise ConfigError(f"{path} is no artifact; name a folder that prepare, fit or train prints")
     run = facts["kind"] != "data"
     data = PreparedData.open(path.parents[1] / "data" / facts["inputs"]["data"] if run else path)
     splits = {split: data.rows(split) for split in SPLITS}

@@ -21,7 +21,7 @@ import pyarrow.csv as pa_csv
 from numpy.typing import NDArray
 
 from rsllm.errors import ConfigError
-from rsllm.runs import write_json
+from rsllm.runs import require_writable, write_json
 
 Ints = NDArray[np.int64]
 
@@ -63,8 +63,12 @@ def write_world(
         The cycle: item ids, each followed by the next one in a walk, the last by the first.
 
     Raises:
-        ConfigError: a share outside [0, 1), or items that are too few or too many.
+        ConfigError: a number out of its bounds, or a folder that cannot be written.
     """
+    sizes = (("num_users", num_users, 1), ("num_items", num_items, 1), ("length", length, 2))
+    for name, number, low in (*sizes, ("seed", seed, 0)):
+        if number < low:
+            raise ConfigError(f"{name} is {number}; it must be at least {low}")
     for name, share in (("noise", noise), ("text_share", text_share)):
         if not 0 <= share < 1:
             raise ConfigError(f"{name} is {share}; it must be in [0, 1)")
@@ -74,13 +78,14 @@ def write_world(
     words = product(("", *_NOUNS.split()), _ADJECTIVES.split(), _NOUNS.split())
     chosen = islice(words, -(-num_items // parts))
     names = [f"{one} {two} {more}".strip() for more, one, two in chosen]
-    least = 3 * parts if text_share else 1
+    least = NUM_CANDIDATES + min(length - 1, 10)
+    least = max(least, 3 * parts) if text_share else least
     if num_items < least or len(names) * parts < num_items:
         raise ConfigError(f"num_items is {num_items}; choose {least} to {26 * _NUM_NAMES * parts}")
     rng = np.random.default_rng(seed)
     rng.shuffle(names)
     cycle: Ints = rng.permutation(on_cycle) + 1
-    folder.mkdir(parents=True, exist_ok=True)
+    require_writable(folder, "world", "choose another folder")
     _write_titles(folder / "titles.csv", names, parts, num_items)
     popularity_I = rng.permutation(np.arange(1, num_items + 1) ** -zipf).cumsum()
     with (folder / "walks.csv").open("wb") as file:

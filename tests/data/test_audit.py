@@ -25,7 +25,7 @@ from rsllm.data.sequences import (
     draw_candidates,
     row_keys,
 )
-from rsllm.errors import CheckpointError, DataError
+from rsllm.errors import CheckpointError, ConfigError, DataError
 from rsllm.runs import MANIFEST, Store, read_json, seal
 
 Change = Callable[[dict[str, list[Any]]], None]
@@ -327,5 +327,14 @@ def test_leaks_and_missing_folders_are_errors(clean: Path, tmp_path: Path) -> No
     plant(clean, "test.parquet", lambda columns: columns["time"].__setitem__(0, 0))
     with pytest.raises(DataError, match=r"1 of 13 checks found a leak: histories"):
         refuse_leaks(audit(clean))
-    with pytest.raises(CheckpointError, match="cannot read"):
-        audit(tmp_path)
+    for folder in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(ConfigError, match="is no artifact; name a folder"):
+            audit(folder)
+
+
+def test_an_artifact_may_be_named_from_within(
+    store: Store, clean: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = _artifact(store, "recommender", "fit", data=clean.name)
+    monkeypatch.chdir(run)
+    assert audit(Path()) == audit(run)
