@@ -124,7 +124,7 @@ def _add_items(titles: dict[str, str], piece: Piece) -> dict[int, str]:
         try:
             item, title = titled(row)
         except UnicodeDecodeError as error:
-            broken[line] = f"undecodable text at byte {error.start} of a field"
+            broken[line] = undecodable(error)
             continue
         if not item or item in titles:
             broken[line] = "repeated item" if item else "empty id"
@@ -133,6 +133,11 @@ def _add_items(titles: dict[str, str], piece: Piece) -> dict[int, str]:
                 f"item {item} has two titles, {titles[item]!r} and {title!r}; keep one of them"
             )
     return broken
+
+
+def undecodable(error: UnicodeDecodeError) -> str:
+    """Why a row with such a field is refused."""
+    return f"undecodable text at byte {error.start} of a field"
 
 
 def titles_beside(chunk: Chunk, table: Table) -> Counter[tuple[str, str]]:
@@ -163,11 +168,12 @@ def settle_titles(counts: Mapping[tuple[str, str], int]) -> Items:
 def read_interactions(chunk: Chunk, table: Table, item_ids: pa.Array) -> Iterator[Interactions]:
     """The interactions of a chunk with items of the catalogue, piece by piece."""
     for piece in read(chunk, table):
-        bad: dict[str, Bools] = {"undecodable text": np.zeros(len(piece.columns), bool)}
-        columns = {}
-        for role in piece.columns.column_names:
-            columns[role], no_text_R = _text(piece.columns[role].combine_chunks())
-            bad["undecodable text"] |= no_text_R
+        no_text: dict[int, str] = {}
+        columns = {
+            role: _text(piece.columns[role].combine_chunks(), no_text)
+            for role in piece.columns.column_names
+        }
+        bad: dict[str, Bools] = {"": np.isin(np.arange(len(piece.columns)), list(no_text))}
         numbers = pc.index_in(columns["item"], value_set=item_ids)
         bad["empty id"] = _empty(columns["user"]) | _empty(columns["item"])
         clean = {"user": columns["user"], "item": numbers}
@@ -181,18 +187,25 @@ def read_interactions(chunk: Chunk, table: Table, item_ids: pa.Array) -> Iterato
         bad["unknown item"] = np.asarray(numbers.is_null())
         bad_CR = np.stack(list(bad.values()))
         bad_R, first_R, reasons = bad_CR.any(axis=0), bad_CR.argmax(axis=0), list(bad)
-        found = {piece.lines[i]: reasons[first_R[i]] for i in np.flatnonzero(bad_R)} | piece.broken
+        found = {
+            piece.lines[i]: reasons[first_R[i]] or no_text[i] for i in np.flatnonzero(bad_R)
+        } | piece.broken
         rejects = [Reject(chunk.file.name, line, found[line]) for line in sorted(found)]
         yield Interactions(pa.table(clean).filter(pa.array(~bad_R)), rejects, piece.num_lines)
 
 
-def _text(column: pa.Array) -> tuple[pa.Array, Bools]:
-    """A column as strings, and which of its values are no UTF-8."""
+def _text(column: pa.Array, no_text: dict[int, str]) -> pa.Array:
+    """A column as strings; `no_text` takes the rows that are no UTF-8, and why."""
     try:
-        return column.cast(pa.string()), np.zeros(len(column), bool)
+        return column.cast(pa.string())
     except pa.ArrowInvalid:
-        texts = pa.array([value.decode(errors="replace") for value in column.to_pylist()])
-        return texts, np.asarray(pc.not_equal(texts.cast(pa.binary()), column))
+        values = column.to_pylist()
+    for row, value in enumerate(values):
+        try:
+            value.decode()
+        except UnicodeDecodeError as error:
+            no_text[row] = undecodable(error)
+    return pa.array([value.decode(errors="replace") for value in values])
 
 
 def _empty(column: pa.Array) -> Bools:

@@ -13,6 +13,7 @@ import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import pyarrow as pa
@@ -95,9 +96,10 @@ def _parquet(file: File) -> pq.ParquetFile:
 
 
 def _schema(file: File, table: Table) -> dict[str, str]:
-    """Names and types of the columns, all of the wanted ones among them."""
-    if file.suffix in JSON:
-        return {}
+    """Names and types of the columns, all of the wanted ones among them.
+
+    Of Parquet only the wanted ones count, and JSON lines may each leave some out.
+    """
     if file.suffix == ".parquet":
         fields = _parquet(file).schema_arrow
         found = {name: str(fields.field(name).type) for name in fields.names}
@@ -106,16 +108,14 @@ def _schema(file: File, table: Table) -> dict[str, str]:
         found = dict.fromkeys(columns_of(file, table), "text")
         wanted = found
     missing = [column for column in table.columns.values() if column not in found]
-    if missing:
-        raise DataError(
-            f"{file.name} has no column {missing[0]!r}; it has {', '.join(found)}."
-            " Name the columns with data.table, such as data.table.user=USER"
-        )
-    return wanted
+    if missing and (found or file.suffix not in JSON):
+        held = f"it has {', '.join(found)}" if found else "it is empty"
+        raise DataError(f"{file.name} has no column {missing[0]!r}; {held}. {table.remedy}")
+    return {} if file.suffix in JSON else wanted
 
 
 def columns_of(file: File, table: Table) -> tuple[str, ...]:
-    """The columns of a Parquet or delimited file, in order.
+    """The columns of a file, in order; those of JSON lines as the first thousand have them.
 
     Raises:
         DataError: its first line is no text of the declared encoding.
@@ -130,6 +130,9 @@ def columns_of(file: File, table: Table) -> tuple[str, ...]:
         raise DataError(f"{file.name} is UTF-16 text; set data.table.encoding=utf-16")
     encoding = "utf-8-sig" if table.encoding == "utf-8" else table.encoding
     with file.open() as stream, io.TextIOWrapper(stream, encoding, errors="replace") as text:
+        if file.suffix in JSON:
+            rows = map(_object, islice(text, 1000))
+            return tuple(dict.fromkeys(name for row in rows for name in row or ()))
         line = text.readline().rstrip("\n")
     if table.quoting:
         return tuple(next(csv.reader([line], delimiter=table.separator), []))
@@ -264,12 +267,21 @@ def _records(text: str, separator: str, spans_lines: bool) -> Iterator[tuple[int
 
 def _json(piece: bytes, table: Table, first: int) -> Piece:
     """One object per line; the UCSD dumps write them as Python literals."""
-    texts = piece.decode(errors="replace").removesuffix("\n").split("\n")
-    rows = dict(enumerate(map(_object, texts), start=first))
-    whole = {line: row for line, row in rows.items() if row is not None}
-    broken = dict.fromkeys(rows.keys() - whole.keys(), "no JSON object")
-    data = {r: [_text(row.get(c)) for row in whole.values()] for r, c in table.columns.items()}
-    return Piece(_table(data, pa.string()), list(whole), broken, len(texts))
+    whole, broken = {}, {}
+    texts = piece.removesuffix(b"\n").split(b"\n")
+    for line, text in enumerate(texts, start=first):
+        try:
+            row = _object(text.decode())
+            if row is None:
+                broken[line] = "no JSON object"
+            else:
+                whole[line] = [_text(row.get(name)).encode() for name in table.columns.values()]
+        except UnicodeDecodeError as error:
+            broken[line] = f"undecodable text at byte {error.start} of the line"
+        except UnicodeEncodeError:
+            broken[line] = "undecodable text: half of a surrogate pair"
+    data = {role: [row[i] for row in whole.values()] for i, role in enumerate(table.columns)}
+    return Piece(_table(data, pa.binary()), list(whole), broken, len(texts))
 
 
 def _object(text: str) -> dict[str, Any] | None:
@@ -312,4 +324,6 @@ def _plain(column: pa.Array, unit: TimeUnit) -> pa.Array:
         column = column if unit == "iso8601" else column.cast(pa.int64())
     if pa.types.is_nested(column.type):
         return pa.array([_text(value) for value in column.to_pylist()], pa.string())
+    if pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type):
+        return column.cast(pa.binary()).fill_null(b"")
     return column.cast(pa.string()).fill_null("")

@@ -271,9 +271,47 @@ def test_undecodable_text(tmp_path: Path) -> None:
     _, rows, rejects = read(folder)
     assert rejects == [
         Reject("ml-100k.item", 5, "undecodable text at byte 2 of a field"),
-        Reject("ml-100k.inter", 4, "undecodable text"),
+        Reject("ml-100k.inter", 4, "undecodable text at byte 4 of a field"),
     ]
     assert rows[-1][0] == "Andr\u00e9"
+
+
+def test_undecodable_json_costs_one_line(tmp_path: Path) -> None:
+    good = {"user_id": "u", "item_id": 7, "timestamp": 5, "title": "Am\u00e9lie"}
+    text = json.dumps(good, ensure_ascii=False)
+    lines = [text.encode(), text.encode("latin-1")]
+    lines += [json.dumps(good | {"user_id": "\ud800"}).encode(), b"[]", lines[0]]
+    (tmp_path / "log.jsonl").write_bytes(b"\n".join(lines))
+    items, rows, rejects = read(tmp_path)
+    assert (items.titles, [row[0] for row in rows]) == (["Am\u00e9lie"], ["u", "u"])
+    assert rejects == [
+        Reject("log.jsonl", 2, f"undecodable text at byte {lines[1].index(0xE9)} of the line"),
+        Reject("log.jsonl", 3, "undecodable text: half of a surrogate pair"),
+        Reject("log.jsonl", 4, "no JSON object"),
+    ]
+    with pytest.raises(DataError, match=r"log\.jsonl has no column 'viewer'; it has user_id, item"):
+        read(tmp_path, TableConfig(user="viewer"))
+
+
+@pytest.mark.parametrize("beside", [True, False])
+def test_bytes_in_parquet_are_text_or_rejected(tmp_path: Path, beside: bool) -> None:
+    texts = ["Am\u00e9lie".encode(), "Am\u00e9lie".encode("latin-1"), None]
+    columns = {"user_id": ["u"] * 3, "item_id": [7, 8, 9], "timestamp": [5] * 3}
+    titles = {"item_id": [7, 8, 9], "title": pa.array(texts, pa.large_binary())}
+    pq.write_table(pa.table(columns | titles if beside else columns), tmp_path / "a.parquet")
+    pq.write_table(pa.table(titles), tmp_path / "titles.parquet")
+    config = TableConfig(items=str(tmp_path / "titles.parquet"))
+    location = tmp_path / "a.parquet" if beside else tmp_path
+    items, rows, rejects = read(location, PLAIN if beside else config)
+    assert items.titles == ["Am\u00e9lie", "item 9"]
+    assert [row[1] for row in rows] == ["7", "9"]
+    assert "undecodable text" in rejects[0].reason
+
+
+@pytest.mark.parametrize("location", ["nosuch://bucket/x", "dropbox://bucket/x"])
+def test_uris_that_nothing_reads_are_refused(location: str) -> None:
+    with pytest.raises(ConfigError, match=f"{location} cannot be read: "):
+        sources.find(location, PLAIN)
 
 
 def test_utf_16_is_read_when_it_is_declared(tmp_path: Path) -> None:
