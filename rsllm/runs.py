@@ -76,10 +76,13 @@ def commit_dir(final: Path, **facts: Any) -> Iterator[Path]:
     """Yield a staging folder that becomes `final`, with a manifest of its files and `facts`.
 
     A crash or an exception leaves no `final`. If another process committed the same folder
-    meanwhile, that one stays and this one is dropped.
+    meanwhile, that one stays and this one is dropped. What processes that were killed staged for
+    the same folder on this machine is removed.
     """
     final.parent.mkdir(parents=True, exist_ok=True)
-    staging = final.with_name(f".{final.name}.{uuid.uuid4().hex[:8]}.staging")
+    _remove_orphans(final)
+    owner = f"{_host()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    staging = final.with_name(f".{final.name}.{owner}.staging")
     staging.mkdir()
     try:
         yield staging
@@ -92,6 +95,22 @@ def commit_dir(final: Path, **facts: Any) -> Iterator[Path]:
         _fsync(final.parent)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def _host() -> str:
+    """Tells apart machines, and containers of a machine, whose process ids mean different things."""
+    ids = f"{platform.node()} {Path('/proc/self/ns/pid').resolve().name}"
+    return hashlib.sha256(ids.encode()).hexdigest()[:8]
+
+
+def _remove_orphans(final: Path) -> None:
+    for path in final.parent.glob(f".{final.name}.{_host()}-*-*.staging"):
+        try:
+            os.kill(int(path.name.split("-")[-2]), 0)
+        except ProcessLookupError:
+            shutil.rmtree(path, ignore_errors=True)
+        except PermissionError:
+            continue  # it lives, as another user's
 
 
 def seal(folder: Path, facts: Mapping[str, Any]) -> None:
