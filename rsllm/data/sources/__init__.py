@@ -146,7 +146,7 @@ def _any_table(location: str, config: TableConfig) -> RawData | None:
 def _item_files(location: str, config: TableConfig) -> list[File]:
     if not config.items:
         return []
-    for place in (config.items, f"{location.rstrip('/')}/{config.items}"):
+    for place in (f"{location.rstrip('/')}/{config.items}", config.items):
         if files := _tables(place):
             return files
     raise ConfigError(f"data.table.items is {config.items}, but there is no such file or folder")
