@@ -122,6 +122,9 @@ def _run(job: Job, listed: Path) -> None:
     items, rejects, span, counts = _read(job)
     rows_read = counts["used"] + counts["rejected"] + items.rows_read
     check_rejects(rejects, rows_read, job.config.max_rejected_rows, listed)
+    if not counts["used"]:
+        name = job.data.interactions[0].name
+        raise DataError(f"{name} has no usable row; is it the right file?")
     groups = range(job.config.num_shards)
     order = partial(passes.order, job, hash_strings(items.ids, job.config.seed))
     counts.update(_total(_each("order", order, groups)))
@@ -144,8 +147,6 @@ def _read(job: Job) -> tuple[Items, list[Reject], tuple[int, int], Counter[str]]
     """Deal out the interactions: the catalogue, rejected lines, first and last time, counts."""
     source = job.data.source
     tasks = list(enumerate(plan(job.data.interactions, source.interactions)))
-    if not tasks:
-        raise DataError(f"{job.data.interactions[0].name} has no usable row; is it the right file?")
     if source.items:
         items = read_items(job.data.items, source.items)
     else:

@@ -11,12 +11,14 @@ import codecs
 import csv
 import io
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
@@ -118,7 +120,7 @@ def columns_of(file: File, table: Table) -> tuple[str, ...]:
     """The columns of a file, in order; those of JSON lines as the first thousand have them.
 
     Raises:
-        DataError: its first line is no text of the declared encoding.
+        DataError: its first line is no text of the declared encoding, or no line.
     """
     if table.header:
         return tuple(table.header)
@@ -129,11 +131,14 @@ def columns_of(file: File, table: Table) -> tuple[str, ...]:
     if marked and "16" not in table.encoding:
         raise DataError(f"{file.name} is UTF-16 text; set data.table.encoding=utf-16")
     encoding = "utf-8-sig" if table.encoding == "utf-8" else table.encoding
-    with file.open() as stream, io.TextIOWrapper(stream, encoding, errors="replace") as text:
+    reading = {"encoding": encoding, "errors": "replace", "newline": "\n"}
+    with file.open() as stream, io.TextIOWrapper(stream, **reading) as text:
         if file.suffix in JSON:
             rows = map(_object, islice(text, 1000))
             return tuple(dict.fromkeys(name for row in rows for name in row or ()))
-        line = text.readline().rstrip("\n")
+        line = text.readline().rstrip("\r\n")
+    if "\r" in line:
+        raise DataError(f"{file.name} has carriage returns for line ends; convert them to newlines")
     if table.quoting:
         return tuple(next(csv.reader([line], delimiter=table.separator), []))
     return tuple(line.split(table.separator))
@@ -204,6 +209,8 @@ def _delimited(
     if len(separator) > 1:
         piece = piece.replace(separator.encode(), UNIT_SEPARATOR.encode())
         separator = UNIT_SEPARATOR
+    if b"\r" in piece:  # Arrow would end a line there: make it one of too many fields
+        piece = re.sub(rb"\r(?!\n)", separator.encode() * len(names), piece)
     broken: dict[int, str] = {}
 
     def refuse(row: Any) -> str:

@@ -193,6 +193,18 @@ def test_a_strangers_table(tmp_path: Path, kind: str, suffix: str, packed: bool)
         assert (found, rejects) == (expected, [])
 
 
+def test_a_table_of_items_is_looked_for_beside_the_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder, title in (("here", "Wrong"), ("data", "Right")):
+        write_lines(tmp_path / folder / "titles.csv", ["item_id,title", f"7,{title}"])
+    write_lines(tmp_path / "data" / "log.csv", ["user_id,item_id,timestamp", "u,7,5"])
+    monkeypatch.chdir(tmp_path / "here")
+    assert read(tmp_path / "data", TableConfig(items="titles.csv"))[0].titles == ["Right"]
+    (tmp_path / "data" / "titles.csv").unlink()
+    assert read(tmp_path / "data", TableConfig(items="titles.csv"))[0].titles == ["Wrong"]
+
+
 def test_titles_in_a_table_of_their_own_with_texts(tmp_path: Path) -> None:
     write_lines(tmp_path / "log" / "a.csv", ["user_id,item_id,timestamp", "u,7,5"])
     write_lines(tmp_path / "log" / "b.csv", ["user_id,item_id,timestamp", "v,7,6", "u,8,7"])
@@ -252,6 +264,26 @@ def test_every_line_is_used_or_rejected(
         (number, BROKEN[line]) for number, line in enumerate(lines, start=first) if line in BROKEN
     ]
     assert rows == [("7", "1", 4.0, 880000000)] * lines.count(GOOD)
+
+
+@pytest.mark.parametrize("quoted", [True, False])
+def test_a_lone_carriage_return_costs_one_line(tmp_path: Path, quoted: bool) -> None:
+    last = '6,x,5,"A\rB"' if quoted else "6,x,5,A"
+    lines = ["1,x,5,A\r", "2,x,5,A\rB", "3\r,x,5,A", "4,x\r", "5,x,5,A\r\r", last]
+    (tmp_path / "log.csv").write_bytes("\n".join(["user_id,item_id,timestamp,title", *lines]).encode())
+    _, rows, rejects = read(tmp_path)
+    assert [row[0] for row in rows] == ["1", "6"]
+    assert rejects == [Reject("log.csv", line, "wrong column count") for line in (3, 4, 5, 6)]
+    write_dat(tmp_path / "dat", ["1\t1\t4\t5", "2\t1\r\t4\t5", "3\t1\t4\t5"], ITEMS)
+    _, rows, rejects = read(tmp_path / "dat")
+    assert [row[0] for row in rows] == ["1", "3"]
+    assert rejects == [Reject("ratings.dat", 2, "wrong column count")]
+
+
+def test_carriage_returns_as_line_ends_are_named(tmp_path: Path) -> None:
+    (tmp_path / "log.csv").write_bytes(b"user_id,item_id,timestamp,title\ru,7,5,A\r")
+    with pytest.raises(DataError, match=r"log\.csv has carriage returns for line ends; convert"):
+        read(tmp_path)
 
 
 def test_quotes_that_do_not_close_cost_one_line(tmp_path: Path) -> None:
@@ -365,6 +397,9 @@ def test_files_that_do_not_fit_are_named(tmp_path: Path) -> None:
     write_lines(tmp_path / "a.csv", ["user_id,item_id,timestamp,title", "u,7,5,A"])
     write_lines(tmp_path / "b.csv", ["user_id,item_id,timestamp,name", "u,7,5,A"])
     with pytest.raises(DataError, match=r"b\.csv has no column 'title'; it has user_id"):
+        read(tmp_path)
+    (tmp_path / "b.csv").write_bytes(b"")
+    with pytest.raises(DataError, match=r"b\.csv has no column 'user_id'; it is empty\. Name"):
         read(tmp_path)
     (tmp_path / "b.csv").unlink()
     with pytest.raises(DataError, match=r"data\.table\.user=USER"):

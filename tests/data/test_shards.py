@@ -334,6 +334,9 @@ def test_user_mistakes_are_named(tmp_path: Path) -> None:
     (one / "u.data").write_text("")
     with pytest.raises(DataError, match=r"u\.data has no usable row"):
         _prepared(one, store)
+    write_lines(tmp_path / "header" / "log.csv", ["user_id,item_id,timestamp,title"])
+    with pytest.raises(DataError, match=r"log\.csv has no usable row"):
+        _prepared(tmp_path / "header", store)
 
 
 def test_damage_and_schema_drift_are_found(world: PreparedData, tmp_path: Path) -> None:
