@@ -6,6 +6,8 @@ train/part-*.parquet                 rows: a history and the item that came next
 validation.parquet, test.parquet     held-out rows
 candidates/SPLIT-DRAW.parquet        candidate sets, row by row as in the split's file
 counts.json, rejects.jsonl           what became of every raw line
+
+Times are milliseconds since 1970.
 """
 
 # Axes: R rows, H history, C candidates, I items.

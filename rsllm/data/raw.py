@@ -24,8 +24,8 @@ from rsllm.errors import DataError
 
 TEXT = "text"
 """Start of the roles of further texts of an item."""
-MAX_TIME = 2**32
-"""Seconds since 1970 (year 2106); beyond it a time is in another unit."""
+MAX_TIME = 2**32 * 1000
+"""Milliseconds since 1970 (year 2106); beyond it a time is in another unit."""
 _YEAR = re.compile(r"( ?\(([0-9]{4}|V|TV)\))+$")
 _ARTICLE = re.compile(r"(^|\()([^()]+), (The|An|A)(?= ?(?:[()]|$))")
 _PLACEHOLDERS = {"unknown", "unkonwn", ""}
@@ -67,7 +67,7 @@ class Interactions:
     """Some clean lines of a chunk.
 
     Attributes:
-        table: user (string), item (int32 number), time (int64, seconds since 1970), and rating
+        table: user (string), item (int32 number), time (int64, ms since 1970), and rating
             (float64) and split (int8) where the source has them.
         rejects: of these lines; their `line` counts from 0 at the start of the chunk.
         num_lines: lines of the chunk that were read, the header too.
@@ -170,7 +170,7 @@ def read_interactions(chunk: Chunk, table: Table, item_ids: pa.Array) -> Iterato
     for piece in read(chunk, table):
         no_text: dict[int, str] = {}
         columns = {
-            role: _text(piece.columns[role].combine_chunks(), no_text)
+            role: as_text(piece.columns[role].combine_chunks(), no_text)
             for role in piece.columns.column_names
         }
         bad: dict[str, Bools] = {"": np.isin(np.arange(len(piece.columns)), list(no_text))}
@@ -194,7 +194,7 @@ def read_interactions(chunk: Chunk, table: Table, item_ids: pa.Array) -> Iterato
         yield Interactions(pa.table(clean).filter(pa.array(~bad_R)), rejects, piece.num_lines)
 
 
-def _text(column: pa.Array, no_text: dict[int, str]) -> pa.Array:
+def as_text(column: pa.Array, no_text: dict[int, str]) -> pa.Array:
     """A column as strings; `no_text` takes the rows that are no UTF-8, and why."""
     try:
         return column.cast(pa.string())
@@ -231,13 +231,13 @@ def _ratings(column: pa.Array, highest: float) -> tuple[NDArray[np.float64], Boo
 def _times(column: pa.Array, unit: TimeUnit) -> tuple[NDArray[np.int64], Bools]:
     if unit == "iso8601":
         stamps = pd.to_datetime(column.to_pandas(), errors="coerce", format="ISO8601", utc=True)
-        seconds_R = stamps.to_numpy("datetime64[s]").astype(np.int64).astype(np.float64)
+        time_R = stamps.to_numpy("datetime64[ms]").astype(np.int64).astype(np.float64)
         bad_R = stamps.isna().to_numpy()
     else:
-        seconds_R, bad_R = _numbers(column)
-        seconds_R = seconds_R / (1e3 if unit == "milliseconds" else 1.0)
-    bad_R = bad_R | (seconds_R < 0) | (seconds_R > MAX_TIME)
-    return np.where(bad_R, 0, seconds_R).astype(np.int64), bad_R
+        time_R, bad_R = _numbers(column)
+        time_R = time_R * (1.0 if unit == "milliseconds" else 1e3)
+    bad_R = bad_R | (time_R < 0) | (time_R > MAX_TIME)
+    return np.where(bad_R, 0, time_R).round().astype(np.int64), bad_R
 
 
 def check_rejects(rejects: Sequence[Reject], rows_read: int, allowed: int, listed: Path) -> None:

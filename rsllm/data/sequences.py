@@ -33,7 +33,7 @@ class Events:
     user_E: Ints
     item_E: Ints
     time_E: NDArray[np.int64]
-    """Seconds since 1970."""
+    """Milliseconds since 1970."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Rows:
         history_RH: the items before the target, oldest first, left-aligned, padded with -1.
         length_R: items in each history.
         target_R: the items that came next.
-        time_R: when the target happened, in seconds since 1970 (int64).
+        time_R: when the target happened, in milliseconds since 1970 (int64).
         candidates_RC: shuffled candidates with the target among them; None for training rows,
             whose candidates are drawn anew each epoch.
     """

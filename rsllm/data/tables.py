@@ -326,9 +326,9 @@ def _read_parquet(chunk: Chunk, table: Table) -> Iterator[Piece]:
 def _plain(column: pa.Array, unit: TimeUnit) -> pa.Array:
     """A typed column as the text that a file would hold; times in the unit, null as empty."""
     if pa.types.is_timestamp(column.type) or pa.types.is_date(column.type):
-        short = "ms" if unit == "milliseconds" else "s"
-        column = column.cast(pa.timestamp(short), safe=False)
+        column = column.cast(pa.timestamp("ms"), safe=False)
         column = column if unit == "iso8601" else column.cast(pa.int64())
+        column = pc.divide(column.cast(pa.float64()), 1e3) if unit == "seconds" else column
     if pa.types.is_nested(column.type):
         return pa.array([_text(value) for value in column.to_pylist()], pa.string())
     if pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type):

@@ -7,6 +7,7 @@ import hashlib
 import json
 import zipfile
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ PLAIN = TableConfig()
 def read(
     location: Path | str, config: TableConfig = PLAIN
 ) -> tuple[Items, list[Any], list[Reject]]:
-    """Items, interactions (user, item id, rating, time) and rejects of a location."""
+    """Items, interactions (user, item id, rating, seconds) and rejects of a location."""
     data = sources.find(str(location), config)
     chunks = plan(data.interactions, data.source.interactions)
     if data.source.items:
@@ -73,7 +74,7 @@ def read(
             rejects += [Reject(r.file, start + r.line, r.reason) for r in part.rejects]
             lines += part.num_lines
         first[chunk.file.name] = first.get(chunk.file.name, 0) + lines
-    plain = [(row["user"], items.ids[row["item"]], row.get("rating"), row["time"]) for row in rows]
+    plain = [(row["user"], items.ids[row["item"]], row.get("rating"), row["time"] / 1000) for row in rows]
     return items, plain, rejects
 
 
@@ -109,6 +110,28 @@ def test_typed_times_have_no_unit(tmp_path: Path, unit: Any) -> None:
     (folder / "_SUCCESS.csv").touch()
     (folder / ".watched.parquet.crc").touch()
     assert read(folder, TableConfig(time_unit=unit))[1] == [("7", "1", None, 880000000)]
+
+
+@pytest.mark.parametrize("typed", [True, False])
+@pytest.mark.parametrize("unit", ["seconds", "milliseconds", "iso8601"])
+def test_times_are_kept_to_the_millisecond(tmp_path: Path, typed: bool, unit: Any) -> None:
+    """A second before 2106, an odd millisecond, and a whole second."""
+    times = [4_294_967_295_999, 1_700_000_000_123, 880_000_000_000]
+    stamps = [datetime.fromtimestamp(0, UTC) + timedelta(milliseconds=time) for time in times]
+    if typed:
+        names = ("user_id", "item_id", "timestamp", "title")
+        columns = (["u"] * 3, [7] * 3, pa.array(stamps, pa.timestamp("us", "UTC")), ["A"] * 3)
+        pq.write_table(pa.table(dict(zip(names, columns, strict=True))), tmp_path / "a.parquet")
+    else:
+        texts = {
+            "seconds": [f"{time // 1000}.{time % 1000:03}" for time in times],
+            "milliseconds": map(str, times),
+            "iso8601": [stamp.isoformat() for stamp in stamps],
+        }
+        lines = [f"u,7,{text},A" for text in texts[unit]]
+        write_lines(tmp_path / "a.csv", ["user_id,item_id,timestamp,title", *lines])
+    _, rows, rejects = read(tmp_path, TableConfig(time_unit=unit))
+    assert ([row[3] for row in rows], rejects) == ([time / 1000 for time in times], [])
 
 
 def test_an_item_whose_quotes_do_not_close_is_an_error(tmp_path: Path) -> None:

@@ -129,7 +129,7 @@ def _users(lines: list[str]) -> list[dict[int, int]]:
     kept: dict[str, dict[int, int]] = {}
     for user, item, rating, time in (line.split("\t") for line in lines):
         if int(rating) >= MIN_RATING:
-            kept.setdefault(user, {})[int(item) - 1] = int(time)
+            kept.setdefault(user, {})[int(item) - 1] = int(time) * 1000
     return sorted(kept.values(), key=lambda times: min(times.values()))
 
 
@@ -149,7 +149,7 @@ def _expected_rows(split_rule: str, users: list[dict[int, int]], cuts: Any) -> d
             held = {"validation": length - 2, "test": length - 1} if length >= 3 else {}
         else:
             trained = range(sum(time < cuts[0] for time in ordered))
-            for split, low, high in (("validation", *cuts), ("test", cuts[1], 10**9)):
+            for split, low, high in (("validation", *cuts), ("test", cuts[1], 10**12)):
                 inside = [p for p, time in enumerate(ordered) if low <= time < high]
                 held |= {split: inside[0]} if inside else {}
         found["train"] += [(user, p) for p in trained if p >= MIN_HISTORY]
