@@ -40,7 +40,7 @@ def small_data(
     num_train: int = 10,
     num_held_out: int = 6,
     num_draws: int = 1,
-    **facts: str,
+    **facts: Any,
 ) -> PreparedData:
     """24 items, 23 titles; `num_train` users of six rows each, and one row per held-out user.
 

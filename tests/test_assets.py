@@ -273,9 +273,7 @@ class TestResolveBackbone:
         (snapshot.parents[1] / "refs" / "main").write_text("abc")
         assert resolve_backbone("org/name") == "org/name"
 
-    @pytest.mark.parametrize(
-        ("offline", "reason"), [(True, "offline mode"), (False, "404")]
-    )
+    @pytest.mark.parametrize(("offline", "reason"), [(True, "offline mode"), (False, "404")])
     def test_hub_name_that_cannot_be_had(
         self, offline: bool, reason: str, site: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

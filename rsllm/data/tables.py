@@ -53,7 +53,7 @@ class Piece:
 
 
 def plan(files: Sequence[File], table: Table) -> list[Chunk]:
-    """Chunks of all files, in their order.
+    """Chunks of all files, in their order. Of Parquet only the named columns need be the same.
 
     Raises:
         DataError: a file lacks a column, or has other columns than the first one.
@@ -98,10 +98,7 @@ def _parquet(file: File) -> pq.ParquetFile:
 
 
 def _schema(file: File, table: Table) -> dict[str, str]:
-    """Names and types of the columns, all of the wanted ones among them.
-
-    Of Parquet only the wanted ones count, and JSON lines may each leave some out.
-    """
+    """Names and types of the columns that must be the same everywhere; JSON lines have none."""
     if file.suffix == ".parquet":
         fields = _parquet(file).schema_arrow
         found = {name: str(fields.field(name).type) for name in fields.names}

@@ -25,7 +25,7 @@ from rsllm.data.sequences import (
     draw_candidates,
     row_keys,
 )
-from rsllm.errors import CheckpointError, ConfigError, DataError
+from rsllm.errors import ConfigError, DataError
 from rsllm.runs import MANIFEST, Store, read_json, seal
 
 Change = Callable[[dict[str, list[Any]]], None]
@@ -70,6 +70,34 @@ def test_clean_data_passes(clean: Path) -> None:
     shown = table(findings)
     assert "2 of 24 items share their title" in shown
     assert len(shown.splitlines()) == len(findings) + 2
+
+
+def test_places_in_a_sequence_are_no_times(store: Store) -> None:
+    found = {f.check: f for f in audit(small_data(store.root / "data" / "p", timed=False).path)}
+    for check in ("time order", "time ties"):
+        assert found[check] == checks.Finding(check, "ok", "no times in this data")
+
+
+def test_targets_in_their_own_history_are_counted_in_both_splits(clean: Path) -> None:
+    def repeat(columns: dict[str, list[Any]]) -> None:
+        columns["history"][2][-1] = columns["target"][2]
+
+    plant(clean, "validation.parquet", repeat)
+    finding = {finding.check: finding for finding in audit(clean)}["own history"]
+    data, items, titles = PreparedData.open(clean), 0, 0
+    for split in checks.HELD_OUT:
+        rows = data.rows(split)
+        for row, target in enumerate(rows.target_R.tolist()):
+            past = rows.histories(row).tolist()
+            items += target in past
+            title = data.titles[target]
+            titles += target not in past and title in [data.titles[item] for item in past]
+    assert items == 1
+    assert finding.verdict == "warning"
+    assert finding.evidence == (
+        f"{1 / 300:.1%} of held-out targets are in their history,"
+        f" {titles / 300:.1%} by another item of the same title (n = 300)"
+    )
 
 
 def test_a_future_item_in_a_history(clean: Path) -> None:

@@ -74,7 +74,9 @@ def read(
             rejects += [Reject(r.file, start + r.line, r.reason) for r in part.rejects]
             lines += part.num_lines
         first[chunk.file.name] = first.get(chunk.file.name, 0) + lines
-    plain = [(row["user"], items.ids[row["item"]], row.get("rating"), row["time"] / 1000) for row in rows]
+    plain = [
+        (row["user"], items.ids[row["item"]], row.get("rating"), row["time"] / 1000) for row in rows
+    ]
     return items, plain, rejects
 
 
@@ -293,7 +295,9 @@ def test_every_line_is_used_or_rejected(
 def test_a_lone_carriage_return_costs_one_line(tmp_path: Path, quoted: bool) -> None:
     last = '6,x,5,"A\rB"' if quoted else "6,x,5,A"
     lines = ["1,x,5,A\r", "2,x,5,A\rB", "3\r,x,5,A", "4,x\r", "5,x,5,A\r\r", last]
-    (tmp_path / "log.csv").write_bytes("\n".join(["user_id,item_id,timestamp,title", *lines]).encode())
+    (tmp_path / "log.csv").write_bytes(
+        "\n".join(["user_id,item_id,timestamp,title", *lines]).encode()
+    )
     _, rows, rejects = read(tmp_path)
     assert [row[0] for row in rows] == ["1", "6"]
     assert rejects == [Reject("log.csv", line, "wrong column count") for line in (3, 4, 5, 6)]
@@ -439,6 +443,8 @@ def test_drifting_and_damaged_parquet_is_named(tmp_path: Path) -> None:
     pq.write_table(drifted, tmp_path / "b.parquet")
     with pytest.raises(DataError, match=r"b\.parquet differs from a\.parquet in column 'item_id'"):
         read(tmp_path)
+    pq.write_table(pa.table(columns | {"more": [1]}), tmp_path / "b.parquet")
+    assert len(read(tmp_path)[1]) == 2, "a column that is not asked for does not count"
     (tmp_path / "b.parquet").write_bytes((tmp_path / "a.parquet").read_bytes()[:-9])
     with pytest.raises(DataError, match=r"b\.parquet is no whole Parquet file"):
         read(tmp_path)

@@ -315,6 +315,21 @@ def test_rejects_are_kept_beside_the_data(tmp_path: Path) -> None:
     assert raw == {"read": len(lines) + 61, "used": len(lines) + 60, "rejected": 1}
 
 
+def test_other_titles_of_an_item_are_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines, titles = _lines(0)
+    rows = [line.split("\t") for line in lines]
+    named = [f"{user},{item},{time},{titles[item]}" for user, item, _, time in rows]
+    (user, item, _, time), *_ = rows
+    named += [f"{user},{item},{time},{title}" for title in ("A", "A", "B")]
+    write_lines(tmp_path / "raw" / "log.csv", ["user_id,item_id,timestamp,title", *named])
+    data = _prepared(tmp_path / "raw", tmp_path / "store")
+    assert ", 2 other titles," in capsys.readouterr().out
+    assert data.facts["counts"]["other_titles"] == 2
+    assert data.titles[data.source_ids.index(item)] == titles[item].removesuffix(" (1990)")
+
+
 def test_user_mistakes_are_named(tmp_path: Path) -> None:
     store = tmp_path / "store"
     with pytest.raises(ConfigError, match="is no file or folder"):

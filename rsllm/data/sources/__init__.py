@@ -35,6 +35,7 @@ class Source:
         domain: decides the prompts' wording.
         family: sources of one family hold the same users and must not be mixed.
         marker: a further file that tells this layout from another of the same names.
+        timed: whether its times are times; else they are places in a user's sequence.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Source:
     domain: Domain = "item"
     family: str = ""
     marker: str = ""
+    timed: bool = True
 
     def patterns(self) -> list[str]:
         """The files it needs."""
