@@ -120,14 +120,12 @@ def _require_on_hub(name: str) -> None:
     """Find out now, and not in a worker, whether a model can be loaded by its hub name."""
     from huggingface_hub import HfApi, try_to_load_from_cache
 
-    if isinstance(try_to_load_from_cache(name, "config.json"), str):
-        return
     try:
-        HfApi().model_info(name, timeout=5)
+        if not isinstance(try_to_load_from_cache(name, "config.json"), str):
+            HfApi().model_info(name, timeout=5)
     except Exception as error:  # the client's errors share no base class of its own
-        reason = str(error).strip() or type(error).__name__
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise ConfigError(
-            f"backbone {name} is not in the local hub cache, and the hub does not give it"
-            f" ({reason.splitlines()[0]}); correct the name, give a local folder, or choose a"
-            " backbone that rsllm fetch lists"
+            f"backbone {name} is not in the local hub cache, and cannot be had ({reason}); correct"
+            " the name, give a local folder, or choose one that rsllm fetch lists"
         ) from error

@@ -80,9 +80,16 @@ def commit_dir(final: Path, **facts: Any) -> Iterator[Path]:
     the same folder on this machine is removed.
     """
     final.parent.mkdir(parents=True, exist_ok=True)
-    _remove_orphans(final)
-    owner = f"{_host()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-    staging = final.with_name(f".{final.name}.{owner}.staging")
+    # Process ids mean the same on one machine, and in one container of it.
+    host = content_hash([platform.node(), Path("/proc/self/ns/pid").resolve().name])[:8]
+    for left in final.parent.glob(f".{final.name}.{host}-*.staging"):
+        try:
+            with contextlib.suppress(PermissionError):  # it lives, as another user's
+                os.kill(int(left.name.split("-")[-2]), 0)
+        except ProcessLookupError:
+            shutil.rmtree(left, ignore_errors=True)
+    owner, unique = f"{host}-{os.getpid()}", uuid.uuid4().hex[:8]
+    staging = final.with_name(f".{final.name}.{owner}-{unique}.staging")
     staging.mkdir()
     try:
         yield staging
@@ -95,22 +102,6 @@ def commit_dir(final: Path, **facts: Any) -> Iterator[Path]:
         _fsync(final.parent)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-
-
-def _host() -> str:
-    """Tells apart machines, and containers of a machine, whose process ids mean different things."""
-    ids = f"{platform.node()} {Path('/proc/self/ns/pid').resolve().name}"
-    return hashlib.sha256(ids.encode()).hexdigest()[:8]
-
-
-def _remove_orphans(final: Path) -> None:
-    for path in final.parent.glob(f".{final.name}.{_host()}-*-*.staging"):
-        try:
-            os.kill(int(path.name.split("-")[-2]), 0)
-        except ProcessLookupError:
-            shutil.rmtree(path, ignore_errors=True)
-        except PermissionError:
-            continue  # it lives, as another user's
 
 
 def seal(folder: Path, facts: Mapping[str, Any]) -> None:

@@ -22,8 +22,7 @@ def group_of(users: pa.Array, seed: int, num_groups: int) -> NDArray[np.int64]:
     """The group that each interaction's user belongs to, the same wherever the line stands."""
     encoded = users.dictionary_encode()
     group = hash_strings(encoded.dictionary.to_pandas(), seed) % np.uint64(num_groups)
-    groups: NDArray[np.int64] = group.astype(np.int64)[np.asarray(encoded.indices)]
-    return groups
+    return np.asarray(group.astype(np.int64)[np.asarray(encoded.indices)])
 
 
 def in_order(

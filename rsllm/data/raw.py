@@ -124,7 +124,7 @@ def _add_items(titles: dict[str, str], piece: Piece) -> dict[int, str]:
         try:
             item, title = titled(row)
         except UnicodeDecodeError as error:
-            broken[line] = undecodable(error)
+            broken[line] = f"undecodable text at byte {error.start} of a field"
             continue
         if not item or item in titles:
             broken[line] = "repeated item" if item else "empty id"
@@ -133,11 +133,6 @@ def _add_items(titles: dict[str, str], piece: Piece) -> dict[int, str]:
                 f"item {item} has two titles, {titles[item]!r} and {title!r}; keep one of them"
             )
     return broken
-
-
-def undecodable(error: UnicodeDecodeError) -> str:
-    """Why a row with such a field is refused."""
-    return f"undecodable text at byte {error.start} of a field"
 
 
 def titles_beside(chunk: Chunk, table: Table) -> Counter[tuple[str, str]]:
@@ -169,13 +164,12 @@ def read_interactions(chunk: Chunk, table: Table, item_ids: pa.Array) -> Iterato
     """The interactions of a chunk with items of the catalogue, piece by piece."""
     for piece in read(chunk, table):
         no_text: dict[int, str] = {}
-        columns = {
-            role: as_text(piece.columns[role].combine_chunks(), no_text)
-            for role in piece.columns.column_names
-        }
+        columns = {}
+        for role in piece.columns.column_names:
+            columns[role] = as_text(piece.columns[role].combine_chunks(), no_text)
         bad: dict[str, Bools] = {"": np.isin(np.arange(len(piece.columns)), list(no_text))}
         numbers = pc.index_in(columns["item"], value_set=item_ids)
-        bad["empty id"] = _empty(columns["user"]) | _empty(columns["item"])
+        bad["empty id"] = np.any([pc.equal(columns[role], "") for role in ("user", "item")], axis=0)
         clean = {"user": columns["user"], "item": numbers}
         if "rating" in columns:
             clean["rating"], bad["bad rating"] = _ratings(columns["rating"], table.max_rating)
@@ -187,9 +181,8 @@ def read_interactions(chunk: Chunk, table: Table, item_ids: pa.Array) -> Iterato
         bad["unknown item"] = np.asarray(numbers.is_null())
         bad_CR = np.stack(list(bad.values()))
         bad_R, first_R, reasons = bad_CR.any(axis=0), bad_CR.argmax(axis=0), list(bad)
-        found = {
-            piece.lines[i]: reasons[first_R[i]] or no_text[i] for i in np.flatnonzero(bad_R)
-        } | piece.broken
+        found = {piece.lines[i]: reasons[first_R[i]] for i in np.flatnonzero(bad_R)} | piece.broken
+        found |= {piece.lines[i]: reason for i, reason in no_text.items()}
         rejects = [Reject(chunk.file.name, line, found[line]) for line in sorted(found)]
         yield Interactions(pa.table(clean).filter(pa.array(~bad_R)), rejects, piece.num_lines)
 
@@ -202,14 +195,11 @@ def as_text(column: pa.Array, no_text: dict[int, str]) -> pa.Array:
         values = column.to_pylist()
     for row, value in enumerate(values):
         try:
-            value.decode()
+            values[row] = value.decode()
         except UnicodeDecodeError as error:
-            no_text[row] = undecodable(error)
-    return pa.array([value.decode(errors="replace") for value in values])
-
-
-def _empty(column: pa.Array) -> Bools:
-    return np.asarray(pc.equal(pc.binary_length(column), 0))
+            values[row] = value.decode(errors="replace")
+            no_text[row] = f"undecodable text at byte {error.start} of a field"
+    return pa.array(values)
 
 
 def _numbers(column: pa.Array) -> tuple[NDArray[np.float64], Bools]:

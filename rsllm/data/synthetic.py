@@ -78,8 +78,7 @@ def write_world(
     words = product(("", *_NOUNS.split()), _ADJECTIVES.split(), _NOUNS.split())
     chosen = islice(words, -(-num_items // parts))
     names = [f"{one} {two} {more}".strip() for more, one, two in chosen]
-    least = NUM_CANDIDATES + min(length - 1, 10)
-    least = max(least, 3 * parts) if text_share else least
+    least = max(NUM_CANDIDATES + min(length - 1, 10), 3 * parts if text_share else 1)
     if num_items < least or len(names) * parts < num_items:
         raise ConfigError(f"num_items is {num_items}; choose {least} to {26 * _NUM_NAMES * parts}")
     rng = np.random.default_rng(seed)

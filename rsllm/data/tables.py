@@ -53,7 +53,7 @@ class Piece:
 
 
 def plan(files: Sequence[File], table: Table) -> list[Chunk]:
-    """Chunks of all files, in their order. Of Parquet only the named columns need be the same.
+    """Chunks of all files, in their order. Only the columns of its roles need be the same in all.
 
     Raises:
         DataError: a file lacks a column, or has other columns than the first one.
@@ -98,19 +98,15 @@ def _parquet(file: File) -> pq.ParquetFile:
 
 
 def _schema(file: File, table: Table) -> dict[str, str]:
-    """Names and types of the columns that must be the same everywhere; JSON lines have none."""
+    """The types of the wanted columns; others may differ from file to file."""
+    found = dict.fromkeys(columns_of(file, table), "text")
     if file.suffix == ".parquet":
-        fields = _parquet(file).schema_arrow
-        found = {name: str(fields.field(name).type) for name in fields.names}
-        wanted = {name: found[name] for name in table.columns.values() if name in found}
-    else:
-        found = dict.fromkeys(columns_of(file, table), "text")
-        wanted = found
+        found = {field.name: str(field.type) for field in _parquet(file).schema_arrow}
     missing = [column for column in table.columns.values() if column not in found]
     if missing and (found or file.suffix not in JSON):
         held = f"it has {', '.join(found)}" if found else "it is empty"
         raise DataError(f"{file.name} has no column {missing[0]!r}; {held}. {table.remedy}")
-    return {} if file.suffix in JSON else wanted
+    return {column: found.get(column, "text") for column in table.columns.values()}
 
 
 def columns_of(file: File, table: Table) -> tuple[str, ...]:
@@ -128,8 +124,7 @@ def columns_of(file: File, table: Table) -> tuple[str, ...]:
     if marked and "16" not in table.encoding:
         raise DataError(f"{file.name} is UTF-16 text; set data.table.encoding=utf-16")
     encoding = "utf-8-sig" if table.encoding == "utf-8" else table.encoding
-    reading = {"encoding": encoding, "errors": "replace", "newline": "\n"}
-    with file.open() as stream, io.TextIOWrapper(stream, **reading) as text:
+    with file.open() as stream, io.TextIOWrapper(stream, encoding, "replace", "\n") as text:
         if file.suffix in JSON:
             rows = map(_object, islice(text, 1000))
             return tuple(dict.fromkeys(name for row in rows for name in row or ()))
@@ -234,20 +229,19 @@ def _delimited(
 def _quoted(piece: bytes, names: tuple[str, ...], table: Table, first: int, header: int) -> Piece:
     """The same with fields in double quotes; a line of its own each, but for texts of items."""
     text, whole, broken = piece.decode(errors="surrogateescape"), {}, {}
+    places = [names.index(column) for column in table.columns.values()]
     for line, fields in _records(text, table.separator, _spans_lines(table)):
         if line >= header and len(fields) == len(names):
-            whole[first + line] = fields
+            whole[first + line] = [fields[i].encode(errors="surrogateescape") for i in places]
         elif line >= header:
             broken[first + line] = "wrong column count"
-    data = {}
-    for role, place in ((role, names.index(column)) for role, column in table.columns.items()):
-        data[role] = [row[place].encode(errors="surrogateescape") for row in whole.values()]
     num_lines = text.count("\n") + (not text.endswith("\n"))
-    return Piece(_table(data, pa.binary()), list(whole), broken, num_lines)
+    return Piece(_table(whole, table), list(whole), broken, num_lines)
 
 
-def _table(columns: Mapping[str, list[Any]], kind: pa.DataType) -> pa.Table:
-    return pa.table(columns, pa.schema(dict.fromkeys(columns, kind)))
+def _table(rows: Mapping[int, list[bytes]], table: Table) -> pa.Table:
+    columns = {role: [row[i] for row in rows.values()] for i, role in enumerate(table.columns)}
+    return pa.table(columns, pa.schema(dict.fromkeys(columns, pa.binary())))
 
 
 def _records(text: str, separator: str, spans_lines: bool) -> Iterator[tuple[int, list[str]]]:
@@ -284,8 +278,7 @@ def _json(piece: bytes, table: Table, first: int) -> Piece:
             broken[line] = f"undecodable text at byte {error.start} of the line"
         except UnicodeEncodeError:
             broken[line] = "undecodable text: half of a surrogate pair"
-    data = {role: [row[i] for row in whole.values()] for i, role in enumerate(table.columns)}
-    return Piece(_table(data, pa.binary()), list(whole), broken, len(texts))
+    return Piece(_table(whole, table), list(whole), broken, len(texts))
 
 
 def _object(text: str) -> dict[str, Any] | None:

@@ -40,11 +40,8 @@ def export_candidates(data: PreparedData, split: Split, path: Path) -> Path:
     (in CSV a JSON list). Which candidate is the target is not said.
     """
     separator = _separator(path)
-    draws, users, items = (
-        held_out(data, split),
-        np.array(data.user_ids()),
-        np.array(data.source_ids),
-    )
+    draws = held_out(data, split)
+    users, items = np.array(data.user_ids()), np.array(data.source_ids)
     wanted, (draw_N, row_N, _) = _wanted(draws)
     item_N = wanted.get_level_values(2)
     past_R = [items[draws[0].histories(i)].tolist() for i in range(len(draws[0]))]
@@ -75,12 +72,8 @@ def read_predictions(path: Path, data: PreparedData, split: Split) -> NDArray[np
         DataError: a line that is broken, repeated or of no candidate, or a candidate without a
             score; says which.
     """
-    return _scores(path, _lines(path), data, split)
-
-
-def _scores(
-    path: Path, lines: pd.DataFrame, data: PreparedData, split: Split
-) -> NDArray[np.float64]:
+    lines = _lines(path)
+    print(f"opening the {split} split for {show(path.stem)}", flush=True)
     draws = held_out(data, split)
     score_N = pd.to_numeric(lines["score"], errors="coerce").to_numpy(np.float64)
     _refuse(path, lines, ~np.isfinite(score_N), "has a score that is no finite number")
@@ -115,10 +108,8 @@ def judge(path: Path, data: PreparedData, split: Split, store: Store) -> dict[st
 
     An evaluation of a fixed sample of the rows is compared on these, which the file's name says.
     """
-    lines, own = _lines(path), path.stem
-    print(f"opening the {split} split for {show(own)}", flush=True)
+    scores_DRC, own = read_predictions(path, data, split), path.stem
     draws = held_out(data, split)
-    scores_DRC = _scores(path, lines, data, split)
     vectors = {own: per_user(scores_DRC, draws)}
     methods: list[dict[str, Any]] = [{"name": own, "scorer": "file", "seconds": None}]
     claims = []
@@ -166,25 +157,15 @@ def _lines(path: Path) -> pd.DataFrame:
     files = find_files(str(path), "*")
     if not files:
         raise ConfigError(f"there is no file {path}")
-    table = Table(
-        files=path.name,
-        columns=_NAMES,
-        separator=separator,
-        quoting=True,
-        remedy="It needs user_id, item_id, score and, for several draws, draw",
-    )
+    remedy = "It needs user_id, item_id, score and, for several draws, draw"
+    table = Table(files=path.name, columns=_NAMES, separator=separator, quoting=True, remedy=remedy)
     if "draw" in columns_of(files[0], table):
         table = replace(table, columns=_NAMES | {"draw": "draw"})
     parts = []
     for _, first, piece in read_all(files, table):
         for line, reason in piece.broken.items():
             raise DataError(f"{path}:{first + line} is no prediction: {reason}")
-        no_text: dict[int, str] = {}
-        texts = {
-            role: as_text(piece.columns[role].combine_chunks(), no_text) for role in table.columns
-        }
-        for row, reason in no_text.items():
-            raise DataError(f"{path}:{first + piece.lines[row]} is no prediction: {reason}")
+        texts = {role: as_text(piece.columns[role].combine_chunks(), {}) for role in table.columns}
         parts.append(pa.table(texts).to_pandas().assign(line=first + np.array(piece.lines)))
     lines = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
     if lines.empty:

@@ -143,7 +143,7 @@ def test_the_last_time_and_user_share_a_key() -> None:
     _, _, events, _ = in_order(users, np.zeros(4000, np.int32), times, hash_strings(["a"], 0), 0)
     assert np.array_equal(events.user_E, np.repeat(np.arange(2000), 2))
     assert np.array_equal(events.time_E, np.tile([0, MAX_TIME], 2000))
-    assert MAX_TIME < 1 << int(TIME_BITS) and int(TIME_BITS) + 22 <= 64
+    assert MAX_TIME.bit_length() <= TIME_BITS <= 64 - 22
 
 
 def test_users_are_numbered_by_first_interaction_then_hash() -> None:
