@@ -65,13 +65,8 @@ def write_world(
     Raises:
         ConfigError: a number out of its bounds, or a folder that cannot be written.
     """
-    sizes = (("num_users", num_users, 1), ("num_items", num_items, 1), ("length", length, 2))
-    for name, number, low in (*sizes, ("seed", seed, 0)):
-        if number < low:
-            raise ConfigError(f"{name} is {number}; it must be at least {low}")
-    for name, share in (("noise", noise), ("text_share", text_share)):
-        if not 0 <= share < 1:
-            raise ConfigError(f"{name} is {share}; it must be in [0, 1)")
+    sizes = {"num_users": num_users, "num_items": num_items, "length": length, "seed": seed}
+    _check(sizes, {"noise": noise, "text_share": text_share})
     parts = 2 * length if text_share else max(1, -(-num_items // _NUM_NAMES))
     on_cycle = num_items // 2 // parts * parts if text_share else num_items
     num_sagas = (num_items - on_cycle) // parts
@@ -105,6 +100,15 @@ def write_world(
     shares = {"noise": noise, "text_share": text_share, "num_candidates": NUM_CANDIDATES}
     write_json(folder / "world.json", {**facts, **shares, "best_HR@1": best})
     return cycle
+
+
+def _check(sizes: dict[str, int], shares: dict[str, float]) -> None:
+    for (name, size), least in zip(sizes.items(), (1, 1, 2, 0), strict=True):
+        if size < least:
+            raise ConfigError(f"{name} is {size}; it must be at least {least}")
+    for name, share in shares.items():
+        if not 0 <= share < 1:
+            raise ConfigError(f"{name} is {share}; it must be in [0, 1)")
 
 
 def best_scores(num_items: int, length: int, noise: float, text_share: float) -> dict[str, float]:
