@@ -92,7 +92,8 @@ def resolve_backbone(source: str) -> Path | str:
         source: an asset name, a local folder in Hugging Face format, or `organisation/model`.
 
     Raises:
-        ConfigError: none of the three, or a folder without safetensors weights.
+        ConfigError: none of the three, a folder without safetensors weights, or a model that the
+            hub does not give.
         DataError: an asset that could not be fetched.
     """
     if source in ASSETS and ASSETS[source].kind == "backbone":
@@ -106,9 +107,25 @@ def resolve_backbone(source: str) -> Path | str:
             )
         return folder.absolute()
     if HUB_NAME.fullmatch(source) and not folder.exists():
+        _require_on_hub(source)
         return source
     known = ", ".join(name for name, asset in ASSETS.items() if asset.kind == "backbone")
     raise ConfigError(
         f"backbone {source!r} is no local folder with a config.json and no hub name"
         f" (organisation/model); known backbones: {known}"
     )
+
+
+def _require_on_hub(name: str) -> None:
+    """Find out now, and not in a worker, whether a model can be loaded by its hub name."""
+    from huggingface_hub import HfApi, try_to_load_from_cache
+
+    try:
+        if not isinstance(try_to_load_from_cache(name, "config.json"), str):
+            HfApi().model_info(name, timeout=5)
+    except Exception as error:  # the client's errors share no base class of its own
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise ConfigError(
+            f"backbone {name} is not in the local hub cache, and cannot be had ({reason}); correct"
+            " the name, give a local folder, or choose one that rsllm fetch lists"
+        ) from error

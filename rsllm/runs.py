@@ -76,10 +76,20 @@ def commit_dir(final: Path, **facts: Any) -> Iterator[Path]:
     """Yield a staging folder that becomes `final`, with a manifest of its files and `facts`.
 
     A crash or an exception leaves no `final`. If another process committed the same folder
-    meanwhile, that one stays and this one is dropped.
+    meanwhile, that one stays and this one is dropped. What processes that were killed staged for
+    the same folder on this machine is removed.
     """
     final.parent.mkdir(parents=True, exist_ok=True)
-    staging = final.with_name(f".{final.name}.{uuid.uuid4().hex[:8]}.staging")
+    # Process ids mean the same on one machine, and in one container of it.
+    host = content_hash([platform.node(), Path("/proc/self/ns/pid").resolve().name])[:8]
+    for left in final.parent.glob(f".{final.name}.{host}-*.staging"):
+        try:
+            with contextlib.suppress(PermissionError):  # it lives, as another user's
+                os.kill(int(left.name.split("-")[-2]), 0)
+        except ProcessLookupError:
+            shutil.rmtree(left, ignore_errors=True)
+    owner, unique = f"{host}-{os.getpid()}", uuid.uuid4().hex[:8]
+    staging = final.with_name(f".{final.name}.{owner}-{unique}.staging")
     staging.mkdir()
     try:
         yield staging

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
@@ -24,6 +25,8 @@ ENVIRONMENT = {
 def pytest_configure() -> None:
     """Set what Ray and transformers read at import; subprocesses inherit it."""
     os.environ.update(ENVIRONMENT)
+    settings.register_profile("any machine", deadline=None)  # a busy one is no failure
+    settings.load_profile("any machine")
 
 
 @pytest.fixture(scope="session")

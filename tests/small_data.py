@@ -41,7 +41,7 @@ def small_data(
     num_held_out: int = 6,
     num_draws: int = 1,
     ordered: bool = False,
-    **facts: str,
+    **facts: Any,
 ) -> PreparedData:
     """24 items, 23 titles; `num_train` users of six rows each, and one row per held-out user.
 

@@ -262,8 +262,27 @@ class TestResolveBackbone:
         with pytest.raises(ConfigError, match="safetensors"):
             resolve_backbone(str(tmp_path))
 
-    def test_hub_name_is_left_to_the_hub(self) -> None:
-        assert resolve_backbone("HuggingFaceTB/SmolLM2-360M") == "HuggingFaceTB/SmolLM2-360M"
+    def test_hub_name_in_the_local_cache(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+        snapshot = tmp_path / "models--org--name" / "snapshots" / "abc"
+        snapshot.mkdir(parents=True)
+        (snapshot / "config.json").write_text("{}")
+        (snapshot.parents[1] / "refs").mkdir()
+        (snapshot.parents[1] / "refs" / "main").write_text("abc")
+        assert resolve_backbone("org/name") == "org/name"
+
+    @pytest.mark.parametrize(("offline", "reason"), [(True, "offline mode"), (False, "404")])
+    def test_hub_name_that_cannot_be_had(
+        self, offline: bool, reason: str, site: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", offline)
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", site)
+        message = f"backbone org/name is not in the local hub cache.*{reason}.*rsllm fetch"
+        with pytest.raises(ConfigError, match=message):
+            resolve_backbone("org/name")
 
     @pytest.mark.parametrize("source", ["", "smollm", "movielens-100k", "/no/such/folder", "../x"])
     def test_anything_else_names_the_known_ones(self, source: str) -> None:

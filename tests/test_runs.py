@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -47,18 +46,30 @@ def test_an_exception_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_killed_process_leaves_no_final_folder(tmp_path: Path) -> None:
+def test_a_killed_process_leaves_no_final_folder_and_is_cleaned_up(tmp_path: Path) -> None:
+    """Beside one that still writes the same folder, and another folder's."""
     code = (
-        "import os, pathlib, signal, sys\n"
+        "import pathlib, sys\n"
         "from rsllm.runs import commit_dir\n"
         "with commit_dir(pathlib.Path(sys.argv[1])) as staging:\n"
         "    (staging / 'a.bin').write_bytes(b'a')\n"
-        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    print(staging.name, flush=True)\n"
+        "    sys.stdin.read()\n"
     )
-    run = subprocess.run([sys.executable, "-c", code, str(tmp_path / "run")], check=False)
-    assert run.returncode == -signal.SIGKILL
-    assert not (tmp_path / "run").exists()
+    names, writers = ("run", "run", "other"), []
+    for name in names:
+        command = [sys.executable, "-c", code, str(tmp_path / name)]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        writers.append(subprocess.Popen(command, **pipes))  # type: ignore[call-overload]
+    killed, alive, other = (writer.stdout.readline().strip() for writer in writers)
+    for writer in (writers[0], writers[2]):
+        writer.kill()
+        writer.communicate()
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([killed, alive, other])
     assert manifest(commit(tmp_path / "run"), verify=True)["kind"] == "test", "the next one can"
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(["run", alive, other])
+    writers[1].communicate("")
+    assert writers[1].returncode == 0
 
 
 def test_the_first_of_two_writers_wins(tmp_path: Path) -> None:

@@ -22,8 +22,8 @@ from tabulate import tabulate
 
 from rsllm.data.prepared import PreparedData
 from rsllm.data.sequences import NO_ITEM, SPLITS, Catalogue, Events, Ints, Rows, Split
-from rsllm.errors import CheckpointError, DataError
-from rsllm.runs import manifest
+from rsllm.errors import CheckpointError, ConfigError, DataError
+from rsllm.runs import MANIFEST, manifest
 
 Verdict = Literal["ok", "warning", "leak"]
 HELD_OUT: tuple[Split, Split] = ("validation", "test")
@@ -53,21 +53,26 @@ def audit(path: Path) -> list[Finding]:
     """Every check on a prepared folder, or on an artifact of the store and all it was made from.
 
     Raises:
-        CheckpointError: the folder is no artifact, or its data set is missing or damaged.
+        ConfigError: the folder is no artifact.
+        CheckpointError: it or its data set is damaged, or the data set is missing.
     """
-    facts = manifest(path)
+    path = path.resolve()
+    facts = manifest(path) if (path / MANIFEST).is_file() else {}
+    if "inputs" not in facts:
+        raise ConfigError(f"{path} is no artifact; name a folder that prepare, fit or train prints")
     run = facts["kind"] != "data"
     data = PreparedData.open(path.parents[1] / "data" / facts["inputs"]["data"] if run else path)
     splits = {split: data.rows(split) for split in SPLITS}
-    events = data.events()
+    events, timed = data.events(), data.facts["counts"].get("timed", True)
+    none = [Finding(f"time {what}", "ok", "no times in this data") for what in ("order", "ties")]
     return [
         histories(splits, events),
-        time_order(splits, data.config["split"]),
+        time_order(splits, data.config["split"]) if timed else none[0],
         overlap(splits, data.config["split"]),
         *itertools.chain.from_iterable(candidates(data, split) for split in HELD_OUT),
         own_history(splits, data),
         order_artefact(events),
-        time_ties(events),
+        time_ties(events) if timed else none[1],
         duplicate_titles(data),
         *(ancestry(path, data) if run else ()),
     ]
@@ -230,13 +235,14 @@ def _num_shared(
 
 def own_history(splits: dict[Split, Rows], data: PreparedData) -> Finding:
     """How often the target, or another item of its title, stands in its own history."""
-    rows, keys_I = splits["test"], data.catalogue.title_keys_I
-    item_R = (rows.history_RH == rows.target_R[:, None]).any(axis=1)
-    same_RH = _keys(keys_I, rows.history_RH) == keys_I[rows.target_R][:, None]
-    title_R = same_RH.any(axis=1) & ~item_R
+    keys_I, held = data.catalogue.title_keys_I, [splits[split] for split in HELD_OUT]
+    target_R1 = np.concatenate([rows.target_R for rows in held])[:, None]
+    history_RH = np.concatenate([rows.history_RH for rows in held])
+    item_R = (history_RH == target_R1).any(axis=1)
+    title_R = (_keys(keys_I, history_RH) == keys_I[target_R1]).any(axis=1) & ~item_R
     evidence = (
-        f"{item_R.mean():.1%} of test targets are in their history,"
-        f" {title_R.mean():.1%} by another item of the same title (n = {len(rows):,})"
+        f"{item_R.mean():.1%} of held-out targets are in their history,"
+        f" {title_R.mean():.1%} by another item of the same title (n = {len(item_R):,})"
     )
     return Finding("own history", "warning" if (item_R | title_R).any() else "ok", evidence)
 

@@ -14,6 +14,7 @@ import fsspec
 from fsspec.utils import infer_compression
 
 from rsllm.config import TimeUnit
+from rsllm.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +30,7 @@ class Table:
         encoding: of the text.
         time_unit: of the time column.
         max_rating: a rating must lie between 0 and this; infinite: any number.
+        remedy: the way out when a column is missing.
     """
 
     files: str
@@ -39,6 +41,7 @@ class Table:
     encoding: str = "utf-8"
     time_unit: TimeUnit = "seconds"
     max_rating: float = math.inf
+    remedy: str = "Name the columns with data.table, such as data.table.user=USER"
 
 
 @dataclass(frozen=True)
@@ -84,8 +87,15 @@ class Chunk:
 
 
 def find_files(location: str, pattern: str) -> list[File]:
-    """The files of a folder or URI, or the one file that it names, if they match a pattern."""
-    system, root = fsspec.core.url_to_fs(location)
+    """The files of a folder or URI, or the one file that it names, if they match a pattern.
+
+    Raises:
+        ConfigError: a URI of a kind that is unknown or needs another package.
+    """
+    try:
+        system, root = fsspec.core.url_to_fs(location)
+    except (ImportError, ValueError) as error:
+        raise ConfigError(f"{location} cannot be read: {error}") from error
     if system.isfile(root):
         names = {root.rsplit("/", 1)[-1]: root}
     else:

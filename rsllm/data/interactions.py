@@ -14,7 +14,7 @@ from rsllm.data.hashing import UInt64s, hash_strings, mix64
 from rsllm.data.sequences import Bools, Events, Ints
 
 Duplicates = Literal["event", "first", "last", "keep"]
-TIME_BITS = np.uint64(33)
+TIME_BITS = np.uint64(42)
 TIME_BINS = 1 << 16
 
 
@@ -22,8 +22,7 @@ def group_of(users: pa.Array, seed: int, num_groups: int) -> NDArray[np.int64]:
     """The group that each interaction's user belongs to, the same wherever the line stands."""
     encoded = users.dictionary_encode()
     group = hash_strings(encoded.dictionary.to_pandas(), seed) % np.uint64(num_groups)
-    groups: NDArray[np.int64] = group.astype(np.int64)[np.asarray(encoded.indices)]
-    return groups
+    return np.asarray(group.astype(np.int64)[np.asarray(encoded.indices)])
 
 
 def in_order(
@@ -44,6 +43,7 @@ def in_order(
     number_U[by_hash_U] = np.arange(len(by_hash_U), dtype=np.int32)
     hash_U = hash_U[by_hash_U]
     user_E = number_U[np.asarray(encoded.indices)]
+    assert len(hash_U) < 1 << 22, "a group's user and a time share 64 bits"
     key_E = (user_E.astype(np.uint64) << TIME_BITS) | time_E.astype(np.uint64)
     line_E = key_E.argsort()
     same = np.flatnonzero(np.diff(key_E[line_E]) == 0)
@@ -95,14 +95,14 @@ def most_recent(events: Events, number: int) -> Bools:
 
 
 def time_bins(time_E: NDArray[np.int64], earliest: int, latest: int) -> NDArray[np.int64]:
-    """Equal parts of the data's span of time, from 0."""
-    return (time_E - earliest) * TIME_BINS // (latest - earliest + 1)
+    """Equal parts of the data's span of time (ms, with its last second), from 0."""
+    return (time_E - earliest) * TIME_BINS // (latest - earliest + 1000)
 
 
 def time_cut(counts: NDArray[np.int64], share: float, earliest: int, latest: int) -> int:
     """The first time before which at least `share` of the events lie; `counts` per bin."""
     bins = int(np.searchsorted(counts.cumsum(), share * counts.sum(), "left")) + 1
-    return earliest + -(-bins * (latest - earliest + 1) // TIME_BINS)
+    return earliest + -(-bins * (latest - earliest + 1000) // TIME_BINS)
 
 
 def user_numbers(first_U: NDArray[np.int64], hash_U: UInt64s, kept_U: Bools) -> Ints:

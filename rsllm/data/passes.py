@@ -231,14 +231,8 @@ def hold_out(job: Job, catalogue: Catalogue, split: Split) -> Counts:
             for start in range(0, len(rows), ROWS_AT_ONCE):
                 some = rows.take(np.arange(start, min(start + ROWS_AT_ONCE, len(rows))))
                 keys_R = sequences.row_keys(config.seed, split, some.user_R, some.position_R, draw)
-                sets_RC = sequences.draw_candidates(
-                    keys_R,
-                    some.history_RH,
-                    some.target_R,
-                    catalogue,
-                    config.num_candidates,
-                    config.candidates,
-                )
+                how = (catalogue, config.num_candidates, config.candidates)
+                sets_RC = sequences.draw_candidates(keys_R, some.history_RH, some.target_R, *how)
                 columns = prepared.candidate_columns(some, sets_RC)
                 writer.write_table(prepared.to_table("candidates", columns))
     return {f"{split}.cold_target": int(cold_R.sum()), f"{split}.kept": len(rows)}

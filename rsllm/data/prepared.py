@@ -6,6 +6,8 @@ train/part-*.parquet                 rows: a history and the item that came next
 validation.parquet, test.parquet     held-out rows
 candidates/SPLIT-DRAW.parquet        candidate sets, row by row as in the split's file
 counts.json, rejects.jsonl           what became of every raw line
+
+Times are milliseconds since 1970.
 """
 
 # Axes: R rows, H history, C candidates, I items.
@@ -82,8 +84,7 @@ class PreparedData:
     @property
     def config(self) -> dict[str, Any]:
         """The `DataConfig` it was made with, as plain data."""
-        config: dict[str, Any] = self.facts["inputs"]["config"]
-        return config
+        return dict(self.facts["inputs"]["config"])
 
     @property
     def domain(self) -> Domain:
@@ -94,13 +95,11 @@ class PreparedData:
     @property
     def num_draws(self) -> int:
         """Candidate sets of each held-out row."""
-        draws: int = self.config["num_draws"]
-        return draws
+        return int(self.config["num_draws"])
 
     def user_ids(self) -> list[str]:
         """What the raw data calls each user."""
-        ids: list[str] = read_table(self.path / USERS, "users")["source_id"].to_pylist()
-        return ids
+        return list(read_table(self.path / USERS, "users")["source_id"].to_pylist())
 
     def rows(self, split: Split, draw: int = 0) -> Rows:
         """The rows of a split by user and position; only `rows("test")` opens the test file.

@@ -24,8 +24,8 @@ from rsllm.errors import DataError
 
 TEXT = "text"
 """Start of the roles of further texts of an item."""
-MAX_TIME = 2**32
-"""Seconds since 1970 (year 2106); beyond it a time is in another unit."""
+MAX_TIME = 2**32 * 1000
+"""Milliseconds since 1970 (year 2106); beyond it a time is in another unit."""
 _YEAR = re.compile(r"( ?\(([0-9]{4}|V|TV)\))+$")
 _ARTICLE = re.compile(r"(^|\()([^()]+), (The|An|A)(?= ?(?:[()]|$))")
 _PLACEHOLDERS = {"unknown", "unkonwn", ""}
@@ -67,7 +67,7 @@ class Interactions:
     """Some clean lines of a chunk.
 
     Attributes:
-        table: user (string), item (int32 number), time (int64, seconds since 1970), and rating
+        table: user (string), item (int32 number), time (int64, ms since 1970), and rating
             (float64) and split (int8) where the source has them.
         rejects: of these lines; their `line` counts from 0 at the start of the chunk.
         num_lines: lines of the chunk that were read, the header too.
@@ -163,13 +163,13 @@ def settle_titles(counts: Mapping[tuple[str, str], int]) -> Items:
 def read_interactions(chunk: Chunk, table: Table, item_ids: pa.Array) -> Iterator[Interactions]:
     """The interactions of a chunk with items of the catalogue, piece by piece."""
     for piece in read(chunk, table):
-        bad: dict[str, Bools] = {"undecodable text": np.zeros(len(piece.columns), bool)}
+        no_text: dict[int, str] = {}
         columns = {}
         for role in piece.columns.column_names:
-            columns[role], no_text_R = _text(piece.columns[role].combine_chunks())
-            bad["undecodable text"] |= no_text_R
+            columns[role] = as_text(piece.columns[role].combine_chunks(), no_text)
+        bad: dict[str, Bools] = {"": np.isin(np.arange(len(piece.columns)), list(no_text))}
         numbers = pc.index_in(columns["item"], value_set=item_ids)
-        bad["empty id"] = _empty(columns["user"]) | _empty(columns["item"])
+        bad["empty id"] = np.any([pc.equal(columns[role], "") for role in ("user", "item")], axis=0)
         clean = {"user": columns["user"], "item": numbers}
         if "rating" in columns:
             clean["rating"], bad["bad rating"] = _ratings(columns["rating"], table.max_rating)
@@ -182,21 +182,24 @@ def read_interactions(chunk: Chunk, table: Table, item_ids: pa.Array) -> Iterato
         bad_CR = np.stack(list(bad.values()))
         bad_R, first_R, reasons = bad_CR.any(axis=0), bad_CR.argmax(axis=0), list(bad)
         found = {piece.lines[i]: reasons[first_R[i]] for i in np.flatnonzero(bad_R)} | piece.broken
+        found |= {piece.lines[i]: reason for i, reason in no_text.items()}
         rejects = [Reject(chunk.file.name, line, found[line]) for line in sorted(found)]
         yield Interactions(pa.table(clean).filter(pa.array(~bad_R)), rejects, piece.num_lines)
 
 
-def _text(column: pa.Array) -> tuple[pa.Array, Bools]:
-    """A column as strings, and which of its values are no UTF-8."""
+def as_text(column: pa.Array, no_text: dict[int, str]) -> pa.Array:
+    """A column as strings; `no_text` takes the rows that are no UTF-8, and why."""
     try:
-        return column.cast(pa.string()), np.zeros(len(column), bool)
+        return column.cast(pa.string())
     except pa.ArrowInvalid:
-        texts = pa.array([value.decode(errors="replace") for value in column.to_pylist()])
-        return texts, np.asarray(pc.not_equal(texts.cast(pa.binary()), column))
-
-
-def _empty(column: pa.Array) -> Bools:
-    return np.asarray(pc.equal(pc.binary_length(column), 0))
+        values = column.to_pylist()
+    for row, value in enumerate(values):
+        try:
+            values[row] = value.decode()
+        except UnicodeDecodeError as error:
+            values[row] = value.decode(errors="replace")
+            no_text[row] = f"undecodable text at byte {error.start} of a field"
+    return pa.array(values)
 
 
 def _numbers(column: pa.Array) -> tuple[NDArray[np.float64], Bools]:
@@ -218,13 +221,13 @@ def _ratings(column: pa.Array, highest: float) -> tuple[NDArray[np.float64], Boo
 def _times(column: pa.Array, unit: TimeUnit) -> tuple[NDArray[np.int64], Bools]:
     if unit == "iso8601":
         stamps = pd.to_datetime(column.to_pandas(), errors="coerce", format="ISO8601", utc=True)
-        seconds_R = stamps.to_numpy("datetime64[s]").astype(np.int64).astype(np.float64)
+        time_R = stamps.to_numpy("datetime64[ms]").astype(np.int64).astype(np.float64)
         bad_R = stamps.isna().to_numpy()
     else:
-        seconds_R, bad_R = _numbers(column)
-        seconds_R = seconds_R / (1e3 if unit == "milliseconds" else 1.0)
-    bad_R = bad_R | (seconds_R < 0) | (seconds_R > MAX_TIME)
-    return np.where(bad_R, 0, seconds_R).astype(np.int64), bad_R
+        time_R, bad_R = _numbers(column)
+        time_R = time_R * (1.0 if unit == "milliseconds" else 1e3)
+    bad_R = bad_R | (time_R < 0) | (time_R > MAX_TIME)
+    return np.where(bad_R, 0, time_R).round().astype(np.int64), bad_R
 
 
 def check_rejects(rejects: Sequence[Reject], rows_read: int, allowed: int, listed: Path) -> None:

@@ -33,7 +33,7 @@ class Events:
     user_E: Ints
     item_E: Ints
     time_E: NDArray[np.int64]
-    """Seconds since 1970."""
+    """Milliseconds since 1970."""
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,7 @@ class Catalogue:
     def weights(self) -> NDArray[np.float64]:
         """Training interactions of each representative's title, plus one. [T]"""
         totals = np.bincount(self.title_keys_I, self.counts_I)
-        weights_T: Any = totals[self.title_keys_I[self.representatives]] + 1.0
-        return np.asarray(weights_T, np.float64)
+        return np.asarray(totals[self.title_keys_I[self.representatives]] + 1.0, np.float64)
 
 
 @dataclass(frozen=True)
@@ -79,7 +78,7 @@ class Rows:
         history_RH: the items before the target, oldest first, left-aligned, padded with -1.
         length_R: items in each history.
         target_R: the items that came next.
-        time_R: when the target happened, in seconds since 1970 (int64).
+        time_R: when the target happened, in milliseconds since 1970 (int64).
         candidates_RC: shuffled candidates with the target among them; None for training rows,
             whose candidates are drawn anew each epoch.
     """
@@ -110,8 +109,7 @@ class Rows:
 
     def histories(self, i: int) -> Ints:
         """Row i's history without padding, oldest first."""
-        history: Ints = self.history_RH[i, : self.length_R[i]]
-        return history
+        return np.asarray(self.history_RH[i, : self.length_R[i]])
 
 
 def windows(events: Events, window: int) -> Rows:
@@ -226,8 +224,7 @@ def _shuffled(keys_R: UInt64s, target_R: Ints, negatives_RN: Ints) -> Ints:
     candidates_RC = np.column_stack([target_R, negatives_RN])
     place_RC = stream(mix64(keys_R), 0, candidates_RC.shape[1])
     place_RC[candidates_RC == NO_ITEM] = np.iinfo(np.uint64).max
-    shuffled_RC: Ints = np.take_along_axis(candidates_RC, place_RC.argsort(axis=1), axis=1)
-    return shuffled_RC
+    return np.asarray(np.take_along_axis(candidates_RC, place_RC.argsort(axis=1), axis=1))
 
 
 class _Pool:
@@ -306,5 +303,4 @@ def _repeated(drawn_RJ: Ints) -> Bools:
 
 
 def _is_in(values_RJ: Ints, sets_RX: Ints) -> Bools:
-    is_in_RJ: Bools = np.logical_or.reduce([values_RJ == x_R[:, None] for x_R in sets_RX.T])
-    return is_in_RJ
+    return np.asarray(np.logical_or.reduce([values_RJ == x_R[:, None] for x_R in sets_RX.T]))

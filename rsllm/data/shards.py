@@ -122,6 +122,8 @@ def _run(job: Job, listed: Path) -> None:
     items, rejects, span, counts = _read(job)
     rows_read = counts["used"] + counts["rejected"] + items.rows_read
     check_rejects(rejects, rows_read, job.config.max_rejected_rows, listed)
+    if not counts["used"]:
+        raise DataError(f"{job.data.interactions[0].name} has no usable row; is it the right file?")
     groups = range(job.config.num_shards)
     order = partial(passes.order, job, hash_strings(items.ids, job.config.seed))
     counts.update(_total(_each("order", order, groups)))
@@ -144,8 +146,6 @@ def _read(job: Job) -> tuple[Items, list[Reject], tuple[int, int], Counter[str]]
     """Deal out the interactions: the catalogue, rejected lines, first and last time, counts."""
     source = job.data.source
     tasks = list(enumerate(plan(job.data.interactions, source.interactions)))
-    if not tasks:
-        raise DataError(f"{job.data.interactions[0].name} has no usable row; is it the right file?")
     if source.items:
         items = read_items(job.data.items, source.items)
     else:
@@ -263,6 +263,7 @@ def _account(
         "source": source.name,
         "domain": source.domain,
         "family": source.family,
+        "timed": source.timed,
         "raw": {"read": read, "used": read - rejected, "rejected": rejected},
         "items": len(catalogue.title_keys_I),
         "distinct_titles": int(catalogue.title_keys_I.max()) + 1,
@@ -279,16 +280,13 @@ def _describe(facts: Mapping[str, Any]) -> str:
     """The same as a table, without what is zero."""
     parts = {"raw lines": facts["raw"], "interactions": facts["interactions"]}
     parts |= {f"{split} rows": counts for split, counts in facts["rows"].items()}
-    names = ("users", "items", "distinct_titles", "cold_items")
+    names = ("users", "items", "distinct_titles", "other_titles", "cold_items")
     parts[""] = {name: facts[name] for name in names}
-    rows = [
-        [
-            part,
-            ", ".join(f"{n:,} {w.replace('_', ' ')}" for w, n in counts.items() if n or not part),
-        ]
+    shown = {
+        part: ", ".join(f"{n:,} {w.replace('_', ' ')}" for w, n in counts.items() if n or not part)
         for part, counts in parts.items()
-    ]
-    return tabulate(rows, tablefmt="plain")
+    }
+    return tabulate(shown.items(), tablefmt="plain")
 
 
 def _configure_ray_data() -> None:
@@ -312,7 +310,7 @@ def _each(
         except DataError as error:  # Ray would hand it on without its type
             return {"result": "", "error": str(error)}
 
-    rows = ray.data.range(len(tasks), override_num_blocks=len(tasks)).map(attempt)
+    rows = ray.data.range(len(tasks), override_num_blocks=max(1, len(tasks))).map(attempt)
     shown = {"total": len(tasks), "unit": " parts", "leave": False}
     slow = {"delay": PROGRESS_SECONDS, "mininterval": PROGRESS_SECONDS}
     for row in tqdm(rows.iter_rows(), label, **shown, **slow):
@@ -322,7 +320,4 @@ def _each(
 
 
 def _total(results: Iterable[dict[str, int]]) -> Counter[str]:
-    total = Counter[str]()
-    for result in results:
-        total.update(result)
-    return total
+    return sum(map(Counter, results), Counter[str]())

@@ -21,7 +21,7 @@ import pyarrow.csv as pa_csv
 from numpy.typing import NDArray
 
 from rsllm.errors import ConfigError
-from rsllm.runs import write_json
+from rsllm.runs import require_writable, write_json
 
 Ints = NDArray[np.int64]
 
@@ -63,24 +63,23 @@ def write_world(
         The cycle: item ids, each followed by the next one in a walk, the last by the first.
 
     Raises:
-        ConfigError: a share outside [0, 1), or items that are too few or too many.
+        ConfigError: a number out of its bounds, or a folder that cannot be written.
     """
-    for name, share in (("noise", noise), ("text_share", text_share)):
-        if not 0 <= share < 1:
-            raise ConfigError(f"{name} is {share}; it must be in [0, 1)")
+    sizes = {"num_users": num_users, "num_items": num_items, "length": length, "seed": seed}
+    _check(sizes, {"noise": noise, "text_share": text_share})
     parts = 2 * length if text_share else max(1, -(-num_items // _NUM_NAMES))
     on_cycle = num_items // 2 // parts * parts if text_share else num_items
     num_sagas = (num_items - on_cycle) // parts
     words = product(("", *_NOUNS.split()), _ADJECTIVES.split(), _NOUNS.split())
     chosen = islice(words, -(-num_items // parts))
     names = [f"{one} {two} {more}".strip() for more, one, two in chosen]
-    least = 3 * parts if text_share else 1
+    least = max(NUM_CANDIDATES + min(length - 1, 10), 3 * parts if text_share else 1)
     if num_items < least or len(names) * parts < num_items:
         raise ConfigError(f"num_items is {num_items}; choose {least} to {26 * _NUM_NAMES * parts}")
     rng = np.random.default_rng(seed)
     rng.shuffle(names)
     cycle: Ints = rng.permutation(on_cycle) + 1
-    folder.mkdir(parents=True, exist_ok=True)
+    require_writable(folder, "world", "choose another folder")
     _write_titles(folder / "titles.csv", names, parts, num_items)
     popularity_I = rng.permutation(np.arange(1, num_items + 1) ** -zipf).cumsum()
     with (folder / "walks.csv").open("wb") as file:
@@ -101,6 +100,15 @@ def write_world(
     shares = {"noise": noise, "text_share": text_share, "num_candidates": NUM_CANDIDATES}
     write_json(folder / "world.json", {**facts, **shares, "best_HR@1": best})
     return cycle
+
+
+def _check(sizes: dict[str, int], shares: dict[str, float]) -> None:
+    for (name, size), least in zip(sizes.items(), (1, 1, 2, 0), strict=True):
+        if size < least:
+            raise ConfigError(f"{name} is {size}; it must be at least {least}")
+    for name, share in shares.items():
+        if not 0 <= share < 1:
+            raise ConfigError(f"{name} is {share}; it must be in [0, 1)")
 
 
 def best_scores(num_items: int, length: int, noise: float, text_share: float) -> dict[str, float]:

@@ -11,11 +11,14 @@ import codecs
 import csv
 import io
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
@@ -50,7 +53,7 @@ class Piece:
 
 
 def plan(files: Sequence[File], table: Table) -> list[Chunk]:
-    """Chunks of all files, in their order.
+    """Chunks of all files, in their order. Only the columns of its roles need be the same in all.
 
     Raises:
         DataError: a file lacks a column, or has other columns than the first one.
@@ -95,30 +98,22 @@ def _parquet(file: File) -> pq.ParquetFile:
 
 
 def _schema(file: File, table: Table) -> dict[str, str]:
-    """Names and types of the columns, all of the wanted ones among them."""
-    if file.suffix in JSON:
-        return {}
+    """The types of the wanted columns; others may differ from file to file."""
+    found = dict.fromkeys(columns_of(file, table), "text")
     if file.suffix == ".parquet":
-        fields = _parquet(file).schema_arrow
-        found = {name: str(fields.field(name).type) for name in fields.names}
-        wanted = {name: found[name] for name in table.columns.values() if name in found}
-    else:
-        found = dict.fromkeys(columns_of(file, table), "text")
-        wanted = found
+        found = {field.name: str(field.type) for field in _parquet(file).schema_arrow}
     missing = [column for column in table.columns.values() if column not in found]
-    if missing:
-        raise DataError(
-            f"{file.name} has no column {missing[0]!r}; it has {', '.join(found)}."
-            " Name the columns with data.table, such as data.table.user=USER"
-        )
-    return wanted
+    if missing and (found or file.suffix not in JSON):
+        held = f"it has {', '.join(found)}" if found else "it is empty"
+        raise DataError(f"{file.name} has no column {missing[0]!r}; {held}. {table.remedy}")
+    return {column: found.get(column, "text") for column in table.columns.values()}
 
 
 def columns_of(file: File, table: Table) -> tuple[str, ...]:
-    """The columns of a Parquet or delimited file, in order.
+    """The columns of a file, in order; those of JSON lines as the first thousand have them.
 
     Raises:
-        DataError: its first line is no text of the declared encoding.
+        DataError: its first line is no text of the declared encoding, or no line.
     """
     if table.header:
         return tuple(table.header)
@@ -129,8 +124,13 @@ def columns_of(file: File, table: Table) -> tuple[str, ...]:
     if marked and "16" not in table.encoding:
         raise DataError(f"{file.name} is UTF-16 text; set data.table.encoding=utf-16")
     encoding = "utf-8-sig" if table.encoding == "utf-8" else table.encoding
-    with file.open() as stream, io.TextIOWrapper(stream, encoding, errors="replace") as text:
-        line = text.readline().rstrip("\n")
+    with file.open() as stream, io.TextIOWrapper(stream, encoding, "replace", "\n") as text:
+        if file.suffix in JSON:
+            rows = map(_object, islice(text, 1000))
+            return tuple(dict.fromkeys(name for row in rows for name in row or ()))
+        line = text.readline().rstrip("\r\n")
+    if "\r" in line:
+        raise DataError(f"{file.name} has carriage returns for line ends; convert them to newlines")
     if table.quoting:
         return tuple(next(csv.reader([line], delimiter=table.separator), []))
     return tuple(line.split(table.separator))
@@ -201,6 +201,8 @@ def _delimited(
     if len(separator) > 1:
         piece = piece.replace(separator.encode(), UNIT_SEPARATOR.encode())
         separator = UNIT_SEPARATOR
+    if b"\r" in piece:  # Arrow would end a line there: make it one of too many fields
+        piece = re.sub(rb"\r(?!\n)", separator.encode() * len(names), piece)
     broken: dict[int, str] = {}
 
     def refuse(row: Any) -> str:
@@ -227,20 +229,19 @@ def _delimited(
 def _quoted(piece: bytes, names: tuple[str, ...], table: Table, first: int, header: int) -> Piece:
     """The same with fields in double quotes; a line of its own each, but for texts of items."""
     text, whole, broken = piece.decode(errors="surrogateescape"), {}, {}
+    places = [names.index(column) for column in table.columns.values()]
     for line, fields in _records(text, table.separator, _spans_lines(table)):
         if line >= header and len(fields) == len(names):
-            whole[first + line] = fields
+            whole[first + line] = [fields[i].encode(errors="surrogateescape") for i in places]
         elif line >= header:
             broken[first + line] = "wrong column count"
-    data = {}
-    for role, place in ((role, names.index(column)) for role, column in table.columns.items()):
-        data[role] = [row[place].encode(errors="surrogateescape") for row in whole.values()]
     num_lines = text.count("\n") + (not text.endswith("\n"))
-    return Piece(_table(data, pa.binary()), list(whole), broken, num_lines)
+    return Piece(_table(whole, table), list(whole), broken, num_lines)
 
 
-def _table(columns: Mapping[str, list[Any]], kind: pa.DataType) -> pa.Table:
-    return pa.table(columns, pa.schema(dict.fromkeys(columns, kind)))
+def _table(rows: Mapping[int, list[bytes]], table: Table) -> pa.Table:
+    columns = {role: [row[i] for row in rows.values()] for i, role in enumerate(table.columns)}
+    return pa.table(columns, pa.schema(dict.fromkeys(columns, pa.binary())))
 
 
 def _records(text: str, separator: str, spans_lines: bool) -> Iterator[tuple[int, list[str]]]:
@@ -264,12 +265,20 @@ def _records(text: str, separator: str, spans_lines: bool) -> Iterator[tuple[int
 
 def _json(piece: bytes, table: Table, first: int) -> Piece:
     """One object per line; the UCSD dumps write them as Python literals."""
-    texts = piece.decode(errors="replace").removesuffix("\n").split("\n")
-    rows = dict(enumerate(map(_object, texts), start=first))
-    whole = {line: row for line, row in rows.items() if row is not None}
-    broken = dict.fromkeys(rows.keys() - whole.keys(), "no JSON object")
-    data = {r: [_text(row.get(c)) for row in whole.values()] for r, c in table.columns.items()}
-    return Piece(_table(data, pa.string()), list(whole), broken, len(texts))
+    whole, broken = {}, {}
+    texts = piece.removesuffix(b"\n").split(b"\n")
+    for line, text in enumerate(texts, start=first):
+        try:
+            row = _object(text.decode())
+            if row is None:
+                broken[line] = "no JSON object"
+            else:
+                whole[line] = [_text(row.get(name)).encode() for name in table.columns.values()]
+        except UnicodeDecodeError as error:
+            broken[line] = f"undecodable text at byte {error.start} of the line"
+        except UnicodeEncodeError:
+            broken[line] = "undecodable text: half of a surrogate pair"
+    return Piece(_table(whole, table), list(whole), broken, len(texts))
 
 
 def _object(text: str) -> dict[str, Any] | None:
@@ -307,9 +316,11 @@ def _read_parquet(chunk: Chunk, table: Table) -> Iterator[Piece]:
 def _plain(column: pa.Array, unit: TimeUnit) -> pa.Array:
     """A typed column as the text that a file would hold; times in the unit, null as empty."""
     if pa.types.is_timestamp(column.type) or pa.types.is_date(column.type):
-        short = "ms" if unit == "milliseconds" else "s"
-        column = column.cast(pa.timestamp(short), safe=False)
+        column = column.cast(pa.timestamp("ms"), safe=False)
         column = column if unit == "iso8601" else column.cast(pa.int64())
+        column = pc.divide(column.cast(pa.float64()), 1e3) if unit == "seconds" else column
     if pa.types.is_nested(column.type):
         return pa.array([_text(value) for value in column.to_pylist()], pa.string())
+    if pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type):
+        return column.cast(pa.binary()).fill_null(b"")
     return column.cast(pa.string()).fill_null("")

@@ -63,11 +63,6 @@ def method_table(
     ]
 
 
-def expected_table(outcome: Outcome) -> dict[str, Any]:
-    """A recommender's metrics as exact expectations, with intervals over users."""
-    return estimates(outcome.expected)
-
-
 def estimates(vectors: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """Means with intervals, of metrics of one value per user each."""
     return {name: asdict(mean_interval(values)) for name, values in vectors.items()}

@@ -18,6 +18,7 @@ from safetensors.numpy import load_file
 
 from rsllm.data.files import Table, find_files
 from rsllm.data.prepared import PreparedData
+from rsllm.data.raw import as_text
 from rsllm.data.sequences import NO_ITEM, Rows, Split
 from rsllm.data.tables import columns_of, read_all
 from rsllm.errors import ConfigError, DataError
@@ -39,11 +40,8 @@ def export_candidates(data: PreparedData, split: Split, path: Path) -> Path:
     (in CSV a JSON list). Which candidate is the target is not said.
     """
     separator = _separator(path)
-    draws, users, items = (
-        held_out(data, split),
-        np.array(data.user_ids()),
-        np.array(data.source_ids),
-    )
+    draws = held_out(data, split)
+    users, items = np.array(data.user_ids()), np.array(data.source_ids)
     wanted, (draw_N, row_N, _) = _wanted(draws)
     item_N = wanted.get_level_values(2)
     past_R = [items[draws[0].histories(i)].tolist() for i in range(len(draws[0]))]
@@ -75,6 +73,7 @@ def read_predictions(path: Path, data: PreparedData, split: Split) -> NDArray[np
             score; says which.
     """
     lines = _lines(path)
+    print(f"opening the {split} split for {show(path.stem)}", flush=True)
     draws = held_out(data, split)
     score_N = pd.to_numeric(lines["score"], errors="coerce").to_numpy(np.float64)
     _refuse(path, lines, ~np.isfinite(score_N), "has a score that is no finite number")
@@ -107,23 +106,26 @@ def read_predictions(path: Path, data: PreparedData, split: Split) -> NDArray[np
 def judge(path: Path, data: PreparedData, split: Split, store: Store) -> dict[str, Any]:
     """Metrics of a file of predictions, and paired tests against every evaluation in the store.
 
-    Evaluations of some rows of the split only are left out, which is printed.
+    An evaluation of a fixed sample of the rows is compared on these, which the file's name says.
     """
-    print(f"opening the {split} split for {show(path.stem)}", flush=True)
-    draws, own = held_out(data, split), path.stem
-    vectors = {own: per_user(read_predictions(path, data, split), draws)}
+    scores_DRC, own = read_predictions(path, data, split), path.stem
+    draws = held_out(data, split)
+    vectors = {own: per_user(scores_DRC, draws)}
     methods: list[dict[str, Any]] = [{"name": own, "scorer": "file", "seconds": None}]
-    for name, scores_DRC, seconds in _stored(data, split, store):
-        if scores_DRC.shape[1] != len(draws[0]):
-            print(f"left out {show(name)}: scored on {scores_DRC.shape[1]} of {len(draws[0])} rows")
-            continue
-        label = name if name not in vectors else f"{name} ({len(vectors)})"
-        vectors[label] = per_user(scores_DRC, draws)
+    claims = []
+    for name, stored_DRC, seconds in _stored(data, split, store):
+        some = held_out(data, split, stored_DRC.shape[1])
+        first, label = own, name if name not in vectors else f"{name} ({len(vectors)})"
+        if len(some[0]) < len(draws[0]):
+            first = f"{own} (on {len(some[0])} rows)"
+            common_R = np.isin(draws[0].user_R, some[0].user_R)
+            vectors[first] = per_user(scores_DRC[:, common_R], some)
+        vectors[label] = per_user(stored_DRC, some)
         methods.append({"name": label, "scorer": "rsllm", "seconds": seconds})
+        claims.append(Claim(first, label))
     for method in methods:
-        metrics = estimates(vectors[method["name"]])
-        method.update(n=len(draws[0]), metrics=metrics, generation=None)
-    claims = [Claim(own, other) for other in vectors if other != own]
+        found = vectors[method["name"]]
+        method.update(n=len(found["MRR"]), metrics=estimates(found), generation=None)
     return {
         "split": split,
         "data": data.path.name,
@@ -155,14 +157,15 @@ def _lines(path: Path) -> pd.DataFrame:
     files = find_files(str(path), "*")
     if not files:
         raise ConfigError(f"there is no file {path}")
-    table = Table(files=path.name, columns=_NAMES, separator=separator, quoting=True)
+    remedy = "It needs user_id, item_id, score and, for several draws, draw"
+    table = Table(files=path.name, columns=_NAMES, separator=separator, quoting=True, remedy=remedy)
     if "draw" in columns_of(files[0], table):
         table = replace(table, columns=_NAMES | {"draw": "draw"})
     parts = []
     for _, first, piece in read_all(files, table):
         for line, reason in piece.broken.items():
             raise DataError(f"{path}:{first + line} is no prediction: {reason}")
-        texts = {role: piece.columns[role].cast(pa.string()) for role in table.columns}
+        texts = {role: as_text(piece.columns[role].combine_chunks(), {}) for role in table.columns}
         parts.append(pa.table(texts).to_pandas().assign(line=first + np.array(piece.lines)))
     lines = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
     if lines.empty:

@@ -12,7 +12,7 @@ from typing import Any
 from rsllm.cluster import start_ray
 from rsllm.config import Experiment
 from rsllm.data.prepared import PreparedData
-from rsllm.evaluate.compare import Claim, expected_table, method_table, pair_table, per_user
+from rsllm.evaluate.compare import Claim, estimates, method_table, pair_table, per_user
 from rsllm.evaluate.launch import Method, evaluate
 from rsllm.evaluate.rank import fixed_sample, held_out
 from rsllm.evaluate.report import tables, write_report
@@ -205,8 +205,8 @@ def _judged(
             "chance": {"MRR": chance, "HR@1": 1 / num_candidates},
         },
         "recommender": {
-            "validation": expected_table(validated[0]),
-            "test": expected_table(outcomes[0]),
+            "validation": estimates(validated[0].expected),
+            "test": estimates(outcomes[0].expected),
         },
         "methods": method_table(outcomes, draws, data),
         "pairs": pair_table(vectors, claims, PAIR_METRICS),

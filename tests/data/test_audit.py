@@ -25,7 +25,7 @@ from rsllm.data.sequences import (
     draw_candidates,
     row_keys,
 )
-from rsllm.errors import CheckpointError, DataError
+from rsllm.errors import ConfigError, DataError
 from rsllm.runs import MANIFEST, Store, read_json, seal
 
 Change = Callable[[dict[str, list[Any]]], None]
@@ -70,6 +70,34 @@ def test_clean_data_passes(clean: Path) -> None:
     shown = table(findings)
     assert "2 of 24 items share their title" in shown
     assert len(shown.splitlines()) == len(findings) + 2
+
+
+def test_places_in_a_sequence_are_no_times(store: Store) -> None:
+    found = {f.check: f for f in audit(small_data(store.root / "data" / "p", timed=False).path)}
+    for check in ("time order", "time ties"):
+        assert found[check] == checks.Finding(check, "ok", "no times in this data")
+
+
+def test_targets_in_their_own_history_are_counted_in_both_splits(clean: Path) -> None:
+    def repeat(columns: dict[str, list[Any]]) -> None:
+        columns["history"][2][-1] = columns["target"][2]
+
+    plant(clean, "validation.parquet", repeat)
+    finding = {finding.check: finding for finding in audit(clean)}["own history"]
+    data, items, titles = PreparedData.open(clean), 0, 0
+    for split in checks.HELD_OUT:
+        rows = data.rows(split)
+        for row, target in enumerate(rows.target_R.tolist()):
+            past = rows.histories(row).tolist()
+            items += target in past
+            title = data.titles[target]
+            titles += target not in past and title in [data.titles[item] for item in past]
+    assert items == 1
+    assert finding.verdict == "warning"
+    assert finding.evidence == (
+        f"{1 / 300:.1%} of held-out targets are in their history,"
+        f" {titles / 300:.1%} by another item of the same title (n = 300)"
+    )
 
 
 def test_a_future_item_in_a_history(clean: Path) -> None:
@@ -327,5 +355,14 @@ def test_leaks_and_missing_folders_are_errors(clean: Path, tmp_path: Path) -> No
     plant(clean, "test.parquet", lambda columns: columns["time"].__setitem__(0, 0))
     with pytest.raises(DataError, match=r"1 of 13 checks found a leak: histories"):
         refuse_leaks(audit(clean))
-    with pytest.raises(CheckpointError, match="cannot read"):
-        audit(tmp_path)
+    for folder in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(ConfigError, match="is no artifact; name a folder"):
+            audit(folder)
+
+
+def test_an_artifact_may_be_named_from_within(
+    store: Store, clean: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = _artifact(store, "recommender", "fit", data=clean.name)
+    monkeypatch.chdir(run)
+    assert audit(Path()) == audit(run)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from rsllm.data.hashing import hash_strings, stream, unit
 from rsllm.data.interactions import (
     TIME_BINS,
+    TIME_BITS,
     core,
     distinct,
     group_of,
@@ -21,6 +22,7 @@ from rsllm.data.interactions import (
     time_cut,
     user_numbers,
 )
+from rsllm.data.raw import MAX_TIME
 from rsllm.data.sequences import Events
 
 HASHES = [15049453508330490149, 7695123598714798591, 15049453508330490149]
@@ -119,8 +121,29 @@ def test_a_time_cut_leaves_the_share_before_it(times: list[int], percent: int) -
     bins = np.bincount(time_bins(times_E, *span), minlength=TIME_BINS)
     cut = time_cut(bins, percent / 100, *span)
     assert (times_E < cut).sum() >= percent / 100 * len(times) - 1e-9
-    bin_seconds = -(-(span[1] - span[0] + 1) // TIME_BINS)
-    assert (times_E < cut - bin_seconds).sum() < percent / 100 * len(times)
+    bin_width = -(-(span[1] - span[0] + 1000) // TIME_BINS)
+    assert (times_E < cut - bin_width).sum() < percent / 100 * len(times)
+
+
+def test_whole_seconds_part_as_they_did() -> None:
+    """Bins of seconds and of milliseconds hold the same events, and so do both sides of a cut."""
+    second_E = np.random.default_rng(0).integers(10**9, size=5000)
+    span, total = (int(second_E.min()), int(second_E.max())), int(np.ptp(second_E)) + 1
+    expected = (second_E - span[0]) * TIME_BINS // total
+    found = time_bins(second_E * 1000, span[0] * 1000, span[1] * 1000)
+    assert np.array_equal(found, expected)
+    counts = np.bincount(found, minlength=TIME_BINS)
+    cut = time_cut(counts, 0.8, span[0] * 1000, span[1] * 1000)
+    bins = int((counts.cumsum() < 0.8 * 5000).sum()) + 1
+    assert np.array_equal(second_E * 1000 < cut, second_E < span[0] + bins * total / TIME_BINS)
+
+
+def test_the_last_time_and_user_share_a_key() -> None:
+    users, times = pa.array([f"u{n}" for n in range(2000)] * 2), np.repeat([MAX_TIME, 0], 2000)
+    _, _, events, _ = in_order(users, np.zeros(4000, np.int32), times, hash_strings(["a"], 0), 0)
+    assert np.array_equal(events.user_E, np.repeat(np.arange(2000), 2))
+    assert np.array_equal(events.time_E, np.tile([0, MAX_TIME], 2000))
+    assert MAX_TIME.bit_length() <= TIME_BITS <= 64 - 22
 
 
 def test_users_are_numbered_by_first_interaction_then_hash() -> None:

@@ -7,6 +7,7 @@ import hashlib
 import json
 import zipfile
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ PLAIN = TableConfig()
 def read(
     location: Path | str, config: TableConfig = PLAIN
 ) -> tuple[Items, list[Any], list[Reject]]:
-    """Items, interactions (user, item id, rating, time) and rejects of a location."""
+    """Items, interactions (user, item id, rating, seconds) and rejects of a location."""
     data = sources.find(str(location), config)
     chunks = plan(data.interactions, data.source.interactions)
     if data.source.items:
@@ -73,7 +74,9 @@ def read(
             rejects += [Reject(r.file, start + r.line, r.reason) for r in part.rejects]
             lines += part.num_lines
         first[chunk.file.name] = first.get(chunk.file.name, 0) + lines
-    plain = [(row["user"], items.ids[row["item"]], row.get("rating"), row["time"]) for row in rows]
+    plain = [
+        (row["user"], items.ids[row["item"]], row.get("rating"), row["time"] / 1000) for row in rows
+    ]
     return items, plain, rejects
 
 
@@ -109,6 +112,28 @@ def test_typed_times_have_no_unit(tmp_path: Path, unit: Any) -> None:
     (folder / "_SUCCESS.csv").touch()
     (folder / ".watched.parquet.crc").touch()
     assert read(folder, TableConfig(time_unit=unit))[1] == [("7", "1", None, 880000000)]
+
+
+@pytest.mark.parametrize("typed", [True, False])
+@pytest.mark.parametrize("unit", ["seconds", "milliseconds", "iso8601"])
+def test_times_are_kept_to_the_millisecond(tmp_path: Path, typed: bool, unit: Any) -> None:
+    """A second before 2106, an odd millisecond, and a whole second."""
+    times = [4_294_967_295_999, 1_700_000_000_123, 880_000_000_000]
+    stamps = [datetime.fromtimestamp(0, UTC) + timedelta(milliseconds=time) for time in times]
+    if typed:
+        names = ("user_id", "item_id", "timestamp", "title")
+        columns = (["u"] * 3, [7] * 3, pa.array(stamps, pa.timestamp("us", "UTC")), ["A"] * 3)
+        pq.write_table(pa.table(dict(zip(names, columns, strict=True))), tmp_path / "a.parquet")
+    else:
+        texts = {
+            "seconds": [f"{time // 1000}.{time % 1000:03}" for time in times],
+            "milliseconds": map(str, times),
+            "iso8601": [stamp.isoformat() for stamp in stamps],
+        }
+        lines = [f"u,7,{text},A" for text in texts[unit]]
+        write_lines(tmp_path / "a.csv", ["user_id,item_id,timestamp,title", *lines])
+    _, rows, rejects = read(tmp_path, TableConfig(time_unit=unit))
+    assert ([row[3] for row in rows], rejects) == ([time / 1000 for time in times], [])
 
 
 def test_an_item_whose_quotes_do_not_close_is_an_error(tmp_path: Path) -> None:
@@ -193,6 +218,18 @@ def test_a_strangers_table(tmp_path: Path, kind: str, suffix: str, packed: bool)
         assert (found, rejects) == (expected, [])
 
 
+def test_a_table_of_items_is_looked_for_beside_the_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder, title in (("here", "Wrong"), ("data", "Right")):
+        write_lines(tmp_path / folder / "titles.csv", ["item_id,title", f"7,{title}"])
+    write_lines(tmp_path / "data" / "log.csv", ["user_id,item_id,timestamp", "u,7,5"])
+    monkeypatch.chdir(tmp_path / "here")
+    assert read(tmp_path / "data", TableConfig(items="titles.csv"))[0].titles == ["Right"]
+    (tmp_path / "data" / "titles.csv").unlink()
+    assert read(tmp_path / "data", TableConfig(items="titles.csv"))[0].titles == ["Wrong"]
+
+
 def test_titles_in_a_table_of_their_own_with_texts(tmp_path: Path) -> None:
     write_lines(tmp_path / "log" / "a.csv", ["user_id,item_id,timestamp", "u,7,5"])
     write_lines(tmp_path / "log" / "b.csv", ["user_id,item_id,timestamp", "v,7,6", "u,8,7"])
@@ -254,6 +291,28 @@ def test_every_line_is_used_or_rejected(
     assert rows == [("7", "1", 4.0, 880000000)] * lines.count(GOOD)
 
 
+@pytest.mark.parametrize("quoted", [True, False])
+def test_a_lone_carriage_return_costs_one_line(tmp_path: Path, quoted: bool) -> None:
+    last = '6,x,5,"A\rB"' if quoted else "6,x,5,A"
+    lines = ["1,x,5,A\r", "2,x,5,A\rB", "3\r,x,5,A", "4,x\r", last]
+    (tmp_path / "log.csv").write_bytes(
+        "\n".join(["user_id,item_id,timestamp,title", *lines]).encode()
+    )
+    _, rows, rejects = read(tmp_path)
+    assert [row[0] for row in rows] == ["1", "6"]
+    assert rejects == [Reject("log.csv", line, "wrong column count") for line in (3, 4, 5)]
+    write_dat(tmp_path / "dat", ["1\t1\t4\t5", "2\t1\r\t4\t5", "3\t1\t4\t5"], ITEMS)
+    _, rows, rejects = read(tmp_path / "dat")
+    assert [row[0] for row in rows] == ["1", "3"]
+    assert rejects == [Reject("ratings.dat", 2, "wrong column count")]
+
+
+def test_carriage_returns_as_line_ends_are_named(tmp_path: Path) -> None:
+    (tmp_path / "log.csv").write_bytes(b"user_id,item_id,timestamp,title\ru,7,5,A\r")
+    with pytest.raises(DataError, match=r"log\.csv has carriage returns for line ends; convert"):
+        read(tmp_path)
+
+
 def test_quotes_that_do_not_close_cost_one_line(tmp_path: Path) -> None:
     lines = ["1,x,5,A", '"2,x,5,A', "3,x,5,A", '4",x,5,A', '"5",x,5,A', '"6,",x,5,"A ""B"""']
     write_lines(tmp_path / "log.csv", ["user_id,item_id,timestamp,title", *lines])
@@ -271,9 +330,47 @@ def test_undecodable_text(tmp_path: Path) -> None:
     _, rows, rejects = read(folder)
     assert rejects == [
         Reject("ml-100k.item", 5, "undecodable text at byte 2 of a field"),
-        Reject("ml-100k.inter", 4, "undecodable text"),
+        Reject("ml-100k.inter", 4, "undecodable text at byte 4 of a field"),
     ]
     assert rows[-1][0] == "Andr\u00e9"
+
+
+def test_undecodable_json_costs_one_line(tmp_path: Path) -> None:
+    good = {"user_id": "u", "item_id": 7, "timestamp": 5, "title": "Am\u00e9lie"}
+    text = json.dumps(good, ensure_ascii=False)
+    lines = [text.encode(), text.encode("latin-1")]
+    lines += [json.dumps(good | {"user_id": "\ud800"}).encode(), b"[]", lines[0]]
+    (tmp_path / "log.jsonl").write_bytes(b"\n".join(lines))
+    items, rows, rejects = read(tmp_path)
+    assert (items.titles, [row[0] for row in rows]) == (["Am\u00e9lie"], ["u", "u"])
+    assert rejects == [
+        Reject("log.jsonl", 2, f"undecodable text at byte {lines[1].index(0xE9)} of the line"),
+        Reject("log.jsonl", 3, "undecodable text: half of a surrogate pair"),
+        Reject("log.jsonl", 4, "no JSON object"),
+    ]
+    with pytest.raises(DataError, match=r"log\.jsonl has no column 'viewer'; it has user_id, item"):
+        read(tmp_path, TableConfig(user="viewer"))
+
+
+@pytest.mark.parametrize("beside", [True, False])
+def test_bytes_in_parquet_are_text_or_rejected(tmp_path: Path, beside: bool) -> None:
+    texts = ["Am\u00e9lie".encode(), "Am\u00e9lie".encode("latin-1"), None]
+    columns = {"user_id": ["u"] * 3, "item_id": [7, 8, 9], "timestamp": [5] * 3}
+    titles = {"item_id": [7, 8, 9], "title": pa.array(texts, pa.large_binary())}
+    pq.write_table(pa.table(columns | titles if beside else columns), tmp_path / "a.parquet")
+    pq.write_table(pa.table(titles), tmp_path / "titles.parquet")
+    config = TableConfig(items=str(tmp_path / "titles.parquet"))
+    location = tmp_path / "a.parquet" if beside else tmp_path
+    items, rows, rejects = read(location, PLAIN if beside else config)
+    assert items.titles == ["Am\u00e9lie", "item 9"]
+    assert [row[1] for row in rows] == ["7", "9"]
+    assert "undecodable text" in rejects[0].reason
+
+
+@pytest.mark.parametrize("location", ["nosuch://bucket/x", "dropbox://bucket/x"])
+def test_uris_that_nothing_reads_are_refused(location: str) -> None:
+    with pytest.raises(ConfigError, match=f"{location} cannot be read: "):
+        sources.find(location, PLAIN)
 
 
 def test_utf_16_is_read_when_it_is_declared(tmp_path: Path) -> None:
@@ -328,12 +425,21 @@ def test_files_that_do_not_fit_are_named(tmp_path: Path) -> None:
     write_lines(tmp_path / "b.csv", ["user_id,item_id,timestamp,name", "u,7,5,A"])
     with pytest.raises(DataError, match=r"b\.csv has no column 'title'; it has user_id"):
         read(tmp_path)
+    (tmp_path / "b.csv").write_bytes(b"")
+    with pytest.raises(DataError, match=r"b\.csv has no column 'user_id'; it is empty\. Name"):
+        read(tmp_path)
     (tmp_path / "b.csv").unlink()
     with pytest.raises(DataError, match=r"data\.table\.user=USER"):
         read(tmp_path, TableConfig(user="viewer"))
     (tmp_path / "c.tsv").touch()
     with pytest.raises(ConfigError, match="of several kinds"):
         read(tmp_path)
+
+
+def test_shards_may_hold_other_columns_in_another_order(tmp_path: Path) -> None:
+    write_lines(tmp_path / "a.csv", ["user_id,item_id,timestamp,title", "u,7,5,A"])
+    write_lines(tmp_path / "b.csv", ["item_id,more,timestamp,title,user_id", "7,x,5,A,v"])
+    assert read(tmp_path)[1] == [("u", "7", None, 5), ("v", "7", None, 5)]
 
 
 def test_drifting_and_damaged_parquet_is_named(tmp_path: Path) -> None:
@@ -343,6 +449,8 @@ def test_drifting_and_damaged_parquet_is_named(tmp_path: Path) -> None:
     pq.write_table(drifted, tmp_path / "b.parquet")
     with pytest.raises(DataError, match=r"b\.parquet differs from a\.parquet in column 'item_id'"):
         read(tmp_path)
+    pq.write_table(pa.table(columns | {"more": [1]}), tmp_path / "b.parquet")
+    assert len(read(tmp_path)[1]) == 2, "a column that is not asked for does not count"
     (tmp_path / "b.parquet").write_bytes((tmp_path / "a.parquet").read_bytes()[:-9])
     with pytest.raises(DataError, match=r"b\.parquet is no whole Parquet file"):
         read(tmp_path)

@@ -129,7 +129,7 @@ def _users(lines: list[str]) -> list[dict[int, int]]:
     kept: dict[str, dict[int, int]] = {}
     for user, item, rating, time in (line.split("\t") for line in lines):
         if int(rating) >= MIN_RATING:
-            kept.setdefault(user, {})[int(item) - 1] = int(time)
+            kept.setdefault(user, {})[int(item) - 1] = int(time) * 1000
     return sorted(kept.values(), key=lambda times: min(times.values()))
 
 
@@ -149,7 +149,7 @@ def _expected_rows(split_rule: str, users: list[dict[int, int]], cuts: Any) -> d
             held = {"validation": length - 2, "test": length - 1} if length >= 3 else {}
         else:
             trained = range(sum(time < cuts[0] for time in ordered))
-            for split, low, high in (("validation", *cuts), ("test", cuts[1], 10**9)):
+            for split, low, high in (("validation", *cuts), ("test", cuts[1], 10**12)):
                 inside = [p for p, time in enumerate(ordered) if low <= time < high]
                 held |= {split: inside[0]} if inside else {}
         found["train"] += [(user, p) for p in trained if p >= MIN_HISTORY]
@@ -315,6 +315,21 @@ def test_rejects_are_kept_beside_the_data(tmp_path: Path) -> None:
     assert raw == {"read": len(lines) + 61, "used": len(lines) + 60, "rejected": 1}
 
 
+def test_other_titles_of_an_item_are_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines, titles = _lines(0)
+    rows = [line.split("\t") for line in lines]
+    named = [f"{user},{item},{time},{titles[item]}" for user, item, _, time in rows]
+    (user, item, _, time), *_ = rows
+    named += [f"{user},{item},{time},{title}" for title in ("A", "A", "B")]
+    write_lines(tmp_path / "raw" / "log.csv", ["user_id,item_id,timestamp,title", *named])
+    data = _prepared(tmp_path / "raw", tmp_path / "store")
+    assert ", 2 other titles," in capsys.readouterr().out
+    assert data.facts["counts"]["other_titles"] == 2
+    assert data.titles[data.source_ids.index(item)] == titles[item].removesuffix(" (1990)")
+
+
 def test_user_mistakes_are_named(tmp_path: Path) -> None:
     store = tmp_path / "store"
     with pytest.raises(ConfigError, match="is no file or folder"):
@@ -334,6 +349,9 @@ def test_user_mistakes_are_named(tmp_path: Path) -> None:
     (one / "u.data").write_text("")
     with pytest.raises(DataError, match=r"u\.data has no usable row"):
         _prepared(one, store)
+    write_lines(tmp_path / "header" / "log.csv", ["user_id,item_id,timestamp,title"])
+    with pytest.raises(DataError, match=r"log\.csv has no usable row"):
+        _prepared(tmp_path / "header", store)
 
 
 def test_damage_and_schema_drift_are_found(world: PreparedData, tmp_path: Path) -> None:

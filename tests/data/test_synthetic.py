@@ -51,7 +51,12 @@ def test_worlds_depend_on_their_seed_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"num_items": 0}, "num_items is 0; choose 1 to"),
+        ({"num_users": 0}, "num_users is 0; it must be at least 1"),
+        ({"num_items": -1}, "num_items is -1; it must be at least 1"),
+        ({"length": 1}, "length is 1; it must be at least 2"),
+        ({"seed": -1}, "seed is -1; it must be at least 0"),
+        ({"num_items": 11, "length": 20}, "num_items is 11; choose 30 to"),
+        ({"num_items": 26}, "num_items is 26; choose 27 to"),
         ({"text_share": 0.5, "num_items": 40}, "num_items is 40; choose 48 to"),
         ({"noise": 1.0}, r"noise is 1\.0; it must be in \[0, 1\)"),
     ],
@@ -62,6 +67,14 @@ def test_impossible_worlds_are_refused(
     size = {"num_users": 9, "num_items": 60, "length": 8, "seed": 0} | changes
     with pytest.raises(ConfigError, match=message):
         write_world(tmp_path, **size)  # type: ignore[arg-type]
+
+
+def test_a_world_needs_a_folder_and_room_for_candidates(tmp_path: Path) -> None:
+    write_world(tmp_path, num_users=9, num_items=27, length=8, seed=0)
+    best = json.loads((tmp_path / "world.json").read_text())["best_HR@1"]
+    assert best["interactions"] == 1, "19 of the 19 others are candidates"
+    with pytest.raises(ConfigError, match=r"titles\.csv cannot be written .*choose another folder"):
+        write_world(tmp_path / "titles.csv", num_users=9, num_items=60, length=8, seed=0)
 
 
 @pytest.mark.ray

@@ -12,7 +12,7 @@ from rsllm.config import Experiment
 from rsllm.data.prepared import PreparedData
 from rsllm.data.sequences import Rows
 from rsllm.errors import EvaluationError
-from rsllm.evaluate.compare import Claim, expected_table, method_table, pair_table, per_user
+from rsllm.evaluate.compare import Claim, estimates, method_table, pair_table, per_user
 from rsllm.evaluate.launch import Method, Outcome
 from rsllm.evaluate.rank import fixed_sample, target_places
 
@@ -145,9 +145,9 @@ def test_metrics_are_means_over_the_draws(rows: Rows) -> None:
     assert found["MRR"].tolist() == [0.75] * 6 + [0.6] * 6
 
 
-def test_expected_table(rows: Rows) -> None:
+def test_estimates_of_expectations(rows: Rows) -> None:
     expectations = replace(outcome("r", rows, [1] * NUM_ROWS), expected={"MRR": np.arange(4) / 4})
-    table = expected_table(expectations)
+    table = estimates(expectations.expected)
     assert list(table) == ["MRR"]
     assert (table["MRR"]["value"], table["MRR"]["n"]) == (0.375, 4)
     assert table["MRR"]["low"] < 0.375 < table["MRR"]["high"]

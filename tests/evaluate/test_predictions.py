@@ -155,6 +155,26 @@ def test_a_wrong_line_is_named(
         read_predictions(write(table, tmp_path / "mine.csv"), data, "test")
 
 
+def test_a_sample_of_the_rows_is_compared_on_the_same_rows(
+    data: PreparedData, tmp_path: Path
+) -> None:
+    """The other system is right on these five rows only, and so is the stored evaluation."""
+    store, rows = Store.open(tmp_path / "store"), data.rows("test")
+    five = [0, 3, 6, 8, 11]
+    users = {data.user_ids()[user] for user in rows.user_R[five]}
+    target = {data.user_ids()[u]: f"i{t}" for u, t in zip(rows.user_R, rows.target_R, strict=True)}
+    table = scored(data, tmp_path / "sets.csv")
+    right = (table["item_id"] == table["user_id"].map(target)) & table["user_id"].isin(users)
+    path = write(table.assign(score=right.astype(float)), tmp_path / "mine.csv")
+    draws = [data.rows("test", draw).candidates_RC for draw in range(DRAWS)]
+    sets = np.stack([sets_RC for sets_RC in draws if sets_RC is not None])
+    perfect = (sets == rows.target_R[:, None]).astype(float)[:, five]
+    _store_evaluation(store, "a", "oracle", perfect, data=data.path.name, split="test")
+    found = judge(path, data, "test", store)
+    assert found["methods"][0]["metrics"]["HR@1"]["value"] == 5 / 12
+    assert [pair["difference"]["value"] for pair in found["pairs"]] == [0, 0]
+
+
 def test_sets_must_be_scored_as_a_whole_and_once(data: PreparedData, tmp_path: Path) -> None:
     table = scored(data, tmp_path / "sets.csv")
     twice = pd.concat([table, table.iloc[:1]])
@@ -175,12 +195,15 @@ def test_files_that_are_none(data: PreparedData, tmp_path: Path) -> None:
         read_predictions(tmp_path / "nowhere.csv", data, "test")
     with pytest.raises(ConfigError, match=r"is no \.csv, \.tsv or \.parquet file"):
         read_predictions(write(table, tmp_path / "mine.txt"), data, "test")
-    with pytest.raises(DataError, match="has no column 'score'"):
+    with pytest.raises(DataError, match=r"has no column 'score'.*\. It needs user_id, item_id"):
         read_predictions(write(table.drop(columns="score"), tmp_path / "a.csv"), data, "test")
     with pytest.raises(DataError, match="has no predictions"):
         read_predictions(write(table.iloc[:0], tmp_path / "b.csv"), data, "test")
     (tmp_path / "c.csv").write_text("user_id,item_id,score\nu1,i1\n")
     with pytest.raises(DataError, match=r"c\.csv:2 is no prediction: wrong column count"):
+        read_predictions(tmp_path / "c.csv", data, "test")
+    (tmp_path / "c.csv").write_bytes(b"user_id,item_id,score\nAndr\xe9,i1,1\n")
+    with pytest.raises(DataError, match=r"c\.csv:2 names a user .*: user_id 'Andr"):
         read_predictions(tmp_path / "c.csv", data, "test")
     (tmp_path / "d.parquet").write_bytes(b"PAR1")
     with pytest.raises(DataError, match=r"d\.parquet is no whole Parquet file"):
@@ -189,7 +212,7 @@ def test_files_that_are_none(data: PreparedData, tmp_path: Path) -> None:
 
 def _store_evaluation(store: Store, key: str, name: str, scores: Any, **inputs: Any) -> None:
     with commit_dir(store.root / "evaluation" / key, kind="evaluation", inputs=inputs) as folder:
-        save_file({"scores": scores}, folder / "scores.safetensors")
+        save_file({"scores": np.ascontiguousarray(scores)}, folder / "scores.safetensors")
         write_json(folder / "answers.json", {"name": name, "answers": None, "seconds": 1.5})
 
 
@@ -202,21 +225,27 @@ def test_judged_against_what_the_store_holds(
     perfect = (sets == rows[0].target_R[:, None]).astype(float)
     same = {"data": data.path.name, "split": "test"}
     _store_evaluation(store, "a1", "oracle", perfect, **same)
-    _store_evaluation(store, "a2", "half of the rows", perfect[:, :6], **same)
+    _store_evaluation(store, "a2", "five rows", perfect[:, [0, 3, 6, 8, 11]], **same)
     _store_evaluation(store, "a3", "other data", perfect, **same | {"data": "other"})
     table = scored(data, tmp_path / "sets.csv")
     path = write(table.assign(score=0.0), tmp_path / "flat.csv")
+    with pytest.raises(ConfigError, match="there is no file"):
+        judge(tmp_path / "nowhere.csv", data, "test", store)
+    assert capsys.readouterr().out == ""
     found = judge(path, data, "test", store)
     by_name = {method["name"]: method for method in found["methods"]}
-    assert set(by_name) == {"flat", "oracle"}
-    assert capsys.readouterr().out.splitlines() == [
-        "opening the test split for flat",
-        "left out half of the rows: scored on 6 of 12 rows",
-    ]
+    assert {name: method["n"] for name, method in by_name.items()} == {
+        "flat": 12,
+        "oracle": 12,
+        "five rows": 5,
+    }
+    assert capsys.readouterr().out.splitlines() == ["opening the test split for flat"]
     assert by_name["flat"]["metrics"]["HR@1"]["value"] == 0, "ties count against the target"
     assert by_name["flat"]["metrics"]["MRR"]["value"] == pytest.approx(1 / 5)
     assert by_name["oracle"]["metrics"]["MRR"]["value"] == 1
-    assert [(p["first"], p["second"], p["verdict"]) for p in found["pairs"]] == [
-        ("flat", "oracle", "worse"),
+    assert [(p["first"], p["second"], p["difference"]["n"]) for p in found["pairs"]] == [
+        ("flat", "oracle", 12),
+        ("flat (on 5 rows)", "five rows", 5),
     ] * 2
+    assert found["pairs"][0]["verdict"] == "worse"
     assert "Methods on the test users" in tables(found)

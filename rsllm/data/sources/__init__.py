@@ -35,6 +35,7 @@ class Source:
         domain: decides the prompts' wording.
         family: sources of one family hold the same users and must not be mixed.
         marker: a further file that tells this layout from another of the same names.
+        timed: whether its times are times; else they are places in a user's sequence.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Source:
     domain: Domain = "item"
     family: str = ""
     marker: str = ""
+    timed: bool = True
 
     def patterns(self) -> list[str]:
         """The files it needs."""
@@ -146,7 +148,7 @@ def _any_table(location: str, config: TableConfig) -> RawData | None:
 def _item_files(location: str, config: TableConfig) -> list[File]:
     if not config.items:
         return []
-    for place in (config.items, f"{location.rstrip('/')}/{config.items}"):
+    for place in (f"{location.rstrip('/')}/{config.items}", config.items):
         if files := _tables(place):
             return files
     raise ConfigError(f"data.table.items is {config.items}, but there is no such file or folder")
