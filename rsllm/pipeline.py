@@ -7,7 +7,7 @@ they have in common, and nothing is computed twice.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache, cached_property
 from pathlib import Path
@@ -313,12 +313,9 @@ def _users(folder: Path) -> Any:
     """Equal for prepared data with the same users: of one family, or of the same raw files."""
     from rsllm.data.prepared import COUNTS
 
-    return read_json(folder / COUNTS)["family"] or _hashes(manifest(folder)["inputs"]["raw"])
-
-
-def _hashes(raw: Mapping[str, Mapping[str, str]]) -> list[str]:
-    """Of all raw files, whatever their names."""
-    return sorted(hash_ for files in raw.values() for hash_ in files.values())
+    raw = manifest(folder)["inputs"]["raw"]
+    hashes = sorted(hash_ for files in raw.values() for hash_ in files.values())
+    return read_json(folder / COUNTS)["family"] or hashes
 
 
 def _check_batch(experiment: Experiment, stage: str, workers: int) -> None:

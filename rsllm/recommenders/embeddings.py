@@ -47,7 +47,7 @@ class ItemEmbeddings:
     def save(self, folder: Path) -> None:
         """Write `items.safetensors` into an existing folder."""
         tables = {"table": self.table_IE} | {
-            f"{_FOLD}{number}": table for number, table in enumerate(self.fold_tables)
+            f"{_FOLD}{number:04}": table for number, table in enumerate(self.fold_tables)
         }
         plain = {name: table.detach().cpu().contiguous() for name, table in tables.items()}
         save_file(plain, folder / FILE, metadata={"source": self.source})
@@ -62,10 +62,9 @@ class ItemEmbeddings:
         path = folder / FILE
         try:
             with safe_open(path, framework="pt") as file:
-                names = file.keys()
-                folds = sum(name.startswith(_FOLD) for name in names)
-                tables = [file.get_tensor(f"{_FOLD}{number}") for number in range(folds)]
-                return cls(file.get_tensor("table"), file.metadata()["source"], tuple(tables))
+                folds = sorted(name for name in file.keys() if name.startswith(_FOLD))  # noqa: SIM118
+                tables = tuple(file.get_tensor(name) for name in folds)
+                return cls(file.get_tensor("table"), file.metadata()["source"], tables)
         except (OSError, SafetensorError, KeyError, TypeError) as error:
             raise CheckpointError(
                 f"cannot read item embeddings from {path} ({error}); fit the recommender again"

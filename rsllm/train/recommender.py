@@ -65,8 +65,7 @@ class NextItem(nn.Module):
 
     def forward(self, batch: RecommenderBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """The mean loss of the next items."""
-        state_BE = self.model(batch.history_BH, batch.length_B)
-        loss = self._loss(state_BE, batch)
+        loss = self._loss(self.model(batch.history_BH, batch.length_B), batch)
         return loss, {"loss": loss.detach()}
 
     def _loss(self, state_BE: Tensor, batch: RecommenderBatch) -> Tensor:
