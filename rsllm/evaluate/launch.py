@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
+import torch
 
 from rsllm.config import Experiment, Representation, Scorer
 from rsllm.evaluate.rank import (
@@ -150,8 +151,6 @@ def _evaluate(
     store: Store,
     key: dict[str, Any],
 ) -> None:
-    import torch
-
     from rsllm.data.prepared import PreparedData
 
     data = PreparedData.open(data_folder)
@@ -201,8 +200,6 @@ def _catalogue_scorer(method: Method, data: Any) -> Callable[[Any], np.ndarray]:
 def _language_scores(
     method: Method, data: Any, draws: Any, backbone: str, layout: Layout
 ) -> tuple[dict[str, np.ndarray], list[str] | None]:
-    import torch
-
     from rsllm.config import LossConfig
     from rsllm.evaluate.generate import greedy_answers
     from rsllm.model import tuned

@@ -150,11 +150,6 @@ class GenerationMetrics:
     hits_of_all: Floats
     """Invalid answers count as misses; the mean is the HitRatio@1 that LLaRA publishes."""
 
-    @property
-    def hits_of_valid(self) -> float:
-        """Hits as a share of the valid answers; 0 if there is none."""
-        return float(self.hits_of_all.sum() / max(self.valid.sum(), 1.0))
-
 
 def generation_metrics(verdicts: Sequence[Verdict]) -> GenerationMetrics:
     """Collect the verdicts of all rows."""

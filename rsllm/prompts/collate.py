@@ -126,7 +126,7 @@ def collate(
     places = [list(row.candidates).index(row.target) for row in rows]
     offsets = torch.arange(len(rows)) * width
     last_position = max(max(layout.position) for layout in layouts)
-    targets = sorted({(row.target, row.table) for row in rows})
+    targets, target_item_B = _targets(rows, encoder, len(title_keys))
     return Batch(
         ids_BT=_padded([x.tokens.ids for x in layouts], width, encoder.terminator),
         item_BT=_slots(layouts, [row.table * len(title_keys) for row in rows], width),
@@ -151,11 +151,8 @@ def collate(
             ],
             width,
         ),
-        targets=items_alone(
-            [encoder.item(item, item + table * len(title_keys)) for item, table in targets],
-            encoder.terminator,
-        ),
-        target_item_B=torch.tensor([targets.index((row.target, row.table)) for row in rows]),
+        targets=targets,
+        target_item_B=target_item_B,
         user_B=torch.tensor([row.user for row in rows]),
         title_B=torch.as_tensor(title_keys[[row.target for row in rows]], dtype=torch.long),
         past_BH=_padded(
@@ -227,6 +224,15 @@ def _padded(lists: Sequence[Sequence[int]], width: int, fill: int | range) -> Te
     for row, values in enumerate(lists):
         out[row, : len(values)] = values
     return torch.from_numpy(out)
+
+
+def _targets(rows: Sequence[Row], encoder: PromptEncoder, size: int) -> tuple[Items, Tensor]:
+    """Each distinct target on its own, and which of them is each row's."""
+    wanted = [(row.target, row.table) for row in rows]
+    distinct = sorted(set(wanted))
+    alone = [encoder.item(item, item + table * size) for item, table in distinct]
+    indices = torch.tensor([distinct.index(target) for target in wanted])
+    return items_alone(alone, encoder.terminator), indices
 
 
 def _slots(layouts: Sequence[_Layout], first: Sequence[int], width: int) -> Tensor:

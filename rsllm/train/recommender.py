@@ -142,8 +142,7 @@ class RecommenderTask:
         self.patience = config.patience
         self.negatives = Negatives(config, self.counts_I)
         torch.manual_seed(config.seed)
-        window = experiment.data.window
-        self.model = recommenders.build(config, len(data.titles), window, titles_ID)
+        self.model = recommenders.build(config, len(data.titles), experiment.data.window, titles_ID)
         self.objective: nn.Module = NextItem(self.model, config)
         group = ParameterGroup(
             list(self.model.parameters()), config.learning_rate, config.weight_decay
