@@ -22,7 +22,7 @@ from rsllm.plan import Layout
 from rsllm.runs import provenance
 from rsllm.settings import content_hash, replace_in, to_dict
 from rsllm.tune.progress import shown
-from rsllm.tune.search import METRIC, Space, TrialRecord, search
+from rsllm.tune.search import Space, TrialRecord, search
 
 Twins = Callable[[Mapping[str, Any]], dict[str, dict[str, Any]]]
 """The winner's overrides -> named variants of it, the winner among them."""
@@ -197,7 +197,7 @@ def _judged(
     return {
         "data": {"source": study.base.data.source, **data.facts["counts"]},
         "search": {
-            "metric": METRIC,
+            "metric": "MRR",
             "split": "validation",
             "n": n,
             "best": best.number,
