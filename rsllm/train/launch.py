@@ -149,8 +149,8 @@ def _task(assignment: Assignment) -> Any:
     experiment, layout = assignment.experiment, assignment.layout
     data = PreparedData.open(Path(assignment.data))
     if assignment.stage == "recommender":
-        titles = assignment.titles and ItemEmbeddings.load(Path(assignment.titles)).standardised()
-        titles_ID = titles if isinstance(titles, torch.Tensor) else None
+        titles = assignment.titles
+        titles_ID = ItemEmbeddings.load(Path(titles)).standardised() if titles else None
         return RecommenderTask(experiment, data, titles_ID, assignment.fold)
     stage = experiment.stage1 if assignment.stage == "stage1" else experiment.stage2
     unified = stage.representation == "unified"
