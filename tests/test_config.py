@@ -64,7 +64,7 @@ def test_an_integer_will_do_for_a_number() -> None:
         ("stage2.loss.alpha", "x", "alpha is 'x'; expected float"),
         ("stage2.loss.alpha", float("nan"), "alpha is nan; it must be finite"),
         ("stage2.loss.scorer", "magic", r"scorer is 'magic'; choose one of .*'pointer'"),
-        ("stage2.representation", "both", r"representation is 'both'; .*'text', 'unified'"),
+        ("stage2.representation", "both", r"representation is 'both'; .*'text', .*'unified'"),
         ("recommender.model", "bert4rec", r"model is 'bert4rec'; choose one of .*'caser'"),
         ("recommender.loss", "bpr", r"loss is 'bpr'; choose one of .*'sampled-softmax'"),
         ("compute.precision", "fp8", r"precision is 'fp8'; choose one of .*'bf16'"),
@@ -110,6 +110,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"stage2.loss.alpha": 0.6, "stage2.loss.beta": 0.5}, "keep the sum below 1"),
     ({"stage2.loss.temperature": 0.0}, "must be positive"),
     ({"stage2.loss.gamma": -2.0}, "at least 0"),
+    ({"stage2.loss.alignment": -0.5}, "at least 0"),
     ({"stage2.samples": -1}, "at least 0"),
     ({"stage2.batch_size": 0}, "at least 1"),
     ({"stage2.accumulation": 3}, "8 is not a multiple of accumulation"),
@@ -123,6 +124,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"evaluation.test_rows": -1}, "at least 0"),
     ({"evaluation.generation_rows": -2}, "at least -1"),
     ({"evaluation.max_new_tokens": 0}, "at least 1"),
+    ({"evaluation.candidate_orders": -1}, "at least 0"),
     ({"evaluation.batch_size": 0}, "at least 1"),
     ({"backbone.lora_targets": "q_proj"}, "expected a list"),
     ({"data": 5}, "a group of settings"),
@@ -138,11 +140,26 @@ def test_a_refusal_says_setting_value_and_way_out(overrides: dict[str, Any], way
         assert re.search(rf"(?<!\d){re.escape(str(value))}", str(caught.value))
 
 
-def test_the_pointer_needs_slots() -> None:
-    pointer = LossConfig(gamma=1.0, scorer="pointer")
-    assert StageConfig(representation="unified", samples=8, loss=pointer).loss.gamma == 1.0
-    with pytest.raises(ConfigError, match="use the likelihood scorer or unified prompts"):
-        StageConfig(representation="text", samples=8, loss=pointer)
+@pytest.mark.parametrize(
+    "settings", [{"curriculum": True}, {"trains": "projector"}, {"loss.alignment": 0.1}], ids=str
+)
+def test_what_needs_slots_refuses_prompts_without(settings: dict[str, Any]) -> None:
+    paths = {f"stage2.{name}": value for name, value in settings.items()}
+    assert replace_in(Experiment(), paths) != Experiment()
+    with pytest.raises(ConfigError, match=r"is text, which has no slots .* behavioural, llara"):
+        replace_in(Experiment(), {**paths, "stage2.representation": "text"})
+
+
+def test_letters_answer_at_most_26_candidates_and_have_no_title_to_contrast() -> None:
+    letters = {"prompt.answer": "letter", "stage1.loss.alpha": 0.0, "stage2.loss.alpha": 0.0}
+    assert replace_in(Experiment(), letters).prompt.answer == "letter"
+    with pytest.raises(ConfigError, match=r"num_candidates is 27.* 26 letters"):
+        replace_in(Experiment(), {**letters, "data.num_candidates": 27})
+    with pytest.raises(ConfigError, match=r"stage2\.loss\.alpha is 0\.2.* set it to 0"):
+        replace_in(Experiment(), {**letters, "stage2.loss.alpha": 0.2})
+    assert replace_in(
+        Experiment(), {"prompt.answer": "letter", "stage1.samples": 0, "stage2.loss.alpha": 0.0}
+    ).stage1.loss.alpha
 
 
 def test_steps_are_rounded_down() -> None:

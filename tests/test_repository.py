@@ -147,10 +147,18 @@ def test_the_guard_lets_pass() -> None:
     assert violations(ast.parse(source)) == []
 
 
+def code_lines(path: Path) -> int:
+    """Lines that are neither blank, nor a comment, nor a docstring."""
+    strings: set[int] = set()
+    for node in ast.walk(parse(path)):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            strings |= set(range(node.lineno, (node.end_lineno or 0) + 1))
+    lines = enumerate(path.read_text().splitlines(), start=1)
+    return sum(n not in strings and not re.match(r"\s*(#|$)", line) for n, line in lines)
+
+
 def test_package_stays_small() -> None:
-    """Lines that hold something."""
-    lines = [line for path in SOURCES for line in path.read_text().splitlines() if line.strip()]
-    assert len(lines) <= 8000
+    assert sum(map(code_lines, SOURCES)) <= 8000
 
 
 def test_imports_point_downwards() -> None:

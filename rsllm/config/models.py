@@ -1,0 +1,102 @@
+"""The parts that are trained: recommender, language model, projector."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from rsllm.config.checks import at_least, below_one, positive, require
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RecommenderConfig:
+    """The recommender whose item table fills the slots; by default SASRec's MovieLens preset."""
+
+    model: Literal["gru4rec", "caser", "sasrec"] = "sasrec"
+    items: Literal["id", "title"] = "id"
+    """A learned vector per item, or its title's frozen vector, projected (MoRec-like)."""
+    loss: Literal["softmax", "sampled-softmax", "bce"] = "softmax"
+    """Over the whole catalogue; over a sample, corrected; yes or no per item (LLaRA's origin)."""
+    num_negatives: int = 100
+    """Negatives per row under the two sampled losses."""
+    width: int = 64
+    """Width of item embeddings and hidden states."""
+    num_blocks: int = 1
+    """SASRec's blocks, GRU4Rec's layers; Caser has none."""
+    num_heads: int = 1
+    """SASRec's attention heads."""
+    num_filters: int = 16
+    """Caser's horizontal filters of each height."""
+    dropout: float = 0.0551
+    learning_rate: float = 2.41e-3
+    weight_decay: float = 0.0184
+    """Decoupled L2 (AdamW, arXiv 1711.05101)."""
+    batch_size: int = 256
+    """Training rows per optimizer step, over all workers."""
+    max_epochs: float = 30.0
+    patience: int = 3
+    """Validations without a better score before training stops."""
+    shuffle_history: bool = False
+    """Ablation: every history in random order, in training and evaluation."""
+    folds: int = 0
+    """Cross-fitting: the slots of a training user's rows in stage 2 come from a recommender that
+    did not see that user's part of so many; 0 takes one item table for all."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        counts = ("width", "num_blocks", "num_heads", "num_filters", "num_negatives")
+        at_least(1, self, "recommender", *counts, "batch_size", "patience")
+        at_least(0, self, "recommender", "weight_decay", "seed", "folds")
+        positive(self, "recommender", "learning_rate", "max_epochs")
+        require(
+            self.width % self.num_heads == 0,
+            f"recommender.width {self.width} is not a multiple of num_heads {self.num_heads}",
+        )
+        below_one(self, "recommender", "dropout")
+        require(
+            self.folds != 1,
+            "recommender.folds is 1, which leaves no user to train on; choose 0, or 2 or more",
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BackboneConfig:
+    """The language model and what of it is tuned."""
+
+    source: str = "smollm2-135m-q4"
+    """An asset name (see `rsllm fetch`), a local model folder, or a hub name."""
+    tuning: Literal["lora", "full"] = "lora"
+    """An adapter (arXiv 2106.09685), or every weight."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    lora_rank: int = 16
+    lora_alpha: int = 32
+    lora_dropout: float = 0.0
+    lora_targets: tuple[str, ...] = ()
+    """Names of the adapted linear layers; empty takes every linear layer of the blocks."""
+
+    def __post_init__(self) -> None:
+        at_least(1, self, "backbone", "lora_rank", "lora_alpha")
+        below_one(self, "backbone", "lora_dropout")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ProjectorConfig:
+    """From recommender width to the language model's input width."""
+
+    hidden: int = 256
+    """Width of the hidden layers of the MLP beside the linear map."""
+    depth: int = 1
+    """Hidden layers of the MLP; 0 leaves the linear map alone."""
+    activation: Literal["gelu", "relu", "silu", "tanh"] = "gelu"
+    norm: Literal["none", "layer", "rms"] = "none"
+    """Normalisation of each hidden layer, before its activation."""
+    start: Literal["random", "titles"] = "random"
+    """The linear map's start: at random, or the ridge regression of the items' mean title
+    embeddings on their vectors."""
+    shuffle_items: bool = False
+    """Ablation: every slot holds another item's vector, always the same one."""
+
+    def __post_init__(self) -> None:
+        at_least(1, self, "projector", "hidden")
+        at_least(0, self, "projector", "depth")
