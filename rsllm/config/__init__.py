@@ -131,6 +131,6 @@ class Experiment:
             stage: StageConfig = getattr(self, name)
             require(
                 not (stage.steps and stage.loss.alpha),
-                f"{name}.loss.alpha is {stage.loss.alpha}, but with prompt.answer = letter no title is"
-                " answered whose vector L_TT could contrast; set it to 0",
+                f"{name}.loss.alpha is {stage.loss.alpha}, but with prompt.answer = letter no title"
+                " is answered whose vector L_TT could contrast; set it to 0",
             )
