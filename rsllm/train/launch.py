@@ -31,7 +31,7 @@ class Assignment:
     fold: int | None = None
     """The part of the training users that a cross-fitted recommender does not see."""
     recommender: str = ""
-    """Folder of the item table (stage 2 with unified prompts)."""
+    """Folder of the item table that fills the slots; empty for prompts without slots."""
     mixture: Sequence[tuple[str, float]] = ()
     """Folders and weights of the further data sets of stage 1."""
     start: str = ""
@@ -153,14 +153,13 @@ def _task(assignment: Assignment) -> Any:
         titles_ID = ItemEmbeddings.load(Path(titles)).standardised() if titles else None
         return RecommenderTask(experiment, data, titles_ID, assignment.fold)
     stage = experiment.stage1 if assignment.stage == "stage1" else experiment.stage2
-    unified = stage.representation == "unified"
     bf16 = layout.precision == "bf16"
     model = tuned.build(
         experiment,
         stage.representation,
         assignment.backbone,
         data,
-        ItemEmbeddings.load(Path(assignment.recommender)) if unified else None,
+        ItemEmbeddings.load(Path(assignment.recommender)) if assignment.recommender else None,
         dtype=torch.bfloat16 if layout.use_gpu and bf16 else torch.float32,
         seed=stage.seed,
     )

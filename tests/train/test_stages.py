@@ -15,8 +15,8 @@ from world import run_in_world
 
 from rsllm.data.prepared import PreparedData
 from rsllm.evaluate.rank import decision
-from rsllm.prompts.collate import Batch
-from rsllm.train.order import step_rows
+from rsllm.prompts.collate import PADDING, Batch
+from rsllm.train.order import step_rows, text_only
 
 STEPS = 3
 
@@ -113,21 +113,65 @@ def test_training_candidates_follow_the_rule_and_change_with_the_epoch(
 ) -> None:
     rows, keys = data.rows("train"), data.catalogue.title_keys_I
     task = language_task(data, random_llm, batch_size=len(rows), samples=2 * len(rows))
-    epochs = []
-    for epoch in range(2):
-        order = [row for _, row in step_rows(task.seed, epoch, len(rows), len(rows))]
-        (batch,) = task.batches(epoch)
-        drawn = dict(zip(order, [items for _, _, items in visited(batch)], strict=True))
-        epochs.append(drawn)
-        for row, candidates in drawn.items():
-            target, titles = rows.target_R[row], keys[list(candidates)].tolist()
+    drawn: dict[tuple[int, int, int], list[tuple[int, ...]]] = {}
+    for step in range(2):
+        (batch,) = task.batches(step)
+        lengths = (batch.past_BH != PADDING).sum(1).tolist()
+        for (user, title, candidates), length in zip(visited(batch), lengths, strict=True):
+            drawn.setdefault((user, title, length), []).append(candidates)
+    assert len(drawn) == len(rows)
+    for row in range(len(rows)):
+        target, past = rows.target_R[row], keys[rows.histories(row)].tolist()
+        both_epochs = drawn[int(rows.user_R[row]), int(keys[target]), len(past)]
+        assert len(both_epochs) == 2
+        for candidates in both_epochs:
+            titles = keys[list(candidates)].tolist()
             assert len(set(titles)) == NUM_CANDIDATES
             assert target in candidates
-            assert not (set(titles) - {keys[target]}) & set(keys[rows.histories(row)].tolist())
-    changed = [set(epochs[0][row]) != set(epochs[1][row]) for row in range(len(rows))]
+            assert not (set(titles) - {keys[target]}) & set(past)
+    changed = [set(first) != set(second) for first, second in drawn.values()]
     assert np.mean(changed) > 0.9
-    places = [epochs[0][row].index(rows.target_R[row]) for row in range(len(rows))]
+    first_draws = [
+        (title, keys[list(first)].tolist()) for (_, title, _), (first, _) in drawn.items()
+    ]
+    places = [titles.index(title) for title, titles in first_draws]
     assert set(places) == set(range(NUM_CANDIDATES)), "the target stands anywhere"
+
+
+def test_batches_hold_rows_of_similar_length_and_each_row_once(
+    data: PreparedData, random_llm: Path
+) -> None:
+    size = 4
+    steps = len(data.rows("train")) // size
+    task = language_task(data, random_llm, batch_size=size, samples=steps * size)
+    seen: list[tuple[int, int, int]] = []
+    padding = 0
+    for step in range(steps):
+        (batch,) = task.batches(step)
+        lengths = (batch.past_BH != PADDING).sum(1).tolist()
+        seen += [(u, t, n) for (u, t, _), n in zip(visited(batch), lengths, strict=True)]
+        padding += int((batch.branch_BT == PADDING).sum())
+    assert len(set(seen)) == len(seen) == steps * size
+    rows = [row for step in range(steps) for row in step_rows(task.seed, step, size, steps * size)]
+    by_chance = task.sets[0].decisions(rows, task.seed)
+    length_SB = np.array([task.sets[0].length(row, task.all_branches) for row in by_chance])
+    length_SB = length_SB.reshape(steps, size)
+    assert padding < 0.5 * (length_SB.max(1, keepdims=True) - length_SB).sum()
+
+
+def test_a_curriculum_moves_from_text_to_slots(data: PreparedData, random_llm: Path) -> None:
+    task = language_task(data, random_llm, curriculum=True, samples=400)
+    slotted = []
+    for step in range(100):
+        (batch,) = task.batches(step)
+        slotted.append(bool((batch.item_BT >= 0).any()))
+    assert slotted == [not text_only(task.seed, step, 100) for step in range(100)]
+    quarters = np.array(slotted).reshape(4, 25).mean(1)
+    assert quarters[0] < 0.4
+    assert quarters[3] > 0.6
+    always = [text_only(seed, 0, 10) for seed in range(50)]
+    never = [text_only(seed, 10, 10) for seed in range(50)]
+    assert (set(always), set(never)) == ({True}, {False})
 
 
 def test_training_rows_read_the_table_that_has_not_seen_their_user(
