@@ -45,6 +45,11 @@ def visited(batch: Batch) -> list[tuple[int, int, tuple[int, ...]]]:
     return [(user, title, tuple(items)) for user, title, items in zip(*columns, strict=True)]
 
 
+def pasts(batch: Batch) -> list[tuple[int, ...]]:
+    """Titles of each row's history."""
+    return [tuple(h for h in past if h != PADDING) for past in batch.past_BH.tolist()]
+
+
 def own_tokens(batch: Batch) -> int:
     """Answer tokens of the rows' own branches."""
     row_N = batch.label_branch_N // batch.num_branches
@@ -113,16 +118,15 @@ def test_training_candidates_follow_the_rule_and_change_with_the_epoch(
 ) -> None:
     rows, keys = data.rows("train"), data.catalogue.title_keys_I
     task = language_task(data, random_llm, batch_size=len(rows), samples=2 * len(rows))
-    drawn: dict[tuple[int, int, int], list[tuple[int, ...]]] = {}
+    drawn: dict[tuple[int, int, tuple[int, ...]], list[tuple[int, ...]]] = {}
     for step in range(2):
         (batch,) = task.batches(step)
-        lengths = (batch.past_BH != PADDING).sum(1).tolist()
-        for (user, title, candidates), length in zip(visited(batch), lengths, strict=True):
-            drawn.setdefault((user, title, length), []).append(candidates)
+        for (user, title, candidates), past in zip(visited(batch), pasts(batch), strict=True):
+            drawn.setdefault((user, title, past), []).append(candidates)
     assert len(drawn) == len(rows)
     for row in range(len(rows)):
         target, past = rows.target_R[row], keys[rows.histories(row)].tolist()
-        both_epochs = drawn[int(rows.user_R[row]), int(keys[target]), len(past)]
+        both_epochs = drawn[int(rows.user_R[row]), int(keys[target]), tuple(past)]
         assert len(both_epochs) == 2
         for candidates in both_epochs:
             titles = keys[list(candidates)].tolist()
@@ -144,12 +148,11 @@ def test_batches_hold_rows_of_similar_length_and_each_row_once(
     size = 4
     steps = len(data.rows("train")) // size
     task = language_task(data, random_llm, batch_size=size, samples=steps * size)
-    seen: list[tuple[int, int, int]] = []
+    seen: list[tuple[int, int, tuple[int, ...]]] = []
     padding = 0
     for step in range(steps):
         (batch,) = task.batches(step)
-        lengths = (batch.past_BH != PADDING).sum(1).tolist()
-        seen += [(u, t, n) for (u, t, _), n in zip(visited(batch), lengths, strict=True)]
+        seen += [(u, t, p) for (u, t, _), p in zip(visited(batch), pasts(batch), strict=True)]
         padding += int((batch.branch_BT == PADDING).sum())
     assert len(set(seen)) == len(seen) == steps * size
     rows = [row for step in range(steps) for row in step_rows(task.seed, step, size, steps * size)]
