@@ -73,9 +73,11 @@ class TrainingSet:
         ]
 
     def length(self, row: Row, all_branches: bool) -> int:
-        """Tokens of a row's prompt and branches, beside what is the same for all rows."""
-        titles, branches = self.encoder.title_ids, 2 if all_branches else 1
-        return sum(len(titles[item]) for item in [*row.history, *[*row.candidates] * branches])
+        """Tokens of a row's items, in its prompt and its branches."""
+        listed = sum(len(self.encoder.item(i)) + 1 for i in [*row.history, *row.candidates])
+        if not all_branches:
+            return listed
+        return listed + sum(len(self.encoder.title_ids[i]) for i in row.candidates)
 
 
 class LanguageTask:

@@ -15,7 +15,7 @@ from world import run_in_world
 
 from rsllm.data.prepared import PreparedData
 from rsllm.evaluate.rank import decision
-from rsllm.prompts.collate import PADDING, Batch
+from rsllm.prompts.collate import PADDING, Batch, collate
 from rsllm.train.order import step_rows, text_only
 
 STEPS = 3
@@ -145,7 +145,7 @@ def test_training_candidates_follow_the_rule_and_change_with_the_epoch(
 def test_batches_hold_rows_of_similar_length_and_each_row_once(
     data: PreparedData, random_llm: Path
 ) -> None:
-    size = 4
+    size, keys = 4, data.catalogue.title_keys_I
     steps = len(data.rows("train")) // size
     task = language_task(data, random_llm, batch_size=size, samples=steps * size)
     seen: list[tuple[int, int, tuple[int, ...]]] = []
@@ -157,9 +157,11 @@ def test_batches_hold_rows_of_similar_length_and_each_row_once(
     assert len(set(seen)) == len(seen) == steps * size
     rows = [row for step in range(steps) for row in step_rows(task.seed, step, size, steps * size)]
     by_chance = task.sets[0].decisions(rows, task.seed)
-    length_SB = np.array([task.sets[0].length(row, task.all_branches) for row in by_chance])
-    length_SB = length_SB.reshape(steps, size)
-    assert padding < 0.5 * (length_SB.max(1, keepdims=True) - length_SB).sum()
+    in_turn = [
+        collate(by_chance[i : i + size], task.sets[0].encoder, keys, all_branches=task.all_branches)
+        for i in range(0, len(by_chance), size)
+    ]
+    assert padding < 0.6 * sum(int((batch.branch_BT == PADDING).sum()) for batch in in_turn)
 
 
 def test_a_curriculum_moves_from_text_to_slots(data: PreparedData, random_llm: Path) -> None:
