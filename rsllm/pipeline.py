@@ -253,6 +253,7 @@ class Pipeline:
                 experiment=self.experiment,
                 layout=self.layout,
                 checkpoints=str(checkpoints),
+                curves=str(self.store.root / "tensorboard" / f"{kind}-{key}"),
                 export=str(staging),
                 **folders,
                 **more,

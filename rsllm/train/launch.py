@@ -37,6 +37,8 @@ class Assignment:
     start: str = ""
     """Folder of the adapter to continue from; empty starts fresh."""
     checkpoints: str
+    curves: str
+    """Folder of TensorBoard's events."""
     export: str
 
 
@@ -104,12 +106,28 @@ def _work(config: dict[str, Assignment]) -> None:
     task = _task(assignment)
     engine = Engine(task.objective, task.optimization, **_engine_settings(assignment))
     checkpoints = Checkpoints(Path(assignment.checkpoints))
-    state = train(task, engine, checkpoints, report=ray.train.report)
+    state = train(task, engine, checkpoints, ray.train.report, _log(assignment))
     tensors = engine.trainable()
     if dist.get_rank() == 0:
         task.export(tensors, Path(assignment.export))
         write_json(Path(assignment.export) / "training.json", asdict(state))
     dist.barrier()
+
+
+def _log(assignment: Assignment) -> Any:
+    """Scalars of rank 0, for TensorBoard."""
+    import torch.distributed as dist
+    from tensorboardX import SummaryWriter
+
+    if dist.get_rank():
+        return lambda step, values: None
+    writer = SummaryWriter(assignment.curves, flush_secs=10)
+
+    def log(step: int, values: dict[str, float]) -> None:
+        for name, value in values.items():
+            writer.add_scalar(name, value, step)
+
+    return log
 
 
 def _prepare_process(layout: Layout) -> None:

@@ -24,12 +24,13 @@ from rsllm.config import Experiment, StageConfig
 from rsllm.data.prepared import PreparedData
 from rsllm.data.sequences import Rows, draw_candidates, row_keys
 from rsllm.evaluate.metrics import rank_metrics, target_ranks
-from rsllm.evaluate.rank import fixed_sample, score_candidates, target_places
+from rsllm.evaluate.rank import decision, fixed_sample, score_candidates, target_places
 from rsllm.model import tuned
 from rsllm.model.objective import LanguageObjective
 from rsllm.prompts.collate import Batch, Row, answer_tokens, collate
 from rsllm.prompts.encode import PromptEncoder
 from rsllm.train.engine import Optimization, ParameterGroup, warmup_then_cosine
+from rsllm.train.health import PROBE_ROWS, health, warnings
 from rsllm.train.order import by_length, evenly, mixed_step, shares, step_rows, text_only
 
 POOL_STEPS = 16
@@ -182,7 +183,23 @@ class LanguageTask:
         dist.all_gather_object(gathered, target_ranks(scores_RC, target_places(own)))
         ranks = np.zeros(total, dtype=np.int64)
         ranks[padded] = np.stack(gathered, axis=1).ravel()
-        return {name: float(values.mean()) for name, values in rank_metrics(ranks).items()}
+        metrics = {name: float(values.mean()) for name, values in rank_metrics(ranks).items()}
+        return metrics | self._health(objective)
+
+    def _health(self, objective: LanguageObjective) -> dict[str, float]:
+        """Of the first validation rows; doubts are printed."""
+        rows = [decision(self.validation, i) for i in range(min(PROBE_ROWS, len(self.validation)))]
+        keys = self.data.catalogue.title_keys_I
+        device = next(objective.parameters()).device
+        trained, plain = (
+            collate(rows, self.model.encoder, keys, all_branches=branches).to(device)
+            for branches in (self.all_branches, False)
+        )
+        found = health(objective, trained, plain)
+        if dist.get_rank() == 0:
+            for doubt in warnings(found):
+                print(f"{self.name}: {doubt}", flush=True)
+        return found
 
     def export(self, tensors: dict[str, Tensor], folder: Path) -> None:
         """The adapter as plain peft loads it, and the projector."""
