@@ -1,4 +1,4 @@
-"""Load a causal language model and attach its LoRA adapter."""
+"""Load a causal language model, and choose what of it trains."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from rsllm.config import BackboneConfig
 from rsllm.errors import ConfigError
@@ -23,7 +22,7 @@ def load_tokenizer(source: str | Path) -> Any:
 
 
 def load_backbone(source: str | Path, dtype: torch.dtype) -> Any:
-    """A causal LM with safetensors weights and SDPA attention, all parameters frozen.
+    """A causal LM with safetensors weights, all parameters frozen; SDPA attention if it has it.
 
     Raises:
         ConfigError: nothing loadable at `source`, or weights that are damaged or incomplete.
@@ -35,7 +34,6 @@ def load_backbone(source: str | Path, dtype: torch.dtype) -> Any:
         llm, loading = AutoModelForCausalLM.from_pretrained(
             str(source),
             dtype=dtype,
-            attn_implementation="sdpa",
             use_safetensors=True,
             output_loading_info=True,
         )
@@ -54,14 +52,31 @@ def context_length(llm: Any) -> int:
     return int(getattr(llm.config, "max_position_embeddings", 1 << 30))
 
 
-def linear_layers(llm: nn.Module) -> tuple[str, ...]:
-    """Names of the linear layers of the blocks: what LoRA adapts by default."""
+def linear_layers(llm: Any) -> tuple[str, ...]:
+    """Names of all linear layers but the head: what LoRA adapts by default."""
+    head = llm.get_output_embeddings()
     names = {
         name.rsplit(".", 1)[-1]
         for name, module in llm.named_modules()
-        if type(module).__name__ in ("Linear", "Conv1D") and "lm_head" not in name
+        if type(module).__name__ in ("Linear", "Conv1D") and module is not head
     }
     return tuple(sorted(names))
+
+
+def tunable(llm: Any, config: BackboneConfig) -> Any:
+    """The backbone as it is tuned: with an adapter, or with every weight trainable.
+
+    Raises:
+        ConfigError: see `attach_lora`.
+    """
+    if config.tuning == "lora":
+        llm = attach_lora(llm, config)
+    else:
+        llm.requires_grad_(True)
+    if config.gradient_checkpointing:
+        base = llm.get_base_model() if config.tuning == "lora" else llm
+        base.gradient_checkpointing_enable({"use_reentrant": False})
+    return llm
 
 
 def attach_lora(llm: Any, config: BackboneConfig) -> Any:

@@ -1,12 +1,14 @@
-"""A tuned language model as a folder: a peft adapter, the projector and the items it projects.
+"""A tuned language model as a folder: what was tuned, the projector and the items it projects.
 
-`adapter_config.json` and `adapter_model.safetensors` load with plain peft; `projector.safetensors`
-holds projector and marker, `items.safetensors` the recommender's frozen item table.
+`adapter_config.json` and `adapter_model.safetensors` load with plain peft. A backbone of which
+every weight was tuned stands there as plain transformers loads it, with its tokenizer.
+`projector.safetensors` holds projector and marker, `items.safetensors` the recommender's item
+table.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,19 +19,20 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from rsllm.config import BackboneConfig, Experiment, Representation
+from rsllm.config import BackboneConfig, Experiment, ProjectorConfig, Representation
 from rsllm.data.prepared import PreparedData
 from rsllm.errors import CheckpointError, ConfigError
-from rsllm.model.backbone import attach_lora, context_length, load_backbone, load_tokenizer
+from rsllm.model.backbone import context_length, load_backbone, load_tokenizer, tunable
 from rsllm.model.branches import branch_scores
 from rsllm.model.hybrid import HybridLM, ItemSlots
+from rsllm.model.projector import mean_embeddings
 from rsllm.prompts.collate import Row, collate
 from rsllm.prompts.encode import PromptEncoder
 from rsllm.recommenders.embeddings import ItemEmbeddings
 
 PROJECTOR = "projector.safetensors"
 ADAPTER = "adapter_model.safetensors"
-_ADAPTER_PREFIX, _SLOTS_PREFIX = "llm.", "slots."
+_LLM_PREFIX, _SLOTS_PREFIX = "llm.", "slots."
 _CHECK_TITLES = ("Heat", "The Long Way Home")
 ONE_PASS_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 2e-1}
 """Largest difference, relative or absolute, between one-pass and plain candidate scores."""
@@ -71,15 +74,26 @@ def build(
         raise ConfigError(f"backbone {backbone} has a context of {context_length(llm)} tokens only")
     prompt = replace(experiment.prompt, max_tokens=min(experiment.prompt.max_tokens, room))
     _check_one_pass(llm, PromptEncoder(tokenizer, _CHECK_TITLES, prompt, "text", "item"), backbone)
+    encoder = PromptEncoder(tokenizer, data.titles, prompt, representation, data.domain)
     slots = None
     if representation == "unified":
         if items is None:
             raise ConfigError("unified prompts need the item table of a recommender")
-        embeddings_VD = llm.get_input_embeddings().weight.detach()
-        slots = ItemSlots(items.standardised(), embeddings_VD, experiment.projector)
-    hybrid = HybridLM(attach_lora(llm, experiment.backbone) if lora else llm, slots)
-    encoder = PromptEncoder(tokenizer, data.titles, prompt, representation, data.domain)
+        slots = _fresh_slots(llm, items, encoder.title_ids, experiment.projector)
+    hybrid = HybridLM(tunable(llm, experiment.backbone) if lora else llm, slots)
     return LanguageModel(hybrid, encoder, experiment.backbone, items if slots else None)
+
+
+def _fresh_slots(
+    llm: Any, items: ItemEmbeddings, title_ids: Sequence[Sequence[int]], config: ProjectorConfig
+) -> ItemSlots:
+    embeddings_VD = llm.get_input_embeddings().weight.detach()
+    shown = items.shuffled() if config.shuffle_items else items
+    slots = ItemSlots(shown.standardised(), embeddings_VD, config)
+    if config.start == "titles":
+        titles_ID = mean_embeddings(embeddings_VD, title_ids)
+        slots.projector.start_at_titles(slots.items_IE[: len(titles_ID)], titles_ID)
+    return slots
 
 
 def _check_one_pass(llm: Any, encoder: PromptEncoder, backbone: str | Path) -> None:
@@ -120,15 +134,17 @@ def _scores(llm: Any, encoder: PromptEncoder, row: Row) -> Tensor:
 
 
 def save(model: LanguageModel, tensors: Mapping[str, Tensor], folder: Path) -> None:
-    """Write adapter and projector from gathered tensors named as in `HybridLM`."""
+    """Write what was tuned, and the projector, from gathered tensors named as in `HybridLM`."""
     llm: Any = model.hybrid.llm
-    llm.peft_config["default"].base_model_name_or_path = model.source.source
-    llm.save_pretrained(
-        folder,
-        state_dict=_without_prefix(tensors, _ADAPTER_PREFIX),
-        save_embedding_layers=False,
-    )
-    (folder / "README.md").unlink(missing_ok=True)
+    weights = _without_prefix(tensors, _LLM_PREFIX)
+    if model.source.tuning == "lora":
+        llm.peft_config["default"].base_model_name_or_path = model.source.source
+        llm.save_pretrained(folder, state_dict=weights, save_embedding_layers=False)
+        (folder / "README.md").unlink(missing_ok=True)
+    else:
+        weights = {name: tensor.to(llm.dtype) for name, tensor in weights.items()}
+        llm.save_pretrained(folder, state_dict=weights)
+        model.encoder.tokenizer.save_pretrained(folder)
     slots = _without_prefix(tensors, _SLOTS_PREFIX)
     if model.items is not None:
         save_file(slots, folder / PROJECTOR)
@@ -136,21 +152,29 @@ def save(model: LanguageModel, tensors: Mapping[str, Tensor], folder: Path) -> N
 
 
 def load(model: LanguageModel, folder: Path) -> None:
-    """Load adapter and, if both have one, projector into a model of the same configuration.
+    """Load what was tuned and, if both have one, the projector into a model of the same kind.
 
     Raises:
         CheckpointError: tensors that do not fit.
     """
-    from peft import set_peft_model_state_dict
-
     try:
-        result = set_peft_model_state_dict(model.hybrid.llm, load_file(folder / ADAPTER))
+        if model.source.tuning == "lora":
+            _load_adapter(model.hybrid.llm, folder)
+        else:
+            weights = load_backbone(folder, model.hybrid.llm.dtype).state_dict()
+            model.hybrid.llm.load_state_dict(weights)
         if model.hybrid.slots is not None and (folder / PROJECTOR).exists():
             model.hybrid.slots.load_state_dict(load_file(folder / PROJECTOR))
-    except (OSError, SafetensorError, RuntimeError) as error:
+    except (OSError, SafetensorError, RuntimeError, ConfigError) as error:
         raise CheckpointError(
             f"{folder} does not fit this model or is damaged: {error}; train it again"
         ) from error
+
+
+def _load_adapter(llm: Any, folder: Path) -> None:
+    from peft import set_peft_model_state_dict
+
+    result = set_peft_model_state_dict(llm, load_file(folder / ADAPTER))
     missing = [name for name in result.missing_keys if "lora_" in name]
     if missing or result.unexpected_keys:
         raise CheckpointError(

@@ -81,6 +81,8 @@ class Batch:
     targets: Items
     target_item_B: Tensor
     """Index into G of each row's target."""
+    slot_B: Tensor
+    """Row of the stacked item tables of each target."""
     user_B: Tensor
     title_B: Tensor
     """Distinct-title index of each target."""
@@ -153,6 +155,7 @@ def collate(
         ),
         targets=targets,
         target_item_B=target_item_B,
+        slot_B=torch.tensor([row.table * len(title_keys) + row.target for row in rows]),
         user_B=torch.tensor([row.user for row in rows]),
         title_B=torch.as_tensor(title_keys[[row.target for row in rows]], dtype=torch.long),
         past_BH=_padded(

@@ -103,16 +103,27 @@ def save_qwen2(folder: Path, vocabulary: Path) -> Path:
     """A random Qwen2 (untied head, attention biases) with the tokenizer in `vocabulary`."""
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
-    config = Qwen2Config(
-        vocab_size=vocabulary_size(vocabulary),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        initializer_range=0.3,
-    )
-    return save_model(Qwen2ForCausalLM, config, vocabulary, folder)
+    return save_model(Qwen2ForCausalLM, Qwen2Config(**_shape(vocabulary)), vocabulary, folder)
+
+
+def save_mistral(folder: Path, vocabulary: Path) -> Path:
+    """A random Mistral (no sliding window) with the tokenizer in `vocabulary`."""
+    from transformers import MistralConfig, MistralForCausalLM
+
+    config = MistralConfig(**_shape(vocabulary), sliding_window=None)
+    return save_model(MistralForCausalLM, config, vocabulary, folder)
+
+
+def _shape(vocabulary: Path) -> dict[str, Any]:
+    return {
+        "vocab_size": vocabulary_size(vocabulary),
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "initializer_range": 0.3,
+    }
 
 
 def vocabulary_size(folder: Path) -> int:

@@ -136,12 +136,13 @@ def test_a_row_of_another_table_differs_in_its_slots_alone(
     plain, other = (
         collate(r, encoder, TITLE_KEYS, all_branches=all_branches) for r in (ROWS, moved)
     )
+    assert (other.slot_B - plain.slot_B).tolist() == [table * len(TITLES) for table in tables]
     for number, table in enumerate(tables):
         slots = plain.item_BT[number] >= 0
         expected_T = plain.item_BT[number] + slots * table * len(TITLES)
         assert torch.equal(other.item_BT[number], expected_T)
         assert bool(slots.any()) == encoder.unified
-    same = {f.name for f in fields(plain)} - {"item_BT", "targets", "target_item_B"}
+    same = {f.name for f in fields(plain)} - {"item_BT", "targets", "target_item_B", "slot_B"}
     for name in same:
         a, b = getattr(plain, name), getattr(other, name)
         assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b, name
