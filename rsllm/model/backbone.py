@@ -23,7 +23,7 @@ def load_tokenizer(source: str | Path) -> Any:
 
 
 def load_backbone(source: str | Path, dtype: torch.dtype) -> Any:
-    """A causal LM with safetensors weights and SDPA attention, all parameters frozen.
+    """A causal LM with safetensors weights, and SDPA attention if it can, all parameters frozen.
 
     Raises:
         ConfigError: nothing loadable at `source`, or weights that are damaged or incomplete.
@@ -35,7 +35,6 @@ def load_backbone(source: str | Path, dtype: torch.dtype) -> Any:
         llm, loading = AutoModelForCausalLM.from_pretrained(
             str(source),
             dtype=dtype,
-            attn_implementation="sdpa",
             use_safetensors=True,
             output_loading_info=True,
         )
@@ -56,10 +55,12 @@ def context_length(llm: Any) -> int:
 
 def linear_layers(llm: nn.Module) -> tuple[str, ...]:
     """Names of the linear layers of the blocks: what LoRA adapts by default."""
+    from transformers.pytorch_utils import Conv1D
+
     names = {
         name.rsplit(".", 1)[-1]
         for name, module in llm.named_modules()
-        if type(module).__name__ in ("Linear", "Conv1D") and "lm_head" not in name
+        if isinstance(module, nn.Linear | Conv1D) and "lm_head" not in name
     }
     return tuple(sorted(names))
 

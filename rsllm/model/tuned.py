@@ -6,7 +6,8 @@ holds projector and marker, `items.safetensors` the recommender's frozen item ta
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,7 @@ def build(
 
     Raises:
         ConfigError: the backbone cannot be loaded, its context is too short for any prompt, or
-            it cannot rank candidates in one pass.
+            its output head cannot score candidates.
     """
     torch.manual_seed(seed)
     llm = load_backbone(backbone, dtype)
@@ -70,42 +71,70 @@ def build(
     if room < 16:
         raise ConfigError(f"backbone {backbone} has a context of {context_length(llm)} tokens only")
     prompt = replace(experiment.prompt, max_tokens=min(experiment.prompt.max_tokens, room))
-    _check_one_pass(llm, PromptEncoder(tokenizer, _CHECK_TITLES, prompt, "text", "item"), backbone)
+    check = PromptEncoder(tokenizer, _CHECK_TITLES, prompt, "text", "item")
+    one_pass = ranks_in_one_pass(llm, check, backbone)
     slots = None
     if representation == "unified":
         if items is None:
             raise ConfigError("unified prompts need the item table of a recommender")
         embeddings_VD = llm.get_input_embeddings().weight.detach()
         slots = ItemSlots(items.standardised(), embeddings_VD, experiment.projector)
-    hybrid = HybridLM(attach_lora(llm, experiment.backbone) if lora else llm, slots)
+    hybrid = HybridLM(
+        attach_lora(llm, experiment.backbone) if lora else llm, slots, one_pass=one_pass
+    )
     encoder = PromptEncoder(tokenizer, data.titles, prompt, representation, data.domain)
     return LanguageModel(hybrid, encoder, experiment.backbone, items if slots else None)
 
 
-def _check_one_pass(llm: Any, encoder: PromptEncoder, backbone: str | Path) -> None:
-    """Refuse a backbone that scores candidates otherwise in one pass than one by one."""
+def ranks_in_one_pass(llm: Any, encoder: PromptEncoder, backbone: str | Path) -> bool:
+    """Whether one pass scores candidates as plain forwards do; warns where it does not.
+
+    ALiBi counts tokens instead of positions, a sliding window gives way to the branches' mask, and
+    recurrent layers take no mask: such backbones pass over every candidate separately.
+
+    Raises:
+        ConfigError: not even separate passes do: what the output head says is not the whole of a
+            logit (it is scaled or capped), so ranking and generation would disagree.
+    """
+    config, window = encoder.config, getattr(llm.config.get_text_config(), "sliding_window", None)
     row = Row(history=[1], candidates=[0, 1], target=0, user=0)
-    tolerance = ONE_PASS_TOLERANCE[llm.dtype]
-    reason = "the scores differ from a plain forward's"
-    try:
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
-            one_pass_C, plain_C = _one_pass_scores(llm, encoder, row), _scores(llm, encoder, row)
-        fits = torch.allclose(one_pass_C, plain_C, rtol=tolerance, atol=tolerance)
-    except (RuntimeError, TypeError, ValueError) as error:
-        fits, reason = False, str(error)
-    if not fits:
+    separate = [replace(row, target=item) for item in row.candidates]
+    if reason := _misfit(llm, encoder, row, separate, all_branches=False):
         raise ConfigError(
-            f"backbone {backbone}: its attention cannot rank candidates in one pass (sliding"
-            " window, ALiBi, recurrent or logit scaling); use a Llama-, Qwen-, GPT-2- or"
-            f" Mistral-like model ({reason})"
+            f"backbone {backbone}: its output head alone does not give its token probabilities"
+            f" ({reason}); use a model without logit scaling, such as a Llama-, Qwen-, GPT-2- or"
+            " Mistral-like one"
         )
+    if window and window < config.max_tokens + config.max_title_tokens:
+        reason = (
+            f"its attention window is {window} tokens, prompt.max_tokens is {config.max_tokens}"
+        )
+    else:
+        reason = _misfit(llm, encoder, row, [row], all_branches=True)
+    if reason:
+        warnings.warn(
+            f"backbone {backbone} cannot rank candidates in one pass ({reason}); every candidate"
+            " takes a pass of its own, which is much slower",
+            stacklevel=3,
+        )
+    return not reason
 
 
-def _one_pass_scores(llm: Any, encoder: PromptEncoder, row: Row) -> Tensor:
-    model = HybridLM(llm, slots=None)
-    batch = collate([row], encoder, np.arange(len(_CHECK_TITLES)), all_branches=True)
-    scores_BC = branch_scores(model.label_log_probs(model.states(batch), batch), batch)
-    return scores_BC[0]
+def _misfit(
+    llm: Any, encoder: PromptEncoder, row: Row, rows: Sequence[Row], *, all_branches: bool
+) -> str:
+    """How the scores of `row`'s candidates, laid out as `rows`, differ from a plain forward's."""
+    tolerance = ONE_PASS_TOLERANCE[llm.dtype]
+    model, keys_I = HybridLM(llm, slots=None), np.arange(len(_CHECK_TITLES))
+    try:
+        batch = collate(rows, encoder, keys_I, all_branches=all_branches)
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            scores_BC = branch_scores(model.label_log_probs(model.states(batch), batch), batch)
+            plain_C = _scores(llm, encoder, row)
+        fits = torch.allclose(scores_BC.flatten(), plain_C, rtol=tolerance, atol=tolerance)
+    except (RuntimeError, TypeError, ValueError) as error:
+        return str(error)
+    return "" if fits else "the scores differ from a plain forward's"
 
 
 def _scores(llm: Any, encoder: PromptEncoder, row: Row) -> Tensor:
