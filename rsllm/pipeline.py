@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from rsllm.assets import fetch, resolve_backbone
 from rsllm.cluster import lay_out_on_cluster, start_ray
-from rsllm.config import DataConfig, Experiment, PromptConfig
+from rsllm.config import SLOTTED, DataConfig, Experiment, PromptConfig, StageConfig
 from rsllm.errors import ConfigError
 from rsllm.plan import DRIVER_CPUS, Layout
 from rsllm.runs import Store, manifest, read_json, sha256
@@ -138,22 +138,11 @@ class Pipeline:
         return self.store.get("titles", inputs, make)
 
     def train_text(self) -> Path:
-        """Stage 1: the language model on text-only prompts."""
-        self.check()
-        data = self.prepare()
-        keys = [[folder.name, weight] for folder, weight in self._mixture]
-        return self._train(
-            "stage1",
-            self._language_inputs("stage1", data) | {"mixture": keys},
-            {
-                "data": str(data),
-                "backbone": self.backbone,
-                "mixture": [(str(folder), weight) for folder, weight in self._mixture],
-            },
-        )
+        """Stage 1: the language model, by default on text-only prompts."""
+        return self._train("stage1", *self._stage1)
 
     def train(self) -> Path:
-        """Stage 2: the language model and the projector on unified prompts."""
+        """Stage 2: the language model and the projector, by default on unified prompts."""
         return self._train("stage2", *self._stage2)
 
     def run(self) -> Path:
@@ -192,33 +181,39 @@ class Pipeline:
         return inputs, {"data": str(data), "titles": str(titles or "")}
 
     @cached_property
+    def _stage1(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        self.check()
+        keys = [[folder.name, weight] for folder, weight in self._mixture]
+        mixture = [(str(folder), weight) for folder, weight in self._mixture]
+        inputs, folders = self._language("stage1")
+        return inputs | {"mixture": keys}, folders | {"mixture": mixture}
+
+    @cached_property
     def _stage2(self) -> tuple[dict[str, Any], dict[str, Any]]:
         self.check()
-        data, items = self.prepare(), self.item_table()
         start = self.train_text() if self.experiment.stage1.steps else None
-        inputs = self._language_inputs("stage2", data) | {
-            "recommender": items.name,
-            "projector": to_dict(self.experiment.projector),
-            "start": start.name if start else None,
+        inputs, folders = self._language("stage2")
+        return inputs | {"start": start.name if start else None}, folders | {
+            "start": str(start or "")
         }
-        folders = {
-            "data": str(data),
-            "backbone": self.backbone,
-            "recommender": str(items),
-            "start": str(start or ""),
-        }
-        return inputs, folders
 
-    def _language_inputs(self, stage: str, data: Path) -> dict[str, Any]:
-        experiment = self.experiment
-        return {
+    def _language(self, name: Literal["stage1", "stage2"]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What decides a language-model stage beside its start, and its sources."""
+        experiment, data = self.experiment, self.prepare()
+        stage: StageConfig = getattr(experiment, name)
+        items = self.item_table() if stage.representation in SLOTTED else None
+        inputs = {
             "data": data.name,
             "backbone": to_dict(experiment.backbone) | {"source": self.fingerprint},
             "prompt": to_dict(experiment.prompt),
-            "stage": to_dict(getattr(experiment, stage)),
+            "stage": to_dict(stage),
+            "recommender": items.name if items else None,
+            "projector": to_dict(experiment.projector) if items else None,
             "validation_rows": experiment.evaluation.validation_rows,
             "precision": self.layout.precision,
         }
+        folders = {"data": str(data), "backbone": self.backbone, "recommender": str(items or "")}
+        return inputs, folders
 
     @cached_property
     def _mixture(self) -> list[tuple[Path, float]]:
@@ -258,6 +253,7 @@ class Pipeline:
                 experiment=self.experiment,
                 layout=self.layout,
                 checkpoints=str(checkpoints),
+                curves=str(self.store.root / "tensorboard" / f"{kind}-{key}"),
                 export=str(staging),
                 **folders,
                 **more,

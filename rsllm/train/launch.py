@@ -31,12 +31,14 @@ class Assignment:
     fold: int | None = None
     """The part of the training users that a cross-fitted recommender does not see."""
     recommender: str = ""
-    """Folder of the item table (stage 2 with unified prompts)."""
+    """Folder of the item table that fills the slots; empty for prompts without slots."""
     mixture: Sequence[tuple[str, float]] = ()
     """Folders and weights of the further data sets of stage 1."""
     start: str = ""
     """Folder of the adapter to continue from; empty starts fresh."""
     checkpoints: str
+    curves: str
+    """Folder of TensorBoard's events."""
     export: str
 
 
@@ -104,12 +106,28 @@ def _work(config: dict[str, Assignment]) -> None:
     task = _task(assignment)
     engine = Engine(task.objective, task.optimization, **_engine_settings(assignment))
     checkpoints = Checkpoints(Path(assignment.checkpoints))
-    state = train(task, engine, checkpoints, report=ray.train.report)
+    state = train(task, engine, checkpoints, ray.train.report, _log(assignment))
     tensors = engine.trainable()
     if dist.get_rank() == 0:
         task.export(tensors, Path(assignment.export))
         write_json(Path(assignment.export) / "training.json", asdict(state))
     dist.barrier()
+
+
+def _log(assignment: Assignment) -> Any:
+    """Scalars of rank 0, for TensorBoard."""
+    import torch.distributed as dist
+    from tensorboardX import SummaryWriter
+
+    if dist.get_rank():
+        return lambda step, values: None
+    writer = SummaryWriter(assignment.curves, flush_secs=10)
+
+    def log(step: int, values: dict[str, float]) -> None:
+        for name, value in values.items():
+            writer.add_scalar(name, value, step)
+
+    return log
 
 
 def _prepare_process(layout: Layout) -> None:
@@ -153,14 +171,13 @@ def _task(assignment: Assignment) -> Any:
         titles_ID = ItemEmbeddings.load(Path(titles)).standardised() if titles else None
         return RecommenderTask(experiment, data, titles_ID, assignment.fold)
     stage = experiment.stage1 if assignment.stage == "stage1" else experiment.stage2
-    unified = stage.representation == "unified"
     bf16 = layout.precision == "bf16"
     model = tuned.build(
         experiment,
         stage.representation,
         assignment.backbone,
         data,
-        ItemEmbeddings.load(Path(assignment.recommender)) if unified else None,
+        ItemEmbeddings.load(Path(assignment.recommender)) if assignment.recommender else None,
         dtype=torch.bfloat16 if layout.use_gpu and bf16 else torch.float32,
         seed=stage.seed,
     )

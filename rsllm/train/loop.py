@@ -16,6 +16,7 @@ from rsllm.train.checkpoints import Checkpoints, State
 from rsllm.train.engine import Engine, Optimization
 
 Report = Callable[[dict[str, float]], None]
+Log = Callable[[int, dict[str, float]], None]
 PROGRESS_SECONDS = 30.0
 
 
@@ -45,8 +46,15 @@ class Task(Protocol):
         """Write the finished artifact (rank 0 only)."""
 
 
-def train(task: Task, engine: Engine, checkpoints: Checkpoints, report: Report) -> State:
-    """Train to the end, or until validation stops improving; continue if there is a checkpoint."""
+def train(
+    task: Task, engine: Engine, checkpoints: Checkpoints, report: Report, log: Log
+) -> State:
+    """Train to the end, or until validation stops improving; continue if there is a checkpoint.
+
+    Args:
+        report: takes every validation's entry of the learning curve.
+        log: takes what each step and validation measured, beside the step.
+    """
     state = checkpoints.restore(engine)
     progress = Progress(task, state)
     while state.step < task.steps and not _stalled(task, state):
@@ -54,11 +62,13 @@ def train(task: Task, engine: Engine, checkpoints: Checkpoints, report: Report) 
         losses = engine.step(task.batches(state.step), state.step)
         state = replace(state, step=state.step + 1)
         progress.show(state, losses)
+        log(state.step, losses)
         if task.due(state.step) or state.step == task.steps:
             state = replace(state, seconds=progress.seconds())
             entry = {**losses, **task.validate(engine.objective), **progress.rates(state)}
             state = state.validated(entry, task.metric, keeps_best=task.patience > 0)
             checkpoints.commit(engine, state)
+            log(state.step, state.curve[-1])
             report(state.curve[-1])
     if task.patience and state.step != state.best_step:
         checkpoints.restore(engine, step=state.best_step)

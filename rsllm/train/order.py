@@ -24,6 +24,20 @@ def step_rows(seed: int, step: int, batch_size: int, num_rows: int) -> list[tupl
     return [(epoch, int(sample_order(seed, epoch, num_rows)[at])) for epoch, at in places]
 
 
+def by_length(lengths: Sequence[int], batch_size: int, seed: Sequence[int]) -> np.ndarray:
+    """Batches of rows of similar length in a random order: hardly any padding. [steps, batch]"""
+    batches = np.argsort(lengths, kind="stable").reshape(-1, batch_size)
+    return np.random.default_rng(seed).permutation(batches)
+
+
+def text_only(seed: int, step: int, steps: int) -> bool:
+    """LLaRA's curriculum: by chance, from always at the first step to never at the last one.
+
+    The unified prompts' chance is step / steps (arXiv 2312.02445, section 3.3).
+    """
+    return bool(np.random.default_rng([seed, step]).random() >= step / steps)
+
+
 def mixed_step(seed: int, step: int, weights: Sequence[float]) -> tuple[int, int]:
     """Which data set a step belongs to, and how many earlier steps belong to it too.
 

@@ -1,7 +1,8 @@
 """Stages 1 and 2 as data: what trains, on which rows and prompts, from which start.
 
-Stage 1 trains the language model on text prompts, stage 2 the language model and the projector on
-unified prompts (RSLLM, arXiv 2412.16933, abstract: two-stage tuning). Stage 0 is
+By default stage 1 trains the language model on text prompts, stage 2 the language model and the
+projector on unified prompts (RSLLM, arXiv 2412.16933, abstract: two-stage tuning). LLaRA's
+curriculum and direct tuning on unified prompts are stage 2 alone. Stage 0 is
 `rsllm.train.recommender`.
 
 Axes: B rows, C candidates, H history, I items.
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +24,17 @@ from rsllm.config import Experiment, StageConfig
 from rsllm.data.prepared import PreparedData
 from rsllm.data.sequences import Rows, draw_candidates, row_keys
 from rsllm.evaluate.metrics import rank_metrics, target_ranks
-from rsllm.evaluate.rank import fixed_sample, score_candidates, target_places
+from rsllm.evaluate.rank import decision, fixed_sample, score_candidates, target_places
 from rsllm.model import tuned
 from rsllm.model.objective import LanguageObjective
 from rsllm.prompts.collate import Batch, Row, answer_tokens, collate
 from rsllm.prompts.encode import PromptEncoder
 from rsllm.train.engine import Optimization, ParameterGroup, warmup_then_cosine
-from rsllm.train.order import evenly, mixed_step, shares, step_rows
+from rsllm.train.health import PROBE_ROWS, health, warnings
+from rsllm.train.order import by_length, evenly, mixed_step, shares, step_rows, text_only
+
+POOL_STEPS = 16
+"""Steps whose rows are put together and parted by length."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +73,13 @@ class TrainingSet:
             for i in range(len(rows))
         ]
 
+    def length(self, row: Row, all_branches: bool) -> int:
+        """Tokens of a row's items, in its prompt and its branches."""
+        listed = sum(len(self.encoder.item(i)) + 1 for i in [*row.history, *row.candidates])
+        if not all_branches:
+            return listed
+        return listed + sum(len(self.encoder.title_ids[i]) for i in row.candidates)
+
 
 class LanguageTask:
     """Stage 1 or 2: the language model on one kind of prompt; every batch is of one data set."""
@@ -92,6 +105,13 @@ class LanguageTask:
         for other, weight in mixture:
             encoder = model.encoder.of(other.titles, other.domain)
             self.sets.append(TrainingSet(other, other.rows("train"), encoder, weight))
+        written, titles = model.encoder, data.titles
+        self._text_encoder = (
+            PromptEncoder(written.tokenizer, titles, written.config, "text", data.domain)
+            if stage.curriculum
+            else None
+        )
+        self._pool = lru_cache(maxsize=len(self.sets))(self._make_pool)
         self.validation = fixed_sample(
             data.rows("validation"), experiment.evaluation.validation_rows
         )
@@ -115,20 +135,31 @@ class LanguageTask:
     def batches(self, step: int) -> list[Batch]:
         """This worker's micro-batches, encoded."""
         number, own_step = mixed_step(self.seed, step, [part.weight for part in self.sets])
-        part = self.sets[number]
-        places = step_rows(self.seed, own_step, self.rows_per_step, len(part.rows))
-        tokens = answer_tokens([part.rows.target_R[row] for _, row in places], part.encoder)
-        micro_batches = shares(places, self.stage.accumulation)
+        part, (pool, place) = self.sets[number], divmod(own_step, POOL_STEPS)
+        rows, encoder = self._pool(number, pool)[place], part.encoder
+        if self._text_encoder and text_only(self.seed, step, self.steps):
+            encoder = self._text_encoder
+        tokens = answer_tokens([row.target for row in rows], encoder)
+        micro_batches = shares(rows, self.stage.accumulation)
         return [
             collate(
-                part.decisions(own, self.seed),
-                part.encoder,
+                own,
+                encoder,
                 part.data.catalogue.title_keys_I,
                 all_branches=self.all_branches,
                 tokens_per_batch=tokens / (dist.get_world_size() * len(micro_batches)),
             )
             for own in micro_batches
         ]
+
+    def _make_pool(self, number: int, pool: int) -> list[list[Row]]:
+        """The global batches of a pool of steps, each of rows of similar length."""
+        part, size = self.sets[number], self.rows_per_step
+        steps = range(pool * POOL_STEPS, min((pool + 1) * POOL_STEPS, self.steps))
+        places = [at for s in steps for at in step_rows(self.seed, s, size, len(part.rows))]
+        rows = part.decisions(places, self.seed)
+        lengths = [part.length(row, self.all_branches) for row in rows]
+        return [[rows[i] for i in own] for own in by_length(lengths, size, [self.seed, pool])]
 
     def due(self, step: int) -> bool:
         """Evenly spaced, the last at the end."""
@@ -152,7 +183,23 @@ class LanguageTask:
         dist.all_gather_object(gathered, target_ranks(scores_RC, target_places(own)))
         ranks = np.zeros(total, dtype=np.int64)
         ranks[padded] = np.stack(gathered, axis=1).ravel()
-        return {name: float(values.mean()) for name, values in rank_metrics(ranks).items()}
+        metrics = {name: float(values.mean()) for name, values in rank_metrics(ranks).items()}
+        return metrics | self._health(objective)
+
+    def _health(self, objective: LanguageObjective) -> dict[str, float]:
+        """Of the first validation rows; doubts are printed."""
+        rows = [decision(self.validation, i) for i in range(min(PROBE_ROWS, len(self.validation)))]
+        keys = self.data.catalogue.title_keys_I
+        device = next(objective.parameters()).device
+        trained, plain = (
+            collate(rows, self.model.encoder, keys, all_branches=branches).to(device)
+            for branches in (self.all_branches, False)
+        )
+        found = health(objective, trained, plain)
+        if dist.get_rank() == 0:
+            for doubt in warnings(found):
+                print(f"{self.name}: {doubt}", flush=True)
+        return found
 
     def export(self, tensors: dict[str, Tensor], folder: Path) -> None:
         """The adapter as plain peft loads it, and the projector."""

@@ -156,7 +156,13 @@ def _methods(
     ]
     if text_only:
         methods.append(
-            Method(name="text only", scorer="likelihood", experiment=base, artifact=str(text_only))
+            Method(
+                name="text only" if base.stage1.representation == "text" else "stage 1",
+                scorer=base.stage1.loss.ranks_by,
+                experiment=base,
+                representation=base.stage1.representation,
+                artifact=str(text_only),
+            )
         )
     for name, (experiment, folder) in twins.items():
         methods.append(

@@ -15,8 +15,8 @@ from world import run_in_world
 
 from rsllm.data.prepared import PreparedData
 from rsllm.evaluate.rank import decision
-from rsllm.prompts.collate import Batch
-from rsllm.train.order import step_rows
+from rsllm.prompts.collate import PADDING, Batch, collate
+from rsllm.train.order import step_rows, text_only
 
 STEPS = 3
 
@@ -43,6 +43,11 @@ def visited(batch: Batch) -> list[tuple[int, int, tuple[int, ...]]]:
     items_BK = batch.item_BT.flatten()[batch.choice_BK]
     columns = (batch.user_B.tolist(), batch.title_B.tolist(), items_BK.tolist())
     return [(user, title, tuple(items)) for user, title, items in zip(*columns, strict=True)]
+
+
+def pasts(batch: Batch) -> list[tuple[int, ...]]:
+    """Titles of each row's history."""
+    return [tuple(h for h in past if h != PADDING) for past in batch.past_BH.tolist()]
 
 
 def own_tokens(batch: Batch) -> int:
@@ -113,21 +118,65 @@ def test_training_candidates_follow_the_rule_and_change_with_the_epoch(
 ) -> None:
     rows, keys = data.rows("train"), data.catalogue.title_keys_I
     task = language_task(data, random_llm, batch_size=len(rows), samples=2 * len(rows))
-    epochs = []
-    for epoch in range(2):
-        order = [row for _, row in step_rows(task.seed, epoch, len(rows), len(rows))]
-        (batch,) = task.batches(epoch)
-        drawn = dict(zip(order, [items for _, _, items in visited(batch)], strict=True))
-        epochs.append(drawn)
-        for row, candidates in drawn.items():
-            target, titles = rows.target_R[row], keys[list(candidates)].tolist()
+    drawn: dict[tuple[int, int, tuple[int, ...]], list[tuple[int, ...]]] = {}
+    for step in range(2):
+        (batch,) = task.batches(step)
+        for (user, title, candidates), past in zip(visited(batch), pasts(batch), strict=True):
+            drawn.setdefault((user, title, past), []).append(candidates)
+    assert len(drawn) == len(rows)
+    for row in range(len(rows)):
+        target, past = rows.target_R[row], keys[rows.histories(row)].tolist()
+        both_epochs = drawn[int(rows.user_R[row]), int(keys[target]), tuple(past)]
+        assert len(both_epochs) == 2
+        for candidates in both_epochs:
+            titles = keys[list(candidates)].tolist()
             assert len(set(titles)) == NUM_CANDIDATES
             assert target in candidates
-            assert not (set(titles) - {keys[target]}) & set(keys[rows.histories(row)].tolist())
-    changed = [set(epochs[0][row]) != set(epochs[1][row]) for row in range(len(rows))]
+            assert not (set(titles) - {keys[target]}) & set(past)
+    changed = [set(first) != set(second) for first, second in drawn.values()]
     assert np.mean(changed) > 0.9
-    places = [epochs[0][row].index(rows.target_R[row]) for row in range(len(rows))]
+    first_draws = [
+        (title, keys[list(first)].tolist()) for (_, title, _), (first, _) in drawn.items()
+    ]
+    places = [titles.index(title) for title, titles in first_draws]
     assert set(places) == set(range(NUM_CANDIDATES)), "the target stands anywhere"
+
+
+def test_batches_hold_rows_of_similar_length_and_each_row_once(
+    data: PreparedData, random_llm: Path
+) -> None:
+    size, keys = 4, data.catalogue.title_keys_I
+    steps = len(data.rows("train")) // size
+    task = language_task(data, random_llm, batch_size=size, samples=steps * size)
+    seen: list[tuple[int, int, tuple[int, ...]]] = []
+    padding = 0
+    for step in range(steps):
+        (batch,) = task.batches(step)
+        seen += [(u, t, p) for (u, t, _), p in zip(visited(batch), pasts(batch), strict=True)]
+        padding += int((batch.branch_BT == PADDING).sum())
+    assert len(set(seen)) == len(seen) == steps * size
+    rows = [row for step in range(steps) for row in step_rows(task.seed, step, size, steps * size)]
+    by_chance = task.sets[0].decisions(rows, task.seed)
+    in_turn = [
+        collate(by_chance[i : i + size], task.sets[0].encoder, keys, all_branches=task.all_branches)
+        for i in range(0, len(by_chance), size)
+    ]
+    assert padding < 0.75 * sum(int((batch.branch_BT == PADDING).sum()) for batch in in_turn)
+
+
+def test_a_curriculum_moves_from_text_to_slots(data: PreparedData, random_llm: Path) -> None:
+    task = language_task(data, random_llm, curriculum=True, samples=400)
+    slotted = []
+    for step in range(100):
+        (batch,) = task.batches(step)
+        slotted.append(bool((batch.item_BT >= 0).any()))
+    assert slotted == [not text_only(task.seed, step, 100) for step in range(100)]
+    quarters = np.array(slotted).reshape(4, 25).mean(1)
+    assert quarters[0] < 0.4
+    assert quarters[3] > 0.6
+    always = [text_only(seed, 0, 10) for seed in range(50)]
+    never = [text_only(seed, 10, 10) for seed in range(50)]
+    assert (set(always), set(never)) == ({True}, {False})
 
 
 def test_training_rows_read_the_table_that_has_not_seen_their_user(

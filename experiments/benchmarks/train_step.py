@@ -1,0 +1,241 @@
+"""What does a training step cost, against the obvious implementation of the same loss?
+
+The reference is what one writes first: random rows padded to the longest, transformers' own loss
+with logits at every position, AdamW. Ours computes logits only where there are labels, on batches
+of similar length, through DeepSpeed. Both compute the next-item loss of RSLLM's unified prompts
+with LoRA, in turn in one process; times are medians over the rounds. Peak memory is measured in a
+process of its own. The arithmetic rate stands beside that of a 2048 x 2048 matrix product.
+
+    python experiments/benchmarks/train_step.py --out results.json
+
+Cost: about 5 min on 2 cores. Last measured: experiments/results/benchmarks/.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from tabulate import tabulate
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
+
+from rsllm import Experiment, Pipeline, replace_in
+from rsllm.cli import run_script
+from rsllm.data.prepared import PreparedData
+from rsllm.model import tuned
+from rsllm.prompts.collate import PADDING, Batch
+from rsllm.recommenders.embeddings import ItemEmbeddings
+from rsllm.runs import provenance, write_json
+from rsllm.train import stages
+
+PLAIN = {"stage2.loss.alpha": 0.0, "stage2.loss.beta": 0.0, "stage2.loss.gamma": 0.0}
+VARIANTS = ("rsllm", "rsllm, random batches", "rsllm, fp32", "obvious")
+ROUNDS, WARM_UP = 7, 2
+MATRIX_PRODUCTS = ("mm", "linear", "attention", "convolution")
+
+
+def build(name: str, data: PreparedData, backbone: str) -> tuple[Any, Callable[[int], Any]]:
+    """The task, and one optimizer step of a variant."""
+    experiment = replace_in(Experiment(), PLAIN)
+    generator = torch.Generator().manual_seed(0)
+    table_IE = torch.randn(len(data.titles), experiment.recommender.width, generator=generator)
+    model = tuned.build(
+        experiment,
+        "unified",
+        backbone,
+        data,
+        ItemEmbeddings(table_IE, source="random"),
+        dtype=torch.float32,
+    )
+    stage = experiment.stage2
+    task = stages.LanguageTask(
+        experiment, stage, data, model, name=name, autocast=name != "rsllm, fp32"
+    )
+    return task, _obvious(task) if name == "obvious" else _ours(task)
+
+
+def _ours(task: Any) -> Callable[[int], Any]:
+    from rsllm.train.engine import Engine
+
+    engine = Engine(task.objective, task.optimization, zero_stage=2, bf16=False)
+    return lambda step: engine.step(task.batches(step), step)
+
+
+def _obvious(task: Any) -> Callable[[int], Any]:
+    """Logits at every position, from transformers' own forward pass and loss."""
+    model = task.model.hybrid
+    groups = [{"params": g.parameters, "lr": g.learning_rate} for g in task.optimization.groups]
+    optimizer = torch.optim.AdamW(groups)
+
+    def step(number: int) -> float:
+        (batch,) = task.batches(number)
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = model.llm(
+                inputs_embeds=model.embed(batch.ids_BT, batch.item_BT),
+                attention_mask=(batch.branch_BT != PADDING).long(),
+                labels=_labels(batch),
+            ).loss
+        loss.backward()
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        return float(loss)
+
+    return step
+
+
+def _labels(batch: Batch) -> torch.Tensor:
+    """The answers' tokens where they stand (a terminator after each), -100 elsewhere."""
+    label_T = torch.full((batch.ids_BT.numel(),), -100)
+    label_T[batch.state_U[batch.label_state_N] + 1] = batch.label_N
+    return label_T.view_as(batch.ids_BT)
+
+
+@contextmanager
+def random_batches(wanted: bool) -> Iterator[None]:
+    """Rows as they come, without sorting by length."""
+    before, stages.POOL_STEPS = stages.POOL_STEPS, 1 if wanted else stages.POOL_STEPS
+    yield
+    stages.POOL_STEPS = before
+
+
+def timed(work: Callable[[], Any]) -> float:
+    """Seconds."""
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def matrix_rate(dtype: torch.dtype) -> float:
+    """Operations per second of a 2048 x 2048 matrix product, the best of a few."""
+    a, b = torch.randn(2, 2048, 2048).to(dtype)
+    return 2 * 2048**3 / min(timed(lambda: a @ b) for _ in range(8))
+
+
+def measure(data: PreparedData, backbone: str) -> dict[str, Any]:
+    """Median seconds per row of every variant over interleaved rounds, and ratios of them."""
+    steps, seconds = {}, {name: list[float]() for name in VARIANTS}
+    tokens = {name: list[float]() for name in VARIANTS}
+    for name in VARIANTS:
+        steps[name] = build(name, data, backbone)
+    for number in range(WARM_UP + ROUNDS):
+        for name, (task, step) in steps.items():
+            unsorted = name in ("obvious", "rsllm, random batches")
+            with random_batches(unsorted):
+                taken = timed(partial(step, number))
+                (batch,) = task.batches(number)
+            if number >= WARM_UP:
+                seconds[name].append(taken)
+                tokens[name].append(int((batch.branch_BT != PADDING).sum()))
+    per_token = {
+        name: statistics.median(s / t for s, t in zip(seconds[name], tokens[name], strict=True))
+        for name in VARIANTS
+    }
+    task, step = steps["rsllm"]
+    flops = _flops(lambda: step(WARM_UP + ROUNDS))
+    rate = flops / statistics.median(seconds["rsllm"])
+    ceiling = matrix_rate(torch.bfloat16)
+    return {
+        "microseconds_per_token": {name: 1e6 * value for name, value in per_token.items()},
+        "ratio_to_obvious": {
+            name: value / per_token["obvious"] for name, value in per_token.items()
+        },
+        "padding": _padding(task),
+        "operations_per_second": rate,
+        "matrix_product_per_second": ceiling,
+        "matrix_product_per_second_fp32": matrix_rate(torch.float32),
+        "mfu": rate / ceiling,
+        "share_of_time": _shares(lambda: step(WARM_UP + ROUNDS + 1)),
+    }
+
+
+def _padding(task: Any) -> dict[str, float]:
+    """Share of padding, in order of length and at random."""
+    found = {}
+    for name, unsorted in (("by length", False), ("random", True)):
+        task._pool.cache_clear()
+        with random_batches(unsorted):
+            branch_BT = [task.batches(step)[0].branch_BT for step in range(stages.POOL_STEPS * 4)]
+        padding = sum(int((b == PADDING).sum()) for b in branch_BT)
+        found[name] = padding / sum(b.numel() for b in branch_BT)
+    task._pool.cache_clear()
+    return found
+
+
+def _flops(work: Callable[[], Any]) -> float:
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return float(counter.get_total_flops())
+
+
+def _shares(work: Callable[[], Any]) -> dict[str, float]:
+    """Where the time of a step goes, by operator: the largest ones."""
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        work()
+    events = [(e.key, e.self_cpu_time_total) for e in profiler.key_averages()]
+    total = sum(t for _, t in events)
+    product = sum(t for name, t in events if any(word in name for word in MATRIX_PRODUCTS))
+    others = sorted((e for e in events if not any(w in e[0] for w in MATRIX_PRODUCTS)), key=_time)
+    return {"matrix products": product / total} | {n: t / total for n, t in others[-6:][::-1]}
+
+
+def _time(event: tuple[str, float]) -> float:
+    return event[1]
+
+
+def peak_memory(name: str, arguments: argparse.Namespace) -> float:
+    """Gigabytes that a process of its own holds at most over a few steps."""
+    command = [sys.executable, __file__, "--storage", str(arguments.storage), "--memory", name]
+    out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return float(json.loads(out.splitlines()[-1]))
+
+
+def main() -> None:
+    """Measure; print and write the figures."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--storage", type=Path, default=Path("rsllm-store"), metavar="DIR")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--memory", choices=VARIANTS, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    pipeline = Pipeline(Experiment(), arguments.storage)
+    data, backbone = PreparedData.open(pipeline.prepare()), pipeline.backbone
+    os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "DS_ACCELERATOR": "cpu"}
+    with tempfile.TemporaryDirectory() as folder:
+        dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=0, world_size=1)
+        if arguments.memory:
+            _, step = build(arguments.memory, data, backbone)
+            with random_batches(arguments.memory in ("obvious", "rsllm, random batches")):
+                for number in range(3):
+                    step(number)
+            print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+            return
+        found = measure(data, backbone)
+        dist.destroy_process_group()
+    found["peak_gigabytes"] = {name: peak_memory(name, arguments) for name in VARIANTS}
+    found |= {"rounds": ROUNDS, "threads": torch.get_num_threads(), "provenance": provenance()}
+    if arguments.out:
+        write_json(arguments.out, found)
+    columns = ("microseconds_per_token", "ratio_to_obvious", "peak_gigabytes")
+    rows = [[name, *(found[column][name] for column in columns)] for name in VARIANTS]
+    print(tabulate(rows, ["step", "us per token", "of obvious", "peak GB"], floatfmt=".2f"))
+    print(f"MFU {found['mfu']:.2f}; {found['share_of_time']}; padding {found['padding']}")
+
+
+if __name__ == "__main__":
+    run_script(main)

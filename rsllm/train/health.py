@@ -1,0 +1,124 @@
+"""Does a language-model stage learn what it should? Signs of collapse on a few probe rows.
+
+Axes: B rows, T tokens, D language-model width, H heads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rsllm.model.objective import LanguageObjective
+from rsllm.prompts.collate import PADDING, Batch
+from rsllm.prompts.encode import NO_ITEM
+
+PROBE_ROWS = 4
+SLOT_SCALE, SLOT_ATTENTION = "health/slot_scale", "health/slot_attention"
+SHARE = "health/gradient_share/"
+
+
+def health(objective: LanguageObjective, trained: Batch, plain: Batch) -> dict[str, float]:
+    """What a validation reports beside its metrics. Every rank must call it, under ZeRO 3.
+
+    Args:
+        trained: probe rows as the stage trains on them.
+        plain: the same rows with one branch each.
+
+    Returns:
+        `slot_scale`: mean length of slot vectors over that of token vectors. `slot_attention`:
+        what share of its attention the last prompt token pays to slots, mean over layers and
+        heads, over the share of tokens that are slots; 1 is no preference. (Both only where
+        prompts have slots.) `gradient_share/LOSS`: the length of each weighted loss's gradient at
+        the final states, over the sum of all.
+    """
+    objective.eval()
+    found = {SHARE + name: share for name, share in _gradient_shares(objective, trained).items()}
+    if objective.model.slots is not None:
+        with torch.no_grad(), _autocast(objective, plain):
+            found |= {
+                SLOT_SCALE: _slot_scale(objective, plain),
+                SLOT_ATTENTION: _slot_attention(objective, plain),
+            }
+    return found
+
+
+def warnings(entry: Mapping[str, float]) -> list[str]:
+    """What an entry of a learning curve gives reason to doubt."""
+    scale, attention = entry.get(SLOT_SCALE, 1.0), entry.get(SLOT_ATTENTION, 1.0)
+    shares = {n.removeprefix(SHARE): v for n, v in entry.items() if n.startswith(SHARE)}
+    doubts = {
+        f"slot vectors are {scale:.2g} times as long as token vectors: they drown the text, or"
+        " vanish in it; lower stage2.projector_learning_rate": not 0.1 <= scale <= 10,
+        f"the last prompt token pays slots {attention:.2g} times the attention of other tokens:"
+        " the language model hardly reads them": attention < 0.1,
+        "the target contrast is solved (accuracy above 0.95): alpha has no leverage": (
+            entry.get("contrast/target_accuracy", 0.0) > 0.95
+        ),
+    } | {
+        f"the {name} vectors of different rows have a mean cosine of {cosine:.2f}: they collapse;"
+        " raise the temperature or lower the contrasts' weights": cosine > 0.95
+        for name in ("target", "user")
+        if (cosine := entry.get(f"contrast/{name}_cosine")) is not None
+    } | {
+        f"{name} makes {share:.1%} of the gradient: its weight hardly matters": share < 0.01
+        for name, share in shares.items()
+    }
+    return [text for text, doubtful in doubts.items() if doubtful]
+
+
+def _autocast(objective: LanguageObjective, batch: Batch) -> Any:
+    device = batch.ids_BT.device.type
+    return torch.autocast(device, torch.bfloat16, enabled=objective.autocast)
+
+
+def _gradient_shares(objective: LanguageObjective, batch: Batch) -> dict[str, float]:
+    with _autocast(objective, batch):
+        with torch.no_grad():
+            states_BTD = objective.model.states(batch)
+        states_BTD.requires_grad_()
+        terms, _ = objective.terms(states_BTD, batch)
+        lengths = {
+            name: float(torch.autograd.grad(term, states_BTD, retain_graph=True)[0].float().norm())
+            for name, term in terms.items()
+        }
+    total = sum(lengths.values())
+    return {name: length / total for name, length in lengths.items() if total}
+
+
+def _slot_scale(objective: LanguageObjective, batch: Batch) -> float:
+    length_BT = objective.model.embed(batch.ids_BT, batch.item_BT).float().norm(dim=-1)
+    text_BT = (batch.item_BT == NO_ITEM) & (batch.branch_BT != PADDING)
+    return float(length_BT[batch.item_BT >= 0].mean() / length_BT[text_BT].mean())
+
+
+def _slot_attention(objective: LanguageObjective, batch: Batch) -> float:
+    model, width = objective.model, batch.ids_BT.shape[1]
+    with _eager(model.backbone):
+        layers: tuple[Tensor, ...] = model.backbone.get_decoder()(
+            inputs_embeds=model.embed(batch.ids_BT, batch.item_BT),
+            position_ids=batch.position_BT,
+            output_attentions=True,
+            use_cache=False,
+        ).attentions
+    row_B = torch.arange(len(batch.last_B), device=batch.last_B.device)
+    last_B = batch.last_B - row_B * width
+    weight_BT = torch.stack([a_BHTT[row_B, :, last_B].float().mean(1) for a_BHTT in layers]).mean(0)
+    slot_BT = (batch.item_BT >= 0).float()
+    paid_B = (weight_BT * slot_BT).sum(1) / weight_BT.sum(1)
+    share_B = slot_BT.sum(1) / (last_B + 1)
+    return float((paid_B / share_B).mean())
+
+
+@contextmanager
+def _eager(llm: Any) -> Iterator[None]:
+    """Attention that gives its weights away."""
+    before = llm.config._attn_implementation
+    llm.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        llm.set_attn_implementation(before)
