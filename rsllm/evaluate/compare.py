@@ -12,8 +12,14 @@ from rsllm.data.prepared import PreparedData
 from rsllm.data.sequences import Rows
 from rsllm.errors import EvaluationError
 from rsllm.evaluate.launch import Outcome
-from rsllm.evaluate.metrics import generation_metrics, rank_metrics, target_ranks, verdict
-from rsllm.evaluate.rank import fixed_sample, target_places
+from rsllm.evaluate.metrics import (
+    RULES,
+    generation_metrics,
+    order_bias,
+    rank_metrics,
+    target_ranks,
+)
+from rsllm.evaluate.rank import fixed_sample, presented_places, target_places
 from rsllm.evaluate.statistics import holm, mean_interval, paired, verdict_text
 
 
@@ -57,6 +63,7 @@ def method_table(
                 else None
             ),
             "generation": _generation(outcome, draws[0], data),
+            "candidate_orders": _candidate_orders(outcome, draws[0]),
             "seconds": outcome.seconds,
         }
         for outcome in outcomes
@@ -69,26 +76,63 @@ def estimates(vectors: Mapping[str, np.ndarray]) -> dict[str, Any]:
 
 
 def _generation(outcome: Outcome, rows: Rows, data: PreparedData) -> dict[str, Any] | None:
-    """LLaRA's validity rule on the greedy answers (published HitRatio@1 is hits of all)."""
+    """The answers of each decoding under each rule of validity."""
     if not outcome.answers:
         return None
-    answered = fixed_sample(rows, len(outcome.answers))
+    return {
+        decoding: {rule: _judged(answers, rows, data, rule) for rule in RULES}
+        for decoding, answers in outcome.answers.items()
+    }
+
+
+def _judged(answers: Sequence[str], rows: Rows, data: PreparedData, rule: str) -> dict[str, Any]:
+    """Under LLaRA's rule `hits_of_all` is the published HitRatio@1.
+
+    `perfect_invalid` is the share of rows in which the target's own title would be judged invalid.
+    """
+    answered, judge = fixed_sample(rows, len(answers)), RULES[rule]
     assert answered.candidates_RC is not None
-    places = target_places(answered)
-    verdicts = [
-        verdict(answer, [data.titles[item] for item in candidates], int(place))
-        for answer, candidates, place in zip(
-            outcome.answers, answered.candidates_RC, places, strict=True
-        )
+    titles_RC = [
+        [data.titles[item] for item in candidates] for candidates in answered.candidates_RC
     ]
-    result = generation_metrics(verdicts)
+    places = target_places(answered).tolist()
+    result = generation_metrics(
+        [judge(*row) for row in zip(answers, titles_RC, places, strict=True)]
+    )
+    perfect = generation_metrics(
+        [
+            judge(titles[place], titles, place)
+            for titles, place in zip(titles_RC, places, strict=True)
+        ]
+    )
     valid_hits = result.hits_of_all[result.valid == 1]
     return {
-        "n": len(verdicts),
+        "n": len(answers),
         "ValidRatio": asdict(mean_interval(result.valid)),
         "hits_of_all": asdict(mean_interval(result.hits_of_all)),
         "hits_of_valid": asdict(mean_interval(valid_hits)) if len(valid_hits) else None,
+        "perfect_invalid": float(1 - perfect.valid.mean()),
     }
+
+
+def _candidate_orders(outcome: Outcome, rows: Rows) -> dict[str, Any] | None:
+    """How the order of the candidates sways the choice; orders include the original one."""
+    if outcome.orders_PRC is None:
+        return None
+    places_PRC = presented_places(rows, len(outcome.orders_PRC))
+    original_RC = np.arange(places_PRC.shape[2]) + np.zeros_like(places_PRC[0])
+    found = order_bias(
+        np.concatenate([outcome.scores_DRC[:1], outcome.orders_PRC]),
+        np.concatenate([original_RC[None], places_PRC]),
+        target_places(rows),
+    )
+    changed, hits_P = found.pop("changed"), found.pop("HR@1")
+    return {
+        "orders": len(hits_P),
+        "first_choice_changes": asdict(mean_interval(changed)),
+        "HR@1 mean": float(hits_P.mean()),
+        "HR@1 spread": float(hits_P.std()),
+    } | {name: float(values.mean()) if len(values) else None for name, values in found.items()}
 
 
 def pair_table(

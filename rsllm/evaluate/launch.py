@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 
-from rsllm.config import Experiment, Representation, Scorer
+from rsllm.config import SLOTTED, Decoding, Experiment, Representation, Scorer
 from rsllm.evaluate.rank import (
     CATALOGUE,
     EXPECTED,
@@ -20,13 +20,15 @@ from rsllm.evaluate.rank import (
     held_out,
     named,
     rank_catalogue,
+    reordered_scores,
     score_candidates,
 )
 from rsllm.plan import Layout
 from rsllm.runs import Store, read_json, write_json
-from rsllm.settings import to_dict
+from rsllm.settings import replace_in, to_dict
 
 SCORES, ANSWERS = "scores.safetensors", "answers.json"
+SCORES_ONLY = {"evaluation.generation_rows": -1, "evaluation.candidate_orders": 0}
 Rule = Literal["popularity", "markov", "item-knn", "order-rule", "title-similarity"]
 """What scores the whole catalogue beside a fitted recommender: `rsllm.recommenders.rules`."""
 
@@ -62,8 +64,10 @@ class Outcome:
     """Of what scores the catalogue: exact expectations over uniform candidate draws, per row."""
     catalogue: dict[str, np.ndarray]
     """And the metrics among all titles that could be candidates."""
-    answers: list[str] | None
-    """Greedy answers to the first rows of a fixed sample."""
+    orders_PRC: np.ndarray | None
+    """Of the first draw again, under each random order of the candidates."""
+    answers: dict[Decoding, list[str]] | None
+    """Greedy answers to a fixed sample of the rows, by how they were decoded."""
     seconds: float
 
 
@@ -77,13 +81,16 @@ def evaluate(
     layout: Layout,
     store: Store,
 ) -> list[Outcome]:
-    """Score (and let answer) every method on the same rows; what is in the store is not redone.
+    """Score every method on the same rows; what is in the store is not redone.
 
-    This is the one function that opens the test split; it says so.
+    On test rows language models also answer, and rank other orders of the candidates. This
+    is the one function that opens the test split; it says so.
     """
     import ray
 
     print(f"opening the {split} split for {', '.join(m.name for m in methods)}", flush=True)
+    if split == "validation":
+        methods = [replace(m, experiment=replace_in(m.experiment, SCORES_ONLY)) for m in methods]
     work = ray.remote(_evaluate).options(
         num_cpus=layout.cpus_per_worker, num_gpus=1 if layout.use_gpu else 0, max_retries=1
     )
@@ -122,6 +129,8 @@ def _inputs(
         "scorer": method.scorer,
         "prompt": to_dict(method.experiment.prompt),
         "evaluation": to_dict(method.experiment.evaluation),
+        "shuffle_items": method.experiment.projector.shuffle_items,
+        "tuning": method.experiment.backbone.tuning,
         "precision": layout.precision,
     }
 
@@ -135,6 +144,7 @@ def _read(method: Method, folder: Path) -> Outcome:
         method=method,
         scores_DRC=scores["scores"],
         likelihood_DRC=scores.get("likelihood"),
+        orders_PRC=scores.get("orders"),
         expected=named(scores, EXPECTED),
         catalogue=named(scores, CATALOGUE),
         answers=answers["answers"],
@@ -199,51 +209,57 @@ def _catalogue_scorer(method: Method, data: Any) -> Callable[[Any], np.ndarray]:
 
 def _language_scores(
     method: Method, data: Any, draws: Any, backbone: str, layout: Layout
-) -> tuple[dict[str, np.ndarray], list[str] | None]:
-    from rsllm.config import LossConfig
+) -> tuple[dict[str, np.ndarray], dict[Decoding, list[str]] | None]:
     from rsllm.evaluate.generate import greedy_answers
+
+    objective, encoder = _objective(method, data, backbone, layout)
+    config = method.experiment.evaluation
+
+    def score(rows: Any, scorer: Scorer) -> np.ndarray:
+        return score_candidates(
+            objective, rows, encoder, data, scorer, batch_size=config.batch_size
+        )
+
+    own: Scorer = "pointer" if method.scorer == "pointer" else "likelihood"
+    scores = {"scores": np.stack([score(rows, own) for rows in draws])}
+    if own == "pointer":
+        scores["likelihood"] = np.stack([score(rows, "likelihood") for rows in draws])
+    if orders := config.candidate_orders:
+        scores["orders"] = reordered_scores(lambda rows: score(rows, own), draws[0], orders)
+    if config.generation_rows < 0:
+        return scores, None
+    return scores, {
+        decoding: greedy_answers(
+            objective,
+            fixed_sample(draws[0], config.generation_rows),
+            encoder,
+            data.titles,
+            decoding,
+            max_new_tokens=config.max_new_tokens,
+            batch_size=config.batch_size,
+        )
+        for decoding in config.decoding
+    }
+
+
+def _objective(method: Method, data: Any, backbone: str, layout: Layout) -> tuple[Any, Any]:
+    """The method's model on its device, and the encoder of its prompts."""
+    from rsllm.config import LossConfig
     from rsllm.model import tuned
     from rsllm.model.objective import LanguageObjective
     from rsllm.recommenders.embeddings import ItemEmbeddings
 
-    bf16, unified = layout.precision == "bf16", method.representation == "unified"
+    bf16, slotted = layout.precision == "bf16", method.representation in SLOTTED
     model = tuned.build(
         method.experiment,
         method.representation,
         backbone,
         data,
-        ItemEmbeddings.load(Path(method.artifact)) if unified else None,
+        ItemEmbeddings.load(Path(method.artifact)) if slotted else None,
         dtype=torch.bfloat16 if layout.use_gpu and bf16 else torch.float32,
         lora=bool(method.artifact),
     )
     if method.artifact:
         tuned.load(model, Path(method.artifact))
-    autocast = bf16 and not layout.use_gpu
-    objective = LanguageObjective(model.hybrid, LossConfig(), autocast=autocast)
-    objective.to("cuda" if layout.use_gpu else "cpu")
-    config = method.experiment.evaluation
-    scorers: dict[str, Scorer] = {"likelihood": "likelihood"}
-    if method.scorer == "pointer":
-        scorers = {"scores": "pointer", **scorers}
-    scores = {
-        name: np.stack(
-            [
-                score_candidates(
-                    objective, rows, model.encoder, data, scorer, batch_size=config.batch_size
-                )
-                for rows in draws
-            ]
-        )
-        for name, scorer in scorers.items()
-    }
-    scores.setdefault("scores", scores["likelihood"])
-    if config.generation_rows < 0:
-        return scores, None
-    answers = greedy_answers(
-        objective,
-        fixed_sample(draws[0], config.generation_rows),
-        model.encoder,
-        max_new_tokens=config.max_new_tokens,
-        batch_size=config.batch_size,
-    )
-    return scores, answers
+    objective = LanguageObjective(model.hybrid, LossConfig(), autocast=bf16 and not layout.use_gpu)
+    return objective.to("cuda" if layout.use_gpu else "cpu"), model.encoder

@@ -1,10 +1,11 @@
 """Ranking and generation metrics, one value per user, so that every mean can carry an interval."""
 
-# Axes: R rows (users), C candidates, K possible numbers of negatives above the target.
+# Axes: R rows (users), C candidates, P orders of the candidates, K possible numbers of negatives
+# above the target.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -79,6 +80,10 @@ def rank_metrics(ranks_R: Ints) -> dict[str, Floats]:
     }
 
 
+METRICS = tuple(rank_metrics(np.ones(1, dtype=np.int64)))
+"""Their names, in the order in which tables show them."""
+
+
 def expected_metrics(
     num_better_R: ArrayLike, pool_R: ArrayLike, num_negatives: int
 ) -> dict[str, Floats]:
@@ -142,6 +147,13 @@ def _judge(matches: Sequence[bool], target: int) -> Verdict:
     return Verdict(valid=valid, hit=valid and matches[target])
 
 
+RULES: dict[str, Callable[[str, Sequence[str], int], Verdict]] = {
+    "LLaRA": verdict,
+    "strict": strict_verdict,
+}
+"""When an answer is valid: its text, the candidates' titles and the target's place -> verdict."""
+
+
 @dataclass(frozen=True, slots=True)
 class GenerationMetrics:
     """Generated answers, judged: 0/1 vectors over rows. The mean of `valid` is the valid ratio."""
@@ -157,3 +169,30 @@ def generation_metrics(verdicts: Sequence[Verdict]) -> GenerationMetrics:
         valid=np.array([verdict.valid for verdict in verdicts], dtype=np.float64),
         hits_of_all=np.array([verdict.hit for verdict in verdicts], dtype=np.float64),
     )
+
+
+def order_bias(
+    scores_PRC: ArrayLike, presented_PRC: ArrayLike, target_R: Ints
+) -> dict[str, Floats]:
+    """What the order in which candidates stand in the prompt does to the same rows.
+
+    Args:
+        scores_PRC: under each order, the first being the original, in the original places.
+        presented_PRC: where each candidate stood, 0 for the first.
+        target_R: column of the target in each row.
+
+    Returns:
+        "changed": per row, the share of the other orders under which the first choice differs from
+        the original order's. "HR@1": of each order. "HR@1, first third" and so on: of every
+        presentation of a row, where the target stood there.
+    """
+    scores, presented = np.asarray(scores_PRC, dtype=np.float64), np.asarray(presented_PRC)
+    hit_PR = np.stack([hr_at(target_ranks(scores_RC, target_R), 1) for scores_RC in scores])
+    first_PR = scores.argmax(axis=2)
+    place_PR = np.take_along_axis(presented, target_R[None, :, None], axis=2)[:, :, 0]
+    third_PR = 3 * place_PR // presented.shape[2]
+    parts = enumerate(("first", "middle", "last"))
+    return {
+        "changed": (first_PR[1:] != first_PR[0]).mean(axis=0),
+        "HR@1": hit_PR.mean(axis=1),
+    } | {f"HR@1, {name} third": hit_PR[third_PR == third] for third, name in parts}

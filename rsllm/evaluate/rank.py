@@ -1,11 +1,12 @@
 """Score held-out rows: all candidates of a user in one forward pass, or the whole catalogue.
 
-Axes: R rows, C candidates, I items.
+Axes: R rows, C candidates, I items, P orders of the candidates.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 
 from rsllm.config import Scorer
 from rsllm.data.prepared import PreparedData
-from rsllm.data.sequences import NO_ITEM, Rows, Split
+from rsllm.data.sequences import NO_ITEM, Ints, Rows, Split
 from rsllm.errors import EvaluationError
 from rsllm.evaluate.metrics import expected_metrics, rank_metrics
 from rsllm.model.objective import LanguageObjective
@@ -25,6 +26,7 @@ from rsllm.recommenders.ranking import num_better
 Floats = NDArray[np.float64]
 EXPECTED, CATALOGUE = "expected/", "catalogue/"
 ROWS_AT_ONCE = 4096
+ORDER_SEED = 0
 
 
 def fixed_sample(rows: Rows, limit: int) -> Rows:
@@ -45,11 +47,9 @@ def decision(rows: Rows, index: int) -> Row:
     Raises:
         EvaluationError: the rows have no candidate sets.
     """
-    if rows.candidates_RC is None:
-        raise EvaluationError("training rows have no fixed candidate sets")
     return Row(
         history=rows.histories(index).tolist(),
-        candidates=rows.candidates_RC[index].tolist(),
+        candidates=_candidates(rows)[index].tolist(),
         target=int(rows.target_R[index]),
         user=int(rows.user_R[index]),
     )
@@ -57,10 +57,14 @@ def decision(rows: Rows, index: int) -> Row:
 
 def target_places(rows: Rows) -> NDArray[np.int64]:
     """Where the target stands in each candidate set. [R]."""
+    places: NDArray[np.int64] = (_candidates(rows) == rows.target_R[:, None]).argmax(axis=1)
+    return places
+
+
+def _candidates(rows: Rows) -> Ints:
     if rows.candidates_RC is None:
         raise EvaluationError("training rows have no fixed candidate sets")
-    places: NDArray[np.int64] = (rows.candidates_RC == rows.target_R[:, None]).argmax(axis=1)
-    return places
+    return rows.candidates_RC
 
 
 @torch.inference_mode()
@@ -76,10 +80,9 @@ def catalogue_scores(model: Recommender, rows: Rows) -> Floats:
 
 def candidate_scores(scores_RI: Floats, rows: Rows) -> Floats:
     """The scores of each row's candidates, out of those of the catalogue. [R, C]"""
-    if rows.candidates_RC is None:
-        raise EvaluationError("training rows have no fixed candidate sets")
-    chosen_RC = np.take_along_axis(scores_RI, rows.candidates_RC.astype(np.int64), axis=1)
-    return np.where(rows.candidates_RC == NO_ITEM, np.finfo(np.float64).min, chosen_RC)
+    candidates_RC = _candidates(rows)
+    chosen_RC = np.take_along_axis(scores_RI, candidates_RC.astype(np.int64), axis=1)
+    return np.where(candidates_RC == NO_ITEM, np.finfo(np.float64).min, chosen_RC)
 
 
 def expected_over_draws(scores_RI: Floats, rows: Rows, data: PreparedData) -> dict[str, Floats]:
@@ -140,18 +143,51 @@ def score_candidates(
     batch_size: int,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Floats:
-    """Scores [R, C] of every row's candidates, higher is better."""
+    """Scores [R, C] of every row's candidates, higher is better.
+
+    A backbone that cannot rank in one pass reads the prompt anew for every candidate.
+    """
     objective.eval()
+    separate = scorer == "likelihood" and not objective.model.one_pass
     device = next(objective.parameters()).device
-    scores = []
+
+    def scored(decisions: Sequence[Row], all_branches: bool) -> Floats:
+        keys_I = data.catalogue.title_keys_I
+        batch = collate(decisions, encoder, keys_I, all_branches=all_branches).to(device)
+        scores: Floats = objective.score(batch, scorer).double().cpu().numpy()
+        return scores
+
+    parts = []
     for start in range(0, len(rows), batch_size):
         indices = range(start, min(start + batch_size, len(rows)))
-        batch = collate(
-            [decision(rows, index) for index in indices],
-            encoder,
-            data.catalogue.title_keys_I,
-            all_branches=scorer == "likelihood",
-        )
-        scores.append(objective.score(batch.to(device), scorer).double().cpu().numpy())
+        decisions = [decision(rows, index) for index in indices]
+        if separate:
+            alone = [[replace(row, target=item) for item in row.candidates] for row in decisions]
+            parts += [scored(candidates, all_branches=False).T for candidates in alone]
+        else:
+            parts.append(scored(decisions, all_branches=scorer == "likelihood"))
         progress(indices.stop)
-    return np.concatenate(scores)
+    return np.concatenate(parts)
+
+
+def presented_places(rows: Rows, num_orders: int) -> NDArray[np.int64]:
+    """Where each candidate stands under seeded random orders, 0 for the first. [P, R, C]."""
+    places_PRC = np.empty((num_orders, *_candidates(rows).shape), dtype=np.int64)
+    places_PRC[:] = np.arange(places_PRC.shape[2])
+    return np.random.default_rng(ORDER_SEED).permuted(places_PRC, axis=2)
+
+
+def reordered_scores(score: Callable[[Rows], Floats], rows: Rows, num_orders: int) -> Floats:
+    """Scores under each of `presented_places`, back in the candidates' original places. [P, R, C].
+
+    Args:
+        score: rows -> scores [R, C] in the order of their candidates.
+        rows: with candidate sets.
+        num_orders: how often they are scored.
+    """
+    parts = []
+    for place_RC in presented_places(rows, num_orders):
+        shown_RC = np.take_along_axis(_candidates(rows), place_RC.argsort(axis=1), axis=1)
+        scores_RC = score(replace(rows, candidates_RC=shown_RC))
+        parts.append(np.take_along_axis(scores_RC, place_RC, axis=1))
+    return np.stack(parts)

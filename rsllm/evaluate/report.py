@@ -17,15 +17,26 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from tabulate import tabulate
 
 from rsllm.evaluate import plots
+from rsllm.evaluate.metrics import METRICS
 from rsllm.runs import write_json
 
 Results = Mapping[str, Any]
 PLOTTED = ("HR@1", "MRR")
-BRIEF = ("HR@1", "HR@5", "NDCG@10", "MRR", "ValidRatio")
+BRIEF = ("HR@1", "HR@5", "NDCG@10", "MRR")
 """What the terminal shows of each method; files hold every metric."""
 METHODS_NOTE = (
     "Means over n users with 95 % intervals (Wilson for hit ratios, bootstrap otherwise)."
-    " hits_of_all counts invalid answers as misses and is the HitRatio@1 that LLaRA publishes."
+)
+GENERATED_NOTE = (
+    "Greedy answers, free or constrained to the row's candidates. LLaRA's rule: exactly one"
+    " candidate's title is part of the answer; strict: it is the answer. hits_of_all counts invalid"
+    " answers as misses; free and by LLaRA's rule, it is the HitRatio@1 that LLaRA publishes."
+    " perfect_invalid: the share of rows in which the rule calls the target's own title invalid."
+)
+ORDERS_NOTE = (
+    "The same rows ranked again under random orders of their candidates. first_choice_changes: the"
+    " chance that another order changes the first choice. Spread: standard deviation over orders."
+    " Thirds: HR@1 where the target stood in that part of the list, over all orders."
 )
 PAIRS_NOTE = (
     "Difference: first minus second on the same users. Verdicts follow p (Holm), adjusted for all"
@@ -54,7 +65,8 @@ def write_report(folder: Path, results: Results) -> None:
 def tables(results: Results) -> str:
     """The search, if there was one, the methods and the paired tests, for the terminal."""
     searched = [_recommender(results), _trials(results)] if "search" in results else []
-    shown = [*searched, _methods(results, BRIEF), _pairs(results)]
+    methods = [_methods(results, BRIEF), _generated(results), _orders(results)]
+    shown = [*searched, *methods, _pairs(results)]
     return "\n\n".join(f"{show(table.title)}\n{_grid(table)}" for table in shown if table.rows)
 
 
@@ -101,19 +113,48 @@ def _trials(results: Results) -> Table:
 def _methods(results: Results, only: Sequence[str] = ()) -> Table:
     """Every metric of every method, or only some of them."""
     methods = results["methods"]
-    generated = [method["generation"] or {} for method in methods]
-    measured = [method["metrics"] for method in methods]
-    names = [n for n in _names([*measured, *generated]) if n != "n" and (n in only or not only)]
+    names = [n for n in _metrics(m["metrics"] for m in methods) if n in only or not only]
     return Table(
         title=f"Methods on the {results.get('split', 'test')} users",
         header=["method", "scorer", "n", *names, "seconds"],
         rows=[
             [method["name"], method["scorer"], method["n"]]
-            + [(answered | metrics).get(name) for name in names]
+            + [method["metrics"].get(name) for name in names]
             + [method["seconds"]]
-            for method, metrics, answered in zip(methods, measured, generated, strict=True)
+            for method in methods
         ],
         note=METHODS_NOTE,
+    )
+
+
+def _generated(results: Results) -> Table:
+    """A row per method, decoding and rule of validity."""
+    keys = ("n", "ValidRatio", "hits_of_all", "hits_of_valid", "perfect_invalid")
+    return Table(
+        title="Generated answers",
+        header=["method", "decoding", "rule", *keys],
+        rows=[
+            [method["name"], decoding, rule, *map(judged.get, keys)]
+            for method in results["methods"]
+            for decoding, rules in (method["generation"] or {}).items()
+            for rule, judged in rules.items()
+        ],
+        note=GENERATED_NOTE,
+    )
+
+
+def _orders(results: Results) -> Table:
+    keys = ("orders", "first_choice_changes", "HR@1 mean", "HR@1 spread")
+    thirds = [f"HR@1, {part} third" for part in ("first", "middle", "last")]
+    return Table(
+        title="Order of the candidates",
+        header=["method", *keys, *thirds],
+        rows=[
+            [method["name"], *map(found.get, [*keys, *thirds])]
+            for method in results["methods"]
+            if (found := method.get("candidate_orders"))
+        ],
+        note=ORDERS_NOTE,
     )
 
 
@@ -132,7 +173,7 @@ def _pairs(results: Results) -> Table:
 
 def _recommender(results: Results) -> Table:
     splits = results["recommender"]
-    metrics = _names(splits.values())
+    metrics = _metrics(splits.values())
     return Table(
         title="The recommender alone, exact expectation over uniform candidate draws",
         header=["split", *metrics],
@@ -151,6 +192,12 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, An
 def _names(mappings: Iterable[Mapping[str, Any]]) -> list[str]:
     """Every key of the mappings once, in order of appearance."""
     return list(dict.fromkeys(name for mapping in mappings for name in mapping))
+
+
+def _metrics(mappings: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Those ranking metrics that any of the mappings has."""
+    found = _names(mappings)
+    return [name for name in METRICS if name in found]
 
 
 def _write_csv(path: Path, trials: Sequence[Mapping[str, Any]]) -> None:
@@ -210,6 +257,8 @@ def _html(results: Results) -> str:
         search=search,
         best=next((t for t in results["trials"] if t["number"] == search["best"]), None),
         methods=_methods(results),
+        generated=_generated(results),
+        orders=_orders(results),
         pairs=_pairs(results),
         trials=_trials(results),
         recommender=_recommender(results),

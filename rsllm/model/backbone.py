@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from rsllm.config import BackboneConfig
 from rsllm.errors import ConfigError
@@ -22,7 +23,7 @@ def load_tokenizer(source: str | Path) -> Any:
 
 
 def load_backbone(source: str | Path, dtype: torch.dtype) -> Any:
-    """A causal LM with safetensors weights, all parameters frozen; SDPA attention if it has it.
+    """A causal LM with safetensors weights, and SDPA attention if it can, all parameters frozen.
 
     Raises:
         ConfigError: nothing loadable at `source`, or weights that are damaged or incomplete.
@@ -54,11 +55,13 @@ def context_length(llm: Any) -> int:
 
 def linear_layers(llm: Any) -> tuple[str, ...]:
     """Names of all linear layers but the head: what LoRA adapts by default."""
+    from transformers.pytorch_utils import Conv1D
+
     head = llm.get_output_embeddings()
     names = {
         name.rsplit(".", 1)[-1]
         for name, module in llm.named_modules()
-        if type(module).__name__ in ("Linear", "Conv1D") and module is not head
+        if isinstance(module, nn.Linear | Conv1D) and module is not head
     }
     return tuple(sorted(names))
 

@@ -50,12 +50,17 @@ class HybridLM(nn.Module):
 
     RSLLM (arXiv 2412.16933), "hybrid encoding": text goes through the LM's own embedding table,
     an item slot holds the projection of the frozen recommender's item vector. No token is added.
+
+    Attributes:
+        one_pass: whether its attention keeps parallel branches apart, so that one pass scores all
+            candidates; otherwise every branch needs a pass of its own.
     """
 
-    def __init__(self, llm: Any, slots: ItemSlots | None) -> None:
+    def __init__(self, llm: Any, slots: ItemSlots | None, *, one_pass: bool = True) -> None:
         super().__init__()
         self.llm = llm
         self.slots = slots
+        self.one_pass = one_pass
 
     @property
     def backbone(self) -> Any:
@@ -69,7 +74,11 @@ class HybridLM(nn.Module):
 
     def states(self, batch: Batch) -> Tensor:
         """Final-norm hidden states of prompts and branches. [B, T, D]."""
-        mask = branch_mask(batch.branch_BT) if batch.num_branches > 1 else None
+        mask = None
+        if batch.num_branches > 1:
+            mask = branch_mask(batch.branch_BT)
+            if self.backbone.config._attn_implementation == "eager":  # adds its mask to the scores
+                mask = torch.where(mask, 0.0, torch.finfo(self.backbone.dtype).min)
         return self._run(batch.ids_BT, batch.item_BT, batch.position_BT, mask)
 
     def target_states(self, batch: Batch) -> Tensor:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from rsllm.config import LossConfig, Scorer
+from rsllm.errors import ConfigError
 from rsllm.model.branches import branch_scores, pointer_scores
 from rsllm.model.hybrid import HybridLM, pool
 from rsllm.model.losses import (
@@ -46,10 +47,19 @@ class CachedBatch:
 
 
 class LanguageObjective(nn.Module):
-    """`HybridLM` under L = (1 - alpha - beta) L_NIP + alpha L_TT + beta L_UT + gamma L_rank."""
+    """`HybridLM` under L = (1 - alpha - beta) L_NIP + alpha L_TT + beta L_UT + gamma L_rank.
+
+    Raises:
+        ConfigError: a ranking loss over branches for a model that has no one pass.
+    """
 
     def __init__(self, model: HybridLM, loss: LossConfig, *, autocast: bool = False) -> None:
         super().__init__()
+        if loss.gamma and loss.scorer == "likelihood" and not model.one_pass:
+            raise ConfigError(
+                f"loss.gamma is {loss.gamma}, but this backbone cannot rank by likelihood in one"
+                ' pass; set loss.gamma to 0 or loss.scorer to "pointer", or choose another backbone'
+            )
         self.model = model
         self.loss = loss
         self.autocast = autocast

@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -23,19 +22,15 @@ from rsllm.config import BackboneConfig, Experiment, ProjectorConfig, Representa
 from rsllm.data.prepared import PreparedData
 from rsllm.errors import CheckpointError, ConfigError
 from rsllm.model.backbone import context_length, load_backbone, load_tokenizer, tunable
-from rsllm.model.branches import branch_scores
 from rsllm.model.hybrid import HybridLM, ItemSlots
+from rsllm.model.one_pass import CHECK_TITLES, ranks_in_one_pass
 from rsllm.model.projector import mean_embeddings
-from rsllm.prompts.collate import Row, collate
 from rsllm.prompts.encode import PromptEncoder
 from rsllm.recommenders.embeddings import ItemEmbeddings
 
 PROJECTOR = "projector.safetensors"
 ADAPTER = "adapter_model.safetensors"
 _LLM_PREFIX, _SLOTS_PREFIX = "llm.", "slots."
-_CHECK_TITLES = ("Heat", "The Long Way Home")
-ONE_PASS_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 2e-1}
-"""Largest difference, relative or absolute, between one-pass and plain candidate scores."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +59,7 @@ def build(
 
     Raises:
         ConfigError: the backbone cannot be loaded, its context is too short for any prompt, or
-            it cannot rank candidates in one pass.
+            its output head cannot score candidates.
     """
     torch.manual_seed(seed)
     llm = load_backbone(backbone, dtype)
@@ -73,14 +68,15 @@ def build(
     if room < 16:
         raise ConfigError(f"backbone {backbone} has a context of {context_length(llm)} tokens only")
     prompt = replace(experiment.prompt, max_tokens=min(experiment.prompt.max_tokens, room))
-    _check_one_pass(llm, PromptEncoder(tokenizer, _CHECK_TITLES, prompt, "text", "item"), backbone)
+    check = PromptEncoder(tokenizer, CHECK_TITLES, prompt, "text", "item")
+    one_pass = ranks_in_one_pass(llm, check, backbone)
     encoder = PromptEncoder(tokenizer, data.titles, prompt, representation, data.domain)
     slots = None
-    if representation == "unified":
+    if encoder.slotted:
         if items is None:
-            raise ConfigError("unified prompts need the item table of a recommender")
+            raise ConfigError(f"{representation} prompts need the item table of a recommender")
         slots = _fresh_slots(llm, items, encoder.title_ids, experiment.projector)
-    hybrid = HybridLM(tunable(llm, experiment.backbone) if lora else llm, slots)
+    hybrid = HybridLM(tunable(llm, experiment.backbone) if lora else llm, slots, one_pass=one_pass)
     return LanguageModel(hybrid, encoder, experiment.backbone, items if slots else None)
 
 
@@ -94,43 +90,6 @@ def _fresh_slots(
         titles_ID = mean_embeddings(embeddings_VD, title_ids)
         slots.projector.start_at_titles(slots.items_IE[: len(titles_ID)], titles_ID)
     return slots
-
-
-def _check_one_pass(llm: Any, encoder: PromptEncoder, backbone: str | Path) -> None:
-    """Refuse a backbone that scores candidates otherwise in one pass than one by one."""
-    row = Row(history=[1], candidates=[0, 1], target=0, user=0)
-    tolerance = ONE_PASS_TOLERANCE[llm.dtype]
-    reason = "the scores differ from a plain forward's"
-    try:
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
-            one_pass_C, plain_C = _one_pass_scores(llm, encoder, row), _scores(llm, encoder, row)
-        fits = torch.allclose(one_pass_C, plain_C, rtol=tolerance, atol=tolerance)
-    except (RuntimeError, TypeError, ValueError) as error:
-        fits, reason = False, str(error)
-    if not fits:
-        raise ConfigError(
-            f"backbone {backbone}: its attention cannot rank candidates in one pass (sliding"
-            " window, ALiBi, recurrent or logit scaling); use a Llama-, Qwen-, GPT-2- or"
-            f" Mistral-like model ({reason})"
-        )
-
-
-def _one_pass_scores(llm: Any, encoder: PromptEncoder, row: Row) -> Tensor:
-    model = HybridLM(llm, slots=None)
-    batch = collate([row], encoder, np.arange(len(_CHECK_TITLES)), all_branches=True)
-    scores_BC = branch_scores(model.label_log_probs(model.states(batch), batch), batch)
-    return scores_BC[0]
-
-
-def _scores(llm: Any, encoder: PromptEncoder, row: Row) -> Tensor:
-    """One plain sequence per candidate, without mask and position ids. [C]."""
-    prompt = encoder.prompt(row.history, row.candidates, row.template).tokens.ids
-    scores = []
-    for item in row.candidates:
-        answer = [*encoder.title_ids[item], encoder.terminator]
-        logits_TV = llm(torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1].float()
-        scores.append(logits_TV.log_softmax(-1)[range(len(answer)), answer].sum())
-    return torch.stack(scores)
 
 
 def save(model: LanguageModel, tensors: Mapping[str, Tensor], folder: Path) -> None:

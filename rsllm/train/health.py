@@ -50,23 +50,27 @@ def warnings(entry: Mapping[str, float]) -> list[str]:
     """What an entry of a learning curve gives reason to doubt."""
     scale, attention = entry.get(SLOT_SCALE, 1.0), entry.get(SLOT_ATTENTION, 1.0)
     shares = {n.removeprefix(SHARE): v for n, v in entry.items() if n.startswith(SHARE)}
-    doubts = {
-        f"slot vectors are {scale:.2g} times as long as token vectors: they drown the text, or"
-        " vanish in it; lower stage2.projector_learning_rate": not 0.1 <= scale <= 10,
-        f"the last prompt token pays slots {attention:.2g} times the attention of other tokens:"
-        " the language model hardly reads them": attention < 0.1,
-        "the target contrast is solved (accuracy above 0.95): alpha has no leverage": (
-            entry.get("contrast/target_accuracy", 0.0) > 0.95
-        ),
-    } | {
-        f"the {name} vectors of different rows have a mean cosine of {cosine:.2f}: they collapse;"
-        " raise the temperature or lower the contrasts' weights": cosine > 0.95
-        for name in ("target", "user")
-        if (cosine := entry.get(f"contrast/{name}_cosine")) is not None
-    } | {
-        f"{name} makes {share:.1%} of the gradient: its weight hardly matters": share < 0.01
-        for name, share in shares.items()
-    }
+    doubts = (
+        {
+            f"slot vectors are {scale:.2g} times as long as token vectors: they drown the text, or"
+            " vanish in it; lower stage2.projector_learning_rate": not 0.1 <= scale <= 10,
+            f"the last prompt token pays slots {attention:.2g} times the attention of other tokens:"
+            " the language model hardly reads them": attention < 0.1,
+            "the target contrast is solved (accuracy above 0.95): alpha has no leverage": (
+                entry.get("contrast/target_accuracy", 0.0) > 0.95
+            ),
+        }
+        | {
+            f"the {name} vectors of different rows have a mean cosine of {cosine:.2f}: they collapse;"
+            " raise the temperature or lower the contrasts' weights": cosine > 0.95
+            for name in ("target", "user")
+            if (cosine := entry.get(f"contrast/{name}_cosine")) is not None
+        }
+        | {
+            f"{name} makes {share:.1%} of the gradient: its weight hardly matters": share < 0.01
+            for name, share in shares.items()
+        }
+    )
     return [text for text, doubtful in doubts.items() if doubtful]
 
 

@@ -13,8 +13,9 @@ from rsllm.cluster import start_ray
 from rsllm.config import Experiment
 from rsllm.data.prepared import PreparedData
 from rsllm.evaluate.compare import Claim, estimates, method_table, pair_table, per_user
+from rsllm.evaluate.fuse import Fusion
 from rsllm.evaluate.launch import Method, evaluate
-from rsllm.evaluate.rank import fixed_sample, held_out
+from rsllm.evaluate.rank import held_out
 from rsllm.evaluate.report import tables, write_report
 from rsllm.evaluate.statistics import beats_chance
 from rsllm.pipeline import Pipeline
@@ -92,7 +93,7 @@ def run(study: Study, storage: str | Path) -> Path:
         "layout": _describe(pipeline.layout),
         "provenance": provenance(),
         "trials": [_trial_row(record) for record in records],
-        **_judged(study, pipeline, PreparedData.open(data), methods, best),
+        **_judged(study, pipeline, PreparedData.open(data), methods, next(iter(twins)), best),
     }
     results["budget"]["minutes"] = round((time.monotonic() - start) / 60, 1)
     folder = pipeline.store.root / "studies" / study.name
@@ -181,9 +182,13 @@ def _judged(
     pipeline: Pipeline,
     data: PreparedData,
     methods: Sequence[Method],
+    winner: str,
     best: TrialRecord,
 ) -> dict[str, Any]:
-    """The search's outcome on validation, and all methods on the test split."""
+    """The search's outcome on validation, and all methods on the test split.
+
+    The winner also stands there joined with the recommender, by a weight chosen on validation.
+    """
     where: dict[str, Any] = {
         "data": data.path,
         "backbone": pipeline.backbone,
@@ -191,14 +196,22 @@ def _judged(
         "layout": pipeline.layout,
         "store": pipeline.store,
     }
-    validated = evaluate(methods[:1], "validation", **where)
+    place = [method.name for method in methods].index(winner)
+    validated = evaluate([methods[0], methods[place]], "validation", **where)
+    validation = held_out(data, "validation", study.base.evaluation.validation_rows)
+    fusion = Fusion.chosen(validated[1].scores_DRC, validated[0].scores_DRC, validation)
     outcomes = evaluate(methods, "test", **where)
+    outcomes.append(fusion.outcome(outcomes[place], outcomes[0]))
+    joined = outcomes[-1].method.name
     draws = held_out(data, "test", study.base.evaluation.test_rows)
     vectors = {outcome.method.name: per_user(outcome.scores_DRC, draws) for outcome in outcomes}
-    names = {method.name for method in methods}
-    claims = [c for c in study.claims if {c.first, c.second} <= names]
+    claims = [
+        *study.claims,
+        Claim(joined, methods[0].name, "the language model adds to the recommender"),
+        Claim(joined, winner, "the recommender adds to the language model"),
+    ]
     num_candidates = study.base.data.num_candidates
-    n = len(fixed_sample(data.rows("validation"), study.base.evaluation.validation_rows))
+    n = len(validation[0])
     chance = sum(1 / rank for rank in range(1, num_candidates + 1)) / num_candidates
     return {
         "data": {"source": study.base.data.source, **data.facts["counts"]},
@@ -215,8 +228,15 @@ def _judged(
             "test": estimates(outcomes[0].expected),
         },
         "methods": method_table(outcomes, draws, data),
-        "pairs": pair_table(vectors, claims, PAIR_METRICS),
-        "notes": _notes(study, methods, best),
+        "fusion": {"weight": fusion.weight, "curve": list(fusion.curve.items())},
+        "pairs": pair_table(
+            vectors, [c for c in claims if {c.first, c.second} <= vectors.keys()], PAIR_METRICS
+        ),
+        "notes": [
+            *_notes(study, methods, best),
+            f"{joined} adds the recommender's log-probabilities with weight {fusion.weight:.3g},"
+            f" chosen on {n} validation users (MRR {fusion.curve[fusion.weight]:.3f} there).",
+        ],
     }
 
 

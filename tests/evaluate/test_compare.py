@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from rsllm.data.sequences import Rows
 from rsllm.errors import EvaluationError
 from rsllm.evaluate.compare import Claim, estimates, method_table, pair_table, per_user
 from rsllm.evaluate.launch import Method, Outcome
-from rsllm.evaluate.rank import fixed_sample, target_places
+from rsllm.evaluate.rank import fixed_sample, presented_places, target_places
 
 NUM_ROWS = 12
 
@@ -43,6 +44,7 @@ def outcome(name: str, rows: Rows, ranks: list[int]) -> Outcome:
         likelihood_DRC=None,
         expected={},
         catalogue={},
+        orders_PRC=None,
         answers=None,
         seconds=2.5,
     )
@@ -90,20 +92,70 @@ def test_generated_answers_are_judged_on_the_rows_they_belong_to(
         next(TITLES[c] for c in candidates if c != target)
         for candidates, target in zip(answered.candidates_RC, answered.target_R, strict=True)
     ]
-    answers = [targets[0], f" {targets[1].upper()}.", others[2], f"{targets[3]} or {others[3]}"]
-    made_up = replace(outcome("first", rows, [1] * NUM_ROWS), answers=answers)
+    free = [targets[0], f" {targets[1].upper()}.", others[2], f"{targets[3]} or {others[3]}"]
+    made_up = replace(
+        outcome("first", rows, [1] * NUM_ROWS), answers={"free": free, "constrained": targets[:3]}
+    )
     (entry,) = method_table([made_up], [rows], data)
-    generation = entry["generation"]
-    assert generation["n"] == 4
+    found = {
+        (decoding, rule): judged
+        for decoding, rules in entry["generation"].items()
+        for rule, judged in rules.items()
+    }
+    assert list(found) == [(d, r) for d in ("free", "constrained") for r in ("LLaRA", "strict")]
+    generation, strict = found["free", "LLaRA"], found["free", "strict"]
+    assert generation["n"] == strict["n"] == 4
     assert generation["ValidRatio"]["value"] == 3 / 4
     assert generation["hits_of_all"]["value"] == 2 / 4
     assert generation["hits_of_valid"]["value"] == 2 / 3
     assert generation["hits_of_valid"]["n"] == 3
+    assert strict["ValidRatio"]["value"] == 2 / 4
+    assert strict["hits_of_all"]["value"] == 1 / 4
+    assert found["constrained", "strict"]["n"] == 3
 
-    silent = replace(made_up, answers=[""] * 4)
+    silent = replace(made_up, answers={"free": [""] * 4})
     (entry,) = method_table([silent], [rows], data)
-    assert entry["generation"]["hits_of_all"]["value"] == 0
-    assert entry["generation"]["hits_of_valid"] is None
+    assert entry["generation"]["free"]["LLaRA"]["hits_of_all"]["value"] == 0
+    assert entry["generation"]["free"]["LLaRA"]["hits_of_valid"] is None
+
+
+def test_a_perfect_answer_that_holds_another_title_is_counted(
+    rows: Rows, data: PreparedData
+) -> None:
+    """By LLaRA's rule no answer is right where the target's title holds another candidate's."""
+    answered = fixed_sample(rows, 4)
+    assert answered.candidates_RC is not None
+    titles = list(data.titles)
+    target, other = (
+        answered.target_R[0],
+        next(item for item in answered.candidates_RC[0] if item not in answered.target_R),
+    )
+    titles[other] = titles[target][:4]
+    renamed = SimpleNamespace(titles=titles)
+    made_up = replace(outcome("first", rows, [1] * NUM_ROWS), answers={"free": [""] * 4})
+    (entry,) = method_table([made_up], [rows], renamed)
+    rules = entry["generation"]["free"]
+    found = {rule: judged["perfect_invalid"] for rule, judged in rules.items()}
+    affected = [
+        other in candidates and titles[other].lower() in titles[own].lower()
+        for candidates, own in zip(answered.candidates_RC, answered.target_R, strict=True)
+    ]
+    assert found == {"LLaRA": sum(affected) / 4, "strict": 0.0}
+    assert affected[0]
+
+
+def test_order_bias_of_a_method(rows: Rows, data: PreparedData) -> None:
+    plain = outcome("plain", rows, [1] * 9 + [2] * 3)
+    steady = replace(plain, orders_PRC=np.repeat(plain.scores_DRC, 3, axis=0))
+    swayed = replace(plain, orders_PRC=-presented_places(rows, 3).astype(float))
+    entries = method_table([plain, steady, swayed], [rows], data)
+    assert entries[0]["candidate_orders"] is None
+    steady_found, swayed_found = (entry["candidate_orders"] for entry in entries[1:])
+    assert steady_found["orders"] == 4
+    assert steady_found["first_choice_changes"]["value"] == 0
+    assert (steady_found["HR@1 mean"], steady_found["HR@1 spread"]) == (0.75, 0.0)
+    assert swayed_found["first_choice_changes"]["value"] > 0.5
+    assert swayed_found["HR@1, first third"] > swayed_found["HR@1, last third"]
 
 
 def test_pair_table(rows: Rows) -> None:

@@ -4,20 +4,21 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, get_args
 
 import numpy as np
 import pytest
 import torch
-from small_data import TITLES, WINDOW, small_data
+from small_data import NUM_CANDIDATES, TITLES, WINDOW, small_data
 
 from rsllm.config import Experiment
 from rsllm.data.prepared import PreparedData
-from rsllm.evaluate.launch import Method, Rule, _catalogue_scorer
+from rsllm.evaluate.launch import Method, Rule, _catalogue_scorer, _inputs, _language_scores
 from rsllm.evaluate.rank import catalogue_scores
 from rsllm.recommenders import build, save
 from rsllm.recommenders.embeddings import ItemEmbeddings
-from rsllm.settings import replace_in
+from rsllm.settings import content_hash, replace_in
 
 
 @pytest.fixture(scope="module")
@@ -56,3 +57,51 @@ def test_a_recommender_sees_the_histories_that_it_was_trained_on(
     assert np.abs(plain_RI - shuffled_RI).max() > 1e-3
     expected_RI = shuffled_RI if shuffle else plain_RI
     np.testing.assert_allclose(_catalogue_scorer(chosen, data)(rows), expected_RI, atol=1e-6)
+
+
+DIFFERENT: list[dict[str, Any]] = [
+    {"prompt.candidate_slots": False},
+    {"projector.shuffle_items": True},
+    {"evaluation.decoding": ["free", "constrained"]},
+    {"evaluation.candidate_orders": 2},
+    {"backbone.tuning": "full"},
+]
+
+
+def test_what_changes_the_scores_has_a_key_of_its_own(tmp_path: Path) -> None:
+    layout: Any = SimpleNamespace(precision="fp32")
+
+    def key(changes: dict[str, Any], **settings: Any) -> str:
+        experiment = replace_in(Experiment(), changes)
+        asked = Method(name="m", scorer="likelihood", experiment=experiment, **settings)
+        return content_hash(_inputs(asked, "test", tmp_path, "backbone", layout))
+
+    keys = {key(changes) for changes in [{}, *DIFFERENT]}
+    keys |= {key({}, representation="unified"), key({}, representation="llara")}
+    assert len(keys) == len(DIFFERENT) + 3
+    assert key({"stage1.samples": 7}) == key({}), "the artifact has its own"
+
+
+@pytest.mark.parametrize("scorer", ["likelihood", "pointer"])
+def test_a_language_model_ranks_reorders_and_answers(
+    data: PreparedData, random_llm: Path, scorer: Any
+) -> None:
+    changes = {
+        "evaluation.candidate_orders": 2,
+        "evaluation.decoding": ["free", "constrained"],
+        "evaluation.generation_rows": 3,
+        "evaluation.max_new_tokens": 4,
+    }
+    chosen = Method(name="m", scorer=scorer, experiment=replace_in(Experiment(), changes))
+    layout: Any = SimpleNamespace(precision="fp32", use_gpu=False)
+    rows = data.rows("test")
+    scores, answers = _language_scores(chosen, data, [rows], str(random_llm), layout)
+    shape = (len(rows), NUM_CANDIDATES)
+    assert (scores["scores"].shape, scores["orders"].shape) == ((1, *shape), (2, *shape))
+    assert ("likelihood" in scores) == (scorer == "pointer")
+    assert answers is not None
+    assert {decoding: len(found) for decoding, found in answers.items()} == {
+        "free": 3,
+        "constrained": 3,
+    }
+    assert set(answers["constrained"]) <= set(TITLES)

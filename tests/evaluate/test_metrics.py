@@ -10,6 +10,7 @@ from rsllm.errors import EvaluationError
 from rsllm.evaluate.metrics import (
     expected_metrics,
     generation_metrics,
+    order_bias,
     rank_metrics,
     strict_verdict,
     target_ranks,
@@ -134,3 +135,25 @@ def test_generation_metrics_name_their_denominator() -> None:
     assert judged.hits_of_all.tolist() == [1, 0, 0, 0]
     assert judged.hits_of_all.sum() / judged.valid.sum() == pytest.approx(1 / 3)
     assert generation_metrics([verdict("no idea", TITLES, 0)]).valid.sum() == 0
+
+
+def test_a_scorer_that_prefers_a_place_is_exposed() -> None:
+    """It always takes what stands first."""
+    presented_PRC = np.array([[[0, 1, 2]] * 2, [[2, 0, 1]] * 2, [[1, 2, 0]] * 2])
+    target_R = np.array([0, 2])
+    found = order_bias(-presented_PRC, presented_PRC, target_R)
+    assert found["changed"].tolist() == [1.0, 1.0]
+    assert found["HR@1"].tolist() == [0.5, 0.0, 0.5]
+    thirds = {name: found[f"HR@1, {name} third"].tolist() for name in ("first", "middle", "last")}
+    assert thirds == {"first": [1, 1], "middle": [0, 0], "last": [0, 0]}
+
+
+def test_a_scorer_that_ignores_the_order_is_cleared() -> None:
+    rng = np.random.default_rng(0)
+    presented_PRC = rng.permuted(np.tile(np.arange(20), (5, 40, 1)), axis=2)
+    scores_PRC = np.tile(rng.normal(size=(40, 20)), (5, 1, 1))
+    target_R = scores_PRC[0].argmax(axis=1)
+    found = order_bias(scores_PRC, presented_PRC, target_R)
+    assert found["changed"].tolist() == [0.0] * 40
+    assert found["HR@1"].tolist() == [1.0] * 5
+    assert sum(len(found[f"HR@1, {t} third"]) for t in ("first", "middle", "last")) == 200

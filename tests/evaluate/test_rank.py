@@ -11,7 +11,7 @@ from typing import get_args
 import numpy as np
 import pytest
 import torch
-from model.small_models import make_model
+from model.small_models import make_model, save_bloom, save_mistral
 from small_data import NUM_CANDIDATES, TITLES, WINDOW, small_data
 
 from rsllm.config import LossConfig, PromptConfig, RecommenderConfig, Scorer
@@ -30,14 +30,16 @@ from rsllm.evaluate.rank import (
     fixed_sample,
     held_out,
     named,
+    presented_places,
     rank_catalogue,
+    reordered_scores,
     score_candidates,
     target_places,
 )
 from rsllm.model.backbone import load_backbone, load_tokenizer
 from rsllm.model.hybrid import HybridLM, ItemSlots
 from rsllm.model.objective import LanguageObjective
-from rsllm.prompts.encode import PromptEncoder
+from rsllm.prompts.encode import NO_ITEM, PromptEncoder, Tokens
 from rsllm.recommenders import build
 
 
@@ -227,3 +229,55 @@ def test_training_rows_have_all_but_candidate_scores(data: PreparedData) -> None
     found = rank_catalogue(score, [rows], data)
     assert found["scores"].shape == (1, len(rows), 0)
     assert len(named(found, EXPECTED)["MRR"]) == len(named(found, CATALOGUE)["MRR"]) == len(rows)
+
+
+@pytest.mark.parametrize("save", [save_bloom, lambda *at: save_mistral(*at, window=8)])
+@torch.no_grad()
+def test_without_one_pass_every_candidate_is_a_plain_forward(
+    data: PreparedData, random_llm: Path, tmp_path: Path, save: Callable[[Path, Path], Path]
+) -> None:
+    objective, encoder = objective_and_encoder(save(tmp_path, random_llm))
+    rows = data.rows("validation")
+
+    def scores() -> np.ndarray:
+        return score_candidates(objective, rows, encoder, data, "likelihood", batch_size=4)
+
+    objective.model.one_pass = False
+    found, expected = scores(), []
+    for i in range(len(rows)):
+        d = decision(rows, i)
+        prompt = encoder.prompt(d.history, d.candidates, d.template).tokens
+        expected.append([plain_score(objective, encoder, prompt, item) for item in d.candidates])
+    np.testing.assert_allclose(found, expected, atol=1e-4, rtol=0)
+
+
+def plain_score(
+    objective: LanguageObjective, encoder: PromptEncoder, prompt: Tokens, candidate: int
+) -> float:
+    answer = [*encoder.title_ids[candidate], encoder.terminator]
+    vectors = objective.model.embed(
+        torch.tensor([prompt.ids + answer]),
+        torch.tensor([prompt.items + [NO_ITEM] * len(answer)]),
+    )
+    logits_TV = objective.model.llm(inputs_embeds=vectors).logits[0, len(prompt) - 1 : -1].double()
+    return float(logits_TV.log_softmax(-1)[range(len(answer)), answer].sum())
+
+
+def test_scores_return_to_the_places_of_the_candidates(data: PreparedData) -> None:
+    """A scorer that looks at the items only says the same under every order."""
+    rows, shown = data.rows("test"), []
+
+    def score(asked: Rows) -> np.ndarray:
+        assert asked.candidates_RC is not None
+        shown.append(asked.candidates_RC)
+        return asked.candidates_RC.astype(float)
+
+    scores_PRC = reordered_scores(score, rows, 3)
+    assert rows.candidates_RC is not None
+    places_PRC = presented_places(rows, 3)
+    for scores_RC, shown_RC, places_RC in zip(scores_PRC, shown, places_PRC, strict=True):
+        assert scores_RC.tolist() == rows.candidates_RC.tolist()
+        assert not np.array_equal(shown_RC, rows.candidates_RC)
+        again = np.take_along_axis(shown_RC, places_RC, axis=1)
+        assert again.tolist() == rows.candidates_RC.tolist()
+    assert len({shown_RC.tobytes() for shown_RC in shown}) == 3

@@ -46,7 +46,23 @@ def trial(number: int, state: str = "finished") -> dict[str, Any]:
 def study() -> dict[str, Any]:
     """A made-up result with every kind of entry the report knows."""
     metrics = {"HR@1": estimate(0.42), "NDCG@10": estimate(0.6), "MRR": estimate(0.55)}
-    generation = {"ValidRatio": estimate(0.9), "hits_of_all": estimate(0.4), "n": 95}
+    judged = {
+        "n": 95,
+        "ValidRatio": estimate(0.9),
+        "hits_of_all": estimate(0.4),
+        "hits_of_valid": estimate(0.44),
+        "perfect_invalid": 0.016,
+    }
+    silent = judged | {"ValidRatio": estimate(0.0), "hits_of_valid": None}
+    orders = {
+        "orders": 5,
+        "first_choice_changes": estimate(0.61),
+        "HR@1 mean": 0.41,
+        "HR@1 spread": 0.03,
+        "HR@1, first third": 0.6,
+        "HR@1, middle third": 0.3,
+        "HR@1, last third": None,
+    }
     return {
         "title": "Loss weights on MovieLens-100K",
         "question": "Which loss weights rank the next film best?",
@@ -71,7 +87,8 @@ def study() -> dict[str, Any]:
                 "scorer": "likelihood",
                 "n": 95,
                 "metrics": metrics,
-                "generation": {**generation, "hits_of_valid": estimate(0.44)},
+                "generation": {"free": {"LLaRA": judged, "strict": silent}},
+                "candidate_orders": orders,
                 "seconds": 12.0,
             },
             {
@@ -129,7 +146,7 @@ def written(folder: Path, results: dict[str, Any]) -> tuple[Page, list[dict[str,
 def test_report_holds_the_numbers_and_the_plots(tmp_path: Path) -> None:
     page, rows = written(tmp_path, study())
     assert page.tags.count("svg") == 8  # two forests, learning curves, loss, four parameters
-    assert page.tags.count("table") == 8
+    assert page.tags.count("table") == 10
     assert "mathdefault" not in page.text
     for text in ("0.420", "0.340", "better", "chance", "trial 3, the best", "stage2.loss.alpha"):
         assert text in page.text
@@ -219,8 +236,22 @@ def test_sparse_results_still_make_a_report(tmp_path: Path, change: Any) -> None
 
 def test_terminal_tables_rank_trials_and_state_verdicts() -> None:
     text = tables(study())
-    recommender, trials, methods, pairs = text.split("\n\n")
+    recommender, trials, methods, generated, orders, pairs = text.split("\n\n")
     assert "validation" in recommender
     assert [line.split()[0] for line in trials.splitlines()[3:]] == ["3", "1", "0", "2"]
     assert "0.420 [0.340, 0.510]" in methods
     assert "better" in pairs
+    strict = generated.splitlines()[4]
+    assert strict.split()[:4] == ["tuned", "free", "strict", "95"]
+    assert "0.016" in strict
+    assert orders.splitlines()[3].endswith("-"), "no target stood in the last third"
+
+
+def test_metrics_stand_in_order_however_they_are_stored(tmp_path: Path) -> None:
+    results = study()
+    for method in results["methods"]:
+        method["metrics"] = {name: estimate(0.4) for name in ("HR@1", "HR@10", "HR@5", "MRR")}
+    page, _ = written(tmp_path, results)
+    assert page.text.index("HR@5") < page.text.index("HR@10")
+    (header,) = [line for line in tables(results).splitlines() if "scorer" in line]
+    assert header.split()[3:6] == ["HR@1", "HR@5", "MRR"]

@@ -13,7 +13,8 @@ def backbone_folder(
     request: pytest.FixtureRequest, random_llm: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     """A trained and a random Llama, a random GPT-2, Qwen2 and Mistral."""
-    save = {"gpt2": save_gpt2, "qwen2": save_qwen2, "mistral": save_mistral}.get(request.param)
+    saves = {"gpt2": save_gpt2, "qwen2": save_qwen2, "mistral": save_mistral}
+    save = saves.get(request.param)
     if save is not None:
         return save(tmp_path_factory.mktemp(request.param), random_llm)
     folder: Path = request.getfixturevalue(request.param)

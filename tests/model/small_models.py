@@ -106,14 +106,6 @@ def save_qwen2(folder: Path, vocabulary: Path) -> Path:
     return save_model(Qwen2ForCausalLM, Qwen2Config(**_shape(vocabulary)), vocabulary, folder)
 
 
-def save_mistral(folder: Path, vocabulary: Path) -> Path:
-    """A random Mistral (no sliding window) with the tokenizer in `vocabulary`."""
-    from transformers import MistralConfig, MistralForCausalLM
-
-    config = MistralConfig(**_shape(vocabulary), sliding_window=None)
-    return save_model(MistralForCausalLM, config, vocabulary, folder)
-
-
 def _shape(vocabulary: Path) -> dict[str, Any]:
     return {
         "vocab_size": vocabulary_size(vocabulary),
@@ -124,6 +116,37 @@ def _shape(vocabulary: Path) -> dict[str, Any]:
         "num_key_value_heads": 2,
         "initializer_range": 0.3,
     }
+
+
+def save_mistral(folder: Path, vocabulary: Path, window: int | None = None) -> Path:
+    """A random Mistral, with or without a sliding window."""
+    from transformers import MistralConfig, MistralForCausalLM
+
+    config = MistralConfig(
+        vocab_size=vocabulary_size(vocabulary),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        sliding_window=window,
+        initializer_range=0.3,
+    )
+    return save_model(MistralForCausalLM, config, vocabulary, folder)
+
+
+def save_bloom(folder: Path, vocabulary: Path) -> Path:
+    """A random Bloom (ALiBi, no SDPA)."""
+    from transformers import BloomConfig, BloomForCausalLM
+
+    config = BloomConfig(
+        vocab_size=vocabulary_size(vocabulary),
+        hidden_size=32,
+        n_layer=2,
+        n_head=4,
+        initializer_range=0.3,
+    )
+    return save_model(BloomForCausalLM, config, vocabulary, folder)
 
 
 def vocabulary_size(folder: Path) -> int:

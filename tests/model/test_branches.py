@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from small_models import make_batch, make_encoder, make_model, make_rows, save_gpt2
+from small_models import make_batch, make_encoder, make_model, make_rows, save_gpt2, save_mistral
 from torch import Tensor
 
 from rsllm.config import LossConfig, Representation
@@ -58,12 +58,14 @@ def world(folder: Path, representation: Representation) -> tuple[HybridLM, Promp
     return model, make_encoder(load_tokenizer(folder), representation)
 
 
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("representation", REPRESENTATIONS)
 @torch.no_grad()
 def test_one_pass_equals_separate_forwards(
-    backbone_folder: Path, representation: Representation
+    backbone_folder: Path, representation: Representation, attention: str
 ) -> None:
     model, encoder = world(backbone_folder, representation)
+    model.llm.set_attn_implementation(attention)
     rows = make_rows(3)
     batch = make_batch(encoder, rows)
     assert (batch.branch_BT == PADDING).any(), "rows of different lengths"
@@ -74,6 +76,21 @@ def test_one_pass_equals_separate_forwards(
 
     blind = replace(batch, branch_BT=batch.branch_BT.clamp(max=0))
     assert (likelihood(model, blind) - expected_BC).abs().max() > 1e-2, "branches would interfere"
+
+
+@torch.no_grad()
+def test_a_window_as_long_as_one_branch_is_long_enough(random_llm: Path, tmp_path: Path) -> None:
+    encoder = make_encoder(load_tokenizer(random_llm), "unified")
+    rows = make_rows(3, num_candidates=8)
+    batch = make_batch(encoder, rows)
+    window = int(batch.position_BT.max()) + 1
+    assert window < batch.ids_BT.shape[1]
+    llm = load_backbone(save_mistral(tmp_path, random_llm, window), torch.float32)
+    model = make_model(llm.eval())
+    expected_BC = torch.tensor(
+        [[plain_score(model, encoder, row, item) for item in row.candidates] for row in rows]
+    )
+    torch.testing.assert_close(likelihood(model, batch), expected_BC, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("representation", REPRESENTATIONS)

@@ -16,6 +16,7 @@ from small_models import (
     TITLES,
     make_batch,
     make_rows,
+    save_mistral,
     save_model,
     stir,
     vocabulary_size,
@@ -267,46 +268,59 @@ def test_attention_without_sdpa_takes_the_mask_too(random_llm: Path, tmp_path: P
     assert build(folder, "text").hybrid.backbone.config._attn_implementation == "eager"
 
 
-def unfit(name: str, vocab_size: int) -> tuple[Any, Any]:
-    """Class and config of a model whose candidates cannot be scored in one pass."""
+LLAMA = {"num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+SCALED = {
+    "Granite": {"num_key_value_heads": 2, "logits_scaling": 4.0},
+    "Gemma2": {"num_key_value_heads": 2, "head_dim": 8},
+}
+SEPARATE = {
+    "Mistral": {"num_key_value_heads": 2, "sliding_window": 8},
+    "Falcon": {"alibi": True},
+    "Bloom": {},
+    "Mamba": {},
+}
+
+
+def odd_backbone(name: str, settings: dict[str, Any], vocabulary: Path, folder: Path) -> Path:
     import transformers as hf
 
-    common = {"vocab_size": vocab_size, "hidden_size": 32, "initializer_range": 0.3}
-    llama = {**common, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
-    makers: dict[str, tuple[Any, Any]] = {
-        "logit scaling": (
-            hf.GraniteForCausalLM,
-            hf.GraniteConfig(**llama, num_key_value_heads=2, logits_scaling=4.0),
-        ),
-        "soft-capped logits": (
-            hf.Gemma2ForCausalLM,
-            hf.Gemma2Config(**llama, num_key_value_heads=2, head_dim=8),
-        ),
-        "sliding window": (
-            hf.MistralForCausalLM,
-            hf.MistralConfig(**llama, num_key_value_heads=2, sliding_window=8),
-        ),
-        "ALiBi": (hf.FalconForCausalLM, hf.FalconConfig(**llama, alibi=True)),
-        "recurrent": (hf.MambaForCausalLM, hf.MambaConfig(**common, num_hidden_layers=2)),
-    }
-    return makers[name]
+    config = getattr(hf, f"{name}Config")(
+        vocab_size=vocabulary_size(vocabulary),
+        hidden_size=32,
+        initializer_range=0.3,
+        **(LLAMA | settings),
+    )
+    return save_model(getattr(hf, f"{name}ForCausalLM"), config, vocabulary, folder)
 
 
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("logit scaling", "cannot rank candidates in one pass"),
-        ("sliding window", "cannot rank candidates in one pass"),
-        ("ALiBi", "cannot rank candidates in one pass"),
-        ("soft-capped logits", "cannot rank candidates in one pass"),
-        ("recurrent", "cannot rank candidates in one pass"),
-    ],
-)
-def test_a_backbone_that_cannot_rank_in_one_pass_is_refused(
-    name: str, message: str, random_llm: Path, tmp_path: Path
-) -> None:
-    """By its scores, or because it lacks the attention that takes a mask."""
-    folder = save_model(*unfit(name, vocabulary_size(random_llm)), random_llm, tmp_path / "llm")
-    with pytest.raises(ConfigError, match=message) as caught:
+@pytest.mark.parametrize("name", SCALED)
+def test_scaled_or_capped_logits_are_refused(name: str, random_llm: Path, tmp_path: Path) -> None:
+    folder = odd_backbone(name, SCALED[name], random_llm, tmp_path / "llm")
+    with pytest.raises(ConfigError, match="output head alone") as caught:
         build(folder, "text")
     assert str(folder) in str(caught.value)
+
+
+@pytest.mark.parametrize("name", SEPARATE)
+def test_a_backbone_without_one_pass_is_warned_of_once(
+    name: str, random_llm: Path, tmp_path: Path
+) -> None:
+    folder = odd_backbone(name, SEPARATE[name], random_llm, tmp_path / "llm")
+    targets = {"backbone.lora_targets": ["in_proj"]} if name == "Mamba" else {}
+    with pytest.warns(UserWarning, match="cannot rank candidates in one pass") as caught:
+        model = build(folder, "text", **targets)
+    assert len([w for w in caught if w.category is UserWarning]) == 1
+    assert not model.hybrid.one_pass
+    LanguageObjective(model.hybrid, LossConfig(gamma=1.0, scorer="pointer"))
+    with pytest.raises(ConfigError, match=r"loss.gamma is 1.0.*pointer"):
+        LanguageObjective(model.hybrid, LossConfig(gamma=1.0))
+
+
+def test_a_window_shorter_than_the_prompts_rules_out_one_pass(
+    random_llm: Path, tmp_path: Path
+) -> None:
+    """However short the prompts are that are compared."""
+    folder = save_mistral(tmp_path / "llm", random_llm, window=900)
+    assert build(folder, "text", **{"prompt.max_tokens": 800}).hybrid.one_pass
+    with pytest.warns(UserWarning, match="window is 900 tokens"):
+        assert not build(folder, "text").hybrid.one_pass

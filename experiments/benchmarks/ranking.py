@@ -1,0 +1,144 @@
+"""How fast is ranking all candidates in one pass, against one forward per candidate and generation?
+
+Three ways to say which candidate comes next, on the same MovieLens-100K validation users with the
+untuned backbone in fp32: one pass over the prompt and its 20 answers as branches; 20 plain forwards
+per user (a batch of prompt and answer each, logits of the answer only); and batched greedy
+generation of 64 new tokens, which names one candidate at most. They take turns, a round of users
+each; rates are medians over the rounds, ratios medians over the rounds' ratios.
+
+    python experiments/benchmarks/ranking.py --out results.json
+
+Cost: four minutes on two cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tabulate import tabulate
+
+from rsllm import Experiment, Pipeline
+from rsllm.cli import run_script
+from rsllm.config import LossConfig
+from rsllm.data.prepared import PreparedData
+from rsllm.data.sequences import Rows
+from rsllm.evaluate.generate import greedy_answers
+from rsllm.evaluate.rank import decision, fixed_sample, score_candidates
+from rsllm.model import tuned
+from rsllm.model.objective import LanguageObjective
+from rsllm.prompts.encode import PromptEncoder
+from rsllm.runs import provenance, write_json
+
+ROUNDS, USERS = 5, 8
+GOALS = {"separate": 10.0, "generate": 2.0}
+TOLERANCE = 1e-4
+
+
+@torch.inference_mode()
+def separate_forwards(
+    objective: LanguageObjective, rows: Rows, encoder: PromptEncoder
+) -> np.ndarray:
+    """Every candidate's log-probability from a plain forward over prompt and answer. [R, C]."""
+    llm, scores = objective.model.backbone, []
+    for i in range(len(rows)):
+        row = decision(rows, i)
+        prompt = encoder.prompt(row.history, row.candidates, row.template).tokens.ids
+        for item in row.candidates:
+            answer = [*encoder.title_ids[item], encoder.terminator]
+            ids = torch.tensor([prompt + answer[:-1]])
+            logits_TV = llm(ids, logits_to_keep=len(answer)).logits[0]
+            scores.append(logits_TV.log_softmax(-1)[range(len(answer)), answer].sum().item())
+    return np.array(scores).reshape(len(rows), -1)
+
+
+def rounds(
+    objective: LanguageObjective,
+    data: PreparedData,
+    encoder: PromptEncoder,
+    users: int,
+    number: int,
+) -> tuple[list[dict[str, float]], float]:
+    """Users per second of each way in each round, and the largest difference of scores."""
+    sample = fixed_sample(data.rows("validation"), users * number)
+    config = Experiment().evaluation
+    batch = {"batch_size": config.batch_size}
+
+    def one_pass(rows: Rows) -> np.ndarray:
+        return score_candidates(objective, rows, encoder, data, "likelihood", **batch)
+
+    def generate(rows: Rows) -> list[str]:
+        limit = config.max_new_tokens
+        return greedy_answers(
+            objective, rows, encoder, data.titles, "free", max_new_tokens=limit, **batch
+        )
+
+    one_pass(sample.take(slice(0, 1)))
+    found, difference = [], 0.0
+    for start in range(0, len(sample), users):
+        rows = sample.take(slice(start, start + users))
+        ours, seconds = _timed(lambda rows=rows: one_pass(rows))
+        plain, plain_seconds = _timed(lambda rows=rows: separate_forwards(objective, rows, encoder))
+        _, generate_seconds = _timed(lambda rows=rows: generate(rows))
+        difference = max(difference, float(np.abs(ours - plain).max()))
+        times = {"one pass": seconds, "separate": plain_seconds, "generate": generate_seconds}
+        found.append({name: len(rows) / spent for name, spent in times.items()})
+    return found, difference
+
+
+def _timed(run: Callable[[], Any]) -> tuple[Any, float]:
+    start = time.perf_counter()
+    return run(), time.perf_counter() - start
+
+
+def main() -> None:
+    """Measure; print and write rates, ratios and the difference."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--storage", type=Path, default=Path("rsllm-store"), metavar="DIR")
+    parser.add_argument("--users", type=int, default=USERS, help="per round")
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--out", type=Path, required=True)
+    arguments = parser.parse_args()
+    pipeline = Pipeline(Experiment(), arguments.storage)
+    data = PreparedData.open(pipeline.prepare())
+    model = tuned.build(
+        Experiment(), "text", pipeline.backbone, data, None, dtype=torch.float32, lora=False
+    )
+    objective = LanguageObjective(model.hybrid, LossConfig()).eval()
+    found, difference = rounds(objective, data, model.encoder, arguments.users, arguments.rounds)
+    table = [
+        {
+            "way": name,
+            "users/s": statistics.median(r[name] for r in found),
+            "one pass is faster by": statistics.median(r["one pass"] / r[name] for r in found),
+            "goal": GOALS.get(name),
+        }
+        for name in found[0]
+    ]
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    write_json(
+        arguments.out,
+        {
+            "ways": table,
+            "largest_score_difference": difference,
+            "tolerance": TOLERANCE,
+            "users_per_round": arguments.users,
+            "rounds": found,
+            "backbone": Experiment().backbone.source,
+            "dtype": "float32",
+            "threads": torch.get_num_threads(),
+            "provenance": provenance(),
+        },
+    )
+    print(tabulate(table, headers="keys", floatfmt=".2f"))
+    print(f"largest score difference to separate forwards: {difference:.1e} (goal {TOLERANCE:.0e})")
+
+
+if __name__ == "__main__":
+    run_script(main)
