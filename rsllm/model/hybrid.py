@@ -63,7 +63,7 @@ class HybridLM(nn.Module):
 
     def states(self, batch: Batch) -> Tensor:
         """Final-norm hidden states of prompts and branches. [B, T, D]."""
-        mask = branch_mask(batch.branch_BT) if batch.num_branches > 1 else None
+        mask = branch_mask(batch.branch_BT) if batch.parallel else None
         return self._run(batch.ids_BT, batch.item_BT, batch.position_BT, mask)
 
     def target_states(self, batch: Batch) -> Tensor:

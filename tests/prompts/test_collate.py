@@ -140,7 +140,7 @@ def test_a_row_of_another_table_differs_in_its_slots_alone(
         slots = plain.item_BT[number] >= 0
         expected_T = plain.item_BT[number] + slots * table * len(TITLES)
         assert torch.equal(other.item_BT[number], expected_T)
-        assert bool(slots.any()) == encoder.unified
+        assert bool(slots.any()) == encoder.slotted
     same = {f.name for f in fields(plain)} - {"item_BT", "targets", "target_item_B"}
     for name in same:
         a, b = getattr(plain, name), getattr(other, name)
@@ -157,5 +157,5 @@ def test_a_target_alone_takes_the_slot_of_its_rows_table(encoder: PromptEncoder)
             mask = batch.targets.mask_GL[place]
             assert batch.targets.ids_GL[place][mask].tolist() == encoder.item(row.target).ids
             slots = [item for item in batch.targets.item_GL[place].tolist() if item >= 0]
-            own = [row.target + row.table * len(TITLES)] if encoder.unified else []
+            own = [row.target + row.table * len(TITLES)] if encoder.slotted else []
             assert slots == own

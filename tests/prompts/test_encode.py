@@ -97,11 +97,11 @@ def check_items(
     ids, items = prompt.tokens.ids, prompt.tokens.items
     assert len(ids) == len(items)
     slots = [at for at, item in enumerate(items) if item >= 0]
-    assert [items[at] for at in slots] == (history + candidates if encoder.unified else [])
+    assert [items[at] for at in slots] == (history + candidates if encoder.slotted else [])
     assert [at for at, item in enumerate(items) if item == MARKER] == [at - 1 for at in slots]
-    if encoder.unified:
+    if encoder.slotted:
         assert prompt.choices == slots[len(history) :]
-    after_title = 1 - 2 * encoder.unified
+    after_title = 1 - 2 * encoder.slotted
     for choice, item in zip(prompt.choices, candidates, strict=True):
         title, end = encoder.title_ids[item], choice + after_title
         assert ids[end - len(title) : end] == title
