@@ -46,11 +46,6 @@ class Tokens:
         self.ids.extend(ids)
         self.items.extend([NO_ITEM] * len(ids))
 
-    def extend(self, other: Tokens) -> None:
-        """Append another run."""
-        self.ids.extend(other.ids)
-        self.items.extend(other.items)
-
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
@@ -170,47 +165,35 @@ class PromptEncoder:
         opening = self.prefix + self._segment(text.opening)
         choice = self._segment(text.choice.replace("{num_candidates}", str(len(candidates))))
         question = self._segment(text.question)
-        labels = None
+        runs = [self._choices[item] for item in candidates]
         if self._letters is not None:
-            question, labels = question + self._letters.opening, self._letters.labels
-            if len(candidates) > len(labels):
-                raise ConfigError(
-                    f"{len(candidates)} candidates, but prompt.answer = letter has {len(labels)}"
-                    " letters; lower num_candidates, or choose prompt.answer = title"
-                )
-        tail, ends = self._list([self._choices[item] for item in candidates], labels)
-        fixed = len(opening) + len(choice) + len(tail) + len(question)
-        past, _ = self._list(self._newest(history, self.config.max_tokens - fixed))
+            question = question + self._letters.opening
+            runs = self._letters.before(runs)
+        fixed = len(opening) + len(choice) + len(question)
+        fixed += sum([len(run.ids) for run in runs]) - len(self._separator)
         tokens = Tokens.of(opening)
-        tokens.extend(past)
+        self._join(self._newest(history, self.config.max_tokens - fixed), tokens)
         span = (len(opening), len(tokens))
         tokens.text(choice)
-        ends = [len(tokens) + end for end in ends]
-        tokens.extend(tail)
+        ends = self._join(runs, tokens)
         tokens.text(question)
         return Prompt(tokens, span, ends)
 
-    def _list(
-        self, runs: Sequence[Tokens], labels: Sequence[Sequence[int]] | None = None
-    ) -> tuple[Tokens, list[int]]:
-        """Items joined by separators, and the position of each one's last token."""
-        ids: list[int] = []
-        slots: list[int] = []
-        ends, gap = [], len(self._separator)
-        for place, run in enumerate(runs):
-            if labels:
-                ids += labels[place]
-                slots += [NO_ITEM] * len(labels[place])
+    def _join(self, runs: Sequence[Tokens], tokens: Tokens) -> list[int]:
+        """Append items, separators between; returns the position of each one's last token."""
+        ids, items, ends = tokens.ids, tokens.items, []
+        gap = len(self._separator)
+        for run in runs:
             ids += run.ids
-            slots += run.items
+            items += run.items
             ends.append(len(ids) - gap - 1)
-        end = len(ids) - gap
-        return Tokens(ids[:end], slots[:end]), ends
+        del ids[len(ids) - gap :], items[len(items) - gap :]
+        return ends
 
     def _newest(self, history: Sequence[int], room: int) -> list[Tokens]:
         """As many of the last items as fit into `room` tokens, joined."""
         runs = [self._past[item] for item in history]
-        ends = list(accumulate(len(run.ids) for run in reversed(runs)))
+        ends = list(accumulate([len(run.ids) for run in reversed(runs)]))
         kept = bisect_right(ends, room + len(self._separator))
         if not kept:
             raise DataError(
@@ -224,11 +207,21 @@ class PromptEncoder:
 
 @dataclass(frozen=True, slots=True)
 class _Letters:
-    """Candidates' letters: an answer is the one token between the brackets of a label."""
+    """Candidates' letters: an answer is the one token between the brackets of its label."""
 
     opening: list[int]
     labels: list[list[int]]
     answers: list[list[int]]
+
+    def before(self, runs: Sequence[Tokens]) -> list[Tokens]:
+        labels = self.labels[: len(runs)]
+        if len(runs) > len(labels):
+            raise ConfigError(
+                f"{len(runs)} candidates, but prompt.answer = letter has {len(labels)} letters;"
+                " lower num_candidates, or choose prompt.answer = title"
+            )
+        pairs = zip(labels, runs, strict=True)
+        return [Tokens(ids + run.ids, [NO_ITEM] * len(ids) + run.items) for ids, run in pairs]
 
 
 def _letters(tokenizer: Any) -> _Letters:
