@@ -190,3 +190,8 @@ def test_a_backbone_that_cannot_rank_in_one_pass_is_refused(
     with pytest.raises(ConfigError, match=message) as caught:
         build(folder, "text")
     assert str(folder) in str(caught.value)
+
+
+def test_a_backbone_that_answers_by_letter_is_built(random_llm: Path) -> None:
+    letters = {"prompt.answer": "letter", "stage1.loss.alpha": 0.0, "stage2.loss.alpha": 0.0}
+    assert build(random_llm, "text", **letters).encoder.answers([3])[0] != []
