@@ -74,11 +74,7 @@ class HybridLM(nn.Module):
 
     def states(self, batch: Batch) -> Tensor:
         """Final-norm hidden states of prompts and branches. [B, T, D]."""
-        mask = None
-        if batch.num_branches > 1:
-            mask = branch_mask(batch.branch_BT)
-            if self.backbone.config._attn_implementation == "eager":  # adds its mask to the scores
-                mask = torch.where(mask, 0.0, torch.finfo(self.backbone.dtype).min)
+        mask = branch_mask(batch.branch_BT) if batch.parallel else None
         return self._run(batch.ids_BT, batch.item_BT, batch.position_BT, mask)
 
     def target_states(self, batch: Batch) -> Tensor:
@@ -103,9 +99,7 @@ class HybridLM(nn.Module):
     def _run(self, ids: Tensor, item: Tensor, position: Tensor, mask: Tensor | None) -> Tensor:
         """Without a mask attention is plainly causal: enough where padding only follows."""
         if mask is not None and self.backbone.config._attn_implementation == "eager":
-            mask = torch.zeros_like(mask, dtype=self.backbone.dtype).masked_fill(
-                ~mask, torch.finfo(self.backbone.dtype).min
-            )  # it is added there
+            mask = torch.where(mask, 0.0, torch.finfo(self.backbone.dtype).min)  # added to scores
         output = self.backbone.get_decoder()(
             inputs_embeds=self.embed(ids, item),
             attention_mask=mask,

@@ -79,7 +79,8 @@ def contrast(
     with torch.no_grad():
         num_negatives = negative_MM.sum()
         off_diagonal = (cosine_MM * negative_MM).sum() / num_negatives.clamp(min=1)
-        nearest_M = ~(logits_MM > logits_MM.diagonal()[:, None]).any(1)
+        rivals_MM = logits_MM.masked_fill(own_MM, -torch.inf)
+        nearest_M = (rivals_MM < logits_MM.diagonal()[:, None]).all(1)
     loss = F.cross_entropy(logits_MM, own_M, reduction="sum") / num_rows
     if symmetric:
         loss = (loss + F.cross_entropy(logits_MM.T, own_M, reduction="sum") / num_rows) / 2

@@ -71,25 +71,32 @@ class LanguageObjective(nn.Module):
         return self._forward(batch, None)
 
     def _forward(self, batch: Batch, cached: CachedBatch | None) -> tuple[Tensor, Parts]:
+        terms, facts = self.terms(self._states(batch), batch, cached)
+        loss = _sum(terms)
+        facts = facts | {"loss": loss}
+        return loss, {name: value.detach().float() for name, value in facts.items()}
+
+    def terms(
+        self, states_BTD: Tensor, batch: Batch, cached: CachedBatch | None = None
+    ) -> tuple[Parts, Parts]:
+        """The weighted losses that add up to the whole, and what is to be reported."""
         config = self.loss
-        states_BTD = self._states(batch)
         logp_N = self.model.label_log_probs(states_BTD, batch)
         next_item = next_item_loss(_own_labels(logp_N, batch), batch.tokens_per_batch)
-        loss = (1 - config.alpha - config.beta) * next_item
-        parts = {"loss/next_item": next_item}
+        terms = {"next_item": (1 - config.alpha - config.beta) * next_item}
+        facts = {"loss/next_item": next_item}
         if config.contrasts:
             vectors = self._vectors(states_BTD, batch)
             if cached:
-                contrasts, facts = cached.attached_to(vectors), cached.facts
+                contrasts, found = {"contrasts": cached.attached_to(vectors)}, cached.facts
             else:
-                contrasts, facts = self._contrasts(vectors, [batch])
-            loss, parts = loss + contrasts, parts | facts
+                contrasts, found = self._contrasts(vectors, [batch])
+            terms, facts = terms | contrasts, facts | found
         if config.gamma:
             scores_BK, target_B = _candidate_scores(states_BTD, logp_N, batch, config.scorer)
             ranking = ranking_loss(scores_BK, target_B)
-            loss, parts = loss + config.gamma * ranking, parts | {"loss/ranking": ranking}
-        parts["loss"] = loss
-        return loss, {name: value.detach().float() for name, value in parts.items()}
+            terms["ranking"], facts["loss/ranking"] = config.gamma * ranking, ranking
+        return terms, facts
 
     def look_ahead(self, batches: Sequence[Batch]) -> Sequence[Batch | CachedBatch]:
         """Gradient caching (arXiv 2101.06983): contrast the rows of all micro-batches of a step.
@@ -104,7 +111,8 @@ class LanguageObjective(nn.Module):
         vectors = {
             name: torch.cat([part[name] for part in found]).requires_grad_() for name in found[0]
         }
-        contrasts, facts = self._contrasts(vectors, batches)
+        terms, facts = self._contrasts(vectors, batches)
+        contrasts = _sum(terms)
         whole = torch.autograd.grad(contrasts, list(vectors.values()))
         sizes = [len(batch.user_B) for batch in batches]
         split = (torch.split(len(batches) * part, sizes) for part in whole)
@@ -133,8 +141,8 @@ class LanguageObjective(nn.Module):
             vectors["slot"], vectors["title"] = self.model.slots_and_titles(batch)
         return vectors
 
-    def _contrasts(self, vectors: Parts, batches: Sequence[Batch]) -> tuple[Tensor, Parts]:
-        """The weighted sum of all contrasts, and what they report."""
+    def _contrasts(self, vectors: Parts, batches: Sequence[Batch]) -> tuple[Parts, Parts]:
+        """The weighted contrasts, and what they report."""
         config = self.loss
         all_MD = {name: gather(rows_BD) for name, rows_BD in vectors.items()}
         tt_MM, ut_MM = negatives(batches)
@@ -148,17 +156,17 @@ class LanguageObjective(nn.Module):
             first_G, other_GG = distinct_targets(batches, self.model.slots.items_IE)
             slots_GD, titles_GD = all_MD["slot"][first_G], all_MD["title"][first_G]
             pairs.append(("alignment", config.alignment, slots_GD, titles_GD, other_GG))
-        total, facts = tt_MM.new_zeros((), dtype=torch.float32), {}
+        terms, facts = {}, {}
         for name, weight, anchors_MD, others_MD, negative_MM in pairs:
             part = contrast(
                 anchors_MD, others_MD, negative_MM, config.temperature, symmetric=config.symmetric
             )
-            total = total + weight * part.loss
-            facts["loss/alignment" if name == "alignment" else f"loss/{name}_contrast"] = part.loss
+            terms[f"{name}_contrast"] = weight * part.loss
+            facts[f"loss/{name}_contrast"] = part.loss.detach()
             facts[f"contrast/{name}_accuracy"] = part.accuracy
             facts[f"contrast/{name}_cosine"] = part.cosine
             facts[f"contrast/{name}_negatives"] = part.num_negatives
-        return total, {name: fact.detach() for name, fact in facts.items()}
+        return terms, facts
 
     def _autocast(self, batch: Batch) -> torch.autocast:
         return torch.autocast(batch.ids_BT.device.type, torch.bfloat16, enabled=self.autocast)
@@ -170,6 +178,10 @@ class LanguageObjective(nn.Module):
         if scorer == "pointer":
             return pointer_scores(states_BTD, batch)
         return branch_scores(self.model.label_log_probs(states_BTD, batch), batch)
+
+
+def _sum(terms: Parts) -> Tensor:
+    return torch.stack(list(terms.values())).sum()
 
 
 def _own_labels(logp_N: Tensor, batch: Batch) -> Tensor:

@@ -81,8 +81,8 @@ def _scores(llm: Any, encoder: PromptEncoder, row: Row) -> Tensor:
     """One plain sequence per candidate, without mask and position ids. [C]."""
     prompt = encoder.prompt(row.history, row.candidates, row.template).tokens.ids
     scores = []
-    for item in row.candidates:
-        answer = [*encoder.title_ids[item], encoder.terminator]
+    for own in encoder.answers(row.candidates):
+        answer = own + encoder.ending
         logits_TV = llm(torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1].float()
         scores.append(logits_TV.log_softmax(-1)[range(len(answer)), answer].sum())
     return torch.stack(scores)

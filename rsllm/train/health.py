@@ -61,8 +61,8 @@ def warnings(entry: Mapping[str, float]) -> list[str]:
             ),
         }
         | {
-            f"the {name} vectors of different rows have a mean cosine of {cosine:.2f}: they collapse;"
-            " raise the temperature or lower the contrasts' weights": cosine > 0.95
+            f"the {name} vectors of different rows have a mean cosine of {cosine:.2f}: they"
+            " collapse; raise the temperature or lower the contrasts' weights": cosine > 0.95
             for name in ("target", "user")
             if (cosine := entry.get(f"contrast/{name}_cosine")) is not None
         }
@@ -102,7 +102,8 @@ def _slot_scale(objective: LanguageObjective, batch: Batch) -> float:
 def _slot_attention(objective: LanguageObjective, batch: Batch) -> float:
     model, width = objective.model, batch.ids_BT.shape[1]
     with _eager(model.backbone):
-        layers: tuple[Tensor, ...] = model.backbone.get_decoder()(
+        decoder: Any = model.backbone.get_decoder()
+        layers: tuple[Tensor, ...] = decoder(
             inputs_embeds=model.embed(batch.ids_BT, batch.item_BT),
             position_ids=batch.position_BT,
             output_attentions=True,

@@ -49,8 +49,8 @@ def make_rows(num_rows: int, num_candidates: int = 4, seed: int = 0) -> list[Row
     return rows
 
 
-def make_encoder(tokenizer: Any, representation: Representation) -> PromptEncoder:
-    return PromptEncoder(tokenizer, TITLES, PromptConfig(), representation, "movie")
+def make_encoder(tokenizer: Any, representation: Representation, **prompt: Any) -> PromptEncoder:
+    return PromptEncoder(tokenizer, TITLES, PromptConfig(**prompt), representation, "movie")
 
 
 def make_batch(encoder: PromptEncoder, rows: list[Row], **settings: Any) -> Batch:

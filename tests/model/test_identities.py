@@ -134,7 +134,7 @@ def test_the_loss_is_the_weighted_sum_of_its_parts(random_llm: Path, scorer: Any
         0.5 * parts["loss/next_item"]
         + 0.2 * parts["loss/target_contrast"]
         + 0.3 * parts["loss/user_contrast"]
-        + 0.4 * parts["loss/alignment"]
+        + 0.4 * parts["loss/alignment_contrast"]
         + 0.7 * parts["loss/ranking"]
     )
     torch.testing.assert_close(loss.detach(), expected)

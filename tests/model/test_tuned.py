@@ -324,3 +324,8 @@ def test_a_window_shorter_than_the_prompts_rules_out_one_pass(
     assert build(folder, "text", **{"prompt.max_tokens": 800}).hybrid.one_pass
     with pytest.warns(UserWarning, match="window is 900 tokens"):
         assert not build(folder, "text").hybrid.one_pass
+
+
+def test_a_backbone_that_answers_by_letter_is_built(random_llm: Path) -> None:
+    letters = {"prompt.answer": "letter", "stage1.loss.alpha": 0.0, "stage2.loss.alpha": 0.0}
+    assert build(random_llm, "text", **letters).encoder.answers([3])[0] != []
