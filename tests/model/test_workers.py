@@ -18,7 +18,7 @@ from rsllm.model.objective import LanguageObjective
 from rsllm.prompts.collate import answer_tokens
 
 LOSS = LossConfig(alpha=0.3, beta=0.3, gamma=0.5, temperature=0.2, symmetric=True, alignment=0.4)
-CONTRASTS = ("target_contrast", "user_contrast", "alignment")
+CONTRASTS = ("target_contrast", "user_contrast", "alignment_contrast")
 ROWS = make_rows(8, seed=1)
 
 
