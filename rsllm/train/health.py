@@ -80,7 +80,7 @@ def _autocast(objective: LanguageObjective, batch: Batch) -> Any:
 
 
 def _gradient_shares(objective: LanguageObjective, batch: Batch) -> dict[str, float]:
-    with _autocast(objective, batch):
+    with torch.enable_grad(), _autocast(objective, batch):
         with torch.no_grad():
             states_BTD = objective.model.states(batch)
         states_BTD.requires_grad_()
