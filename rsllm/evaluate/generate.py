@@ -43,8 +43,8 @@ def greedy_answers(
 
     Args:
         titles: of the whole catalogue.
-        decoding: "free", at most `max_new_tokens` (one for a letter), or "constrained": at every step the likeliest
-            token that continues some candidate's answer, or ends one.
+        decoding: "free", at most `max_new_tokens` (one for a letter), or "constrained": at every
+            step the likeliest token that continues some candidate's answer, or ends one.
 
     Raises:
         EvaluationError: constrained answers of a row without candidates.
