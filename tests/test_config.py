@@ -157,9 +157,19 @@ def test_letters_answer_at_most_26_candidates_and_have_no_title_to_contrast() ->
         replace_in(Experiment(), {**letters, "data.num_candidates": 27})
     with pytest.raises(ConfigError, match=r"stage2\.loss\.alpha is 0\.2.* set it to 0"):
         replace_in(Experiment(), {**letters, "stage2.loss.alpha": 0.2})
+    with pytest.raises(ConfigError, match=r"stage2\.loss\.alpha is 0.* its alignment 0\.1"):
+        replace_in(Experiment(), {**letters, "stage2.loss.alignment": 0.1})
     assert replace_in(
         Experiment(), {"prompt.answer": "letter", "stage1.samples": 0, "stage2.loss.alpha": 0.0}
     ).stage1.loss.alpha
+
+
+@pytest.mark.parametrize("stage", ["stage1", "stage2"])
+def test_cached_gradients_need_the_same_network_twice(stage: str) -> None:
+    paths = {f"{stage}.gradient_caching": True, "backbone.lora_dropout": 0.1}
+    with pytest.raises(ConfigError, match=rf"{stage}\.gradient_caching .*lora_dropout is 0\.1"):
+        replace_in(Experiment(), paths)
+    assert replace_in(Experiment(), {**paths, "backbone.lora_dropout": 0.0})
 
 
 def test_steps_are_rounded_down() -> None:

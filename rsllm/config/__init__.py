@@ -117,6 +117,12 @@ class Experiment:
             "mixture needs a stage 1 of text prompts: set stage1.samples, and"
             " stage1.representation to text",
         )
+        for name in ("stage1", "stage2"):
+            require(
+                not (getattr(self, name).gradient_caching and self.backbone.lora_dropout),
+                f"{name}.gradient_caching runs the network twice and must find it the same, but"
+                f" backbone.lora_dropout is {self.backbone.lora_dropout}; set one of them to 0",
+            )
         self._check_letters()
 
     def _check_letters(self) -> None:
@@ -130,7 +136,8 @@ class Experiment:
         for name in ("stage1", "stage2"):
             stage: StageConfig = getattr(self, name)
             require(
-                not (stage.steps and stage.loss.alpha),
-                f"{name}.loss.alpha is {stage.loss.alpha}, but with prompt.answer = letter no title"
-                " is answered whose vector L_TT could contrast; set it to 0",
+                not (stage.steps and (stage.loss.alpha or stage.loss.alignment)),
+                f"{name}.loss.alpha is {stage.loss.alpha} and its alignment {stage.loss.alignment},"
+                " but with prompt.answer = letter no title is answered whose tokens they could"
+                " contrast; set it to 0",
             )

@@ -1,4 +1,4 @@
-"""Load a causal language model and attach its LoRA adapter."""
+"""Load a causal language model, and choose what of it trains."""
 
 from __future__ import annotations
 
@@ -53,16 +53,33 @@ def context_length(llm: Any) -> int:
     return int(getattr(llm.config, "max_position_embeddings", 1 << 30))
 
 
-def linear_layers(llm: nn.Module) -> tuple[str, ...]:
-    """Names of the linear layers of the blocks: what LoRA adapts by default."""
+def linear_layers(llm: Any) -> tuple[str, ...]:
+    """Names of all linear layers but the head: what LoRA adapts by default."""
     from transformers.pytorch_utils import Conv1D
 
+    head = llm.get_output_embeddings()
     names = {
         name.rsplit(".", 1)[-1]
         for name, module in llm.named_modules()
-        if isinstance(module, nn.Linear | Conv1D) and "lm_head" not in name
+        if isinstance(module, nn.Linear | Conv1D) and module is not head
     }
     return tuple(sorted(names))
+
+
+def tunable(llm: Any, config: BackboneConfig) -> Any:
+    """The backbone as it is tuned: with an adapter, or with every weight trainable.
+
+    Raises:
+        ConfigError: see `attach_lora`.
+    """
+    if config.tuning == "lora":
+        llm = attach_lora(llm, config)
+    else:
+        llm.requires_grad_(True)
+    if config.gradient_checkpointing:
+        base = llm.get_base_model() if config.tuning == "lora" else llm
+        base.gradient_checkpointing_enable({"use_reentrant": False})
+    return llm
 
 
 def attach_lora(llm: Any, config: BackboneConfig) -> Any:

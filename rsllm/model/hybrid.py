@@ -1,7 +1,8 @@
 """`HybridLM`: embed tokens, put projected items in their slots, run the language model.
 
 Axes: B rows, T tokens, D language-model width, E recommender width, I items, V vocabulary,
-U states whose logits are asked for, N labels, G distinct target items, L tokens of an item.
+S slots and markers, U states whose logits are asked for, N labels, G distinct target items,
+L tokens of an item.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from rsllm.config import ProjectorConfig
 from rsllm.model.branches import branch_mask
 from rsllm.model.projector import Projector, embedding_scale
 from rsllm.prompts.collate import Batch, Items
-from rsllm.prompts.encode import MARKER
+from rsllm.prompts.encode import NO_ITEM
 
 
 class ItemSlots(nn.Module):
@@ -32,11 +33,16 @@ class ItemSlots(nn.Module):
         self.register_buffer("items_IE", items_IE.float(), persistent=False)
 
     def forward(self, tokens_D: Tensor, item: Tensor) -> Tensor:
-        """Fill `tokens_D` [..., D] in place where `item` [...] names a slot or a marker."""
-        slots = item >= 0
-        tokens_D[slots] = self.projector(self.items_IE[item[slots]]).to(tokens_D.dtype)
-        tokens_D[item == MARKER] = self.marker_D.to(tokens_D.dtype)
-        return tokens_D
+        """`tokens_D` [..., D], filled where `item` [...] names a slot or a marker."""
+        places = torch.where(item != NO_ITEM)
+        item_S = item[places]
+        filling_SD = self.projected(item_S.clamp(min=0)).where(item_S[:, None] >= 0, self.marker_D)
+        return tokens_D.index_put(places, filling_SD.to(tokens_D.dtype))
+
+    def projected(self, item: Tensor) -> Tensor:
+        """What a slot holds for rows `item` [...] of the item tables. [..., D]."""
+        vectors: Tensor = self.projector(self.items_IE[item])
+        return vectors
 
 
 class HybridLM(nn.Module):
@@ -64,15 +70,11 @@ class HybridLM(nn.Module):
     def embed(self, ids: Tensor, item: Tensor) -> Tensor:
         """Input vectors [..., D] of token ids and item slots of the same shape."""
         tokens: Tensor = self.backbone.get_input_embeddings()(ids)
-        return tokens if self.slots is None else self.slots(tokens.clone(), item)
+        return tokens if self.slots is None else self.slots(tokens, item)
 
     def states(self, batch: Batch) -> Tensor:
         """Final-norm hidden states of prompts and branches. [B, T, D]."""
-        mask = None
-        if batch.num_branches > 1:
-            mask = branch_mask(batch.branch_BT)
-            if self.backbone.config._attn_implementation == "eager":  # adds its mask to the scores
-                mask = torch.where(mask, 0.0, torch.finfo(self.backbone.dtype).min)
+        mask = branch_mask(batch.branch_BT) if batch.parallel else None
         return self._run(batch.ids_BT, batch.item_BT, batch.position_BT, mask)
 
     def target_states(self, batch: Batch) -> Tensor:
@@ -87,8 +89,17 @@ class HybridLM(nn.Module):
         )
         return pool(states_GLD, items.mask_GL)
 
+    def slots_and_titles(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """What each target's slot holds, and the mean embedding of its title's tokens. [B, D]."""
+        assert self.slots is not None
+        embeddings_BTD = self.backbone.get_input_embeddings()(batch.ids_BT)
+        titles_BD = pool(embeddings_BTD, batch.answer_BT)
+        return self.slots.projected(batch.slot_B).float(), titles_BD
+
     def _run(self, ids: Tensor, item: Tensor, position: Tensor, mask: Tensor | None) -> Tensor:
         """Without a mask attention is plainly causal: enough where padding only follows."""
+        if mask is not None and self.backbone.config._attn_implementation == "eager":
+            mask = torch.where(mask, 0.0, torch.finfo(self.backbone.dtype).min)  # added to scores
         output = self.backbone.get_decoder()(
             inputs_embeds=self.embed(ids, item),
             attention_mask=mask,
@@ -111,6 +122,7 @@ class HybridLM(nn.Module):
 def pool(states_BTD: Tensor, span_BT: Tensor) -> Tensor:
     """Mean state over a span, in fp32. [B, D]."""
     weights = span_BT.float()
-    sums_BD = torch.einsum("btd,bt->bd", states_BTD.float(), weights)
+    with torch.autocast(states_BTD.device.type, enabled=False):
+        sums_BD = torch.einsum("btd,bt->bd", states_BTD.float(), weights)
     mean_BD: Tensor = sums_BD / weights.sum(1, keepdim=True)
     return mean_BD

@@ -4,11 +4,15 @@ L = (1 - alpha - beta) L_NIP + alpha L_TT + beta L_UT + gamma L_rank. RSLLM (arX
 names one language-model and two InfoNCE-like losses; their exact form is reconstructed from CALRec
 (arXiv 2405.02429). L_rank is an extension; gamma = 0 is the paper.
 
-Axes: B own rows, M rows of all workers, D language-model width, K candidates, H history.
+Contrasts run over all rows that a step sees at once: of every worker and, with cached gradients, of
+every micro-batch. Each worker computes the whole of them.
+
+Axes: B own rows, M rows of all workers, D width, K candidates, H history.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rsllm.prompts.collate import Batch
+from rsllm.prompts.encode import NO_ITEM
 
 
 def next_item_loss(logp_N: Tensor, tokens_per_batch: float) -> Tensor:
@@ -49,92 +54,93 @@ class Contrast:
 
 
 def contrast(
-    targets_BD: Tensor, vectors_MD: Tensor, own_B: Tensor, negative_BM: Tensor, temperature: float
+    anchors_MD: Tensor,
+    others_MD: Tensor,
+    negative_MM: Tensor,
+    temperature: float,
+    *,
+    symmetric: bool = False,
 ) -> Contrast:
-    """-log softmax over {own} and negatives of cos(vector_j, target_i) / temperature, mean over i.
+    """-log softmax over {own} and negatives j of cos(other_j, anchor_i) / temperature, mean over i.
 
     Args:
-        targets_BD: v^T_i, the target item on its own.
-        vectors_MD: v^{T|U}_j (L_TT) or v^U_j (L_UT) of every row of every worker.
-        own_B: place of row i among the M rows.
-        negative_BM: True where row j may serve as a negative of row i.
+        anchors_MD: v^T_i, the target item on its own.
+        others_MD: v^{T|U}_j (L_TT) or v^U_j (L_UT).
+        negative_MM: True where other j may serve as a negative of anchor i.
+        symmetric: also over the anchors j whose negative other i is, and the mean of both.
 
-    A row without negatives adds 0.
+    A row without negatives adds 0, and so does a batch without rows.
     """
-    cosine_BM = F.normalize(targets_BD.float(), dim=-1) @ F.normalize(vectors_MD.float(), dim=-1).T
-    own_BM = F.one_hot(own_B, cosine_BM.shape[1]).bool()
-    logits_BM = (cosine_BM / temperature).masked_fill(~(negative_BM | own_BM), -torch.inf)
+    num_rows = max(1, len(anchors_MD))
+    cosine_MM = F.normalize(anchors_MD.float(), dim=-1) @ F.normalize(others_MD.float(), dim=-1).T
+    own_MM = torch.eye(len(cosine_MM), dtype=torch.bool, device=cosine_MM.device)
+    logits_MM = (cosine_MM / temperature).masked_fill(~(negative_MM | own_MM), -torch.inf)
+    own_M = torch.arange(len(cosine_MM), device=cosine_MM.device)
     with torch.no_grad():
-        num_negatives = negative_BM.sum()
-        off_diagonal = (cosine_BM * negative_BM).sum() / num_negatives.clamp(min=1)
-        accuracy = (logits_BM.argmax(1) == own_B).float().mean()
-    loss = F.cross_entropy(logits_BM, own_B)
-    return Contrast(loss, accuracy, off_diagonal, num_negatives / len(own_B))
+        num_negatives = negative_MM.sum()
+        off_diagonal = (cosine_MM * negative_MM).sum() / num_negatives.clamp(min=1)
+        rivals_MM = logits_MM.masked_fill(own_MM, -torch.inf)
+        nearest_M = (rivals_MM < logits_MM.diagonal()[:, None]).all(1)
+    loss = F.cross_entropy(logits_MM, own_M, reduction="sum") / num_rows
+    if symmetric:
+        loss = (loss + F.cross_entropy(logits_MM.T, own_M, reduction="sum") / num_rows) / 2
+    return Contrast(loss, nearest_M.sum() / num_rows, off_diagonal, num_negatives / num_rows)
 
 
-def false_negatives(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-    """The sets B(i) of both contrasts over the rows of all workers.
+def negatives(batches: Sequence[Batch]) -> tuple[Tensor, Tensor]:
+    """Who is a negative of whom, over the rows of these micro-batches on all workers.
 
     Row j is a negative of row i if its target has another title and its user is another; for L_UT
-    also if target i is not in history j. All rows of a batch are of one domain.
+    also if target i is not in history j. All rows of a step are of one domain.
 
     Returns:
-        own_B, negatives_tt_BM, negatives_ut_BM.
+        negative_MM of L_TT, and of L_UT.
     """
-    title_M, user_M = _gather_rows(batch.title_B), _gather_rows(batch.user_B)
-    seen_BM = _seen_in(batch)
-    differs_BM = (batch.title_B[:, None] != title_M) & (batch.user_B[:, None] != user_M)
-    first = _rank() * len(batch.user_B)
-    own_B = torch.arange(first, first + len(batch.user_B), device=user_M.device)
-    return own_B, differs_BM, differs_BM & ~seen_BM
+    title_M = gather(torch.cat([batch.title_B for batch in batches]))
+    user_M = gather(torch.cat([batch.user_B for batch in batches]))
+    seen_BM = torch.cat([(b.past_BH[:, None] == title_M[:, None]).any(-1) for b in batches])
+    differs_MM = (title_M[:, None] != title_M) & (user_M[:, None] != user_M)
+    return differs_MM, differs_MM & (gather(seen_BM.byte()).T == 0)
 
 
-def _seen_in(batch: Batch) -> Tensor:
-    """True where the target of own row i stands in the history of row j. [B, M]."""
-    past = batch.past_BH
-    if _world() > 1:
-        widest = torch.tensor(past.shape[1], device=past.device)
-        dist.all_reduce(widest, op=dist.ReduceOp.MAX)
-        past = F.pad(past, (0, int(widest) - past.shape[1]), value=-1)
-    past_MH = _gather_rows(past)
-    return (batch.title_B[:, None, None] == past_MH).any(-1)
+def distinct_targets(batches: Sequence[Batch], items_IE: Tensor) -> tuple[Tensor, Tensor]:
+    """Which of all rows to align: one for each distinct target that has an item vector.
+
+    Returns:
+        The rows, [G], and negative_GG: whose titles differ.
+    """
+    slot_B = torch.cat([batch.slot_B for batch in batches])
+    slot_M = gather(slot_B.where(items_IE[slot_B].any(dim=1), NO_ITEM))
+    title_M = gather(torch.cat([batch.title_B for batch in batches]))
+    earlier_MM = (slot_M[:, None] == slot_M).tril(-1)
+    rows_G = torch.where((slot_M != NO_ITEM) & ~earlier_MM.any(dim=1))[0]
+    return rows_G, title_M[rows_G, None] != title_M[rows_G]
 
 
-class _GatherWithGradient(torch.autograd.Function):
-    """Rows of all workers; the backward pass adds up what every worker sends back."""
+class _Gather(torch.autograd.Function):
+    """Rows of all workers; own rows take what all send back, for all compute the same from them."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor) -> Tensor:
-        return _gather_rows(rows)
+        parts = [torch.empty_like(rows) for _ in range(_world())]
+        dist.all_gather(parts, rows.contiguous())
+        return torch.cat(parts)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        (gradient,) = gradients
-        gradient = gradient.contiguous()
-        dist.all_reduce(gradient)
-        own = len(gradient) // _world()
-        return gradient[_rank() * own : (_rank() + 1) * own]
+        return _world() * gradients[0].chunk(_world())[dist.get_rank()]
 
 
-def gather(rows_BD: Tensor) -> Tensor:
-    """The rows of all workers, in rank order, differentiable. [M, D]."""
+def gather(rows_B: Tensor) -> Tensor:
+    """The rows of all workers, in rank order: [B, ...] -> [M, ...].
+
+    Differentiable where every worker computes the same from them and gradients are averaged.
+    """
     if _world() == 1:
-        return rows_BD
-    gathered: Tensor = _GatherWithGradient.apply(rows_BD)  # type: ignore[no-untyped-call]
+        return rows_B
+    gathered: Tensor = _Gather.apply(rows_B)  # type: ignore[no-untyped-call]
     return gathered
-
-
-def _gather_rows(rows: Tensor) -> Tensor:
-    if _world() == 1:
-        return rows
-    parts = [torch.empty_like(rows) for _ in range(_world())]
-    dist.all_gather(parts, rows.contiguous())
-    return torch.cat(parts)
 
 
 def _world() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
-
-
-def _rank() -> int:
-    return dist.get_rank() if dist.is_initialized() else 0

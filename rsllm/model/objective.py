@@ -6,6 +6,9 @@ target vectors and the scores of all candidates; only v^T, the target alone, is 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
@@ -13,8 +16,34 @@ from rsllm.config import LossConfig, Scorer
 from rsllm.errors import ConfigError
 from rsllm.model.branches import branch_scores, pointer_scores
 from rsllm.model.hybrid import HybridLM, pool
-from rsllm.model.losses import contrast, false_negatives, gather, next_item_loss, ranking_loss
-from rsllm.prompts.collate import Batch
+from rsllm.model.losses import (
+    contrast,
+    distinct_targets,
+    gather,
+    negatives,
+    next_item_loss,
+    ranking_loss,
+)
+from rsllm.prompts.collate import PROMPT, Batch
+
+Parts = dict[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class CachedBatch:
+    """A micro-batch, with the contrasts of its whole step and their gradient at its vectors."""
+
+    batch: Batch
+    contrasts: Tensor
+    gradients: Parts
+    """Of each kind of vector, times the number of micro-batches, over which losses are averaged."""
+    facts: Parts
+
+    def attached_to(self, vectors: Parts) -> Tensor:
+        """The value of the contrasts, with the cached gradient."""
+        products = [(vectors[name] * cached).sum() for name, cached in self.gradients.items()]
+        surrogate = torch.stack(products).sum()
+        return self.contrasts + (surrogate - surrogate.detach())
 
 
 class LanguageObjective(nn.Module):
@@ -35,52 +64,124 @@ class LanguageObjective(nn.Module):
         self.loss = loss
         self.autocast = autocast
 
-    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, batch: Batch | CachedBatch) -> tuple[Tensor, Parts]:
         """The weighted loss and its parts, detached, for logs."""
-        config = self.loss
-        with torch.autocast(batch.ids_BT.device.type, torch.bfloat16, enabled=self.autocast):
-            states_BTD = self.model.states(batch)
-            logp_N = self.model.label_log_probs(states_BTD, batch)
-            next_item = next_item_loss(_own_labels(logp_N, batch), batch.tokens_per_batch)
-            loss = (1 - config.alpha - config.beta) * next_item
-            parts = {"loss/next_item": next_item}
-            if config.contrasts:
-                contrasts, facts = self._contrasts(states_BTD, batch)
-                loss, parts = loss + contrasts, parts | facts
-            if config.gamma:
-                scores_BK, target_B = _candidate_scores(states_BTD, logp_N, batch, config.scorer)
-                ranking = ranking_loss(scores_BK, target_B)
-                loss, parts = loss + config.gamma * ranking, parts | {"loss/ranking": ranking}
-        parts["loss"] = loss
-        return loss, {name: value.detach().float() for name, value in parts.items()}
+        if isinstance(batch, CachedBatch):
+            return self._forward(batch.batch, batch)
+        return self._forward(batch, None)
 
-    def _contrasts(self, states_BTD: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def _forward(self, batch: Batch, cached: CachedBatch | None) -> tuple[Tensor, Parts]:
+        terms, facts = self.terms(self._states(batch), batch, cached)
+        loss = _sum(terms)
+        facts = facts | {"loss": loss}
+        return loss, {name: value.detach().float() for name, value in facts.items()}
+
+    def terms(
+        self, states_BTD: Tensor, batch: Batch, cached: CachedBatch | None = None
+    ) -> tuple[Parts, Parts]:
+        """The weighted losses that add up to the whole, and what is to be reported."""
         config = self.loss
-        targets_BD = self.model.target_states(batch)[batch.target_item_B]
-        own_B, negatives_tt_BM, negatives_ut_BM = false_negatives(batch)
-        total = states_BTD.new_zeros((), dtype=torch.float32)
-        facts = {}
-        for name, weight, span_BT, negative_BM in (
-            ("target", config.alpha, batch.answer_BT, negatives_tt_BM),
-            ("user", config.beta, batch.history_BT, negatives_ut_BM),
-        ):
-            vectors_MD = gather(pool(states_BTD, span_BT))
-            part = contrast(targets_BD, vectors_MD, own_B, negative_BM, config.temperature)
-            total = total + weight * part.loss
-            facts[f"loss/{name}_contrast"] = part.loss
+        logp_N = self.model.label_log_probs(states_BTD, batch)
+        next_item = next_item_loss(_own_labels(logp_N, batch), batch.tokens_per_batch)
+        terms = {"next_item": (1 - config.alpha - config.beta) * next_item}
+        facts = {"loss/next_item": next_item}
+        if config.contrasts:
+            vectors = self._vectors(states_BTD, batch)
+            if cached:
+                contrasts, found = {"contrasts": cached.attached_to(vectors)}, cached.facts
+            else:
+                contrasts, found = self._contrasts(vectors, [batch])
+            terms, facts = terms | contrasts, facts | found
+        if config.gamma:
+            scores_BK, target_B = _candidate_scores(states_BTD, logp_N, batch, config.scorer)
+            ranking = ranking_loss(scores_BK, target_B)
+            terms["ranking"], facts["loss/ranking"] = config.gamma * ranking, ranking
+        return terms, facts
+
+    def look_ahead(self, batches: Sequence[Batch]) -> Sequence[Batch | CachedBatch]:
+        """Gradient caching (arXiv 2101.06983): contrast the rows of all micro-batches of a step.
+
+        One pass without gradient gives the vectors, the contrasts and their gradient with respect
+        to them. The usual pass then takes it from there, under the same dropout.
+        """
+        if not self.loss.contrasts:
+            return batches
+        with torch.no_grad(), torch.random.fork_rng():
+            found = [self._vectors(self._states(batch), batch) for batch in batches]
+        vectors = {
+            name: torch.cat([part[name] for part in found]).requires_grad_() for name in found[0]
+        }
+        terms, facts = self._contrasts(vectors, batches)
+        contrasts = _sum(terms)
+        whole = torch.autograd.grad(contrasts, list(vectors.values()))
+        sizes = [len(batch.user_B) for batch in batches]
+        split = (torch.split(len(batches) * part, sizes) for part in whole)
+        return [
+            CachedBatch(batch, contrasts.detach(), dict(zip(vectors, share, strict=True)), facts)
+            for batch, *share in zip(batches, *split, strict=True)
+        ]
+
+    def _states(self, batch: Batch) -> Tensor:
+        with self._autocast(batch):
+            return self.model.states(batch)
+
+    def _vectors(self, states_BTD: Tensor, batch: Batch) -> Parts:
+        """What is contrasted, by its name, each in fp32 [B, width]."""
+        config, vectors = self.loss, {}
+        if config.alpha or config.beta:
+            with self._autocast(batch):
+                vectors["target"] = self.model.target_states(batch)[batch.target_item_B]
+        if config.alpha:
+            vectors["answer"] = pool(states_BTD, batch.answer_BT)
+        if config.beta:
+            whole = config.user_span == "prompt"
+            span_BT = batch.branch_BT == PROMPT if whole else batch.history_BT
+            vectors["user"] = pool(states_BTD, span_BT)
+        if config.alignment:
+            vectors["slot"], vectors["title"] = self.model.slots_and_titles(batch)
+        return vectors
+
+    def _contrasts(self, vectors: Parts, batches: Sequence[Batch]) -> tuple[Parts, Parts]:
+        """The weighted contrasts, and what they report."""
+        config = self.loss
+        all_MD = {name: gather(rows_BD) for name, rows_BD in vectors.items()}
+        tt_MM, ut_MM = negatives(batches)
+        pairs = []
+        if config.alpha:
+            pairs.append(("target", config.alpha, all_MD["target"], all_MD["answer"], tt_MM))
+        if config.beta:
+            pairs.append(("user", config.beta, all_MD["target"], all_MD["user"], ut_MM))
+        if config.alignment:
+            assert self.model.slots is not None
+            first_G, other_GG = distinct_targets(batches, self.model.slots.items_IE)
+            slots_GD, titles_GD = all_MD["slot"][first_G], all_MD["title"][first_G]
+            pairs.append(("alignment", config.alignment, slots_GD, titles_GD, other_GG))
+        terms, facts = {}, {}
+        for name, weight, anchors_MD, others_MD, negative_MM in pairs:
+            part = contrast(
+                anchors_MD, others_MD, negative_MM, config.temperature, symmetric=config.symmetric
+            )
+            terms[f"{name}_contrast"] = weight * part.loss
+            facts[f"loss/{name}_contrast"] = part.loss.detach()
             facts[f"contrast/{name}_accuracy"] = part.accuracy
             facts[f"contrast/{name}_cosine"] = part.cosine
             facts[f"contrast/{name}_negatives"] = part.num_negatives
-        return total, facts
+        return terms, facts
+
+    def _autocast(self, batch: Batch) -> torch.autocast:
+        return torch.autocast(batch.ids_BT.device.type, torch.bfloat16, enabled=self.autocast)
 
     @torch.inference_mode()
     def score(self, batch: Batch, scorer: Scorer) -> Tensor:
         """Scores of the row's candidates, higher is better. [B, K], fp32."""
-        with torch.autocast(batch.ids_BT.device.type, torch.bfloat16, enabled=self.autocast):
-            states_BTD = self.model.states(batch)
-            if scorer == "pointer":
-                return pointer_scores(states_BTD, batch)
-            return branch_scores(self.model.label_log_probs(states_BTD, batch), batch)
+        states_BTD = self._states(batch)
+        if scorer == "pointer":
+            return pointer_scores(states_BTD, batch)
+        return branch_scores(self.model.label_log_probs(states_BTD, batch), batch)
+
+
+def _sum(terms: Parts) -> Tensor:
+    return torch.stack(list(terms.values())).sum()
 
 
 def _own_labels(logp_N: Tensor, batch: Batch) -> Tensor:

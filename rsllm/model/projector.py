@@ -1,14 +1,21 @@
 """Recommender width -> language-model width.
 
-Axes: E recommender width, D language-model width.
+Axes: I items, E recommender width, D language-model width.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from rsllm.config import ProjectorConfig
+
+RIDGE = 0.1
+"""Weight of the penalty per item, in variances of a standardised vector's entry."""
+_ACTIVATIONS = {"gelu": nn.GELU, "relu": nn.ReLU, "silu": nn.SiLU, "tanh": nn.Tanh}
+_NORMS = {"none": None, "layer": nn.LayerNorm, "rms": nn.RMSNorm}
 
 
 class Projector(nn.Module):
@@ -25,8 +32,11 @@ class Projector(nn.Module):
         nn.init.normal_(self.linear.weight, std=scale / width**0.5)
         nn.init.zeros_(self.linear.bias)
         layers: list[nn.Module] = []
+        norm = _NORMS[config.norm]
         for depth in range(config.depth):
-            layers += [nn.Linear(config.hidden if depth else width, config.hidden), nn.GELU()]
+            layers.append(nn.Linear(config.hidden if depth else width, config.hidden))
+            layers += [norm(config.hidden)] if norm else []
+            layers.append(_ACTIVATIONS[config.activation]())
         self.mlp = nn.Sequential(*layers, nn.Linear(config.hidden, llm_width)) if layers else None
         if self.mlp is not None:
             last = self.mlp[-1]
@@ -39,6 +49,27 @@ class Projector(nn.Module):
         items_E = items_E.to(self.linear.weight.dtype)
         out: Tensor = self.linear(items_E)
         return out if self.mlp is None else out + self.mlp(items_E)
+
+    @torch.no_grad()
+    def start_at_titles(self, items_IE: Tensor, titles_ID: Tensor) -> None:
+        """Start the linear map at the ridge regression of titles on items, at its present scale.
+
+        Both are centred, for what all titles share says nothing about an item. Rows of zeros, items
+        that have no vector, are left out.
+        """
+        known_I = items_IE.any(dim=1)
+        items, titles = items_IE[known_I].double(), titles_ID[known_I].double()
+        items, titles = items - items.mean(dim=0), titles - titles.mean(dim=0)
+        penalty_EE = RIDGE * len(items) * torch.eye(items.shape[1], dtype=items.dtype)
+        weight_ED = torch.linalg.solve(items.T @ items + penalty_EE, items.T @ titles)
+        present_ED = self.linear.weight.T.double()
+        scale = (items @ present_ED).std() / (items @ weight_ED).std()
+        self.linear.weight.copy_((scale * weight_ED).T)
+
+
+def mean_embeddings(embeddings_VD: Tensor, texts: Sequence[Sequence[int]]) -> Tensor:
+    """Mean embedding of each text's tokens. [I, D]."""
+    return torch.stack([embeddings_VD[list(ids)].float().mean(dim=0) for ids in texts])
 
 
 def embedding_scale(embeddings_VD: Tensor) -> float:

@@ -1,11 +1,13 @@
 """Rows -> `Batch`: each prompt once, its answers as parallel branches behind it.
 
-Axes: B rows, T tokens (prompt, then branches, then padding), C branches of a row, U states whose
-logits are asked for, N labels, G distinct target items, L tokens of an item alone, H history.
+Axes: B rows, T tokens (prompt, then branches, then padding), C branches of a row, M = B * C, U
+states whose logits are asked for, N labels, G distinct target items, L tokens of an item alone,
+H history.
 
 Branch inputs are title tokens. The first label is read at the last prompt position, the
 terminator's at the last title token. Token k of a branch has position |prompt| + k and sees the
-prompt and its own branch only (`rsllm.model.branches`).
+prompt and its own branch only (`rsllm.model.branches`). A letter has no terminator: its branch is
+empty.
 """
 
 from __future__ import annotations
@@ -17,10 +19,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from rsllm.prompts.encode import NO_ITEM, Prompt, PromptEncoder, Tokens
 
+Ints = NDArray[np.int64]
 PADDING = -1
 PROMPT = 0
 
@@ -40,7 +44,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Items:
-    """Items alone, each as it stands in the prompts: title, then marker and slot if unified."""
+    """Items alone, each as it stands in a history."""
 
     ids_GL: Tensor
     item_GL: Tensor
@@ -66,21 +70,25 @@ class Batch:
     label_branch_N: Tensor
     """Flat branch (row * C + branch) each label belongs to."""
     num_branches: int
+    parallel: bool
+    """Whether tokens of several branches stand in a row, so that a mask must part them."""
     target_B: Tensor
     """The target's place among the branches."""
     last_B: Tensor
     """Flat position of the last prompt token."""
     choice_BK: Tensor
-    """Flat position of each prompt candidate's last token (its slot in unified prompts)."""
+    """Flat position of each prompt candidate's last token (its slot where it has one)."""
     choice_target_B: Tensor
     """The target's place among the prompt candidates."""
     history_BT: Tensor
     """True on the history span."""
     answer_BT: Tensor
-    """True on the title tokens of the target's branch."""
+    """True on the tokens of the target's branch: its title, or none where letters answer."""
     targets: Items
     target_item_B: Tensor
     """Index into G of each row's target."""
+    slot_B: Tensor
+    """Row of the stacked item tables of each target."""
     user_B: Tensor
     title_B: Tensor
     """Distinct-title index of each target."""
@@ -119,44 +127,47 @@ def collate(
         all_branches: one branch per candidate, in their order; otherwise the target's only.
         tokens_per_batch: see `Batch`; by default these rows are the whole batch.
     """
-    layouts = [_layout(row, encoder, all_branches) for row in rows]
-    width = max(len(layout.tokens) for layout in layouts)
-    num_branches = len(rows[0].candidates) if all_branches else 1
-    states, labels, label_states, label_branches = _labels(layouts, width, num_branches)
+    prompts = [encoder.prompt(row.history, row.candidates, row.template) for row in rows]
     places = [list(row.candidates).index(row.target) for row in rows]
-    offsets = torch.arange(len(rows)) * width
-    last_position = max(max(layout.position) for layout in layouts)
+    answers = [encoder.answers(row.candidates) for row in rows]
+    if not all_branches:
+        answers = [[own[place]] for own, place in zip(answers, places, strict=True)]
+    labels = [[answer + encoder.ending for answer in own] for own in answers]
+    layout = _Layout.of(prompts, labels)
+    offset_B = np.arange(len(rows)) * layout.width
+    target_B = np.array(places if all_branches else [0] * len(rows))
     targets, target_item_B = _targets(rows, encoder, len(title_keys))
+    branch_BT, position_BT = layout.tokens()
+    state_U, label_state_N, label_branch_N = layout.links()
+    inputs = [[token for label in own for token in label[:-1]] for own in labels]
     return Batch(
-        ids_BT=_padded([x.tokens.ids for x in layouts], width, encoder.terminator),
-        item_BT=_slots(layouts, [row.table * len(title_keys) for row in rows], width),
-        branch_BT=_padded([x.branch for x in layouts], width, PADDING),
-        position_BT=_padded([x.position for x in layouts], width, range(width)).clamp(
-            max=last_position
+        ids_BT=_padded(
+            [p.tokens.ids + own for p, own in zip(prompts, inputs, strict=True)],
+            layout.width,
+            encoder.terminator,
         ),
-        state_U=states,
-        label_N=labels,
-        label_state_N=label_states,
-        label_branch_N=label_branches,
-        num_branches=num_branches,
-        target_B=torch.tensor(places if all_branches else [0] * len(rows)),
-        last_B=offsets + torch.tensor([x.prompt_length - 1 for x in layouts]),
-        choice_BK=offsets[:, None] + torch.tensor([x.prompt.choices for x in layouts]),
+        item_BT=_slots(prompts, [row.table * len(title_keys) for row in rows], layout.width),
+        branch_BT=branch_BT,
+        position_BT=position_BT,
+        state_U=state_U,
+        label_N=torch.tensor([token for own in labels for label in own for token in label]),
+        label_state_N=label_state_N,
+        label_branch_N=label_branch_N,
+        num_branches=len(labels[0]),
+        parallel=layout.parallel,
+        target_B=torch.from_numpy(target_B),
+        last_B=torch.from_numpy(offset_B + layout.start_BS[:, 1] - 1),
+        choice_BK=torch.from_numpy(offset_B[:, None] + [prompt.choices for prompt in prompts]),
         choice_target_B=torch.tensor(places),
-        history_BT=_spans([x.prompt.history for x in layouts], width),
-        answer_BT=_spans(
-            [
-                x.answers[place if all_branches else 0]
-                for x, place in zip(layouts, places, strict=True)
-            ],
-            width,
-        ),
+        history_BT=_spans([prompt.history for prompt in prompts], layout.width),
+        answer_BT=_spans(layout.spans(1 + target_B), layout.width),
         targets=targets,
         target_item_B=target_item_B,
+        slot_B=torch.tensor([row.table * len(title_keys) + row.target for row in rows]),
         user_B=torch.tensor([row.user for row in rows]),
         title_B=torch.as_tensor(title_keys[[row.target for row in rows]], dtype=torch.long),
         past_BH=_padded(
-            [title_keys[list(row.history)].tolist() for row in rows],
+            [title_keys[list(row.history)] for row in rows],
             max(len(row.history) for row in rows),
             PADDING,
         ),
@@ -165,61 +176,81 @@ def collate(
 
 
 def answer_tokens(targets: Sequence[int], encoder: PromptEncoder) -> float:
-    """Number of answer tokens (titles and terminators) of some targets."""
-    return float(sum(len(encoder.title_ids[target]) + 1 for target in targets))
+    """Number of answer tokens (titles and terminators, or letters) of some targets."""
+    return float(sum(encoder.answer_length(target) for target in targets))
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Layout:
-    prompt: Prompt
-    prompt_length: int
-    tokens: Tokens
-    branch: list[int]
-    position: list[int]
-    answers: list[tuple[int, int]]
-    """Span of each branch's title tokens."""
-    endings: list[list[int]]
-    """Labels of each branch: its title tokens and the terminator."""
+    """Where a row's segments stand: the prompt first, then its branches. S = 1 + C segments."""
+
+    start_BS: Ints
+    length_BS: Ints
+
+    @staticmethod
+    def of(prompts: Sequence[Prompt], labels: Sequence[Sequence[Sequence[int]]]) -> _Layout:
+        """A branch's inputs are its labels but the last."""
+        length_BS = np.array(
+            [
+                [len(prompt.tokens), *(len(label) - 1 for label in own)]
+                for prompt, own in zip(prompts, labels, strict=True)
+            ]
+        )
+        return _Layout(_starts(length_BS), length_BS)
+
+    @property
+    def width(self) -> int:
+        return int(self.length_BS.sum(1).max())
+
+    @property
+    def parallel(self) -> bool:
+        return self.length_BS.shape[1] > 2 and bool(self.length_BS[:, 1:].any())
+
+    def tokens(self) -> tuple[Tensor, Tensor]:
+        """Branch and position of every token. [B, T] each.
+
+        Each branch goes on where the prompt ends; padding stays below the longest.
+        """
+        segments = range(self.length_BS.shape[1])
+        branches = [np.repeat(segments, length_S) for length_S in self.length_BS]
+        branch_BT = _padded(branches, self.width, PADDING)
+        prompt_B1 = self.length_BS[:, :1]
+        shift_BS = np.maximum(self.start_BS - prompt_B1, 0)
+        shift_BT = np.take_along_axis(shift_BS, branch_BT.numpy(), axis=1)
+        last = (prompt_B1 + self.length_BS[:, 1:]).max() - 1
+        return branch_BT, torch.from_numpy(np.minimum(np.arange(self.width) - shift_BT, last))
+
+    def links(self) -> tuple[Tensor, Tensor, Tensor]:
+        """States that predict, each once, and each label's state (among them) and branch.
+
+        A row's states are those of its last prompt token, the fork of its branches, and of all
+        branch tokens. A branch's first label is read at the fork, the others at its own tokens.
+        """
+        start_BC, length_BC = self.start_BS[:, 1:], self.length_BS[:, 1:]
+        states_B, labels_M = 1 + length_BC.sum(1), 1 + length_BC.ravel()
+        fork_B, first_M = _starts(states_B), _starts(labels_M)
+        at_B = np.arange(len(states_B)) * self.width + start_BC[:, 0] - 1
+        state_U = np.arange(states_B.sum()) + np.repeat(at_B - fork_B, states_B)
+        before_M = (fork_B[:, None] + start_BC - start_BC[:, :1]).ravel()
+        state_N = np.arange(labels_M.sum()) + np.repeat(before_M - first_M, labels_M)
+        state_N[first_M] = np.repeat(fork_B, length_BC.shape[1])
+        branch_N = np.repeat(np.arange(len(labels_M)), labels_M)
+        return torch.from_numpy(state_U), torch.from_numpy(state_N), torch.from_numpy(branch_N)
+
+    def spans(self, segment_B: Ints) -> Ints:
+        """Start and end of one segment of each row. [B, 2]."""
+        rows = np.arange(len(segment_B))
+        start_B = self.start_BS[rows, segment_B]
+        return np.stack([start_B, start_B + self.length_BS[rows, segment_B]], axis=1)
 
 
-def _layout(row: Row, encoder: PromptEncoder, all_branches: bool) -> _Layout:
-    prompt = encoder.prompt(row.history, row.candidates, row.template)
-    tokens = Tokens()
-    tokens.extend(prompt.tokens)
-    length = len(tokens)
-    branch, position = [PROMPT] * length, list(range(length))
-    answers, endings = [], []
-    for number, item in enumerate(row.candidates if all_branches else [row.target], start=1):
-        title = encoder.title_ids[item]
-        answers.append((len(tokens), len(tokens) + len(title)))
-        endings.append([*title, encoder.terminator])
-        tokens.text(title)
-        branch.extend([number] * len(title))
-        position.extend(range(length, length + len(title)))
-    return _Layout(prompt, length, tokens, branch, position, answers, endings)
+def _starts(lengths: Ints) -> Ints:
+    """Where runs of these lengths start, laid end to end along the last axis."""
+    starts: Ints = lengths.cumsum(-1) - lengths
+    return starts
 
 
-def _labels(
-    layouts: Sequence[_Layout], width: int, num_branches: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """States that predict (each once, also where branches share it), labels, and their links."""
-    states: list[int] = []
-    labels: list[int] = []
-    links: list[int] = []
-    branches: list[int] = []
-    for row, layout in enumerate(layouts):
-        fork = len(states)
-        states.append(row * width + layout.prompt_length - 1)
-        answers = zip(layout.answers, layout.endings, strict=True)
-        for number, ((start, end), ending) in enumerate(answers):
-            links.extend([fork, *range(len(states), len(states) + end - start)])
-            states.extend(range(row * width + start, row * width + end))
-            labels.extend(ending)
-            branches.extend([row * num_branches + number] * len(ending))
-    return tuple(torch.tensor(x) for x in (states, labels, links, branches))  # type: ignore[return-value]
-
-
-def _padded(lists: Sequence[Sequence[int]], width: int, fill: int | range) -> Tensor:
+def _padded(lists: Sequence[Sequence[int] | Ints], width: int, fill: int) -> Tensor:
     out = np.full((len(lists), width), fill, dtype=np.int64)
     for row, values in enumerate(lists):
         out[row, : len(values)] = values
@@ -231,19 +262,19 @@ def _targets(rows: Sequence[Row], encoder: PromptEncoder, size: int) -> tuple[It
     wanted = [(row.target, row.table) for row in rows]
     distinct = sorted(set(wanted))
     alone = [encoder.item(item, item + table * size) for item, table in distinct]
-    indices = torch.tensor([distinct.index(target) for target in wanted])
+    place = {target: index for index, target in enumerate(distinct)}
+    indices = torch.tensor([place[target] for target in wanted])
     return items_alone(alone, encoder.terminator), indices
 
 
-def _slots(layouts: Sequence[_Layout], first: Sequence[int], width: int) -> Tensor:
+def _slots(prompts: Sequence[Prompt], first: Sequence[int], width: int) -> Tensor:
     """Items at their slots, counted from where each row's item table starts."""
-    item_BT = _padded([layout.tokens.items for layout in layouts], width, NO_ITEM)
+    item_BT = _padded([prompt.tokens.items for prompt in prompts], width, NO_ITEM)
     return torch.where(item_BT >= 0, item_BT + torch.tensor(first)[:, None], item_BT)
 
 
-def _spans(spans: Sequence[tuple[int, int]], width: int) -> Tensor:
-    bounds_B2 = torch.tensor(spans)
-    at_T = torch.arange(width)
+def _spans(bounds: Sequence[tuple[int, int]] | Ints, width: int) -> Tensor:
+    bounds_B2, at_T = torch.as_tensor(bounds), torch.arange(width)
     return (at_T >= bounds_B2[:, :1]) & (at_T < bounds_B2[:, 1:])
 
 

@@ -1,20 +1,26 @@
 """Prompt -> token ids, item slots and spans; the only place where data text is tokenised.
 
 A prompt is assembled as ids, segment by segment, so no title can become a control token. A title
-has the same ids in the history, among the candidates and in the answer. In unified prompts two
-positions follow each title: a marker and the item's slot. Both stand on an existing token's id;
-the model replaces their vectors, and they are known by position, never by searching ids.
+has the same ids in the history, among the candidates and in the answer. An item is written as
+
+    index: number | behavioural: slot | text: title | llara: title slot | unified: title marker slot
+
+Markers and slots stand on an existing token's id; the model replaces their vectors, and they are
+known by position, never by searching ids. To be answered by letter, candidates read "(A) title".
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
+from string import ascii_uppercase
 from typing import Any
 
-from rsllm.config import Domain, PromptConfig, Representation
+from rsllm.config import SLOTTED, Domain, PromptConfig, Representation
 from rsllm.errors import ConfigError, DataError
-from rsllm.prompts.templates import SEPARATOR, TEMPLATES
+from rsllm.prompts.templates import SEPARATOR, templates
 
 NO_ITEM = -1
 MARKER = -2
@@ -27,6 +33,11 @@ class Tokens:
     ids: list[int] = field(default_factory=list)
     items: list[int] = field(default_factory=list)
 
+    @classmethod
+    def of(cls, ids: Sequence[int]) -> Tokens:
+        """Plain tokens."""
+        return cls([*ids], [NO_ITEM] * len(ids))
+
     def __len__(self) -> int:
         return len(self.ids)
 
@@ -35,11 +46,6 @@ class Tokens:
         self.ids.extend(ids)
         self.items.extend([NO_ITEM] * len(ids))
 
-    def extend(self, other: Tokens) -> None:
-        """Append another run."""
-        self.ids.extend(other.ids)
-        self.items.extend(other.items)
-
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
@@ -47,18 +53,26 @@ class Prompt:
 
     tokens: Tokens
     history: tuple[int, int]
-    """Start and end of the history span (titles, markers and slots, with separators)."""
+    """Start and end of the history span (items with separators)."""
     choices: list[int]
-    """Position of each candidate's last token: its slot, or its last title token."""
+    """Position of each candidate's last token: its slot, or the last of its name."""
 
 
 class PromptEncoder:
     """Encodes rows of a catalogue for one tokenizer, item representation and domain.
 
     Attributes:
-        terminator: id of the newline that ends an answer.
+        representation: how items are written.
+        slotted: whether that has slots.
+        title_ids: ids of each item's name: its title, or under `index` its number.
+        terminator: id of the newline that ends a title.
+        ending: what ends an answer: the terminator, or nothing after a letter.
         num_cut_titles: titles longer than `max_title_tokens`.
         num_dropped_items: history items dropped so far to fit `max_tokens`.
+
+    Raises:
+        ConfigError: the tokenizer has no token for the newline, or none for a letter to answer.
+        DataError: a title that is empty, or reads as a control token.
     """
 
     def __init__(
@@ -71,28 +85,44 @@ class PromptEncoder:
     ) -> None:
         self.tokenizer = tokenizer
         self.config = config
-        self.unified = representation == "unified"
-        self.templates = TEMPLATES[domain]
+        self.representation: Representation = representation
+        self.slotted = representation in SLOTTED
         self.prefix = _prefix_ids(tokenizer)
         self.terminator = _terminator_id(tokenizer)
-        self.title_ids, self.num_cut_titles = self._tokenize_titles(titles)
+        letters, numbers = config.answer == "letter", representation == "index"
+        names = [str(item + 1) for item in range(len(titles))] if numbers else titles
+        self.title_ids, self.num_cut_titles = self._tokenize(names)
+        self.templates = templates(
+            domain, "letter" if letters else "number" if numbers else "title"
+        )
+        self.ending = [] if letters else [self.terminator]
+        self._letters = _letters(tokenizer) if letters else None
         self.num_dropped_items = 0
         self._segments: dict[str, list[int]] = {}
+        self._separator = self._segment(SEPARATOR)
+        alone = [self.item(item) for item in range(len(titles))]
+        self._past = self._choices = self._runs(alone)
+        if self.slotted and not config.candidate_slots:
+            self._choices = self._runs([Tokens.of(ids) for ids in self.title_ids])
+
+    def _runs(self, items: Sequence[Tokens]) -> list[Tokens]:
+        """Each item with a separator behind it."""
+        ids, gap = self._separator, [NO_ITEM] * len(self._separator)
+        return [Tokens(item.ids + ids, item.items + gap) for item in items]
 
     def of(self, titles: Sequence[str], domain: Domain) -> PromptEncoder:
         """The same for another catalogue."""
-        representation: Representation = "unified" if self.unified else "text"
-        return PromptEncoder(self.tokenizer, titles, self.config, representation, domain)
+        return PromptEncoder(self.tokenizer, titles, self.config, self.representation, domain)
 
-    def _tokenize_titles(self, titles: Sequence[str]) -> tuple[list[list[int]], int]:
+    def _tokenize(self, names: Sequence[str]) -> tuple[list[list[int]], int]:
         lead = _title_lead(self.tokenizer)
         encoded = self.tokenizer(
-            [lead + title for title in titles], add_special_tokens=False, split_special_tokens=True
+            [lead + name for name in names], add_special_tokens=False, split_special_tokens=True
         )["input_ids"]
         control = set(self.tokenizer.added_tokens_decoder) | {self.terminator}
-        for title, ids in zip(titles, encoded, strict=True):
-            if not (ids and title.strip()) or control & set(ids):
-                raise DataError(f"title {title!r} is empty or reads as a control token; rename it")
+        for name, ids in zip(names, encoded, strict=True):
+            if not (ids and name.strip()) or control & set(ids):
+                raise DataError(f"title {name!r} is empty or reads as a control token; rename it")
         limit = self.config.max_title_tokens
         return [ids[:limit] for ids in encoded], sum(len(ids) > limit for ids in encoded)
 
@@ -102,62 +132,113 @@ class PromptEncoder:
         return self._segments[text]
 
     def item(self, item: int, slot: int | None = None) -> Tokens:
-        """One item alone, in this representation: title, then marker and slot if unified.
+        """One item alone, in this representation.
 
         The slot's item is `item` itself, unless another row of the item tables is named.
         """
-        tokens = Tokens()
-        tokens.text(self.title_ids[item])
-        if self.unified:
-            tokens.ids.extend([self.terminator] * 2)
-            tokens.items.extend([MARKER, item if slot is None else slot])
+        tokens = Tokens.of([] if self.representation == "behavioural" else self.title_ids[item])
+        slots = [MARKER] if self.representation == "unified" else []
+        if self.slotted:
+            slots.append(item if slot is None else slot)
+        tokens.ids.extend([self.terminator] * len(slots))
+        tokens.items.extend(slots)
         return tokens
+
+    def answers(self, candidates: Sequence[int]) -> list[list[int]]:
+        """Ids of each candidate's answer, without `ending`: its name, or its letter here."""
+        if self._letters is None:
+            return [self.title_ids[item] for item in candidates]
+        return self._letters.answers[: len(candidates)]
+
+    def answer_length(self, target: int) -> int:
+        """Number of tokens of an answer, `ending` included."""
+        return (len(self.title_ids[target]) if self._letters is None else 1) + len(self.ending)
 
     def prompt(self, history: Sequence[int], candidates: Sequence[int], template: int) -> Prompt:
         """Encode one row; the oldest history items are dropped whole until it fits.
 
         Raises:
+            ConfigError: more candidates than letters.
             DataError: the candidates alone do not fit.
         """
         text = self.templates[template % len(self.templates)]
-        choice = text.choice.replace("{num_candidates}", str(len(candidates)))
-        tail, ends = self._list(candidates)
-        fixed = len(self.prefix) + sum(
-            len(self._segment(s)) for s in (text.opening, choice, text.question)
-        )
-        past = self._fitting_history(history, self.config.max_tokens - fixed - len(tail))
-        tokens = Tokens()
-        tokens.text(self.prefix + self._segment(text.opening))
-        start = len(tokens)
-        tokens.extend(past)
-        span = (start, len(tokens))
-        tokens.text(self._segment(choice))
-        ends = [len(tokens) + end for end in ends]
-        tokens.extend(tail)
-        tokens.text(self._segment(text.question))
+        opening = self.prefix + self._segment(text.opening)
+        choice = self._segment(text.choice.replace("{num_candidates}", str(len(candidates))))
+        question = self._segment(text.question)
+        runs = [self._choices[item] for item in candidates]
+        if self._letters is not None:
+            question = question + self._letters.opening
+            runs = self._letters.before(runs)
+        fixed = len(opening) + len(choice) + len(question)
+        fixed += sum([len(run.ids) for run in runs]) - len(self._separator)
+        tokens = Tokens.of(opening)
+        self._join(self._newest(history, self.config.max_tokens - fixed), tokens)
+        span = (len(opening), len(tokens))
+        tokens.text(choice)
+        ends = self._join(runs, tokens)
+        tokens.text(question)
         return Prompt(tokens, span, ends)
 
-    def _list(self, items: Sequence[int]) -> tuple[Tokens, list[int]]:
-        """Items joined by separators, and the position of each one's last token."""
-        tokens, ends = Tokens(), []
-        for index, item in enumerate(items):
-            if index:
-                tokens.text(self._segment(SEPARATOR))
-            tokens.extend(self.item(item))
-            ends.append(len(tokens) - 1)
-        return tokens, ends
+    def _join(self, runs: Sequence[Tokens], tokens: Tokens) -> list[int]:
+        """Append items, separators between; returns the position of each one's last token."""
+        ids, items, ends = tokens.ids, tokens.items, []
+        gap = len(self._separator)
+        for run in runs:
+            ids += run.ids
+            items += run.items
+            ends.append(len(ids) - gap - 1)
+        del ids[len(ids) - gap :], items[len(items) - gap :]
+        return ends
 
-    def _fitting_history(self, history: Sequence[int], room: int) -> Tokens:
-        for first in range(len(history)):
-            tokens, _ = self._list(history[first:])
-            if len(tokens) <= room:
-                self.num_dropped_items += first
-                return tokens
-        raise DataError(
-            f"a prompt needs {self.config.max_tokens - room} tokens beside its history, and no"
-            f" history item fits into prompt.max_tokens = {self.config.max_tokens}; raise it or"
-            " lower data.num_candidates"
-        )
+    def _newest(self, history: Sequence[int], room: int) -> list[Tokens]:
+        """As many of the last items as fit into `room` tokens, joined."""
+        runs = [self._past[item] for item in history]
+        ends = list(accumulate([len(run.ids) for run in reversed(runs)]))
+        kept = bisect_right(ends, room + len(self._separator))
+        if not kept:
+            raise DataError(
+                f"a prompt needs {self.config.max_tokens - room} tokens beside its history, and no"
+                f" history item fits into prompt.max_tokens = {self.config.max_tokens}; raise it or"
+                " lower data.num_candidates"
+            )
+        self.num_dropped_items += len(runs) - kept
+        return runs[-kept:]
+
+
+@dataclass(frozen=True, slots=True)
+class _Letters:
+    """Candidates' letters: an answer is the one token between the brackets of its label."""
+
+    opening: list[int]
+    labels: list[list[int]]
+    answers: list[list[int]]
+
+    def before(self, runs: Sequence[Tokens]) -> list[Tokens]:
+        labels = self.labels[: len(runs)]
+        if len(runs) > len(labels):
+            raise ConfigError(
+                f"{len(runs)} candidates, but prompt.answer = letter has {len(labels)} letters;"
+                " lower num_candidates, or choose prompt.answer = title"
+            )
+        pairs = zip(labels, runs, strict=True)
+        return [Tokens(ids + run.ids, [NO_ITEM] * len(ids) + run.items) for ids, run in pairs]
+
+
+def _letters(tokenizer: Any) -> _Letters:
+    lead = _title_lead(tokenizer)
+    opening, *labels = tokenizer(
+        [lead + "(", *(f"{lead}({letter})" for letter in ascii_uppercase)],
+        add_special_tokens=False,
+    )["input_ids"]
+    answers = [ids[len(opening) : len(opening) + 1] for ids in labels]
+    for letter, ids, answer in zip(ascii_uppercase, labels, answers, strict=True):
+        if ids[: len(opening)] != opening or tokenizer.decode(answer) != letter:
+            raise ConfigError(
+                f"the backbone's tokenizer splits '({letter})' into"
+                f" {tokenizer.convert_ids_to_tokens(ids)}, where the letter is no token of its own;"
+                " choose prompt.answer = title"
+            )
+    return _Letters(opening, labels, answers)
 
 
 def _prefix_ids(tokenizer: Any) -> list[int]:

@@ -83,6 +83,13 @@ class ItemEmbeddings:
         tables = tuple(_fitted(fold.table_IE, self.table_IE) for fold in folds)
         return ItemEmbeddings(self.table_IE, self.source, tables)
 
+    def shuffled(self) -> ItemEmbeddings:
+        """Ablation: every item with the vector of another one, in all tables the same."""
+        order_I = torch.randperm(len(self.table_IE), generator=torch.Generator().manual_seed(0))
+        other_I = order_I.roll(1)[order_I.argsort()]
+        folds = tuple(table_IE[other_I] for table_IE in self.fold_tables)
+        return ItemEmbeddings(self.table_IE[other_I], self.source, folds)
+
     def standardised(self) -> Tensor:
         """All tables, one below the other, at the table's zero mean and unit variance.
 

@@ -22,7 +22,7 @@ BUCKET_ELEMENTS = 20_000_000
 
 @dataclass(frozen=True, slots=True)
 class ParameterGroup:
-    """Parameters that share a peak learning rate."""
+    """Parameters that share a peak learning rate; frozen ones are only handed through."""
 
     parameters: list[nn.Parameter]
     learning_rate: float
@@ -41,6 +41,8 @@ class Optimization:
     accumulation: int = 1
     max_gradient_norm: float = 0.0
     """0 turns clipping off."""
+    look_ahead: Callable[[Sequence[Any]], Sequence[Any]] = list
+    """Micro-batches of a step -> what the objective is called with (gradient caching)."""
 
 
 def warmup_then_cosine(steps: int, warmup: int, floor: float = 0.1) -> Callable[[int], float]:
@@ -68,9 +70,13 @@ class Engine:
             # The shared-memory op serves inference only, and compiling it takes a minute.
             deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         self.optimization = optimization
+        self._exported = {id(p) for group in optimization.groups for p in group.parameters}
+        self._learning = [
+            g for g in optimization.groups if any(p.requires_grad for p in g.parameters)
+        ]
         groups = [
             {"params": g.parameters, "lr": g.learning_rate, "weight_decay": g.weight_decay}
-            for g in optimization.groups
+            for g in self._learning
         ]
         self._engine, *_ = deepspeed.initialize(
             model=objective,
@@ -100,12 +106,12 @@ class Engine:
             TrainingError: a loss that is not finite on any worker; no weight has changed then.
         """
         self._engine.train()
-        groups = zip(self._engine.optimizer.param_groups, self.optimization.groups, strict=True)
+        groups = zip(self._engine.optimizer.param_groups, self._learning, strict=True)
         for live, group in groups:
             live["lr"] = group.learning_rate * self.optimization.schedule(step)
         sums: dict[str, Tensor] = {}
-        for batch in batches:
-            loss, parts = self._engine(batch.to(self.device))
+        for batch in self.optimization.look_ahead([b.to(self.device) for b in batches]):
+            loss, parts = self._engine(batch)
             self._refuse_non_finite(loss.detach(), step)
             self._engine.backward(loss)
             self._engine.step()
@@ -125,8 +131,8 @@ class Engine:
         return dict(zip(sums, means.tolist(), strict=True))
 
     def trainable(self) -> dict[str, Tensor]:
-        """The trained tensors, gathered, fp32 on the CPU. Every rank must call it."""
-        named = [(n, p) for n, p in self.objective.named_parameters() if p.requires_grad]
+        """The tensors of all groups, gathered, fp32 on the CPU. Every rank must call it."""
+        named = [(n, p) for n, p in self.objective.named_parameters() if id(p) in self._exported]
         with deepspeed.zero.GatheredParameters([p for _, p in named], modifier_rank=None):
             return {name: p.detach().float().cpu().clone() for name, p in named}
 

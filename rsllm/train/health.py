@@ -50,23 +50,27 @@ def warnings(entry: Mapping[str, float]) -> list[str]:
     """What an entry of a learning curve gives reason to doubt."""
     scale, attention = entry.get(SLOT_SCALE, 1.0), entry.get(SLOT_ATTENTION, 1.0)
     shares = {n.removeprefix(SHARE): v for n, v in entry.items() if n.startswith(SHARE)}
-    doubts = {
-        f"slot vectors are {scale:.2g} times as long as token vectors: they drown the text, or"
-        " vanish in it; lower stage2.projector_learning_rate": not 0.1 <= scale <= 10,
-        f"the last prompt token pays slots {attention:.2g} times the attention of other tokens:"
-        " the language model hardly reads them": attention < 0.1,
-        "the target contrast is solved (accuracy above 0.95): alpha has no leverage": (
-            entry.get("contrast/target_accuracy", 0.0) > 0.95
-        ),
-    } | {
-        f"the {name} vectors of different rows have a mean cosine of {cosine:.2f}: they collapse;"
-        " raise the temperature or lower the contrasts' weights": cosine > 0.95
-        for name in ("target", "user")
-        if (cosine := entry.get(f"contrast/{name}_cosine")) is not None
-    } | {
-        f"{name} makes {share:.1%} of the gradient: its weight hardly matters": share < 0.01
-        for name, share in shares.items()
-    }
+    doubts = (
+        {
+            f"slot vectors are {scale:.2g} times as long as token vectors: they drown the text, or"
+            " vanish in it; lower stage2.projector_learning_rate": not 0.1 <= scale <= 10,
+            f"the last prompt token pays slots {attention:.2g} times the attention of other tokens:"
+            " the language model hardly reads them": attention < 0.1,
+            "the target contrast is solved (accuracy above 0.95): alpha has no leverage": (
+                entry.get("contrast/target_accuracy", 0.0) > 0.95
+            ),
+        }
+        | {
+            f"the {name} vectors of different rows have a mean cosine of {cosine:.2f}: they"
+            " collapse; raise the temperature or lower the contrasts' weights": cosine > 0.95
+            for name in ("target", "user")
+            if (cosine := entry.get(f"contrast/{name}_cosine")) is not None
+        }
+        | {
+            f"{name} makes {share:.1%} of the gradient: its weight hardly matters": share < 0.01
+            for name, share in shares.items()
+        }
+    )
     return [text for text, doubtful in doubts.items() if doubtful]
 
 
@@ -76,7 +80,7 @@ def _autocast(objective: LanguageObjective, batch: Batch) -> Any:
 
 
 def _gradient_shares(objective: LanguageObjective, batch: Batch) -> dict[str, float]:
-    with _autocast(objective, batch):
+    with torch.enable_grad(), _autocast(objective, batch):
         with torch.no_grad():
             states_BTD = objective.model.states(batch)
         states_BTD.requires_grad_()
@@ -98,7 +102,8 @@ def _slot_scale(objective: LanguageObjective, batch: Batch) -> float:
 def _slot_attention(objective: LanguageObjective, batch: Batch) -> float:
     model, width = objective.model, batch.ids_BT.shape[1]
     with _eager(model.backbone):
-        layers: tuple[Tensor, ...] = model.backbone.get_decoder()(
+        decoder: Any = model.backbone.get_decoder()
+        layers: tuple[Tensor, ...] = decoder(
             inputs_embeds=model.embed(batch.ids_BT, batch.item_BT),
             position_ids=batch.position_BT,
             output_attentions=True,

@@ -46,9 +46,7 @@ class Task(Protocol):
         """Write the finished artifact (rank 0 only)."""
 
 
-def train(
-    task: Task, engine: Engine, checkpoints: Checkpoints, report: Report, log: Log
-) -> State:
+def train(task: Task, engine: Engine, checkpoints: Checkpoints, report: Report, log: Log) -> State:
     """Train to the end, or until validation stops improving; continue if there is a checkpoint.
 
     Args:

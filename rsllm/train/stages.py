@@ -116,7 +116,8 @@ class LanguageTask:
             data.rows("validation"), experiment.evaluation.validation_rows
         )
         self.rows_per_step, self.steps = stage.batch_size, stage.steps
-        self.objective: nn.Module = LanguageObjective(model.hybrid, stage.loss, autocast=autocast)
+        objective = LanguageObjective(model.hybrid, stage.loss, autocast=autocast)
+        self.objective: nn.Module = objective
         share = dist.get_world_size() * stage.accumulation
         self.optimization = Optimization(
             groups=_parameter_groups(model, stage),
@@ -124,6 +125,7 @@ class LanguageTask:
             micro_batch=stage.batch_size // share,
             accumulation=stage.accumulation,
             max_gradient_norm=stage.max_gradient_norm,
+            look_ahead=objective.look_ahead if stage.gradient_caching else list,
         )
 
     @property
@@ -208,9 +210,14 @@ class LanguageTask:
 
 
 def _parameter_groups(model: tuned.LanguageModel, stage: StageConfig) -> list[ParameterGroup]:
-    adapter = [p for p in model.hybrid.llm.parameters() if p.requires_grad]
-    groups = [ParameterGroup(adapter, stage.lora_learning_rate, stage.weight_decay)]
+    """What is tuned, of the backbone and of the projector; what does not learn here is frozen."""
+    backbone = [p for p in model.hybrid.llm.parameters() if p.requires_grad]
+    groups = {"backbone": ParameterGroup(backbone, stage.lora_learning_rate, stage.weight_decay)}
     if model.hybrid.slots is not None:
         slots = list(model.hybrid.slots.parameters())
-        groups.append(ParameterGroup(slots, stage.projector_learning_rate, stage.weight_decay))
-    return groups
+        rate = stage.projector_learning_rate
+        groups["projector"] = ParameterGroup(slots, rate, stage.weight_decay)
+    for name, group in groups.items():
+        for parameter in group.parameters:
+            parameter.requires_grad_(stage.trains in ("all", name))
+    return list(groups.values())

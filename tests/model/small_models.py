@@ -49,8 +49,8 @@ def make_rows(num_rows: int, num_candidates: int = 4, seed: int = 0) -> list[Row
     return rows
 
 
-def make_encoder(tokenizer: Any, representation: Representation) -> PromptEncoder:
-    return PromptEncoder(tokenizer, TITLES, PromptConfig(), representation, "movie")
+def make_encoder(tokenizer: Any, representation: Representation, **prompt: Any) -> PromptEncoder:
+    return PromptEncoder(tokenizer, TITLES, PromptConfig(**prompt), representation, "movie")
 
 
 def make_batch(encoder: PromptEncoder, rows: list[Row], **settings: Any) -> Batch:
@@ -103,16 +103,19 @@ def save_qwen2(folder: Path, vocabulary: Path) -> Path:
     """A random Qwen2 (untied head, attention biases) with the tokenizer in `vocabulary`."""
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
-    config = Qwen2Config(
-        vocab_size=vocabulary_size(vocabulary),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        initializer_range=0.3,
-    )
-    return save_model(Qwen2ForCausalLM, config, vocabulary, folder)
+    return save_model(Qwen2ForCausalLM, Qwen2Config(**_shape(vocabulary)), vocabulary, folder)
+
+
+def _shape(vocabulary: Path) -> dict[str, Any]:
+    return {
+        "vocab_size": vocabulary_size(vocabulary),
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "initializer_range": 0.3,
+    }
 
 
 def save_mistral(folder: Path, vocabulary: Path, window: int | None = None) -> Path:

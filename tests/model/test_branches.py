@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ from rsllm.model.objective import LanguageObjective
 from rsllm.prompts.collate import PADDING, Batch, Row
 from rsllm.prompts.encode import MARKER, NO_ITEM, PromptEncoder
 
-REPRESENTATIONS: tuple[Representation, ...] = ("text", "unified")
+REPRESENTATIONS: tuple[Representation, ...] = get_args(Representation)
 
 
 def likelihood(model: HybridLM, batch: Batch) -> Tensor:
@@ -28,9 +28,11 @@ def likelihood(model: HybridLM, batch: Batch) -> Tensor:
 
 
 def plain_score(model: HybridLM, encoder: PromptEncoder, row: Row, candidate: int) -> float:
-    """Log-probability of title and terminator after the prompt: one sequence, no mask."""
+    """Log-probability of the answer after the prompt: one sequence, no mask."""
     prompt = encoder.prompt(row.history, row.candidates, row.template).tokens
     answer = [*encoder.title_ids[candidate], encoder.terminator]
+    if encoder.config.answer == "letter":
+        answer = encoder.answers(row.candidates)[row.candidates.index(candidate)]
     items = prompt.items + [NO_ITEM] * len(answer)
     vectors_TD = by_hand(model, prompt.ids + answer, items)
     logits_TV = model.llm(inputs_embeds=vectors_TD[None]).logits[0].double()
@@ -53,9 +55,11 @@ def by_hand(model: HybridLM, ids: list[int], items: list[int]) -> Tensor:
     return torch.stack(vectors)
 
 
-def world(folder: Path, representation: Representation) -> tuple[HybridLM, PromptEncoder]:
+def world(
+    folder: Path, representation: Representation, **prompt: Any
+) -> tuple[HybridLM, PromptEncoder]:
     model = make_model(load_backbone(folder, torch.float32).eval())
-    return model, make_encoder(load_tokenizer(folder), representation)
+    return model, make_encoder(load_tokenizer(folder), representation, **prompt)
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
@@ -75,7 +79,29 @@ def test_one_pass_equals_separate_forwards(
     torch.testing.assert_close(likelihood(model, batch), expected_BC, atol=1e-4, rtol=0)
 
     blind = replace(batch, branch_BT=batch.branch_BT.clamp(max=0))
-    assert (likelihood(model, blind) - expected_BC).abs().max() > 1e-2, "branches would interfere"
+    assert (likelihood(model, blind) - expected_BC).abs().max() > 1e-3, "branches would interfere"
+
+
+@pytest.mark.parametrize("representation", REPRESENTATIONS)
+@torch.no_grad()
+def test_all_letters_are_read_at_the_end_of_the_prompt(
+    backbone_folder: Path, representation: Representation
+) -> None:
+    model, encoder = world(backbone_folder, representation, answer="letter")
+    rows = make_rows(3)
+    batch = make_batch(encoder, rows)
+    prompts = [encoder.prompt(row.history, row.candidates, row.template) for row in rows]
+    assert batch.ids_BT.shape[1] == max(len(prompt.tokens) for prompt in prompts)
+    assert batch.state_U.tolist() == batch.last_B.tolist()
+    expected_BC = torch.tensor(
+        [[plain_score(model, encoder, row, item) for item in row.candidates] for row in rows]
+    )
+    torch.testing.assert_close(likelihood(model, batch), expected_BC, atol=1e-4, rtol=0)
+    assert (expected_BC[:, :1] - expected_BC[:, 1:]).abs().min() > 1e-4, "letters differ"
+
+    alone = make_batch(encoder, rows, all_branches=False)
+    expected_B1 = expected_BC.gather(1, batch.target_B[:, None])
+    torch.testing.assert_close(likelihood(model, alone), expected_B1, atol=1e-4, rtol=0)
 
 
 @torch.no_grad()

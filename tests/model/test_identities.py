@@ -126,7 +126,7 @@ def test_without_weights_only_the_next_item_part_is_left(
 @pytest.mark.parametrize("scorer", ["likelihood", "pointer"])
 def test_the_loss_is_the_weighted_sum_of_its_parts(random_llm: Path, scorer: Any) -> None:
     encoder = make_encoder(load_tokenizer(random_llm), "unified")
-    config = LossConfig(alpha=0.2, beta=0.3, gamma=0.7, scorer=scorer)
+    config = LossConfig(alpha=0.2, beta=0.3, gamma=0.7, alignment=0.4, scorer=scorer)
     objective = LanguageObjective(make_trainable(random_llm), config)
     batch = make_batch(encoder, make_rows(6))
     loss, parts = objective(batch)
@@ -134,6 +134,7 @@ def test_the_loss_is_the_weighted_sum_of_its_parts(random_llm: Path, scorer: Any
         0.5 * parts["loss/next_item"]
         + 0.2 * parts["loss/target_contrast"]
         + 0.3 * parts["loss/user_contrast"]
+        + 0.4 * parts["loss/alignment_contrast"]
         + 0.7 * parts["loss/ranking"]
     )
     torch.testing.assert_close(loss.detach(), expected)

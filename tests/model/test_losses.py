@@ -15,23 +15,41 @@ from torch import Tensor
 from rsllm.model.backbone import load_tokenizer
 from rsllm.model.branches import branch_scores
 from rsllm.model.hybrid import pool
-from rsllm.model.losses import contrast, false_negatives, next_item_loss, ranking_loss
+from rsllm.model.losses import (
+    contrast,
+    distinct_targets,
+    negatives,
+    next_item_loss,
+    ranking_loss,
+)
 from rsllm.prompts.collate import Row
 
 
 def naive_contrast(
-    targets_BD: Tensor, vectors_MD: Tensor, negative_BM: Tensor, first: int, temperature: float
+    anchors_MD: Tensor, others_MD: Tensor, negative_MM: Tensor, temperature: float, symmetric: bool
 ) -> Tensor:
-    """Own rows are first, first + 1, ... among the M."""
     losses = []
-    for i, target_D in enumerate(targets_BD):
-        own = first + i
-        rivals = [j for j in range(len(vectors_MD)) if j == own or negative_BM[i, j]]
-        similarity = {j: cosine(vectors_MD[j], target_D) / temperature for j in rivals}
-        highest = max(s.item() for s in similarity.values())
-        partition = sum((s - highest).exp() for s in similarity.values())
-        losses.append(torch.log(torch.as_tensor(partition)) + highest - similarity[own])
+    for i in range(len(anchors_MD)):
+        pairs = [(i, j) for j in range(len(others_MD)) if j == i or negative_MM[i, j]]
+        losses.append(naive_term(anchors_MD, others_MD, pairs, i, temperature))
+        if symmetric:
+            pairs = [(j, i) for j in range(len(anchors_MD)) if j == i or negative_MM[j, i]]
+            losses.append(naive_term(anchors_MD, others_MD, pairs, i, temperature))
     return torch.stack(losses).mean()
+
+
+def naive_term(
+    anchors_MD: Tensor,
+    others_MD: Tensor,
+    pairs: list[tuple[int, int]],
+    own: int,
+    temperature: float,
+) -> Tensor:
+    """-log softmax of (own, own) among pairs of an anchor and another."""
+    similar = {(i, j): cosine(others_MD[j], anchors_MD[i]) / temperature for i, j in pairs}
+    highest = max(s.item() for s in similar.values())
+    partition = sum((s - highest).exp() for s in similar.values())
+    return torch.log(torch.as_tensor(partition)) + highest - similar[own, own]
 
 
 def as_doubles(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
@@ -46,16 +64,18 @@ def cosine(a_D: Tensor, b_D: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     ("temperature", "norm", "tolerance"), [(0.1, 1.0, 2e-6), (0.01, 1e4, 1e-4), (2.0, 1e-3, 2e-6)]
 )
-def test_contrast_equals_the_double_loop(temperature: float, norm: float, tolerance: float) -> None:
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_contrast_equals_the_double_loop(
+    temperature: float, norm: float, tolerance: float, symmetric: bool
+) -> None:
     torch.manual_seed(0)
-    first, targets_BD, vectors_MD = 2, norm * torch.randn(4, 5), norm * torch.randn(9, 5)
-    negative_BM = torch.rand(4, 9) < 0.6
-    negative_BM[range(4), range(first, first + 4)] = False
-    inputs = targets_BD.requires_grad_(), vectors_MD.requires_grad_()
+    anchors_MD, others_MD = norm * torch.randn(9, 5), norm * torch.randn(9, 5)
+    negative_MM = (torch.rand(9, 9) < 0.6).fill_diagonal_(False)
+    assert not torch.equal(negative_MM, negative_MM.T)
+    inputs = anchors_MD.requires_grad_(), others_MD.requires_grad_()
     doubles = as_doubles(*inputs)
-    own_B = torch.arange(first, first + 4)
-    loss = contrast(*inputs, own_B, negative_BM, temperature).loss
-    expected = naive_contrast(*doubles, negative_BM, first, temperature)
+    loss = contrast(*inputs, negative_MM, temperature, symmetric=symmetric).loss
+    expected = naive_contrast(*doubles, negative_MM, temperature, symmetric)
     assert float(loss) == pytest.approx(float(expected), rel=tolerance, abs=tolerance)
     ours, theirs = torch.autograd.grad(loss, inputs), torch.autograd.grad(expected, doubles)
     for own, reference in zip(ours, theirs, strict=True):
@@ -70,26 +90,27 @@ def test_contrast_survives_half_precision_vectors() -> None:
     targets_BD, vectors_BD = 1e4 * torch.randn(6, 5), 1e4 * torch.randn(6, 5)
     halves = targets_BD.bfloat16(), vectors_BD.bfloat16()
     negative_BM = ~torch.eye(6).bool()
-    loss = contrast(*halves, torch.arange(6), negative_BM, 0.01).loss
-    expected = naive_contrast(*as_doubles(*halves), negative_BM, 0, 0.01)
+    loss = contrast(*halves, negative_BM, 0.01).loss
+    expected = naive_contrast(*as_doubles(*halves), negative_BM, 0.01, symmetric=False)
     assert loss.dtype == torch.float32
     assert float(loss) == pytest.approx(float(expected), rel=1e-4)
 
 
-@pytest.mark.parametrize("num_rows", [1, 3])
-def test_rows_without_negatives_add_nothing(num_rows: int) -> None:
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("num_rows", [0, 1, 3])
+def test_rows_without_negatives_add_nothing(num_rows: int, symmetric: bool) -> None:
     torch.manual_seed(0)
     targets_BD = torch.randn(num_rows, 5, requires_grad=True)
     vectors_BD = torch.randn(num_rows, 5, requires_grad=True)
     nothing_BM = torch.zeros(num_rows, num_rows, dtype=torch.bool)
-    part = contrast(targets_BD, vectors_BD, torch.arange(num_rows), nothing_BM, 0.01)
+    part = contrast(targets_BD, vectors_BD, nothing_BM, 0.01, symmetric=symmetric)
     assert float(part.loss) == 0
     assert float(part.num_negatives) == 0
     assert float(part.cosine) == 0
     torch.autograd.backward(part.loss)
     for leaf in (targets_BD, vectors_BD):
         assert leaf.grad is not None
-        assert leaf.grad.abs().max() == 0
+        assert torch.equal(leaf.grad, torch.zeros_like(leaf))
 
 
 def test_contrast_reports_what_it_sees() -> None:
@@ -97,7 +118,7 @@ def test_contrast_reports_what_it_sees() -> None:
     targets_BD = torch.eye(3)
     vectors_BD = torch.eye(3)[[0, 1, 0]]
     negative_BM = torch.tensor([[0, 1, 0], [1, 0, 1], [0, 1, 0]]).bool()
-    part = contrast(targets_BD, vectors_BD, torch.arange(3), negative_BM, 1.0)
+    part = contrast(targets_BD, vectors_BD, negative_BM, 1.0)
     assert float(part.num_negatives) == pytest.approx(4 / 3)
     assert float(part.cosine) == 0
     own_and_negatives = [(1, [0]), (1, [0, 0]), (0, [0])]
@@ -110,11 +131,11 @@ def test_contrast_reports_what_it_sees() -> None:
 
 
 @pytest.mark.parametrize("num_rows", [1, 12])
-def test_false_negatives_equal_their_definition(random_llm: Path, num_rows: int) -> None:
+def test_negatives_equal_their_definition(random_llm: Path, num_rows: int) -> None:
     rows = make_rows(num_rows, seed=5)
     encoder = make_encoder(load_tokenizer(random_llm), "text")
-    own_B, tt_BM, ut_BM = false_negatives(make_batch(encoder, rows, all_branches=False))
-    assert own_B.tolist() == list(range(num_rows))
+    parts = [part for part in (rows[:5], rows[5:]) if part]
+    tt_BM, ut_BM = negatives([make_batch(encoder, part, all_branches=False) for part in parts])
     assert tt_BM.tolist() == [[is_negative(i, j) for j in rows] for i in rows]
     assert ut_BM.tolist() == [
         [is_negative(i, j) and not was_seen(i, j) for j in rows] for i in rows
@@ -129,6 +150,22 @@ def is_negative(i: Row, j: Row) -> bool:
 
 def was_seen(i: Row, j: Row) -> bool:
     return TITLES[i.target] in {TITLES[item] for item in j.history}
+
+
+def test_each_target_with_a_vector_is_aligned_once(random_llm: Path) -> None:
+    """Two items titled Heat are two targets, and no negatives of each other."""
+    rows = [
+        Row(history=[2], candidates=[target], target=target, user=user, table=table)
+        for user, (target, table) in enumerate([(4, 0), (1, 0), (4, 0), (0, 0), (8, 0), (1, 1)])
+    ]
+    encoder = make_encoder(load_tokenizer(random_llm), "unified")
+    items_IE = torch.ones(2 * len(TITLES), 3)
+    items_IE[8] = 0
+    batches = [make_batch(encoder, part) for part in (rows[:3], rows[3:])]
+    rows_G, other_GG = distinct_targets(batches, items_IE)
+    assert rows_G.tolist() == [0, 1, 3, 5]
+    titles = [TITLES[rows[row].target] for row in rows_G]
+    assert other_GG.tolist() == [[i != j for j in titles] for i in titles]
 
 
 def test_next_item_loss_is_the_mean_over_tokens() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,8 @@ from small_models import (
     DATA,
     ITEM_WIDTH,
     TITLES,
+    make_batch,
+    make_rows,
     save_mistral,
     save_model,
     stir,
@@ -21,8 +25,9 @@ from small_models import (
 from rsllm.config import Experiment, LossConfig, Representation
 from rsllm.errors import CheckpointError, ConfigError
 from rsllm.model import tuned
-from rsllm.model.backbone import attach_lora, load_backbone
+from rsllm.model.backbone import attach_lora, load_backbone, load_tokenizer
 from rsllm.model.objective import LanguageObjective
+from rsllm.model.projector import mean_embeddings
 from rsllm.recommenders.embeddings import ItemEmbeddings
 from rsllm.settings import replace_in
 
@@ -109,6 +114,95 @@ def test_stage_2_starts_from_a_text_adapter(random_llm: Path, tmp_path: Path) ->
         assert torch.equal(tensor, expected), name
 
 
+FULL = {"backbone.tuning": "full"}
+
+
+@torch.no_grad()
+def test_plain_transformers_loads_a_fully_tuned_backbone(
+    backbone_folder: Path, tmp_path: Path
+) -> None:
+    model = build(backbone_folder, **FULL)
+    assert all(parameter.requires_grad for parameter in model.hybrid.parameters())
+    folder = save_stirred(model, tmp_path / "artifact")
+    ids = torch.tensor([model.encoder.prompt([1, 2], [3, 4, 5], 0).tokens.ids])
+    ours = model.hybrid.llm.eval()(ids).logits
+    assert torch.equal(load_backbone(folder, torch.float32)(ids).logits, ours)
+    assert (
+        load_tokenizer(folder)("Heat")["input_ids"] == model.encoder.tokenizer("Heat")["input_ids"]
+    )
+    untuned = load_backbone(backbone_folder, torch.float32)(ids).logits
+    assert (ours - untuned).abs().max() > 1e-2
+
+    text, unified = (build(backbone_folder, x, seed=1, **FULL) for x in ("text", "unified"))
+    for other in (text, unified):
+        tuned.load(other, folder)
+        assert torch.equal(other.hybrid.llm.eval()(ids).logits, ours)
+    expected = trained(model)
+    for name, tensor in trained(unified).items():
+        assert torch.equal(tensor, expected[name]), name
+
+
+def test_a_full_model_and_an_adapter_do_not_fit_each_other(
+    artifact: Path, random_llm: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(CheckpointError, match="artifact does not fit"):
+        tuned.load(build(random_llm, **FULL), artifact)
+    whole = save_stirred(build(random_llm, **FULL), tmp_path / "whole")
+    with pytest.raises(CheckpointError, match="whole does not fit"):
+        tuned.load(build(random_llm), whole)
+
+
+@pytest.mark.parametrize("tuning", ["lora", "full"])
+def test_recomputed_activations_give_equal_gradients(backbone_folder: Path, tuning: str) -> None:
+    gradients, calls = [], [0, 0]
+    for recompute in (False, True):
+        settings = {"backbone.tuning": tuning, "backbone.gradient_checkpointing": recompute}
+        model = build(backbone_folder, **settings)
+        stir(model.hybrid, 0.02)
+        torch.manual_seed(0)
+        objective = LanguageObjective(model.hybrid.train(), LossConfig(alignment=0.1))
+        for module in model.hybrid.llm.modules():
+            module.register_forward_hook(partial(count, calls, int(recompute)))
+        loss, _ = objective(make_batch(model.encoder, make_rows(3)))
+        loss.backward()
+        gradients.append({n: p.grad for n, p in objective.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, atol=1e-6, rtol=1e-5, msg=name)
+    assert calls[1] > 1.5 * calls[0]
+
+
+def count(calls: list[int], kind: int, *_: Any) -> None:
+    calls[kind] += 1
+
+
+def test_the_projector_starts_at_the_titles(random_llm: Path) -> None:
+    model, random = (build(random_llm, **{"projector.start": x}) for x in ("titles", "random"))
+    assert model.hybrid.slots is not None
+    assert random.hybrid.slots is not None
+    table_VD = model.hybrid.backbone.get_input_embeddings().weight
+    titles_ID = mean_embeddings(table_VD, model.encoder.title_ids)
+    items_IE = ITEMS.standardised()
+    expected = random.hybrid.slots.projector
+    expected.start_at_titles(items_IE, titles_ID)
+    assert torch.equal(model.hybrid.slots.projector(items_IE), expected(items_IE))
+
+
+def test_shuffled_slots_hold_other_items_vectors_and_the_artifact_keeps_the_table(
+    random_llm: Path, tmp_path: Path
+) -> None:
+    plain_IE = ITEMS.standardised()
+    model = build(random_llm, **{"projector.shuffle_items": True})
+    assert model.hybrid.slots is not None
+    shown_IE = model.hybrid.slots.items_IE
+    assert not (shown_IE == plain_IE).all(dim=1).any(), "every slot holds another"
+    torch.testing.assert_close(shown_IE.sort(dim=0)[0], plain_IE.sort(dim=0)[0])
+    folder = save_stirred(model, tmp_path / "artifact")
+    assert torch.equal(ItemEmbeddings.load(folder).table_IE, ITEMS.table_IE)
+    folds = replace(ITEMS, fold_tables=(2 * ITEMS.table_IE,)).shuffled()
+    assert torch.equal(folds.fold_tables[0], 2 * folds.table_IE)
+
+
 @pytest.mark.parametrize(
     "overrides", [{"backbone.lora_rank": 4}, {"projector.hidden": 8}, {"projector.depth": 2}]
 )
@@ -154,6 +248,24 @@ def test_a_fitting_backbone_is_taken_and_nothing_is_disturbed(
     state = model.hybrid.llm.state_dict()
     for name, tensor in expected.state_dict().items():
         assert torch.equal(state[name], tensor), name
+
+
+def test_attention_without_sdpa_takes_the_mask_too(random_llm: Path, tmp_path: Path) -> None:
+    import transformers as hf
+
+    config = hf.Gemma2Config(
+        vocab_size=vocabulary_size(random_llm),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        final_logit_softcapping=None,
+        initializer_range=0.3,
+    )
+    folder = save_model(hf.Gemma2ForCausalLM, config, random_llm, tmp_path / "llm")
+    assert build(folder, "text").hybrid.backbone.config._attn_implementation == "eager"
 
 
 LLAMA = {"num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
@@ -212,3 +324,8 @@ def test_a_window_shorter_than_the_prompts_rules_out_one_pass(
     assert build(folder, "text", **{"prompt.max_tokens": 800}).hybrid.one_pass
     with pytest.warns(UserWarning, match="window is 900 tokens"):
         assert not build(folder, "text").hybrid.one_pass
+
+
+def test_a_backbone_that_answers_by_letter_is_built(random_llm: Path) -> None:
+    letters = {"prompt.answer": "letter", "stage1.loss.alpha": 0.0, "stage2.loss.alpha": 0.0}
+    assert build(random_llm, "text", **letters).encoder.answers([3])[0] != []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -16,43 +17,72 @@ from rsllm.model.backbone import load_tokenizer
 from rsllm.model.objective import LanguageObjective
 from rsllm.prompts.collate import answer_tokens
 
-LOSS = LossConfig(alpha=0.3, beta=0.3, gamma=0.5, temperature=0.2)
+LOSS = LossConfig(alpha=0.3, beta=0.3, gamma=0.5, temperature=0.2, symmetric=True, alignment=0.4)
+CONTRASTS = ("target_contrast", "user_contrast", "alignment_contrast")
 ROWS = make_rows(8, seed=1)
 
 
-def loss_and_gradient(folder: Path) -> tuple[dict[str, float], Tensor]:
-    """This worker's parts and flat gradient, over its share of ROWS."""
+def loss_and_gradient(folder: Path, accumulation: int = 1) -> tuple[dict[str, float], Tensor]:
+    """This worker's mean parts and flat gradient, over its share of ROWS; cached if accumulated."""
     world, rank = (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
-    share = len(ROWS) // world
+    size = len(ROWS) // (world * accumulation)
     encoder = make_encoder(load_tokenizer(folder), "unified")
-    tokens = answer_tokens([row.target for row in ROWS], encoder) / world
-    model = make_trainable(folder)
-    rows = ROWS[rank * share : (rank + 1) * share]
-    loss, parts = LanguageObjective(model, LOSS)(make_batch(encoder, rows, tokens_per_batch=tokens))
-    loss.backward()
-    gradients = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
-    return {name: float(value) for name, value in parts.items()}, torch.cat(gradients)
+    tokens = answer_tokens([row.target for row in ROWS], encoder) / (world * accumulation)
+    objective = LanguageObjective(make_trainable(folder).train(), LOSS)
+    starts = [(rank * accumulation + number) * size for number in range(accumulation)]
+    batches = [
+        make_batch(encoder, ROWS[start : start + size], tokens_per_batch=tokens) for start in starts
+    ]
+    reports = []
+    torch.manual_seed(0)
+    for batch in objective.look_ahead(batches) if accumulation > 1 else batches:
+        loss, parts = objective(batch)
+        (loss / accumulation).backward()
+        reports.append(parts)
+    gradients = [p.grad.flatten() for p in objective.parameters() if p.grad is not None]
+    return {name: mean(reports, name) for name in reports[0]}, torch.cat(gradients)
 
 
-def test_two_workers_equal_one(random_llm: Path) -> None:
+def mean(reports: Sequence[Mapping[str, Tensor | float]], name: str) -> float:
+    return sum(float(report[name]) for report in reports) / len(reports)
+
+
+def assert_same(
+    found: list[tuple[dict[str, float], Tensor]], whole: tuple[dict[str, float], Tensor]
+) -> None:
+    """The mean over workers is what one worker has on the whole batch."""
+    reports, gradients = zip(*found, strict=True)
+    assert set(reports[0]) == set(whole[0])
+    for name, value in whole[0].items():
+        assert mean(reports, name) == pytest.approx(value, abs=2e-6, rel=1e-5), name
+    gradient = torch.stack(gradients).mean(0)
+    torch.testing.assert_close(gradient, whole[1], atol=2e-6, rtol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def whole(random_llm: Path) -> tuple[dict[str, float], Tensor]:
+    parts, gradient = loss_and_gradient(random_llm)
+    assert all(parts[f"loss/{name}"] > 0.1 for name in CONTRASTS)
+    assert float(gradient.abs().max()) > 1e-2
+    return parts, gradient
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_two_workers_equal_one(
+    random_llm: Path, whole: tuple[dict[str, float], Tensor], accumulation: int
+) -> None:
+    """With cached gradients also where each has two micro-batches."""
     widths = [max(len(row.history) for row in half) for half in (ROWS[:4], ROWS[4:])]
     assert widths[0] != widths[1], "workers with histories of different widths"
-    whole, whole_gradient = loss_and_gradient(random_llm)
-    (first, first_gradient), (second, second_gradient) = run_in_world(
-        loss_and_gradient, 2, random_llm
-    )
-    assert first["contrast/user_negatives"] > 3, "negatives of the other worker"
-    assert whole["loss/user_contrast"] > 0.1
-    for name in ("loss", "loss/next_item", "loss/ranking"):
-        mean = (first[name] + second[name]) / 2
-        assert mean == pytest.approx(whole[name], abs=1e-6, rel=1e-6), name
-    for name in ("target_contrast", "user_contrast"):
-        mean = (first[f"loss/{name}"] + second[f"loss/{name}"]) / 2
-        assert mean == pytest.approx(whole[f"loss/{name}"], abs=1e-6)
-    assert float(whole_gradient.abs().max()) > 1e-2
-    torch.testing.assert_close(
-        (first_gradient + second_gradient) / 2, whole_gradient, atol=1e-6, rtol=1e-5
-    )
+    found = run_in_world(loss_and_gradient, 2, random_llm, accumulation)
+    assert found[0][0]["contrast/user_negatives"] > 3, "negatives of the other worker"
+    assert_same(found, whole)
+
+
+def test_cached_micro_batches_equal_one_batch(
+    random_llm: Path, whole: tuple[dict[str, float], Tensor]
+) -> None:
+    assert_same([loss_and_gradient(random_llm, accumulation=4)], whole)
 
 
 def fail_on_last_rank() -> None:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import fields, replace
-from pathlib import Path
-from typing import Any
+from string import ascii_uppercase
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 import torch
 
 from rsllm.config import PromptConfig, Representation
-from rsllm.model.backbone import load_tokenizer
 from rsllm.prompts.collate import PADDING, PROMPT, Batch, Row, answer_tokens, collate
 from rsllm.prompts.encode import PromptEncoder
 
@@ -24,12 +23,11 @@ ROWS = [
 ]
 
 
-@pytest.fixture(params=[(llm, kind) for llm in ("tiny_llm", "random_llm") for kind in range(2)])
-def encoder(request: pytest.FixtureRequest) -> PromptEncoder:
-    llm, kind = request.param
-    representation: Representation = "unified" if kind else "text"
-    folder: Path = request.getfixturevalue(llm)
-    return PromptEncoder(load_tokenizer(folder), TITLES, PromptConfig(), representation, "movie")
+@pytest.fixture(params=[(r, a) for r in get_args(Representation) for a in ("title", "letter")])
+def encoder(request: pytest.FixtureRequest, tokenizer: Any) -> PromptEncoder:
+    representation, answer = request.param
+    config = PromptConfig(answer=answer)
+    return PromptEncoder(tokenizer, TITLES, config, representation, "movie")
 
 
 @pytest.fixture(params=[True, False], ids=["all", "target"])
@@ -45,20 +43,29 @@ def labels(batch: Batch, row: int, branch: int) -> list[int]:
     return batch.label_N[batch.label_branch_N == row * batch.num_branches + branch].tolist()
 
 
-def test_labels_are_the_titles_and_the_terminator(
+def titles(encoder: PromptEncoder, row: Row, all_branches: bool) -> list[list[int]]:
+    """What stands in each branch: a title, or nothing where letters answer."""
+    letters = encoder.config.answer == "letter"
+    return [[] if letters else encoder.title_ids[item] for item in branches(row, all_branches)]
+
+
+def test_labels_are_titles_and_terminator_or_letters(
     encoder: PromptEncoder, all_branches: bool
 ) -> None:
     batch = collate(ROWS, encoder, TITLE_KEYS, all_branches=all_branches)
     for number, row in enumerate(ROWS):
         for branch, item in enumerate(branches(row, all_branches)):
-            expected = [*encoder.title_ids[item], encoder.terminator]
-            assert labels(batch, number, branch) == expected
+            found = labels(batch, number, branch)
+            if encoder.config.answer == "letter":
+                place = row.candidates.index(item)
+                assert [encoder.tokenizer.decode(found)] == [ascii_uppercase[place]]
+                assert len(found) == 1
+            else:
+                assert found == [*encoder.title_ids[item], encoder.terminator]
         target = int(batch.target_B[number])
-        assert labels(batch, number, target)[:-1] == encoder.title_ids[row.target]
-        assert (
-            batch.ids_BT[number][batch.answer_BT[number]].tolist()
-            == (encoder.title_ids[row.target])
-        )
+        own = titles(encoder, row, all_branches)[target]
+        assert branches(row, all_branches)[target] == row.target
+        assert batch.ids_BT[number][batch.answer_BT[number]].tolist() == own
 
 
 def test_each_label_is_read_where_its_past_ends(encoder: PromptEncoder, all_branches: bool) -> None:
@@ -67,30 +74,32 @@ def test_each_label_is_read_where_its_past_ends(encoder: PromptEncoder, all_bran
     width = batch.ids_BT.shape[1]
     states = batch.state_U[batch.label_state_N]
     assert len(set(batch.state_U.tolist())) == len(batch.state_U), "no logits twice"
+    assert set(states.tolist()) == set(batch.state_U.tolist()), "no logits in vain"
     for number, row in enumerate(ROWS):
-        for branch, item in enumerate(branches(row, all_branches)):
+        for branch, title in enumerate(titles(encoder, row, all_branches)):
             own = batch.label_branch_N == number * batch.num_branches + branch
             first, *others = states[own].tolist()
             assert first == batch.last_B[number]
-            assert batch.ids_BT.flatten()[others].tolist() == encoder.title_ids[item]
-            assert set(batch.branch_BT.flatten()[others].tolist()) == {branch + 1}
-            assert {at // width for at in others} == {number}
+            assert batch.ids_BT.flatten()[others].tolist() == title
+            assert set(batch.branch_BT.flatten()[others].tolist()) <= {branch + 1}
+            assert {at // width for at in others} <= {number}
 
 
 def test_layout_is_prompt_branches_padding(encoder: PromptEncoder, all_branches: bool) -> None:
     batch = collate(ROWS, encoder, TITLE_KEYS, all_branches=all_branches)
     width = batch.ids_BT.shape[1]
+    assert batch.parallel == (all_branches and encoder.config.answer == "title")
+    longest = 0
     for number, row in enumerate(ROWS):
         prompt = encoder.prompt(row.history, row.candidates, row.template)
         length = len(prompt.tokens)
-        titles = [encoder.title_ids[item] for item in branches(row, all_branches)]
-        ids = prompt.tokens.ids + [token for title in titles for token in title]
-        branch = [PROMPT] * length
-        position = list(range(length))
-        for place, title in enumerate(titles, 1):
+        ids, branch, position = [*prompt.tokens.ids], [PROMPT] * length, list(range(length))
+        for place, title in enumerate(titles(encoder, row, all_branches), 1):
+            ids += title
             branch += [place] * len(title)
             position += range(length, length + len(title))
-        assert batch.ids_BT[number, : len(ids)].tolist() == ids
+        longest = max(longest, *position)
+        assert batch.ids_BT[number].tolist() == ids + [encoder.terminator] * (width - len(ids))
         assert batch.position_BT[number, : len(ids)].tolist() == position
         assert batch.branch_BT[number].tolist() == branch + [PADDING] * (width - len(ids))
         assert batch.item_BT[number, :length].tolist() == prompt.tokens.items
@@ -99,6 +108,8 @@ def test_layout_is_prompt_branches_padding(encoder: PromptEncoder, all_branches:
         assert batch.last_B[number] == number * width + length - 1
         assert (batch.choice_BK[number] - number * width).tolist() == prompt.choices
         assert row.candidates[int(batch.choice_target_B[number])] == row.target
+    assert batch.position_BT.min() == 0
+    assert batch.position_BT.max() == longest
 
 
 def test_targets_stand_alone_and_once(encoder: PromptEncoder) -> None:
@@ -136,12 +147,13 @@ def test_a_row_of_another_table_differs_in_its_slots_alone(
     plain, other = (
         collate(r, encoder, TITLE_KEYS, all_branches=all_branches) for r in (ROWS, moved)
     )
+    assert (other.slot_B - plain.slot_B).tolist() == [table * len(TITLES) for table in tables]
     for number, table in enumerate(tables):
         slots = plain.item_BT[number] >= 0
         expected_T = plain.item_BT[number] + slots * table * len(TITLES)
         assert torch.equal(other.item_BT[number], expected_T)
-        assert bool(slots.any()) == encoder.unified
-    same = {f.name for f in fields(plain)} - {"item_BT", "targets", "target_item_B"}
+        assert bool(slots.any()) == encoder.slotted
+    same = {f.name for f in fields(plain)} - {"item_BT", "targets", "target_item_B", "slot_B"}
     for name in same:
         a, b = getattr(plain, name), getattr(other, name)
         assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b, name
@@ -157,5 +169,5 @@ def test_a_target_alone_takes_the_slot_of_its_rows_table(encoder: PromptEncoder)
             mask = batch.targets.mask_GL[place]
             assert batch.targets.ids_GL[place][mask].tolist() == encoder.item(row.target).ids
             slots = [item for item in batch.targets.item_GL[place].tolist() if item >= 0]
-            own = [row.target + row.table * len(TITLES)] if encoder.unified else []
+            own = [row.target + row.table * len(TITLES)] if encoder.slotted else []
             assert slots == own

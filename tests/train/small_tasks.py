@@ -51,11 +51,14 @@ def language_task(
     name: str = "stage2",
     mixture: Sequence[tuple[PreparedData, float]] = (),
     folds: int = 0,
+    lora_dropout: float = 0.2,
+    tuning: str = "lora",
     **overrides: Any,
 ) -> LanguageTask:
     """Stage 1, or stage 2 on made-up item vectors, cross-fitted if there are folds."""
     settings = {f"{name}.{setting}": value for setting, value in overrides.items()}
-    experiment = replace_in(SMALL, settings)
+    backbone_settings = {"backbone.lora_dropout": lora_dropout, "backbone.tuning": tuning}
+    experiment = replace_in(SMALL, settings | backbone_settings)
     generator = torch.Generator().manual_seed(0)
     vectors_IE, *others = (
         torch.randn(len(TITLES), 8, generator=generator) for _ in range(1 + folds)

@@ -27,6 +27,10 @@ class Killed(Exception):
     """What ends a run between two checkpoints."""
 
 
+def unlogged(step: int, values: Report) -> None:
+    pass
+
+
 def ignore(report: Report) -> None:
     """A run that nobody watches."""
 
@@ -70,15 +74,15 @@ def kill_at(task: Any, step: int) -> None:
 
 def test_resumed_equals_uninterrupted(make: Maker, tmp_path: Path) -> None:
     task, whole = make()
-    expected = train(task, whole, Checkpoints(tmp_path / "whole"), ignore)
+    expected = train(task, whole, Checkpoints(tmp_path / "whole"), ignore, unlogged)
     checkpoints = Checkpoints(tmp_path / "broken")
     task, engine = make()
     kill_at(task, step=5)
     with pytest.raises(Killed):
-        train(task, engine, checkpoints, ignore)
+        train(task, engine, checkpoints, ignore, unlogged)
     task, resumed = make()
     reports: list[Report] = []
-    state = train(task, resumed, checkpoints, reports.append)
+    state = train(task, resumed, checkpoints, reports.append, unlogged)
 
     assert 0 < len(reports) < len(expected.curve), "it did not start over"
     assert [timeless(entry) for entry in state.curve] == [timeless(e) for e in expected.curve]
@@ -101,7 +105,7 @@ def test_early_stopping_returns_the_best_weights(data: PreparedData, tmp_path: P
         step = int(report["step"])
         seen[step], scores[step] = engine.trainable(), report["MRR"]
 
-    state = train(task, engine, Checkpoints(tmp_path), remember)
+    state = train(task, engine, Checkpoints(tmp_path), remember, unlogged)
     best = max(scores, key=lambda step: scores[step])
     assert state.best_step == best
     assert state.step == best + 2 * task.steps_per_epoch < task.steps

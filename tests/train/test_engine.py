@@ -31,7 +31,7 @@ from rsllm.model.objective import LanguageObjective
 from rsllm.prompts.collate import Batch, answer_tokens
 from rsllm.train.engine import Engine, Optimization, ParameterGroup, warmup_then_cosine
 
-FULL = LossConfig(alpha=0.3, beta=0.2, gamma=0.5, temperature=0.2)
+FULL = LossConfig(alpha=0.3, beta=0.2, gamma=0.5, alignment=0.1, temperature=0.2)
 PLAIN = LossConfig(alpha=0.0, beta=0.0, gamma=0.5)
 STEPS, BATCH = 4, 8
 ROWS = make_rows(STEPS * BATCH, num_candidates=3, seed=1)
@@ -93,7 +93,9 @@ def micro_batches(folder: Path, step: int, accumulation: int) -> list[Batch]:
     ]
 
 
-def make_engine(folder: Path, stage: int, loss: LossConfig, accumulation: int = 1) -> Engine:
+def make_engine(
+    folder: Path, stage: int, loss: LossConfig, accumulation: int = 1, *, cached: bool = False
+) -> Engine:
     objective = make_objective(folder, loss)
     optimization = Optimization(
         groups=parameter_groups(objective),
@@ -101,6 +103,7 @@ def make_engine(folder: Path, stage: int, loss: LossConfig, accumulation: int = 
         micro_batch=BATCH // (dist.get_world_size() * accumulation),
         accumulation=accumulation,
         max_gradient_norm=CLIP,
+        look_ahead=objective.look_ahead if cached else list,
     )
     return Engine(objective, optimization, zero_stage=stage, bf16=False)
 
@@ -157,6 +160,25 @@ def test_training_moves_everything(wide_llm: Path, plain: Run) -> None:
 @pytest.mark.parametrize("stage", STAGES)
 def test_one_worker_equals_plain_adamw(wide_llm: Path, plain: Run, stage: int) -> None:
     assert_equal_runs(train_engine(make_engine(wide_llm, stage, FULL), wide_llm), plain)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_cached_micro_batches_equal_plain_adamw(wide_llm: Path, plain: Run, stage: int) -> None:
+    engine = make_engine(wide_llm, stage, FULL, accumulation=4, cached=True)
+    assert_equal_runs(train_engine(engine, wide_llm, accumulation=4), plain)
+
+
+def train_cached(folder: Path) -> list[Run]:
+    return [
+        train_engine(make_engine(folder, stage, FULL, 2, cached=True), folder, accumulation=2)
+        for stage in STAGES
+    ]
+
+
+def test_cached_micro_batches_of_two_workers_equal_plain_adamw(wide_llm: Path, plain: Run) -> None:
+    for rank in run_in_world(train_cached, 2, wide_llm):
+        for run in rank:
+            assert_equal_runs(run, plain)
 
 
 def train_then_poison(folder: Path) -> list[tuple[Run, int, str, bool]]:
