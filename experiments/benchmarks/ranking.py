@@ -51,8 +51,8 @@ def separate_forwards(
     for i in range(len(rows)):
         row = decision(rows, i)
         prompt = encoder.prompt(row.history, row.candidates, row.template).tokens.ids
-        for item in row.candidates:
-            answer = [*encoder.title_ids[item], encoder.terminator]
+        for own in encoder.answers(row.candidates):
+            answer = own + encoder.ending
             ids = torch.tensor([prompt + answer[:-1]])
             logits_TV = llm(ids, logits_to_keep=len(answer)).logits[0]
             scores.append(logits_TV.log_softmax(-1)[range(len(answer)), answer].sum().item())
