@@ -43,8 +43,8 @@ def greedy_answers(
 
     Args:
         titles: of the whole catalogue.
-        decoding: "free", at most `max_new_tokens` (one for a letter), or "constrained": at every
-            step the likeliest token that continues some candidate's answer, or ends one.
+        decoding: "free", at most `max_new_tokens` (or one letter), or "constrained": at every step
+            the likeliest token that continues some candidate's answer, or ends one.
 
     Raises:
         EvaluationError: constrained answers of a row without candidates.
@@ -55,10 +55,12 @@ def greedy_answers(
     for start in range(0, len(rows), batch_size):
         chosen = [decision(rows, i) for i in range(start, min(start + batch_size, len(rows)))]
         choices = [encoder.answers(row.candidates) for row in chosen]
-        limit, allowed = max_new_tokens if encoder.ending else 1, None
+        limit, allowed = max_new_tokens, None
         if decoding == "constrained":
-            limit = 1 + max(len(ids) for choice in choices for ids in choice)
             allowed = allowed_tokens([answer_trie(c, encoder.terminator) for c in choices])
+        if allowed or not encoder.ending:
+            longest = max(len(ids) for choice in choices for ids in choice)
+            limit = longest + len(encoder.ending)
         prompts = [encoder.prompt(r.history, r.candidates, r.template).tokens for r in chosen]
         ids_BT, item_BT, mask_BT = (x.to(device) for x in _left_padded(prompts, encoder.terminator))
         with torch.autocast(device.type, torch.bfloat16, enabled=objective.autocast):

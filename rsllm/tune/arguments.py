@@ -23,7 +23,8 @@ class Budget:
 
     summary: str
     """One line for `--help`, with the time it took and on what."""
-    trials: int
+    trials: int = 0
+    """0: there is no search."""
     overrides: Mapping[str, Any] = field(default_factory=dict)
     twin_overrides: Mapping[str, Any] = field(default_factory=dict)
     """The same for the twins of the winner."""
@@ -65,7 +66,7 @@ def parse(
     Raises:
         ConfigError: a value that cannot work.
     """
-    values = _parser(description, budgets).parse_args(argv)
+    values = _parser(description, budgets).parse_args(argv, argparse.Namespace(trials=None, seed=0))
     name = values.budget or os.environ.get("RSLLM_BUDGET")
     if name and name not in budgets:
         raise ConfigError(f"budget {name!r} is unknown; choose one of {list(budgets)}")
@@ -107,14 +108,16 @@ def _parser(description: str, budgets: Mapping[str, Budget]) -> argparse.Argumen
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="budgets:\n"
         + "\n".join(f"  {name:8}{budget.summary}" for name, budget in budgets.items())
-        + "\n\nResume: give the same command again after an interruption. Finished trials and every"
-        "\nartifact are found in the storage folder; nothing is computed twice.",
+        + "\n\nResume: give the same command again after an interruption. What is finished is found in"
+        "\nthe storage folder; nothing is computed twice.",
     )
     parser.add_argument(
         "--budget",
         help="see below (RSLLM_BUDGET; default: the last one with a GPU, else the first)",
     )
-    parser.add_argument("--trials", type=int, help="number of trials, instead of the budget's")
+    if any(budget.trials for budget in budgets.values()):
+        parser.add_argument("--trials", type=int, help="number of trials, instead of the budget's")
+        parser.add_argument("--seed", type=int, default=0, help="seed of the search (default: 0)")
     parser.add_argument("--data", metavar="SOURCE", help="data set name, or a folder of raw files")
     parser.add_argument("--backbone", metavar="SOURCE", help="asset, model folder or hub name")
     parser.add_argument(
@@ -129,7 +132,6 @@ def _parser(description: str, budgets: Mapping[str, Budget]) -> argparse.Argumen
         help="folder of all artifacts and results; every node must see it"
         " (RSLLM_STORAGE; default: rsllm-store)",
     )
-    parser.add_argument("--seed", type=int, default=0, help="seed of the search (default: 0)")
     parser.add_argument(
         "--set",
         action="append",

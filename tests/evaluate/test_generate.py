@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -42,7 +43,7 @@ def make_world(
     folder: Path,
     representation: Representation,
     titles: Sequence[str] = TITLES,
-    **settings: int,
+    **settings: Any,
 ) -> World:
     model = make_model(load_backbone(folder, torch.float32).eval())
     assert model.slots is not None
@@ -252,3 +253,23 @@ def test_a_cut_title_is_spelled_out(random_llm: Path, rows: Rows) -> None:
         answers(world, rows, 6, "constrained", titles), decisions(rows), strict=True
     ):
         assert answer in [titles[item] for item in d.candidates]
+
+
+@pytest.mark.parametrize("decoding", ["free", "constrained"])
+def test_a_letter_is_spelled_as_the_title_it_stands_before(
+    random_llm: Path, rows: Rows, decoding: Decoding
+) -> None:
+    world = make_world(random_llm, "text", answer="letter")
+    objective, encoder = world
+    found = answers(world, rows, 6, decoding)
+    for answer, prompt, d in zip(found, prompts(world, rows), decisions(rows), strict=True):
+        letters = [ids[0] for ids in encoder.answers(d.candidates)]
+        vectors = objective.model.embed(torch.tensor([prompt.ids]), torch.tensor([prompt.items]))
+        logits_V = objective.model.llm(inputs_embeds=vectors).logits[0, -1]
+        best = int(logits_V.argmax())
+        if decoding == "constrained":
+            best = max(letters, key=lambda token: float(logits_V[token]))
+        if best in letters:
+            assert answer == TITLES[d.candidates[letters.index(best)]]
+        else:
+            assert answer == encoder.tokenizer.decode([best], skip_special_tokens=True)
