@@ -1,11 +1,11 @@
 """What makes a small language model learn from slots fastest?
 
 Tunes one recipe after the other from the same backbone and item table and compares them on the
-validation users: learning curves, mean reciprocal rank and HR@1 with intervals, paired tests against
-the plain recipe, samples and seconds. Only validation is looked at.
+validation users: learning curves, mean reciprocal rank and HR@1 with intervals, paired tests
+against the plain recipe, samples and seconds. Only validation is looked at.
 
     python experiments/compare_recipes.py
-    python experiments/compare_recipes.py --only letters --samples 1024
+    python experiments/compare_recipes.py --only letters --set stage2.samples=1024
 
 Cost: about 6 min per recipe on 2 cores with bf16. Last measured:
 experiments/results/compare_recipes/.
@@ -13,12 +13,12 @@ experiments/results/compare_recipes/.
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
 from typing import Any
 
 from rsllm import Experiment, replace_in
 from rsllm.cli import run_script
+from rsllm.settings import to_dict
+from rsllm.tune.arguments import Budget, parse
 from rsllm.tune.study import Claim, Study, run
 
 BASE = replace_in(
@@ -33,6 +33,12 @@ BASE = replace_in(
         "evaluation.generation_rows": -1,
     },
 )
+
+BUDGETS = {
+    "short": Budget(
+        summary="6 min per recipe on 2 cores with bf16", overrides={"stage2.samples": 512}
+    )
+}
 
 PLAIN = "pointer"
 RECIPES: dict[str, dict[str, Any]] = {
@@ -49,14 +55,14 @@ RECIPES: dict[str, dict[str, Any]] = {
     "title likelihood": {"stage2.loss.scorer": "likelihood"},
     "pointer, then title likelihood": {
         "stage1.representation": "unified",
-        "stage1.loss": BASE.stage2.loss,
+        "stage1.loss": to_dict(BASE.stage2.loss),
         "stage1.samples": 0.5,
         "stage2.samples": 0.5,
         "stage2.loss.scorer": "likelihood",
     },
     "slots alone, then unified": {
         "stage1.representation": "behavioural",
-        "stage1.loss": BASE.stage2.loss,
+        "stage1.loss": to_dict(BASE.stage2.loss),
         "stage1.samples": 2.0,
         "stage2.samples": 0.5,
     },
@@ -73,23 +79,18 @@ def recipe(name: str, samples: int) -> dict[str, Any]:
 
 def main() -> None:
     """Compare the recipes; print and write the tables."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--only", choices=RECIPES, action="append", help="recipes (default: all)")
-    parser.add_argument("--samples", type=int, default=512, help="of each recipe (default: 512)")
-    parser.add_argument("--storage", type=Path, default=Path("rsllm-store"), metavar="DIR")
-    arguments = parser.parse_args()
+    arguments = parse(__doc__ or "", BUDGETS, BASE, variants=list(RECIPES))
     names = dict.fromkeys([PLAIN, *(arguments.only or RECIPES)])
+    base = arguments.experiment
     study = Study(
         title="Compare recipes",
         question="What makes a small language model learn from slots fastest?",
-        base=BASE,
-        twins=lambda nothing: {name: recipe(name, arguments.samples) for name in names},
+        base=base,
+        twins=lambda nothing: {name: recipe(name, base.stage2.samples) for name in names},
         twin_seed=0,
         claims=[Claim(name, PLAIN) for name in names if name != PLAIN],
         split="validation",
-        budget={"samples": arguments.samples},
+        budget={"name": arguments.budget_name},
     )
     run(study, arguments.storage)
 

@@ -2,10 +2,10 @@
 
 Runs the whole pipeline once for one data set: preparation, recommender, stage 1 on text, stage 2 on
 unified prompts; then twins at equal samples without the contrasts and without slots, and compares
-them on the test split, which is opened once. With --set and --baselines it trains anything else.
+them on the test split, which is opened once. --only chooses others, such as the baselines below.
 
     python experiments/train_rsllm.py                            # on this machine
-    python experiments/train_rsllm.py --baselines                # LLaRA-, TALLRec-, LlamaRec-like
+    python experiments/train_rsllm.py --only LLaRA-like --only TALLRec-like
     python experiments/train_rsllm.py --data llara-lastfm --set data.split=given
     ray submit cluster/gpu.yaml experiments/train_rsllm.py       # on a cluster
 
@@ -14,15 +14,13 @@ Cost: see `--help`. Last measured: experiments/results/train_rsllm/ ("full": not
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Mapping
 from typing import Any
 
 from rsllm.cli import run_script
 from rsllm.config import Experiment
 from rsllm.settings import replace_in
 from rsllm.tune.arguments import Budget, parse
-from rsllm.tune.study import SHUFFLED, Claim, Study, run
+from rsllm.tune.study import Claim, Study, run
 
 BASE = replace_in(
     Experiment(),
@@ -112,20 +110,15 @@ CLAIMS = [
 
 def main() -> None:
     """Read the flags, print the plan, train and compare."""
-    baselines = "--baselines" in sys.argv
-    flags = [flag for flag in sys.argv[1:] if flag != "--baselines"]
-    arguments = parse(__doc__ or "", BUDGETS, BASE, flags)
+    known = TWINS | BASELINES
+    arguments = parse(__doc__ or "", BUDGETS, BASE, variants=list(known))
     print(f"budget {arguments.budget_name}: {arguments.budget.summary}", flush=True)
-    variants = TWINS | (BASELINES if baselines else {})
-
-    def twins(nothing: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-        return variants
-
+    names = dict.fromkeys([MAIN, *arguments.only]) if arguments.only else TWINS
     study = Study(
         title="Train RSLLM",
         question="Does RSLLM help, against its own twins, the recommender and other baselines?",
         base=arguments.experiment,
-        twins=twins,
+        twins=lambda nothing: {name: known[name] for name in names},
         twin_seed=0,
         claims=CLAIMS,
         budget={"name": arguments.budget_name},
