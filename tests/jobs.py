@@ -28,8 +28,9 @@ SETTINGS = {
     "evaluation.generation_rows": 4,
     "evaluation.max_new_tokens": 4,
 }
-TINY = ["--budget", "quick", "--data", "synthetic", "--trials", "2"]
-TINY += [word for path, value in SETTINGS.items() for word in ("--set", f"{path}={value}")]
+SMALL = ["--budget", "quick", "--data", "synthetic"]
+SMALL += [word for path, value in SETTINGS.items() for word in ("--set", f"{path}={value}")]
+TINY = [*SMALL, "--trials", "2"]
 
 
 def environment() -> dict[str, str]:
