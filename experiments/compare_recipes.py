@@ -1,11 +1,11 @@
 """What makes a small language model learn from slots fastest?
 
-Tunes one recipe after the other from the same backbone and item table on about the same budget and
-compares them on the validation users: mean reciprocal rank and HR@1 with intervals, paired tests
+Tunes one recipe after the other from the same backbone and item table and compares them on the
+validation users: learning curves, mean reciprocal rank and HR@1 with intervals, paired tests
 against the plain recipe, samples and seconds. Only validation is looked at.
 
     python experiments/compare_recipes.py
-    python experiments/compare_recipes.py --only "pointer" --only "letters" --samples 1024
+    python experiments/compare_recipes.py --only letters --set stage2.samples=1024
 
 Cost: about 6 min per recipe on 2 cores with bf16. Last measured:
 experiments/results/compare_recipes/.
@@ -13,21 +13,13 @@ experiments/results/compare_recipes/.
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
 from typing import Any
 
-from tabulate import tabulate
-
-from rsllm import Experiment, Pipeline, replace_in
+from rsllm import Experiment, replace_in
 from rsllm.cli import run_script
-from rsllm.cluster import start_ray
-from rsllm.data.prepared import PreparedData
-from rsllm.evaluate.compare import Claim, method_table, pair_table, per_user
-from rsllm.evaluate.launch import Method, evaluate
-from rsllm.evaluate.rank import held_out
-from rsllm.evaluate.report import show
-from rsllm.runs import provenance, read_json, write_json
+from rsllm.settings import to_dict
+from rsllm.tune.arguments import Budget, parse
+from rsllm.tune.study import Claim, Study, run
 
 BASE = replace_in(
     Experiment(),
@@ -41,6 +33,12 @@ BASE = replace_in(
         "evaluation.generation_rows": -1,
     },
 )
+
+BUDGETS = {
+    "short": Budget(
+        summary="6 min per recipe on 2 cores with bf16", overrides={"stage2.samples": 512}
+    )
+}
 
 PLAIN = "pointer"
 RECIPES: dict[str, dict[str, Any]] = {
@@ -57,14 +55,14 @@ RECIPES: dict[str, dict[str, Any]] = {
     "title likelihood": {"stage2.loss.scorer": "likelihood"},
     "pointer, then title likelihood": {
         "stage1.representation": "unified",
-        "stage1.loss": BASE.stage2.loss,
+        "stage1.loss": to_dict(BASE.stage2.loss),
         "stage1.samples": 0.5,
         "stage2.samples": 0.5,
         "stage2.loss.scorer": "likelihood",
     },
     "slots alone, then unified": {
         "stage1.representation": "behavioural",
-        "stage1.loss": BASE.stage2.loss,
+        "stage1.loss": to_dict(BASE.stage2.loss),
         "stage1.samples": 2.0,
         "stage2.samples": 0.5,
     },
@@ -72,89 +70,29 @@ RECIPES: dict[str, dict[str, Any]] = {
 """Paths into `Experiment`; samples are shares of the budget's."""
 
 
-def recipe(name: str, samples: int) -> Experiment:
-    """The experiment of a recipe."""
+def recipe(name: str, samples: int) -> dict[str, Any]:
+    """What a recipe changes, for a budget of samples."""
     shares = {"stage2.samples": 1.0} | RECIPES[name]
     counts = {p: round(samples * v) for p, v in shares.items() if p.endswith(".samples")}
-    return replace_in(BASE, {**shares, **counts})
-
-
-def compare(names: list[str], samples: int, storage: Path) -> dict[str, Any]:
-    """Tune and judge each recipe."""
-    methods, trained = [], {}
-    for name in names:
-        experiment = recipe(name, samples)
-        pipeline = Pipeline(experiment, storage)
-        folder, first = pipeline.train(), experiment.stage1.steps and pipeline.train_text()
-        trained[name] = [read_json(path / "training.json") for path in (first, folder) if path]
-        print(f"{name}: {trained[name][-1]['curve'][-1]['MRR']:.3f}", flush=True)
-        methods.append(
-            Method(
-                name=name,
-                scorer=experiment.stage2.loss.ranks_by,
-                experiment=experiment,
-                representation=experiment.stage2.representation,
-                artifact=str(folder),
-            )
-        )
-    usual = Pipeline(BASE, storage)
-    data = PreparedData.open(usual.prepare())
-    outcomes = evaluate(
-        methods,
-        "validation",
-        data=data.path,
-        backbone=usual.backbone,
-        fingerprint=usual.fingerprint,
-        layout=usual.layout,
-        store=usual.store,
-    )
-    draws = held_out(data, "validation")
-    vectors = {outcome.method.name: per_user(outcome.scores_DRC, draws) for outcome in outcomes}
-    claims = [Claim(name, PLAIN) for name in names if name != PLAIN and PLAIN in names]
-    return {
-        "recipes": {name: RECIPES[name] for name in names},
-        "samples": samples,
-        "methods": method_table(outcomes, draws, data),
-        "pairs": pair_table(vectors, claims, ["MRR"]),
-        "training": trained,
-    }
-
-
-def _printed(result: dict[str, Any]) -> str:
-    against = {pair["first"]: pair for pair in result["pairs"]}
-    rows = []
-    for method in result["methods"]:
-        stages, pair = result["training"][method["name"]], against.get(method["name"])
-        rows.append(
-            {
-                "recipe": method["name"],
-                "MRR": show(method["metrics"]["MRR"]),
-                "HR@1": show(method["metrics"]["HR@1"]),
-                f"MRR less that of {PLAIN}": show(pair and pair["difference"]),
-                "p (Holm)": show(pair and pair["p_holm"]),
-                "samples": sum(int(stage["curve"][-1]["samples"]) for stage in stages),
-                "seconds": sum(round(stage["seconds"]) for stage in stages),
-            }
-        )
-    return tabulate(rows, headers="keys", tablefmt="github", disable_numparse=True)
+    return {**shares, **counts}
 
 
 def main() -> None:
-    """Compare the recipes; print and write the table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    """Compare the recipes; print and write the tables."""
+    arguments = parse(__doc__ or "", BUDGETS, BASE, variants=list(RECIPES))
+    names = dict.fromkeys([PLAIN, *(arguments.only or RECIPES)])
+    base = arguments.experiment
+    study = Study(
+        title="Compare recipes",
+        question="What makes a small language model learn from slots fastest?",
+        base=base,
+        twins=lambda nothing: {name: recipe(name, base.stage2.samples) for name in names},
+        twin_seed=0,
+        claims=[Claim(name, PLAIN) for name in names if name != PLAIN],
+        split="validation",
+        budget={"name": arguments.budget_name},
     )
-    parser.add_argument("--only", choices=RECIPES, action="append", help="recipes (default: all)")
-    parser.add_argument("--samples", type=int, default=512, help="of each recipe (default: 512)")
-    parser.add_argument("--storage", type=Path, default=Path("rsllm-store"), metavar="DIR")
-    arguments = parser.parse_args()
-    print(f"Ray dashboard: {start_ray()}  (its token: ray get-auth-token)", flush=True)
-    result = compare(arguments.only or list(RECIPES), arguments.samples, arguments.storage)
-    folder = arguments.storage / "studies" / "compare_recipes"
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{arguments.samples}.json"
-    write_json(path, {**result, "base": BASE.data.source, "provenance": provenance()})
-    print(f"\n{_printed(result)}\n\nresults: {path}", flush=True)
+    run(study, arguments.storage)
 
 
 if __name__ == "__main__":

@@ -99,11 +99,13 @@ def _points(trial: Trial, metric: str) -> list[tuple[float, float]]:
 
 
 def _look(trial: Trial, best: int | None) -> dict[str, Any]:
+    name = trial.get("name")
     if trial["number"] == best:
-        label = f"trial {best}, the best"
+        label = _short(name) if name else f"trial {best}, the best"
         return {"color": CHOSEN, "linewidth": 2, "markersize": 4, "zorder": 3, "label": label}
     alpha = 0.8 if trial["state"] == "finished" else 0.3
-    return {"color": OTHER, "linewidth": 1, "markersize": 3, "alpha": alpha}
+    plain = {"linewidth": 1, "markersize": 3, "alpha": alpha}
+    return plain | ({"label": _short(name)} if name else {"color": OTHER})
 
 
 def _axis_values(values: Sequence[Any]) -> Sequence[Any]:

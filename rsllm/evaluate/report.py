@@ -38,6 +38,12 @@ ORDERS_NOTE = (
     " chance that another order changes the first choice. Spread: standard deviation over orders."
     " Thirds: HR@1 where the target stood in that part of the list, over all orders."
 )
+HEALTH_NOTE = (
+    "Slot scale: length of slot vectors over that of token vectors. Slot attention: what the last"
+    " prompt token pays to slots, over what it would without a preference. Gradient share: of each"
+    " weighted loss, at the final states. Accuracy: share of rows whose own vector is nearest to"
+    " their target's; cosine: mean with the negatives. On probe rows, or the last step's."
+)
 PAIRS_NOTE = (
     "Difference: first minus second on the same users. Verdicts follow p (Holm), adjusted for all"
     " comparisons in the table, at the 5 % level. Detectable: the smallest true difference this"
@@ -63,7 +69,7 @@ def write_report(folder: Path, results: Results) -> None:
 
 
 def tables(results: Results) -> str:
-    """The search, if there was one, the methods and the paired tests, for the terminal."""
+    """The trials, if there are any, the methods and the paired tests, for the terminal."""
     searched = [_recommender(results), _trials(results)] if "search" in results else []
     methods = [_methods(results, BRIEF), _generated(results), _orders(results)]
     shown = [*searched, *methods, _pairs(results)]
@@ -95,18 +101,39 @@ def _trials(results: Results) -> Table:
         score = trial.get(search["metric"])
         return math.inf if score is None else -score
 
+    named = any("name" in trial for trial in trials)
+    kind = "Variants" if named else "Trials"
+    note = (
+        f"The best trial was chosen on these {search['n']} {search['split']} users, so its"
+        " score here flatters it; the methods' table is measured on other users."
+    )
     return Table(
-        title=f"Trials, ranked by {search['split']} {search['metric']}",
+        title=f"{kind}, ranked by {search['split']} {search['metric']}",
         header=["trial", "state", *scores, *parameters, "samples", "seconds", "error"],
         rows=[
-            [trial["number"], trial["state"]]
+            [trial.get("name", trial["number"]), trial["state"]]
             + [trial.get(name) for name in scores]
             + [trial["parameters"].get(name) for name in parameters]
             + [trial["samples"], trial["seconds"], trial["error"]]
             for trial in sorted(trials, key=rank)
         ],
-        note=f"The best trial was chosen on these {search['n']} {search['split']} users, so its"
-        " score here flatters it; the methods' table is measured on other users.",
+        note="" if named else note,
+    )
+
+
+def _health(results: Results) -> Table:
+    """What each trial's last validation says of its losses and slots."""
+    trials = [trial for trial in results["trials"] if trial["curve"]]
+    ends = [trial["curve"][-1] for trial in trials]
+    watched = [n for n in _names(ends) if n.startswith(("health/", "contrast/", "loss/"))]
+    return Table(
+        title="Health at the last validation",
+        header=["trial", *(name.removeprefix("health/") for name in watched)],
+        rows=[
+            [trial.get("name", trial["number"]), *map(end.get, watched)]
+            for trial, end in zip(trials, ends, strict=True)
+        ],
+        note=HEALTH_NOTE,
     )
 
 
@@ -234,8 +261,9 @@ def _search_plots(results: Results) -> dict[str, str]:
 
 def _method_plots(results: Results) -> dict[str, str]:
     methods, chance = results["methods"], results["search"].get("chance") or {}
+    split = results.get("split", "test").capitalize()
     return {
-        f"Test {metric}, means with 95 % intervals": plots.forest(
+        f"{split} {metric}, means with 95 % intervals": plots.forest(
             methods, metric, chance.get(metric)
         )
         for metric in PLOTTED
@@ -261,6 +289,7 @@ def _html(results: Results) -> str:
         orders=_orders(results),
         pairs=_pairs(results),
         trials=_trials(results),
+        health=_health(results),
         recommender=_recommender(results),
         method_plots=_method_plots(results),
         search_plots=_search_plots(results),

@@ -78,7 +78,7 @@ def tunable(llm: Any, config: BackboneConfig) -> Any:
         llm.requires_grad_(True)
     if config.gradient_checkpointing:
         base = llm.get_base_model() if config.tuning == "lora" else llm
-        base.gradient_checkpointing_enable({"use_reentrant": False})
+        base.activation_checkpointing_enable({"use_reentrant": False})
     return llm
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,8 @@ class Budget:
 
     summary: str
     """One line for `--help`, with the time it took and on what."""
-    trials: int
+    trials: int = 0
+    """0: there is no search."""
     overrides: Mapping[str, Any] = field(default_factory=dict)
     twin_overrides: Mapping[str, Any] = field(default_factory=dict)
     """The same for the twins of the winner."""
@@ -40,6 +41,8 @@ class Arguments:
     storage: Path
     trials: int
     seed: int
+    only: tuple[str, ...]
+    """Names of the variants that were asked for; empty leaves the choice to the script."""
 
 
 FLAGS = {
@@ -57,6 +60,7 @@ def parse(
     base: Experiment,
     argv: list[str] | None = None,
     watched: Stage = "stage2",
+    variants: Sequence[str] = (),
 ) -> Arguments:
     """Read flags, and for those that are absent `RSLLM_BUDGET` and `RSLLM_STORAGE`.
 
@@ -65,7 +69,8 @@ def parse(
     Raises:
         ConfigError: a value that cannot work.
     """
-    values = _parser(description, budgets).parse_args(argv)
+    unasked = argparse.Namespace(trials=None, seed=0)
+    values = _parser(description, budgets, variants).parse_args(argv, unasked)
     name = values.budget or os.environ.get("RSLLM_BUDGET")
     if name and name not in budgets:
         raise ConfigError(f"budget {name!r} is unknown; choose one of {list(budgets)}")
@@ -83,6 +88,7 @@ def parse(
         storage=storage,
         trials=values.trials or budget.trials,
         seed=values.seed,
+        only=tuple(values.only or ()) if variants else (),
     )
 
 
@@ -101,20 +107,28 @@ def _default_budget(budgets: Mapping[str, Budget]) -> str:
     return list(budgets)[-1 if ray.cluster_resources().get("GPU", 0) else 0]
 
 
-def _parser(description: str, budgets: Mapping[str, Budget]) -> argparse.ArgumentParser:
+def _parser(
+    description: str, budgets: Mapping[str, Budget], variants: Sequence[str]
+) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="budgets:\n"
         + "\n".join(f"  {name:8}{budget.summary}" for name, budget in budgets.items())
-        + "\n\nResume: give the same command again after an interruption. Finished trials and every"
-        "\nartifact are found in the storage folder; nothing is computed twice.",
+        + "\n\nResume: give the same command again after an interruption. What is finished is found"
+        "\nin the storage folder; nothing is computed twice.",
     )
     parser.add_argument(
         "--budget",
         help="see below (RSLLM_BUDGET; default: the last one with a GPU, else the first)",
     )
-    parser.add_argument("--trials", type=int, help="number of trials, instead of the budget's")
+    if any(budget.trials for budget in budgets.values()):
+        parser.add_argument("--trials", type=int, help="number of trials, instead of the budget's")
+        parser.add_argument("--seed", type=int, default=0, help="seed of the search (default: 0)")
+    if variants:
+        parser.add_argument(
+            "--only", choices=variants, action="append", metavar="NAME", help="; ".join(variants)
+        )
     parser.add_argument("--data", metavar="SOURCE", help="data set name, or a folder of raw files")
     parser.add_argument("--backbone", metavar="SOURCE", help="asset, model folder or hub name")
     parser.add_argument(
@@ -129,7 +143,6 @@ def _parser(description: str, budgets: Mapping[str, Budget]) -> argparse.Argumen
         help="folder of all artifacts and results; every node must see it"
         " (RSLLM_STORAGE; default: rsllm-store)",
     )
-    parser.add_argument("--seed", type=int, default=0, help="seed of the search (default: 0)")
     parser.add_argument(
         "--set",
         action="append",

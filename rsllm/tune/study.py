@@ -1,16 +1,19 @@
-"""A study: a search on validation, twins of its winner at equal samples, the test split once."""
+"""A study: a search on validation, twins of its winner at equal samples, the test split once.
+
+Without a space to search it compares named variants, the first of which stands for the winner.
+"""
 
 from __future__ import annotations
 
 import inspect
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rsllm.cluster import start_ray
-from rsllm.config import Experiment
+from rsllm.config import SLOTTED, Experiment
 from rsllm.data.prepared import PreparedData
 from rsllm.evaluate.compare import Claim, estimates, method_table, pair_table, per_user
 from rsllm.evaluate.fuse import Fusion
@@ -20,17 +23,18 @@ from rsllm.evaluate.report import tables, write_report
 from rsllm.evaluate.statistics import beats_chance
 from rsllm.pipeline import Pipeline
 from rsllm.plan import Layout
-from rsllm.runs import provenance
+from rsllm.runs import provenance, read_json
 from rsllm.settings import content_hash, replace_in, to_dict
+from rsllm.train.health import warnings
 from rsllm.tune.progress import shown
 from rsllm.tune.search import Space, TrialRecord, search
 
 Twins = Callable[[Mapping[str, Any]], dict[str, dict[str, Any]]]
-"""The winner's overrides -> named variants of it, the winner among them."""
+"""The winner's overrides (none without a search) -> named variants of it, the winner first."""
 
 TWIN_SEED = 1000
 PAIR_METRICS = ("MRR", "HR@1")
-TARGET_ACCURACY, SOLVED = "contrast/target_accuracy", 0.95
+SHUFFLED = ", shuffled slots"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,15 +44,20 @@ class Study:
     title: str
     question: str
     base: Experiment
-    space: Space
-    trials: int
+    space: Space | None = None
+    """None: the twins alone are trained."""
+    trials: int = 0
     first_guesses: Sequence[dict[str, Any]] = ()
     """Values, as the space names them, that are tried first."""
     twins: Twins
     twin_overrides: Mapping[str, Any] = field(default_factory=dict)
     """What all twins have in common beside the base, such as more samples than a trial."""
     claims: Sequence[Claim] = ()
-    """Comparisons among twins, `recommender`, `zero-shot` and `text only`, the main one first."""
+    """Comparisons among the methods by their names, the main one first."""
+    split: Literal["validation", "test"] = "test"
+    """Where methods are compared; on test, which is opened once, they may be claimed better."""
+    twin_seed: int = TWIN_SEED
+    """Added to the seed of stage 2, so that twins do not share the winner's luck."""
     budget: Mapping[str, Any] = field(default_factory=dict)
     """What the user chose, for the report."""
     seed: int = 0
@@ -56,7 +65,8 @@ class Study:
     @property
     def name(self) -> str:
         """Names the search: the same study continues, a changed one starts anew."""
-        parts = [to_dict(self.base), self.trials, self.seed, inspect.getsource(self.space)]
+        parts = [to_dict(self.base), self.trials, self.seed]
+        parts.append(inspect.getsource(self.space) if self.space else self.twins({}))
         return f"{self.title.lower().replace(' ', '-')}-{content_hash(parts)}"
 
 
@@ -73,16 +83,27 @@ def run(study: Study, storage: str | Path) -> Path:
     data = _announced("prepared data", pipeline.prepare)
     recommender = _announced("recommender", pipeline.fit)
     start_folder = _announced("stage 1", pipeline.train_text) if study.base.stage1.steps else None
-    records = search(
-        pipeline,
-        study.space,
-        trials=study.trials,
-        first_guesses=study.first_guesses,
-        name=study.name,
-        seed=study.seed,
-    )
-    best = max((r for r in records if r.curve), key=_rank_of)
-    twins = _train_twins(study, best, storage)
+    if study.space:
+        records = search(
+            pipeline,
+            study.space,
+            trials=study.trials,
+            first_guesses=study.first_guesses,
+            name=study.name,
+            seed=study.seed,
+        )
+        best = max((r for r in records if r.curve), key=_rank_of)
+        twins = _train_twins(study, best.overrides, storage)
+        trials = [_trial_row(record) for record in records]
+    else:
+        twins = _train_twins(study, {}, storage)
+        made = [Pipeline(experiment, storage) for experiment, _ in twins.values()]
+        records = [_record(number, pipeline) for number, pipeline in enumerate(made)]
+        best = records[0]
+        trials = [
+            _trial_row(record) | {"name": name, "parameters": {}}
+            for record, name in zip(records, twins, strict=True)
+        ]
     methods = _methods(study, recommender, start_folder, twins)
     results = {
         "title": study.title,
@@ -92,7 +113,7 @@ def run(study: Study, storage: str | Path) -> Path:
         "experiment": to_dict(study.base),
         "layout": _describe(pipeline.layout),
         "provenance": provenance(),
-        "trials": [_trial_row(record) for record in records],
+        "trials": trials,
         **_judged(study, pipeline, PreparedData.open(data), methods, next(iter(twins)), best),
     }
     results["budget"]["minutes"] = round((time.monotonic() - start) / 60, 1)
@@ -128,17 +149,28 @@ def _rank_of(record: TrialRecord) -> tuple[bool, float]:
 
 
 def _train_twins(
-    study: Study, best: TrialRecord, storage: str | Path
+    study: Study, winner: Mapping[str, Any], storage: str | Path
 ) -> dict[str, tuple[Experiment, Path]]:
     """Each twin under one fresh seed and equal samples."""
-    variants = study.twins(best.overrides)
+    variants = study.twins(winner)
     trained = {}
     for number, (name, changes) in enumerate(variants.items(), start=1):
         print(f"\ntwin {number} of {len(variants)}: {name}  {shown(changes)}", flush=True)
-        seed = {"stage2.seed": study.base.stage2.seed + TWIN_SEED}
+        seed = {"stage2.seed": study.base.stage2.seed + study.twin_seed}
         experiment = replace_in(study.base, {**study.twin_overrides, **changes, **seed})
         trained[name] = (experiment, Pipeline(experiment, storage).train())
     return trained
+
+
+def _record(number: int, pipeline: Pipeline) -> TrialRecord:
+    """A trained variant as a trial, its curve that of all its stages."""
+    first = [pipeline.train_text()] if pipeline.experiment.stage1.steps else []
+    curve: list[dict[str, float]] = []
+    for folder in (*first, pipeline.train()):
+        before = {name: curve[-1][name] if curve else 0.0 for name in ("samples", "seconds")}
+        for entry in read_json(folder / "training.json")["curve"]:
+            curve.append(entry | {name: entry[name] + start for name, start in before.items()})
+    return TrialRecord(number=number, state="finished", overrides={}, curve=curve)
 
 
 def _methods(
@@ -147,7 +179,7 @@ def _methods(
     text_only: Path | None,
     twins: Mapping[str, tuple[Experiment, Path]],
 ) -> list[Method]:
-    base = study.base
+    base, winner = study.base, next(iter(twins))
     methods = [
         Method(
             name="recommender", scorer="recommender", experiment=base, artifact=str(recommender)
@@ -174,6 +206,9 @@ def _methods(
                 artifact=str(folder),
             )
         )
+        if name == winner and experiment.stage2.representation in SLOTTED:
+            shuffled = replace_in(experiment, {"projector.shuffle_items": True})
+            methods.append(replace(methods[-1], name=name + SHUFFLED, experiment=shuffled))
     return methods
 
 
@@ -197,23 +232,27 @@ def _judged(
         "store": pipeline.store,
     }
     place = [method.name for method in methods].index(winner)
+    config = study.base.evaluation
     validated = evaluate([methods[0], methods[place]], "validation", **where)
-    validation = held_out(data, "validation", study.base.evaluation.validation_rows)
+    validation = held_out(data, "validation", config.validation_rows)
     fusion = Fusion.chosen(validated[1].scores_DRC, validated[0].scores_DRC, validation)
-    outcomes = evaluate(methods, "test", **where)
-    outcomes.append(fusion.outcome(outcomes[place], outcomes[0]))
-    joined = outcomes[-1].method.name
-    draws = held_out(data, "test", study.base.evaluation.test_rows)
+    outcomes = evaluate(methods, study.split, **where)
+    rows = config.test_rows if study.split == "test" else config.validation_rows
+    draws = held_out(data, study.split, rows)
+    claims = [*study.claims, Claim(winner, winner + SHUFFLED, "the language model reads its slots")]
+    if study.split == "test":
+        outcomes.append(fusion.outcome(outcomes[place], outcomes[0]))
+        joined = outcomes[-1].method.name
+        claims += [
+            Claim(joined, methods[0].name, "the language model adds to the recommender"),
+            Claim(joined, winner, "the recommender adds to the language model"),
+        ]
     vectors = {outcome.method.name: per_user(outcome.scores_DRC, draws) for outcome in outcomes}
-    claims = [
-        *study.claims,
-        Claim(joined, methods[0].name, "the language model adds to the recommender"),
-        Claim(joined, winner, "the recommender adds to the language model"),
-    ]
     num_candidates = study.base.data.num_candidates
     n = len(validation[0])
     chance = sum(1 / rank for rank in range(1, num_candidates + 1)) / num_candidates
     return {
+        "split": study.split,
         "data": {"source": study.base.data.source, **data.facts["counts"]},
         "search": {
             "metric": "MRR",
@@ -225,7 +264,7 @@ def _judged(
         },
         "recommender": {
             "validation": estimates(validated[0].expected),
-            "test": estimates(outcomes[0].expected),
+            study.split: estimates(outcomes[0].expected),
         },
         "methods": method_table(outcomes, draws, data),
         "fusion": {"weight": fusion.weight, "curve": list(fusion.curve.items())},
@@ -234,8 +273,9 @@ def _judged(
         ),
         "notes": [
             *_notes(study, methods, best),
-            f"{joined} adds the recommender's log-probabilities with weight {fusion.weight:.3g},"
-            f" chosen on {n} validation users (MRR {fusion.curve[fusion.weight]:.3f} there).",
+            f"{winner} joined with the recommender adds its log-probabilities with the weight"
+            f" {fusion.weight:.3g}, chosen on {n} validation users (MRR"
+            f" {fusion.curve[fusion.weight]:.3f} there).",
         ],
     }
 
@@ -256,11 +296,13 @@ def _trial_row(record: TrialRecord) -> dict[str, Any]:
 
 
 def _notes(study: Study, methods: Sequence[Method], best: TrialRecord) -> list[str]:
+    once = "The test split was opened once, after all training, for all methods together."
     notes = [
-        "The test split was opened once, after the search, for all methods together.",
+        once if study.split == "test" else "These are the users that choices are made on.",
         "The ranking loss (gamma) and the pointer are extensions of ours; gamma = 0 is RSLLM.",
-        f"Twins share stage 1 and the recommender and see equal samples under a fresh seed"
-        f" ({study.base.stage2.seed + TWIN_SEED}); one seed each.",
+        f"Twins share the recommender and, unless named, stage 1; one seed each"
+        f" ({study.base.stage2.seed + study.twin_seed}).",
+        f"A method{SHUFFLED}: the same weights, every slot filled with another item's vector.",
     ]
     if study.base.backbone.source == "smollm2-135m-q4":
         notes.append("The backbone's weights are dequantised from 4 bits.")
@@ -268,7 +310,4 @@ def _notes(study: Study, methods: Sequence[Method], best: TrialRecord) -> list[s
         notes.append(
             "Methods scored by the pointer rank by it; their title likelihoods are in results.json."
         )
-    accuracies = [e[TARGET_ACCURACY] for e in best.curve if TARGET_ACCURACY in e]
-    if accuracies and min(accuracies) > SOLVED:
-        notes.append("The target contrast was solved from the start: alpha had no leverage.")
-    return notes
+    return notes + [f"At the end of the best trial, {doubt}." for doubt in warnings(best.curve[-1])]

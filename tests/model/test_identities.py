@@ -3,6 +3,7 @@
 # Axes: B rows, T tokens, V vocabulary.
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,17 @@ from small_models import (
     make_model,
     make_rows,
     make_trainable,
+    save_gpt2,
     stir,
 )
 from torch import Tensor
 
 from rsllm.config import BackboneConfig, LossConfig, ProjectorConfig
 from rsllm.model.backbone import attach_lora, load_backbone, load_tokenizer
-from rsllm.model.hybrid import HybridLM, ItemSlots
+from rsllm.model.hybrid import HybridLM, ItemSlots, pool
+from rsllm.model.losses import contrast, negatives
 from rsllm.model.objective import LanguageObjective
-from rsllm.prompts.collate import Batch, Row
+from rsllm.prompts.collate import PROMPT, Batch, Row
 from rsllm.prompts.encode import PromptEncoder
 
 PLAIN = LossConfig(alpha=0.0, beta=0.0, gamma=0.0)
@@ -45,6 +48,18 @@ def test_fresh_lora_leaves_logits_bit_identical(backbone_folder: Path) -> None:
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
     stir(adapted, 0.05)
     assert not torch.equal(adapted(sequences(batch)[0][None]).logits, before[0])
+
+
+@torch.no_grad()
+def test_a_merged_adapter_is_the_unmerged_one(backbone_folder: Path) -> None:
+    adapted = attach_lora(load_backbone(backbone_folder, torch.float32), BackboneConfig()).eval()
+    stir(adapted, 0.05)
+    batch = make_batch(make_encoder(load_tokenizer(backbone_folder), "text"), make_rows(2))
+    before = [adapted(ids[None]).logits for ids in sequences(batch)]
+    merged = adapted.merge_and_unload()
+    for ids, logits in zip(sequences(batch), before, strict=True):
+        scale = float(logits.abs().max())
+        torch.testing.assert_close(merged(ids[None]).logits, logits, atol=1e-5 * scale, rtol=1e-5)
 
 
 @torch.no_grad()
@@ -154,3 +169,48 @@ def test_micro_batches_average_to_the_whole_batch(
     halves = [make_batch(encoder, part, tokens_per_batch=share) for part in (rows[:2], rows[2:])]
     losses = [objective(half)[0].item() for half in halves]
     assert sum(losses) / 2 == pytest.approx(objective(whole)[0].item(), abs=1e-6)
+
+
+def test_both_passes_of_cached_gradients_drop_the_same(random_llm: Path, tmp_path: Path) -> None:
+    """GPT-2 has dropout of its own."""
+    model = make_trainable(save_gpt2(tmp_path, random_llm)).train()
+    batch = make_batch(make_encoder(load_tokenizer(random_llm), "unified"), make_rows(6))
+    objective = LanguageObjective(model, LossConfig(alpha=0.5, beta=0.4))
+    found = []
+    for seed, look_ahead in ((0, list), (0, objective.look_ahead), (1, list)):
+        torch.manual_seed(seed)
+        (own,) = look_ahead([batch])
+        loss, _ = objective(own)
+        found.append((float(loss), torch.cat([g.flatten() for g in gradients(loss, model)])))
+    (plain, plain_gradient), (cached, cached_gradient), (other, _) = found
+    assert cached == pytest.approx(plain, abs=1e-6)
+    torch.testing.assert_close(cached_gradient, plain_gradient, atol=1e-6, rtol=1e-4)
+    assert abs(other - plain) > 1e-3, "it does drop"
+
+
+@torch.no_grad()
+def test_the_user_vector_may_pool_the_whole_prompt(random_llm: Path) -> None:
+    encoder = make_encoder(load_tokenizer(random_llm), "unified")
+    batch, model = make_batch(encoder, make_rows(6)), make_trainable(random_llm).eval()
+    whole = replace(batch, history_BT=batch.branch_BT == PROMPT)
+    choices: list[tuple[Any, Batch]] = [("history", batch), ("prompt", batch), ("history", whole)]
+    losses = [
+        LanguageObjective(model, LossConfig(alpha=0.0, beta=0.5, user_span=span))(own)[0]
+        for span, own in choices
+    ]
+    assert torch.equal(losses[1], losses[2])
+    assert not torch.allclose(losses[0], losses[1], atol=1e-4)
+
+
+@torch.no_grad()
+def test_contrasts_under_autocast_are_those_of_its_states_in_fp32(random_llm: Path) -> None:
+    encoder = make_encoder(load_tokenizer(random_llm), "unified")
+    batch, model = make_batch(encoder, make_rows(6)), make_trainable(random_llm).eval()
+    objective = LanguageObjective(model, LossConfig(temperature=0.01), autocast=True)
+    _, parts = objective(batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        states_BTD = model.states(batch)
+        targets_BD = model.target_states(batch)[batch.target_item_B]
+    answers_BD = pool(states_BTD, batch.answer_BT)
+    expected = contrast(targets_BD, answers_BD, negatives([batch])[0], 0.01).loss
+    assert torch.equal(parts["loss/target_contrast"], expected)

@@ -45,6 +45,7 @@ def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 
 Maker = Callable[[], tuple[Any, Engine]]
 STAGES = [("recommender", 0), ("recommender", 2), ("stage2", 0), ("stage2", 2), ("stage2", 3)]
+STAGES += [("full stage2", 0), ("full stage2", 2), ("full stage2", 3)]
 
 
 @pytest.fixture(params=STAGES, ids=lambda stage: "{} under ZeRO {}".format(*stage))
@@ -53,8 +54,13 @@ def make(request: pytest.FixtureRequest, data: PreparedData, random_llm: Path) -
     stage, zero_stage = request.param
 
     def make() -> tuple[Any, Engine]:
+        tuning = "full" if stage.startswith("full") else "lora"
         recommender = stage == "recommender"
-        task = recommender_task(data) if recommender else language_task(data, random_llm)
+        task = (
+            recommender_task(data)
+            if recommender
+            else language_task(data, random_llm, tuning=tuning)
+        )
         return task, make_engine(task, zero_stage)
 
     return make

@@ -25,7 +25,7 @@ from world import run_in_world
 
 from rsllm.config import BackboneConfig, LossConfig, ProjectorConfig
 from rsllm.errors import TrainingError
-from rsllm.model.backbone import attach_lora, load_backbone, load_tokenizer
+from rsllm.model.backbone import load_backbone, load_tokenizer, tunable
 from rsllm.model.hybrid import HybridLM, ItemSlots
 from rsllm.model.objective import LanguageObjective
 from rsllm.prompts.collate import Batch, answer_tokens
@@ -61,13 +61,13 @@ def wide_llm(random_llm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     return save_model(LlamaForCausalLM, config, random_llm, folder)
 
 
-def make_objective(folder: Path, loss: LossConfig) -> LanguageObjective:
+def make_objective(folder: Path, loss: LossConfig, *, recompute: bool = False) -> LanguageObjective:
     torch.manual_seed(2)
     llm = load_backbone(folder, torch.float32)
     table_VD = llm.get_input_embeddings().weight
     items_IE = torch.randn(len(TITLES), ITEM_WIDTH)
     slots = ItemSlots(items_IE, table_VD, ProjectorConfig(hidden=HIDDEN))
-    adapted = attach_lora(llm, BackboneConfig(lora_rank=4))
+    adapted = tunable(llm, BackboneConfig(lora_rank=4, gradient_checkpointing=recompute))
     for module in (slots, adapted):
         stir(module, 0.02)
     return LanguageObjective(HybridLM(adapted, slots), loss)
@@ -94,9 +94,15 @@ def micro_batches(folder: Path, step: int, accumulation: int) -> list[Batch]:
 
 
 def make_engine(
-    folder: Path, stage: int, loss: LossConfig, accumulation: int = 1, *, cached: bool = False
+    folder: Path,
+    stage: int,
+    loss: LossConfig,
+    accumulation: int = 1,
+    *,
+    cached: bool = False,
+    recompute: bool = False,
 ) -> Engine:
-    objective = make_objective(folder, loss)
+    objective = make_objective(folder, loss, recompute=recompute)
     optimization = Optimization(
         groups=parameter_groups(objective),
         schedule=SCHEDULE,
@@ -166,6 +172,12 @@ def test_one_worker_equals_plain_adamw(wide_llm: Path, plain: Run, stage: int) -
 def test_cached_micro_batches_equal_plain_adamw(wide_llm: Path, plain: Run, stage: int) -> None:
     engine = make_engine(wide_llm, stage, FULL, accumulation=4, cached=True)
     assert_equal_runs(train_engine(engine, wide_llm, accumulation=4), plain)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_recomputed_activations_change_nothing(wide_llm: Path, plain: Run, stage: int) -> None:
+    engine = make_engine(wide_llm, stage, FULL, recompute=True)
+    assert_equal_runs(train_engine(engine, wide_llm), plain)
 
 
 def train_cached(folder: Path) -> list[Run]:
