@@ -19,7 +19,7 @@ from rsllm.evaluate.rank import held_out
 from rsllm.settings import replace_in
 from rsllm.tune import study
 from rsllm.tune.search import TrialRecord
-from rsllm.tune.study import Claim
+from rsllm.tune.study import Claim, Study
 
 NUM_ROWS = 30
 BASE = replace_in(Experiment(), {"data.num_candidates": NUM_CANDIDATES})
@@ -64,7 +64,13 @@ def test_the_winner_stands_beside_its_fusion_with_the_recommender(
         )
         for name in names
     ]
-    asked: Any = SimpleNamespace(base=BASE, claims=[Claim("best", "zero-shot")])
+    asked = Study(
+        title="made up",
+        question="?",
+        base=BASE,
+        twins=lambda best: {},
+        claims=[Claim("best", "zero-shot")],
+    )
     pipeline: Any = SimpleNamespace(
         backbone="", fingerprint="", layout=None, store=SimpleNamespace()
     )
@@ -81,7 +87,9 @@ def test_the_winner_stands_beside_its_fusion_with_the_recommender(
     }
     weight = found["fusion"]["weight"]
     assert dict(found["fusion"]["curve"])[weight] == max(mrr for _, mrr in found["fusion"]["curve"])
-    assert any(joined in note and f"{weight:.3g}" in note for note in found["notes"])
+    assert any(
+        "joined with the recommender" in note and f"{weight:.3g}" in note for note in found["notes"]
+    )
     outcomes = dict(zip(names, made_up([])(methods, "test"), strict=True))
     scores_DRC = fused(outcomes["best"].scores_DRC, outcomes["recommender"].scores_DRC, weight)
     expected = per_user(scores_DRC, held_out(data, "test"))["MRR"].mean()
