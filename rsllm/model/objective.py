@@ -106,7 +106,8 @@ class LanguageObjective(nn.Module):
         """
         if not self.loss.contrasts:
             return batches
-        with torch.no_grad(), torch.random.fork_rng():
+        device = batches[0].ids_BT.device
+        with torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
             found = [self._vectors(self._states(batch), batch) for batch in batches]
         vectors = {
             name: torch.cat([part[name] for part in found]).requires_grad_() for name in found[0]
