@@ -139,13 +139,8 @@ def collate(
     targets, target_item_B = _targets(rows, encoder, len(title_keys))
     branch_BT, position_BT = layout.tokens()
     state_U, label_state_N, label_branch_N = layout.links()
-    inputs = [[token for label in own for token in label[:-1]] for own in labels]
     return Batch(
-        ids_BT=_padded(
-            [p.tokens.ids + own for p, own in zip(prompts, inputs, strict=True)],
-            layout.width,
-            encoder.terminator,
-        ),
+        ids_BT=_padded(_inputs(prompts, labels), layout.width, encoder.terminator),
         item_BT=_slots(prompts, [row.table * len(title_keys) for row in rows], layout.width),
         branch_BT=branch_BT,
         position_BT=position_BT,
@@ -173,6 +168,16 @@ def collate(
         ),
         tokens_per_batch=tokens_per_batch or answer_tokens([row.target for row in rows], encoder),
     )
+
+
+def _inputs(
+    prompts: Sequence[Prompt], labels: Sequence[Sequence[Sequence[int]]]
+) -> list[list[int]]:
+    """Each row's prompt, and behind it every label's tokens but the last."""
+    return [
+        prompt.tokens.ids + [token for label in own for token in label[:-1]]
+        for prompt, own in zip(prompts, labels, strict=True)
+    ]
 
 
 def answer_tokens(targets: Sequence[int], encoder: PromptEncoder) -> float:

@@ -232,13 +232,14 @@ def _judged(
         "store": pipeline.store,
     }
     place = [method.name for method in methods].index(winner)
-    config = study.base.evaluation
     validated = evaluate([methods[0], methods[place]], "validation", **where)
-    validation = held_out(data, "validation", config.validation_rows)
+    config = study.base.evaluation
+    limits = {"validation": config.validation_rows, "test": config.test_rows}
+    validation, draws = (
+        held_out(data, split, limits[split]) for split in ("validation", study.split)
+    )
     fusion = Fusion.chosen(validated[1].scores_DRC, validated[0].scores_DRC, validation)
     outcomes = evaluate(methods, study.split, **where)
-    rows = config.test_rows if study.split == "test" else config.validation_rows
-    draws = held_out(data, study.split, rows)
     claims = [*study.claims, Claim(winner, winner + SHUFFLED, "the language model reads its slots")]
     if study.split == "test":
         outcomes.append(fusion.outcome(outcomes[place], outcomes[0]))
@@ -248,20 +249,11 @@ def _judged(
             Claim(joined, winner, "the recommender adds to the language model"),
         ]
     vectors = {outcome.method.name: per_user(outcome.scores_DRC, draws) for outcome in outcomes}
-    num_candidates = study.base.data.num_candidates
     n = len(validation[0])
-    chance = sum(1 / rank for rank in range(1, num_candidates + 1)) / num_candidates
     return {
         "split": study.split,
         "data": {"source": study.base.data.source, **data.facts["counts"]},
-        "search": {
-            "metric": "MRR",
-            "split": "validation",
-            "n": n,
-            "best": best.number,
-            "p_beats_chance": beats_chance(best.score or 0.0, n, num_candidates),
-            "chance": {"MRR": chance, "HR@1": 1 / num_candidates},
-        },
+        "search": _searched(best, n, study.base.data.num_candidates),
         "recommender": {
             "validation": estimates(validated[0].expected),
             study.split: estimates(outcomes[0].expected),
@@ -277,6 +269,19 @@ def _judged(
             f" {fusion.weight:.3g}, chosen on {n} validation users (MRR"
             f" {fusion.curve[fusion.weight]:.3f} there).",
         ],
+    }
+
+
+def _searched(best: TrialRecord, n: int, num_candidates: int) -> dict[str, Any]:
+    """The best trial on `n` validation rows, and what chance would have reached."""
+    chance = sum(1 / rank for rank in range(1, num_candidates + 1)) / num_candidates
+    return {
+        "metric": "MRR",
+        "split": "validation",
+        "n": n,
+        "best": best.number,
+        "p_beats_chance": beats_chance(best.score or 0.0, n, num_candidates),
+        "chance": {"MRR": chance, "HR@1": 1 / num_candidates},
     }
 
 
