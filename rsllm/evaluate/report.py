@@ -125,7 +125,9 @@ def _health(results: Results) -> Table:
     """What each trial's last validation says of its losses and slots."""
     trials = [trial for trial in results["trials"] if trial["curve"]]
     ends = [trial["curve"][-1] for trial in trials]
-    watched = [n for n in _names(ends) if n.startswith(("health/", "contrast/", "loss/"))]
+    watched = [
+        n for n in _names(ends) if n.startswith(("health/", "contrast/", "loss/", "prompts/"))
+    ]
     return Table(
         title="Health at the last validation",
         header=["trial", *(name.removeprefix("health/") for name in watched)],

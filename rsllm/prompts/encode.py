@@ -161,13 +161,9 @@ class PromptEncoder:
             ConfigError: more candidates than letters.
             DataError: the candidates alone do not fit.
         """
-        text = self.templates[template % len(self.templates)]
-        opening = self.prefix + self._segment(text.opening)
-        choice = self._segment(text.choice.replace("{num_candidates}", str(len(candidates))))
-        question = self._segment(text.question)
+        opening, choice, question = self._text(template, len(candidates))
         runs = [self._choices[item] for item in candidates]
         if self._letters is not None:
-            question = question + self._letters.opening
             runs = self._letters.before(runs)
         fixed = len(opening) + len(choice) + len(question)
         fixed += sum([len(run.ids) for run in runs]) - len(self._separator)
@@ -178,6 +174,22 @@ class PromptEncoder:
         ends = self._join(runs, tokens)
         tokens.text(question)
         return Prompt(tokens, span, ends)
+
+    def length(self, history: Sequence[int], candidates: Sequence[int], template: int) -> int:
+        """Tokens of a prompt, but for the letters that all have alike."""
+        text = sum(map(len, self._text(template, len(candidates))))
+        past = sum(len(self._past[item].ids) for item in history)
+        listed = sum(len(self._choices[item].ids) for item in candidates)
+        return min(text + past + listed - 2 * len(self._separator), self.config.max_tokens)
+
+    def _text(self, template: int, num_candidates: int) -> tuple[list[int], list[int], list[int]]:
+        """What stands before the history, before the candidates and before the answer."""
+        text = self.templates[template % len(self.templates)]
+        choice = text.choice.replace("{num_candidates}", str(num_candidates))
+        question = self._segment(text.question)
+        if self._letters is not None:
+            question = question + self._letters.opening
+        return self.prefix + self._segment(text.opening), self._segment(choice), question
 
     def _join(self, runs: Sequence[Tokens], tokens: Tokens) -> list[int]:
         """Append items, separators between; returns the position of each one's last token."""

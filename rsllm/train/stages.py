@@ -74,11 +74,10 @@ class TrainingSet:
         ]
 
     def length(self, row: Row, all_branches: bool) -> int:
-        """Tokens of a row's items, in its prompt and its branches."""
-        listed = sum(len(self.encoder.item(i)) + 1 for i in [*row.history, *row.candidates])
-        if not all_branches:
-            return listed
-        return listed + sum(len(self.encoder.title_ids[i]) for i in row.candidates)
+        """Tokens of a row, in its prompt and its branches."""
+        answers = self.encoder.answers(row.candidates) if all_branches else []
+        branches = sum(len(answer + self.encoder.ending) - 1 for answer in answers)
+        return branches + self.encoder.length(row.history, row.candidates, row.template)
 
 
 class LanguageTask:
@@ -168,7 +167,11 @@ class LanguageTask:
         return evenly(step, self.steps, self.stage.validations)
 
     def validate(self, objective: nn.Module) -> dict[str, float]:
-        """Mean metrics over the validation rows, which are spread over the workers."""
+        """Mean metrics over the validation rows, which are spread over the workers.
+
+        Beside them: how many titles and history items were cut so far for want of room, and signs
+        of health.
+        """
         assert isinstance(objective, LanguageObjective)
         world, total = dist.get_world_size(), len(self.validation)
         padded = np.resize(np.arange(total), -(-total // world) * world)
@@ -181,12 +184,19 @@ class LanguageTask:
             self.stage.loss.ranks_by,
             batch_size=self.experiment.evaluation.batch_size,
         )
+        encoders = [part.encoder for part in self.sets]
+        dropped = sum(encoder.num_dropped_items for encoder in encoders)
         gathered: list[Any] = [None] * world
-        dist.all_gather_object(gathered, target_ranks(scores_RC, target_places(own)))
+        dist.all_gather_object(gathered, (target_ranks(scores_RC, target_places(own)), dropped))
+        found, counts = zip(*gathered, strict=True)
         ranks = np.zeros(total, dtype=np.int64)
-        ranks[padded] = np.stack(gathered, axis=1).ravel()
+        ranks[padded] = np.stack(found, axis=1).ravel()
+        cuts = {
+            "prompts/cut_titles": float(sum(encoder.num_cut_titles for encoder in encoders)),
+            "prompts/dropped_history_items": float(sum(counts)),
+        }
         metrics = {name: float(values.mean()) for name, values in rank_metrics(ranks).items()}
-        return metrics | self._health(objective)
+        return metrics | cuts | self._health(objective)
 
     def _health(self, objective: LanguageObjective) -> dict[str, float]:
         """Of the first validation rows; doubts are printed."""

@@ -338,3 +338,21 @@ def test_a_tokenizer_without_letters_is_refused() -> None:
     PromptEncoder(tokenizer, ["a"], UNLIMITED, "text", "movie")
     with pytest.raises(ConfigError, match=r"splits '\(A\)' into \['\(A\)'\].* = title"):
         PromptEncoder(tokenizer, ["a"], CONFIGS[2], "text", "movie")
+
+
+@pytest.mark.parametrize("answer", ["title", "letter"])
+@pytest.mark.parametrize("template", range(3))
+def test_length_is_that_of_the_prompt_but_for_its_letters(
+    tokenizer: Any, representation: Representation, answer: Any, template: int
+) -> None:
+    titles = ["Heat", "Winter", "The Garden", "The Last Voyage"]
+    config = PromptConfig(answer=answer)
+    encoder = PromptEncoder(tokenizer, titles, config, representation, "movie")
+    differences = {
+        len(encoder.prompt(history, [1, 0, 3], template).tokens)
+        - encoder.length(history, [1, 0, 3], template)
+        for history in ([0], [1, 2], [3, 3, 0])
+    }
+    assert len(differences) == 1
+    if answer == "title":
+        assert differences == {0}
