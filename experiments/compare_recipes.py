@@ -41,17 +41,15 @@ BUDGETS = {
 }
 
 PLAIN = "pointer"
+GENTLE = {"stage2.projector_learning_rate": 1e-3}
 RECIPES: dict[str, dict[str, Any]] = {
     PLAIN: {},
-    "learning rates x 2": {
-        "stage2.lora_learning_rate": 1e-3,
-        "stage2.projector_learning_rate": 1e-2,
-    },
+    "gentle projector": GENTLE,
+    "gentle, starts at titles": {**GENTLE, "projector.start": "titles"},
     "batch 4": {"stage2.batch_size": 4},
-    "projector starts at titles": {"projector.start": "titles"},
     "contrasts": {"stage2.loss.alpha": 0.1, "stage2.loss.beta": 0.05},
     "without slots": {"stage2.representation": "text"},
-    "letters": {"prompt.answer": "letter", "stage2.loss.scorer": "likelihood"},
+    "letters": {**GENTLE, "prompt.answer": "letter", "stage2.loss.scorer": "likelihood"},
     "title likelihood": {"stage2.loss.scorer": "likelihood"},
     "pointer, then title likelihood": {
         "stage1.representation": "unified",
