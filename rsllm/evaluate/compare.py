@@ -51,17 +51,18 @@ def method_table(
     outcomes: Sequence[Outcome], draws: Sequence[Rows], data: PreparedData
 ) -> list[dict[str, Any]]:
     """One entry per method: each metric with n and a 95 % interval over users."""
+
+    def measured(scores_DRC: np.ndarray | None) -> dict[str, Any] | None:
+        return None if scores_DRC is None else estimates(per_user(scores_DRC, draws))
+
     return [
         {
             "name": outcome.method.name,
             "scorer": outcome.method.scorer,
             "n": len(draws[0]),
-            "metrics": estimates(per_user(outcome.scores_DRC, draws)),
-            "likelihood_metrics": (
-                estimates(per_user(outcome.likelihood_DRC, draws))
-                if outcome.likelihood_DRC is not None
-                else None
-            ),
+            "metrics": measured(outcome.scores_DRC),
+            "likelihood_metrics": measured(outcome.likelihood_DRC),
+            "per_token_metrics": measured(outcome.per_token_DRC),
             "generation": _generation(outcome, draws[0], data),
             "candidate_orders": _candidate_orders(outcome, draws[0]),
             "seconds": outcome.seconds,

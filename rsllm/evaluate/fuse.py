@@ -52,6 +52,7 @@ class Fusion:
             method=replace(language.method, name=name),
             scores_DRC=fused(language.scores_DRC, recommender.scores_DRC, self.weight),
             likelihood_DRC=None,
+            per_token_DRC=None,
             orders_PRC=None,
             answers=None,
             seconds=language.seconds + recommender.seconds,

@@ -60,6 +60,8 @@ class Outcome:
     """Of every draw of the candidates."""
     likelihood_DRC: np.ndarray | None
     """Title log-probabilities beside another scorer's scores."""
+    per_token_DRC: np.ndarray | None
+    """Of language models: title log-probabilities, means over their tokens."""
     expected: dict[str, np.ndarray]
     """Of what scores the catalogue: exact expectations over uniform candidate draws, per row."""
     catalogue: dict[str, np.ndarray]
@@ -144,6 +146,7 @@ def _read(method: Method, folder: Path) -> Outcome:
         method=method,
         scores_DRC=scores["scores"],
         likelihood_DRC=scores.get("likelihood"),
+        per_token_DRC=scores.get("per_token"),
         orders_PRC=scores.get("orders"),
         expected=named(scores, EXPECTED),
         catalogue=named(scores, CATALOGUE),
@@ -224,6 +227,8 @@ def _language_scores(
     scores = {"scores": np.stack([score(rows, own) for rows in draws])}
     if own == "pointer":
         scores["likelihood"] = np.stack([score(rows, "likelihood") for rows in draws])
+    length_DRC = [[[encoder.answer_length(i) for i in c] for c in d.candidates_RC] for d in draws]
+    scores["per_token"] = scores.get("likelihood", scores["scores"]) / np.array(length_DRC)
     if orders := config.candidate_orders:
         scores["orders"] = reordered_scores(lambda rows: score(rows, own), draws[0], orders)
     if config.generation_rows < 0:

@@ -156,6 +156,22 @@ def _methods(results: Results, only: Sequence[str] = ()) -> Table:
     )
 
 
+def _likelihoods(results: Results) -> Table:
+    """How language models rank by what they would write, whatever they are ranked by above."""
+    kinds = {"sum": "likelihood_metrics", "mean per token": "per_token_metrics"}
+    spoken = [m for m in results["methods"] if m.get("per_token_metrics")]
+    return Table(
+        title="Ranked by the log-probability of the answer",
+        header=["method", "log-probability", *PLOTTED],
+        rows=[
+            [method["name"], kind, *map((method[key] or method["metrics"]).get, PLOTTED)]
+            for method in spoken
+            for kind, key in kinds.items()
+        ],
+        note="The sum, terminator included, is the score; the mean stands beside it.",
+    )
+
+
 def _generated(results: Results) -> Table:
     """A row per method, decoding and rule of validity."""
     keys = ("n", "ValidRatio", "hits_of_all", "hits_of_valid", "perfect_invalid")
@@ -282,11 +298,15 @@ def _html(results: Results) -> str:
     )
     environment.filters["show"] = show
     search = results["search"]
+    best = next((t for t in results["trials"] if t["number"] == search["best"]), None)
     return environment.get_template("report.html").render(
         results=results,
         search=search,
-        best=next((t for t in results["trials"] if t["number"] == search["best"]), None),
+        split=results.get("split", "test"),
+        best=best,
+        variant=best and best.get("name"),
         methods=_methods(results),
+        likelihoods=_likelihoods(results),
         generated=_generated(results),
         orders=_orders(results),
         pairs=_pairs(results),

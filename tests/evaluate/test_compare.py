@@ -44,6 +44,7 @@ def outcome(name: str, rows: Rows, ranks: list[int]) -> Outcome:
         likelihood_DRC=None,
         expected={},
         catalogue={},
+        per_token_DRC=None,
         orders_PRC=None,
         answers=None,
         seconds=2.5,

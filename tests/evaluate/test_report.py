@@ -146,7 +146,9 @@ def written(folder: Path, results: dict[str, Any]) -> tuple[Page, list[dict[str,
 def test_report_holds_the_numbers_and_the_plots(tmp_path: Path) -> None:
     page, rows = written(tmp_path, study())
     assert page.tags.count("svg") == 8  # two forests, learning curves, loss, four parameters
-    assert page.tags.count("table") == 10
+    assert (
+        page.tags.count("table") == 11
+    )  # trials, their health, methods, answers, orders, pairs, recommender, four of settings
     assert "mathdefault" not in page.text
     for text in ("0.420", "0.340", "better", "chance", "trial 3, the best", "stage2.loss.alpha"):
         assert text in page.text

@@ -37,6 +37,7 @@ def made_up(seen: list[tuple[list[str], str]]) -> Any:
                     size=(1, NUM_ROWS, NUM_CANDIDATES)
                 ),
                 likelihood_DRC=None,
+                per_token_DRC=None,
                 orders_PRC=None,
                 expected={},
                 catalogue={},
