@@ -41,15 +41,18 @@ BUDGETS = {
 }
 
 PLAIN = "pointer"
-GENTLE = {"stage2.projector_learning_rate": 1e-3}
 RECIPES: dict[str, dict[str, Any]] = {
     PLAIN: {},
-    "gentle projector": GENTLE,
-    "gentle, starts at titles": {**GENTLE, "projector.start": "titles"},
+    "gentle projector": {"stage2.projector_learning_rate": 1e-3},
+    "learning rates x 2": {
+        "stage2.lora_learning_rate": 1e-3,
+        "stage2.projector_learning_rate": 1e-2,
+    },
+    "projector starts at titles": {"projector.start": "titles"},
     "batch 4": {"stage2.batch_size": 4},
     "contrasts": {"stage2.loss.alpha": 0.1, "stage2.loss.beta": 0.05},
     "without slots": {"stage2.representation": "text"},
-    "letters": {**GENTLE, "prompt.answer": "letter", "stage2.loss.scorer": "likelihood"},
+    "letters": {"prompt.answer": "letter", "stage2.loss.scorer": "likelihood"},
     "title likelihood": {"stage2.loss.scorer": "likelihood"},
     "pointer, then title likelihood": {
         "stage1.representation": "unified",
