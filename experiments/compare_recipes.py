@@ -49,6 +49,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "stage2.projector_learning_rate": 1e-2,
     },
     "projector starts at titles": {"projector.start": "titles"},
+    "slots start 10 times as long": {"projector.scale": 10.0},
     "batch 4": {"stage2.batch_size": 4},
     "contrasts": {"stage2.loss.alpha": 0.1, "stage2.loss.beta": 0.05},
     "without slots": {"stage2.representation": "text"},

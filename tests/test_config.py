@@ -106,6 +106,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"prompt.max_tokens": 15}, "at least 16"),
     ({"projector.hidden": 0}, "at least 1"),
     ({"projector.depth": -1}, "at least 0"),
+    ({"projector.scale": 0.0}, "must be positive"),
     ({"stage2.loss.alpha": -0.1}, "must not be negative"),
     ({"stage2.loss.alpha": 0.6, "stage2.loss.beta": 0.5}, "keep the sum below 1"),
     ({"stage2.loss.temperature": 0.0}, "must be positive"),

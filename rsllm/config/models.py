@@ -91,6 +91,8 @@ class ProjectorConfig:
     activation: Literal["gelu", "relu", "silu", "tanh"] = "gelu"
     norm: Literal["none", "layer", "rms"] = "none"
     """Normalisation of each hidden layer, before its activation."""
+    scale: float = 1.0
+    """Length of slot vectors at the start, relative to token vectors."""
     start: Literal["random", "titles"] = "random"
     """The linear map's start: at random, or the ridge regression of the items' mean title
     embeddings on their vectors."""
@@ -99,4 +101,5 @@ class ProjectorConfig:
 
     def __post_init__(self) -> None:
         at_least(1, self, "projector", "hidden")
+        positive(self, "projector", "scale")
         at_least(0, self, "projector", "depth")

@@ -28,7 +28,7 @@ class ItemSlots(nn.Module):
         super().__init__()
         width = embeddings_VD.shape[1]
         scale = embedding_scale(embeddings_VD)
-        self.projector = Projector(items_IE.shape[1], width, config, scale)
+        self.projector = Projector(items_IE.shape[1], width, config, config.scale * scale)
         self.marker_D = nn.Parameter(scale * torch.randn(width))
         self.register_buffer("items_IE", items_IE.float(), persistent=False)
 

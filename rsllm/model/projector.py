@@ -21,9 +21,10 @@ _NORMS = {"none": None, "layer": nn.LayerNorm, "rms": nn.RMSNorm}
 class Projector(nn.Module):
     """A linear map of item vectors plus an MLP that starts at zero.
 
-    Standardised item vectors come out at the scale of the backbone's token embeddings, so that
-    slots neither vanish nor drown the text from the first step on. The shape of RSLLM's projector
-    is not known (arXiv 2412.16933, abstract); LLaRA's is a two-layer perceptron (arXiv 2312.02445).
+    Standardised item vectors come out at the scale of the backbone's token embeddings, or the
+    configured multiple of it, so that slots neither vanish nor drown the text by accident. The
+    shape of RSLLM's projector is not known (arXiv 2412.16933, abstract); LLaRA's is a two-layer
+    perceptron (arXiv 2312.02445).
     """
 
     def __init__(self, width: int, llm_width: int, config: ProjectorConfig, scale: float) -> None:

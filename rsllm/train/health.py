@@ -53,7 +53,9 @@ def warnings(entry: Mapping[str, float]) -> list[str]:
     doubts = (
         {
             f"slot vectors are {scale:.2g} times as long as token vectors: they drown the text, or"
-            " vanish in it; lower stage2.projector_learning_rate": not 0.1 <= scale <= 10,
+            " vanish in it; see projector.scale and projector_learning_rate": not 0.1
+            <= scale
+            <= 30,
             f"the last prompt token pays slots {attention:.2g} times the attention of other tokens:"
             " the language model hardly reads them": attention < 0.1,
             "the target contrast is solved (accuracy above 0.95): alpha has no leverage": (

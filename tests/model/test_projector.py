@@ -15,13 +15,17 @@ from rsllm.model.hybrid import ItemSlots
 from rsllm.model.projector import RIDGE, Projector, embedding_scale, mean_embeddings
 
 
+@pytest.mark.parametrize("scale", [1.0, 10.0])
 @pytest.mark.parametrize("depth", [0, 1, 2])
-def test_output_starts_at_the_scale_of_the_embeddings(tiny_llm: Path, depth: int) -> None:
+def test_output_starts_at_the_scale_of_the_embeddings(
+    tiny_llm: Path, depth: int, scale: float
+) -> None:
     torch.manual_seed(0)
     table_VD = load_backbone(tiny_llm, torch.float32).get_input_embeddings().weight
-    slots = ItemSlots(torch.randn(4000, 64), table_VD, ProjectorConfig(depth=depth, hidden=32))
+    config = ProjectorConfig(depth=depth, hidden=32, scale=scale)
+    slots = ItemSlots(torch.randn(4000, 64), table_VD, config)
     out_ID = slots.projector(slots.items_IE)
-    assert out_ID.std().item() == pytest.approx(table_VD.std().item(), rel=0.1)
+    assert out_ID.std().item() == pytest.approx(scale * table_VD.std().item(), rel=0.1)
     assert slots.marker_D.std().item() == pytest.approx(float(table_VD.std()), rel=0.3)
 
 

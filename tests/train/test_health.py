@@ -105,7 +105,7 @@ def test_text_prompts_have_no_slots_to_watch(data: PreparedData, random_llm: Pat
 @pytest.mark.parametrize(
     ("entry", "doubt"),
     [
-        ({SLOT_SCALE: 20.0}, "20 times as long"),
+        ({SLOT_SCALE: 40.0}, "40 times as long"),
         ({SLOT_SCALE: 0.01}, "0.01 times as long"),
         ({SLOT_ATTENTION: 0.02}, "0.02 times the attention"),
         ({"contrast/target_accuracy": 0.99}, "alpha has no leverage"),
