@@ -82,7 +82,7 @@ def recipe(name: str, samples: int) -> dict[str, Any]:
 def main() -> None:
     """Compare the recipes; print and write the tables."""
     arguments = parse(__doc__ or "", BUDGETS, BASE, variants=list(RECIPES))
-    names = dict.fromkeys([PLAIN, *(arguments.only or RECIPES)])
+    names = arguments.only or tuple(RECIPES)
     base = arguments.experiment
     study = Study(
         title="Compare recipes",
