@@ -51,10 +51,11 @@ BUDGETS = {
     "hour": Budget(
         summary="about an hour on 2 cores",
         overrides={
-            "stage1.samples": 128,
-            "stage2.samples": 1024,
-            "evaluation.generation_rows": 48,
+            "stage1.samples": 96,
+            "stage2.samples": 640,
+            "evaluation.generation_rows": 24,
             "evaluation.max_new_tokens": 24,
+            "evaluation.candidate_orders": 2,
         },
     ),
     "full": Budget(
