@@ -23,13 +23,13 @@ from rsllm.prompts.collate import Batch
 from rsllm.recommenders.embeddings import ItemEmbeddings
 from rsllm.runs import commit_dir
 from rsllm.settings import replace_in
-from rsllm.train.order import mixed_step
-from rsllm.train.stages import LanguageTask
+from rsllm.train.order import mixed_step, step_rows
+from rsllm.train.stages import POOL_STEPS, LanguageTask
 
 WEIGHT = 0.5
 STEPS = 50
-TURNS = {"movie": 30, "game": 15}
-"""Steps of four rows: two epochs of 60 rows of films, one of games."""
+TURNS = {"movie": 2 * POOL_STEPS, "game": POOL_STEPS}
+"""Steps of four rows that are whole pools: rows are parted by length within one."""
 
 
 @pytest.mark.parametrize("weights", [[1.0], [1.0, 1.0], [1.0, 0.1], [1.0, 0.3, 2.0, 0.7]])
@@ -75,7 +75,7 @@ def seen(task: LanguageTask, batch: Batch) -> Seen:
 def test_a_batch_is_of_one_domain_and_each_domain_has_its_epochs(
     data: PreparedData, games: PreparedData, random_llm: Path
 ) -> None:
-    task = mixed_task(data, games, random_llm)
+    task = mixed_task(data, games, random_llm, samples=4 * STEPS)
     visits: dict[str, Counter[tuple[int, int]]] = {"movie": Counter(), "game": Counter()}
     for step in range(STEPS):
         rows = [row for batch in task.batches(step) for row in seen(task, batch)]
@@ -85,11 +85,12 @@ def test_a_batch_is_of_one_domain_and_each_domain_has_its_epochs(
         assert domain == ("movie", "game")[number]
         if own_step < TURNS[domain]:
             visits[domain].update((user, title) for _, user, title, _ in rows)
-    for domain, prepared, epochs in (("movie", data, 2), ("game", games, 1)):
+    for domain, prepared in (("movie", data), ("game", games)):
         rows = prepared.rows("train")
         titles = prepared.catalogue.title_keys_I[rows.target_R].tolist()
-        each = Counter(zip(rows.user_R.tolist(), titles, strict=True))
-        assert visits[domain] == Counter({row: n * epochs for row, n in each.items()})
+        pairs = list(zip(rows.user_R.tolist(), titles, strict=True))
+        due = [step_rows(task.seed, own_step, 4, len(rows)) for own_step in range(TURNS[domain])]
+        assert visits[domain] == Counter(pairs[row] for step in due for _, row in step)
 
 
 def test_each_data_set_has_its_own_number_of_candidates(
@@ -128,7 +129,9 @@ def test_validation_is_on_the_target_domain(
 ) -> None:
     mixed = mixed_task(data, games, random_llm)
     plain = language_task(data, random_llm, name="stage1")
-    assert mixed.validate(mixed.objective) == plain.validate(plain.objective)
+    found, expected = mixed.validate(mixed.objective), plain.validate(plain.objective)
+    assert found.pop("prompts/cut_titles") == 2 * expected.pop("prompts/cut_titles")
+    assert found == expected
 
 
 def pipeline(folder: Path, monkeypatch: pytest.MonkeyPatch, **sources: tuple[str, str]) -> Pipeline:
@@ -147,7 +150,9 @@ def pipeline(folder: Path, monkeypatch: pytest.MonkeyPatch, **sources: tuple[str
 
     monkeypatch.setattr(Pipeline, "_prepare", prepare)
     monkeypatch.setattr(Pipeline, "check", lambda self: None)
-    monkeypatch.setattr(Pipeline, "_language_inputs", lambda self, stage, data: {})
+    monkeypatch.setattr(
+        Pipeline, "_language", lambda self, stage: ({}, {"data": str(self.prepare())})
+    )
     monkeypatch.setattr(Pipeline, "_train", lambda self, stage, inputs, sources: sources | inputs)
     made = Pipeline(experiment, folder)
     vars(made)["backbone"] = "some/llm"
