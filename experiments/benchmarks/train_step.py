@@ -8,7 +8,7 @@ process of its own. The arithmetic rate stands beside that of a 2048 x 2048 matr
 
     python experiments/benchmarks/train_step.py --out results.json
 
-Cost: about 5 min on 2 cores. Last measured: experiments/results/benchmarks/.
+Cost: about 6 min on 2 cores. Last measured: experiments/results/benchmarks/.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from rsllm.train import stages
 
 PLAIN = {"stage2.loss.alpha": 0.0, "stage2.loss.beta": 0.0, "stage2.loss.gamma": 0.0}
 VARIANTS = ("rsllm", "rsllm, random batches", "rsllm, fp32", "obvious")
-ROUNDS, WARM_UP = 7, 2
+ROUNDS, WARM_UP = 5, 1
 MATRIX_PRODUCTS = ("mm", "linear", "attention", "convolution")
 
 
