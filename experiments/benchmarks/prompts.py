@@ -121,11 +121,11 @@ def main() -> None:
     """Measure text and unified prompts; print and write the rates."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--storage", type=Path, default=Path("rsllm-store"), metavar="DIR")
-    parser.add_argument("--tokenizer", required=True, help="a model's folder or hub name")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
-    data = PreparedData.open(Pipeline(Experiment(), arguments.storage).prepare())
-    tokenizer = load_tokenizer(arguments.tokenizer)
+    pipeline = Pipeline(Experiment(), arguments.storage)
+    data = PreparedData.open(pipeline.prepare())
+    tokenizer = load_tokenizer(pipeline.backbone)
     held = held_out(data, "validation", ROWS)[0]
     rows = [decision(held, index) for index in range(len(held))]
     torch.set_num_threads(1)
@@ -135,7 +135,7 @@ def main() -> None:
         for row in rates(data, tokenizer, rows, representation)
     ]
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    facts = {"rounds": ROUNDS, "rows": len(rows), "tokenizer": arguments.tokenizer}
+    facts = {"rounds": ROUNDS, "rows": len(rows), "tokenizer": Experiment().backbone.source}
     write_json(arguments.out, {"prompts_per_second": found, **facts, "provenance": provenance()})
     print(tabulate(found, headers="keys", floatfmt=("", "", ".0f", ".0f", ".1f", ".2f")))
 
