@@ -31,6 +31,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from tabulate import tabulate
+from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -39,6 +40,7 @@ from rsllm.cli import run_script
 from rsllm.data.prepared import PreparedData
 from rsllm.model import tuned
 from rsllm.prompts.collate import PADDING, Batch
+from rsllm.prompts.encode import NO_ITEM
 from rsllm.recommenders.embeddings import ItemEmbeddings
 from rsllm.runs import provenance, write_json
 from rsllm.train import stages
@@ -84,10 +86,11 @@ def _obvious(task: Any) -> Callable[[int], Any]:
 
     def step(number: int) -> float:
         (batch,) = task.batches(number)
+        ids_BT = F.pad(batch.ids_BT, (0, 1), value=task.model.encoder.terminator)
         with torch.autocast("cpu", torch.bfloat16):
             loss = model.llm(
-                inputs_embeds=model.embed(batch.ids_BT, batch.item_BT),
-                attention_mask=(batch.branch_BT != PADDING).long(),
+                inputs_embeds=model.embed(ids_BT, F.pad(batch.item_BT, (0, 1), value=NO_ITEM)),
+                attention_mask=F.pad((batch.branch_BT != PADDING).long(), (1, 0), value=1),
                 labels=_labels(batch),
             ).loss
         loss.backward()
@@ -101,10 +104,12 @@ def _obvious(task: Any) -> Callable[[int], Any]:
 
 
 def _labels(batch: Batch) -> torch.Tensor:
-    """The answers' tokens where they stand (a terminator after each), -100 elsewhere."""
-    label_T = torch.full((batch.ids_BT.numel(),), -100)
-    label_T[batch.state_U[batch.label_state_N] + 1] = batch.label_N
-    return label_T.view_as(batch.ids_BT)
+    """The answers' tokens, each after the state that predicts it, -100 elsewhere. [B, T + 1]."""
+    num_rows, width = batch.ids_BT.shape
+    label_BT = torch.full((num_rows, width + 1), -100)
+    state_N = batch.state_U[batch.label_state_N]
+    label_BT[state_N // width, state_N % width + 1] = batch.label_N
+    return label_BT
 
 
 @contextmanager
