@@ -145,7 +145,8 @@ def score_candidates(
 ) -> Floats:
     """Scores [R, C] of every row's candidates, higher is better.
 
-    A backbone that cannot rank in one pass reads the prompt anew for every candidate.
+    Rows of similar length share a batch, which spares padding. A backbone that cannot rank in one
+    pass reads the prompt anew for every candidate.
     """
     objective.eval()
     separate = scorer == "likelihood" and not objective.model.one_pass
@@ -157,17 +158,20 @@ def score_candidates(
         scores: Floats = objective.score(batch, scorer).double().cpu().numpy()
         return scores
 
+    decisions = [decision(rows, index) for index in range(len(rows))]
+    lengths = [encoder.length(row.history, row.candidates, row.template) for row in decisions]
+    order = np.argsort(lengths, kind="stable")
     parts = []
     for start in range(0, len(rows), batch_size):
-        indices = range(start, min(start + batch_size, len(rows)))
-        decisions = [decision(rows, index) for index in indices]
+        chosen = [decisions[index] for index in order[start : start + batch_size]]
         if separate:
-            alone = [[replace(row, target=item) for item in row.candidates] for row in decisions]
+            alone = [[replace(row, target=item) for item in row.candidates] for row in chosen]
             parts += [scored(candidates, all_branches=False).T for candidates in alone]
         else:
-            parts.append(scored(decisions, all_branches=scorer == "likelihood"))
-        progress(indices.stop)
-    return np.concatenate(parts)
+            parts.append(scored(chosen, all_branches=scorer == "likelihood"))
+        progress(start + len(chosen))
+    scores_RC = np.concatenate(parts)
+    return scores_RC[np.argsort(order)]
 
 
 def presented_places(rows: Rows, num_orders: int) -> NDArray[np.int64]:
