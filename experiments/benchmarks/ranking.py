@@ -10,7 +10,7 @@ users each; rates are medians over the rounds, ratios medians over the rounds' r
 
     python experiments/benchmarks/ranking.py --out results.json
 
-Cost: four minutes on two cores.
+Cost: four minutes on two cores. Last measured: experiments/results/benchmarks/.
 """
 
 from __future__ import annotations
