@@ -22,6 +22,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from timeit import timeit
 from typing import Any
 
 import torch
@@ -104,18 +105,14 @@ def rates(
     }
     found = []
     for name, runs in tasks.items():
-        rounds = [[len(rows) / _timed(run) for run in runs] for _ in range(1 + ROUNDS)][1:]
+        rounds = [[len(rows) / timeit(run, number=1) for run in runs] for _ in range(1 + ROUNDS)][
+            1:
+        ]
         ours, theirs = (statistics.median(column) for column in zip(*rounds, strict=True))
         ratio = statistics.median(own / other for own, other in rounds)
         row = {"prompts": representation, "task": name, "rsllm": ours, "strings": theirs}
         found.append({**row, "ratio": ratio, "catalogue_s": catalogue})
     return found
-
-
-def _timed(run: Callable[[], Any]) -> float:
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
 
 
 def main() -> None:

@@ -15,9 +15,9 @@ import argparse
 import os
 import statistics
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
+from timeit import timeit
 from typing import Any
 
 import torch
@@ -73,7 +73,7 @@ def rates(experiment: Experiment, data: PreparedData) -> dict[str, Any]:
     size = STEPS * experiment.recommender.batch_size
     rounds = [
         {
-            name: size / _timed(lambda loop=loop: _advance(loop, STEPS))
+            name: size / timeit(lambda loop=loop: _advance(loop, STEPS), number=1)
             for name, loop in loops.items()
         }
         for _ in range(ROUNDS)
@@ -89,12 +89,6 @@ def rates(experiment: Experiment, data: PreparedData) -> dict[str, Any]:
 def _advance(loop: Iterator[None], steps: int) -> None:
     for _ in range(steps):
         next(loop)
-
-
-def _timed(run: Callable[[], None]) -> float:
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
 
 
 def main() -> None:

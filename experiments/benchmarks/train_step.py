@@ -20,11 +20,11 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from timeit import timeit
 from typing import Any
 
 import torch
@@ -119,17 +119,10 @@ def random_batches(wanted: bool) -> Iterator[None]:
     stages.POOL_STEPS = before
 
 
-def timed(work: Callable[[], Any]) -> float:
-    """Seconds."""
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
-
-
 def matrix_rate(dtype: torch.dtype) -> float:
     """Operations per second of a 2048 x 2048 matrix product, the best of a few."""
     a, b = torch.randn(2, 2048, 2048).to(dtype)
-    return 2 * 2048**3 / min(timed(lambda: a @ b) for _ in range(8))
+    return 2 * 2048**3 / min(timeit(lambda: a @ b, number=1) for _ in range(8))
 
 
 def measure(data: PreparedData, backbone: str) -> dict[str, Any]:
@@ -142,7 +135,7 @@ def measure(data: PreparedData, backbone: str) -> dict[str, Any]:
         for name, (task, step) in steps.items():
             unsorted = name in ("obvious", "rsllm, random batches")
             with random_batches(unsorted):
-                taken = timed(partial(step, number))
+                taken = timeit(partial(step, number), number=1)
                 (batch,) = task.batches(number)
             if number >= WARM_UP:
                 seconds[name].append(taken)
