@@ -35,7 +35,7 @@ BASE = replace_in(
 
 BUDGETS = {
     "quick": Budget(
-        summary="a quarter of an hour on 2 cores: shows the flow",
+        summary="the shortest, not yet timed: shows the flow",
         overrides={
             "recommender.max_epochs": 3.0,
             "stage1.samples": 32,
