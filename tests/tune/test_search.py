@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rsllm.tune.search import _scheduler
+from rsllm.tune.search import METRIC, _numbers, _scheduler
 
 
 @pytest.mark.parametrize(
@@ -20,3 +20,17 @@ def test_no_trial_is_stopped_at_its_last_report(validations: int, rungs: list[in
     ]
     assert sorted(found) == rungs
     assert max(found, default=0) < validations
+
+
+def test_a_curve_keeps_all_that_a_stage_reports_and_nothing_of_tunes() -> None:
+    ours = {
+        "MRR": 0.5,
+        "HR@1": 0.3,
+        "loss/ranking": 1.0,
+        "contrast/user_cosine": 0.4,
+        "health/slot_scale": 2.0,
+        "prompts/cut_titles": 3.0,
+        "samples": 8.0,
+        METRIC: 0.5,
+    }
+    assert _numbers({**ours, "trial_id": "x", "training_iteration": 1, "pid": 7}) == ours
