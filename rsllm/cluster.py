@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 
 from rsllm.config import ComputeConfig
 from rsllm.plan import Layout, Resources, cpu_has_bf16, lay_out
@@ -35,11 +36,29 @@ def start_ray() -> str:
             dashboard_host="127.0.0.1",
             dashboard_port=port,
             logging_level="WARNING",
-            runtime_env={"env_vars": WORKER_ENVIRONMENT},
+            runtime_env={
+                "env_vars": WORKER_ENVIRONMENT,
+                "worker_process_setup_hook": leave_quietly,
+            },
         )
     address = f"http://{ray.get_runtime_context().worker.node.webui_url}"
     os.environ["RAY_API_SERVER_ADDRESS"] = address
     return address
+
+
+def leave_quietly() -> None:
+    """Let a worker that Ray ends while it tidies up print no traceback of that; runs in each.
+
+    Ray's handler of SIGTERM raises `SystemExit`; inside the callback of a weak reference Python
+    cannot pass that on and would show it as an error.
+    """
+    show = sys.unraisablehook
+
+    def show_errors(raised: sys.UnraisableHookArgs) -> None:
+        if not issubclass(raised.exc_type, SystemExit):
+            show(raised)
+
+    sys.unraisablehook = show_errors
 
 
 def _free_port() -> int:
