@@ -27,5 +27,9 @@ class TrainingError(RsllmError):
     """Training cannot start or cannot go on."""
 
 
+class Interrupted(TrainingError):
+    """A run that was told to stop, and has saved what it has."""
+
+
 class EvaluationError(RsllmError):
     """Scores or rankings that cannot be evaluated."""

@@ -239,7 +239,8 @@ class Pipeline:
     def _train(
         self, stage: Stage, inputs: dict[str, Any], folders: dict[str, Any], **more: Any
     ) -> Path:
-        from rsllm.train.launch import Assignment, run
+        from rsllm.train.attempts import run
+        from rsllm.train.launch import Assignment
 
         _check_batch(self.experiment, stage, self.layout.workers)
         kind = KINDS[stage]

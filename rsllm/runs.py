@@ -111,7 +111,8 @@ def seal(folder: Path, facts: Mapping[str, Any]) -> None:
         _fsync(path)
         name, size = path.relative_to(folder).as_posix(), path.stat().st_size
         files[name] = {"bytes": size, "sha256": sha256(path)}
-    write_json(folder / MANIFEST, {**facts, "files": files})
+    whole = {**facts, "files": files}
+    write_json(folder / MANIFEST, {**whole, "digest": content_hash(whole)})
     _fsync(folder)
 
 
@@ -130,6 +131,9 @@ def manifest(folder: Path, *, verify: bool = False) -> dict[str, Any]:
         CheckpointError: no manifest, or a file that is missing, extra-short or altered.
     """
     facts: dict[str, Any] = read_json(folder / MANIFEST)
+    digest = facts.pop("digest", "") if isinstance(facts, dict) else None
+    if digest != content_hash(facts):
+        raise CheckpointError(f"{folder} is damaged: {MANIFEST} was altered; delete it to rebuild")
     for name, expected in facts["files"].items():
         path = folder / name
         if not path.is_file():

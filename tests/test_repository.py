@@ -43,10 +43,11 @@ MAY_IMPORT = {
         "evaluate/launch.py",
         "pipeline.py",
         "serve/",
+        "train/attempts.py",
         "train/launch.py",
         "tune/",
     ),
-    "deepspeed": ("train/engine.py",),
+    "deepspeed": ("train/engine.py", "train/zero.py"),
 }
 
 READS_PICKLES = {"data/llara.py"}

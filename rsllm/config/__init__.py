@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from string import ascii_uppercase
 from typing import Literal
 
-from rsllm.config.checks import at_least, require
+from rsllm.config.checks import at_least, positive, require
 from rsllm.config.data import DataConfig, Domain, MixedData, TableConfig, TimeUnit
 from rsllm.config.models import BackboneConfig, ProjectorConfig, RecommenderConfig
 from rsllm.config.stages import (
@@ -33,6 +33,8 @@ __all__ = [
     "Experiment",
     "LossConfig",
     "MixedData",
+    "Offload",
+    "Placement",
     "Precision",
     "ProjectorConfig",
     "PromptConfig",
@@ -45,6 +47,8 @@ __all__ = [
 ]
 
 Decoding = Literal["free", "constrained"]
+Offload = Literal["none", "optimizer", "parameters"]
+Placement = Literal["pack", "spread"]
 Precision = Literal["auto", "fp32", "bf16"]
 
 
@@ -60,11 +64,30 @@ class ComputeConfig:
     """`bf16`: autocast on CPUs, bf16 engine on GPUs. `auto`: bf16 where the hardware has it."""
     threads: int = 0
     """Torch threads per CPU worker; 0 takes cores / workers, fewer leave room for more trials."""
+    offload: Offload = "none"
+    """What ZeRO keeps in CPU memory; `parameters` takes the optimizer along."""
+    placement: Placement = "pack"
+    """Workers on as few nodes as they fit on, or each on a node of its own."""
+    checkpoint_seconds: float = 60.0
+    """Work that a killed run may lose; longer where a checkpoint would cost more than 5 %."""
+    timeout_seconds: float = 600.0
+    """How long a worker waits for the others before it counts as hung."""
+    wait_seconds: float = 600.0
+    """How long a run waits for room in the cluster, at its start and after a node was lost."""
+    max_failures: int = 3
+    """Restarts after lost workers; each goes on from the last checkpoint."""
 
     def __post_init__(self) -> None:
-        at_least(0, self, "compute", "workers", "threads")
+        at_least(0, self, "compute", "workers", "threads", "checkpoint_seconds", "max_failures")
+        positive(self, "compute", "timeout_seconds", "wait_seconds")
         known = self.zero_stage in (0, 1, 2, 3)
         require(known, f"compute.zero_stage is {self.zero_stage}; choose 0, 1, 2 or 3")
+        needed = {"none": 0, "optimizer": 1, "parameters": 3}[self.offload]
+        require(
+            self.zero_stage >= needed,
+            f"compute.offload is {self.offload}, which needs compute.zero_stage {needed} or more;"
+            f" it is {self.zero_stage}",
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

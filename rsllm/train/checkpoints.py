@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
+import platform
 import shutil
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
 
 from rsllm.errors import CheckpointError
 from rsllm.runs import manifest, seal
 from rsllm.train.engine import Engine
+
+PART_BYTES = 2**30
+"""Size from which tensors go into a file of a checkpoint: what rank 0 holds of them at a time."""
+MAX_FAILED_COMMITS = 3
+"""In a row; training goes on after fewer, for disks may be emptied."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +34,8 @@ class State:
     seconds: float = 0.0
     """Training and validation time so far, over all attempts."""
     best_step: int = 0
-    best_score: float = float("-inf")
+    best_score: float = -1.0
+    """Of all validations; metrics are not negative."""
     curve: list[dict[str, float]] = field(default_factory=list)
     """One entry per validation."""
 
@@ -46,66 +59,131 @@ class State:
 
 
 class Checkpoints:
-    """The checkpoints in one folder that all workers see. Every rank must call each method."""
+    """The checkpoints in one folder that all workers see. Every rank must call each method.
+
+    A checkpoint is a folder with safetensors of whole weights and moments, and a manifest; it is
+    staged, flushed and renamed in. No file says which is the newest: they are looked at.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.failures = 0
 
     def commit(self, engine: Engine, state: State) -> None:
-        """Save everything at this step, then prune."""
-        final = self._path(state.step)
-        staging = self.folder / f".{final.name}.staging"
-        if dist.get_rank() == 0:
+        """Save everything at this step, then prune; a full disk costs this checkpoint only.
+
+        Raises:
+            CheckpointError: it failed for the third time in a row.
+        """
+        staging, problem = self._staging(state.step), ""
+        for number, part in enumerate(_parts(engine.state())):
+            if dist.get_rank() == 0 and not problem:
+                problem = self._attempt(partial(_write, part, staging, number), staging)
+        if dist.get_rank() == 0 and not problem:
+            problem = self._attempt(partial(self._finish, staging, state), staging)
+        problem = _from_rank_0(problem)
+        self.failures = self.failures + 1 if problem else 0
+        if self.failures == MAX_FAILED_COMMITS:
+            raise CheckpointError(f"{self.failures} checkpoints in a row failed: {problem}")
+
+    def _attempt(self, write: Callable[[], None], staging: Path) -> str:
+        """Nothing, or what went wrong; nothing half-written stays then."""
+        try:
+            write()
+        except (OSError, SafetensorError) as error:
             shutil.rmtree(staging, ignore_errors=True)
-            staging.mkdir(parents=True)
-        dist.barrier()
-        engine.save(staging)
-        dist.barrier()
-        if dist.get_rank() == 0:
-            seal(staging, {"state": asdict(state), "workers": dist.get_world_size()})
-            shutil.rmtree(final, ignore_errors=True)
-            staging.rename(final)
-            self._prune(state.best_step)
-        dist.barrier()
+            free = shutil.disk_usage(self.folder.parent).free / 1e6
+            problem = f"{staging} could not be written ({error}; {free:.0f} MB free)"
+            print(f"rsllm: {problem}; training goes on without this checkpoint", flush=True)
+            return problem
+        return ""
+
+    def _finish(self, staging: Path, state: State) -> None:
+        final = self._path(state.step)
+        seal(staging, {"state": asdict(state)})
+        shutil.rmtree(final, ignore_errors=True)
+        staging.rename(final)
+        self._prune(state.best_step)
 
     def restore(self, engine: Engine, step: int | None = None) -> State:
         """Load the newest valid checkpoint (or the one of `step`); step 0 if there is none.
 
         Raises:
-            CheckpointError: the checkpoint asked for is damaged, or is of another world size.
+            CheckpointError: the checkpoint asked for is damaged, all are, or a rank cannot see it.
         """
-        agreed: list[Any] = [self._choose(step) if dist.get_rank() == 0 else None]
-        dist.broadcast_object_list(agreed)
-        (choice,) = agreed
-        if choice is None:
+        choice = problem = None
+        if dist.get_rank() == 0:
+            try:
+                choice = self._choose(step)
+            except CheckpointError as error:
+                problem = str(error)
+        choice, problem = _from_rank_0((choice, problem))
+        if choice is None and problem is None:
             return State()
-        state: State
-        state, workers = choice
-        if workers != dist.get_world_size():
-            raise CheckpointError(
-                f"{self.folder} was written by {workers} workers and this run has"
-                f" {dist.get_world_size()}; use compute.workers={workers} or delete it"
-            )
-        engine.load(self._path(state.step))
+        if choice is not None and not self._path(choice.step).is_dir():
+            problem = f"{self.folder} is not on storage that {platform.node()} sees"
+        problems: list[str | None] = [None] * dist.get_world_size()
+        dist.all_gather_object(problems, problem)
+        for found in filter(None, problems):
+            raise CheckpointError(found)
+        state: State = choice
+        with contextlib.ExitStack() as stack:
+            where: dict[str, Any] = {}
+            for path in sorted(self._path(state.step).glob("*.safetensors")):
+                file = stack.enter_context(safe_open(path, "pt"))
+                where |= dict.fromkeys(file.keys(), file)
+            engine.load_state(lambda name: where[name].get_tensor(name), state.step)
         return state
 
-    def _choose(self, step: int | None) -> tuple[State, int] | None:
+    def _choose(self, step: int | None) -> State | None:
+        for left in self.folder.glob(".step-*.staging"):
+            shutil.rmtree(left, ignore_errors=True)
         paths = [self._path(step)] if step is not None else sorted(self.folder.glob("step-*"))[::-1]
         for path in paths:
             try:
-                facts = manifest(path, verify=True)
-                return State(**facts["state"]), facts["workers"]
+                return State(**manifest(path, verify=True)["state"])
             except CheckpointError as error:
                 if step is not None:
                     raise
                 print(f"rsllm: skipping {path.name}: {error}", flush=True)
+        if paths:
+            raise CheckpointError(
+                f"no checkpoint in {self.folder} is whole; delete the folder to start over"
+            )
         return None
 
     def _path(self, step: int) -> Path:
         return self.folder / f"step-{step:08d}"
+
+    def _staging(self, step: int) -> Path:
+        return self.folder / f".step-{step:08d}.staging"
 
     def _prune(self, best_step: int) -> None:
         """Keep the best and the newest two, should the newest turn out damaged."""
         for path in sorted(self.folder.glob("step-*"))[:-2]:
             if path != self._path(best_step):
                 shutil.rmtree(path, ignore_errors=True)
+
+
+def _parts(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
+    """The tensors, so many at a time as a file holds."""
+    part: dict[str, Tensor] = {}
+    size = 0
+    for name, tensor in tensors:
+        part[name] = tensor.contiguous()
+        size += tensor.nbytes
+        if size >= PART_BYTES:
+            yield part
+            part, size = {}, 0
+    yield part
+
+
+def _write(part: dict[str, Tensor], folder: Path, number: int) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(part, folder / f"state-{number:05d}.safetensors")
+
+
+def _from_rank_0(value: Any) -> Any:
+    agreed = [value]
+    dist.broadcast_object_list(agreed)
+    return agreed[0]

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import deepspeed
@@ -14,7 +13,9 @@ import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 from torch import Tensor, nn
 
+from rsllm.config import Offload
 from rsllm.errors import TrainingError
+from rsllm.train import zero
 
 BUCKET_ELEMENTS = 20_000_000
 """Elements per communication bucket; DeepSpeed's default allocates 2 GB per bucket."""
@@ -58,13 +59,19 @@ def warmup_then_cosine(steps: int, warmup: int, floor: float = 0.1) -> Callable[
 
 
 class Engine:
-    """An objective under ZeRO: `step` it, `save` and `load` it, take its `trainable` tensors.
+    """An objective under ZeRO: `step` it, take and set its `state`, take its `trainable` tensors.
 
     The objective maps a batch to (loss, parts); torch.distributed must be initialised.
     """
 
     def __init__(
-        self, objective: nn.Module, optimization: Optimization, *, zero_stage: int, bf16: bool
+        self,
+        objective: nn.Module,
+        optimization: Optimization,
+        *,
+        zero_stage: int,
+        bf16: bool,
+        offload: Offload = "none",
     ) -> None:
         if get_accelerator().device_name() == "cpu":
             # The shared-memory op serves inference only, and compiling it takes a minute.
@@ -81,7 +88,7 @@ class Engine:
         self._engine, *_ = deepspeed.initialize(
             model=objective,
             optimizer=torch.optim.AdamW(groups),
-            config=_deepspeed_config(optimization, zero_stage, bf16),
+            config=_deepspeed_config(optimization, zero_stage, bf16, offload),
             dist_init_required=False,
         )
 
@@ -130,21 +137,26 @@ class Engine:
         means = total / (count * dist.get_world_size())
         return dict(zip(sums, means.tolist(), strict=True))
 
+    def agree(self, rank0: Sequence[bool], any_rank: bool) -> list[bool]:
+        """Rank 0's answers and whether any rank says yes, the same on all ranks."""
+        own = [answer and dist.get_rank() == 0 for answer in rank0] + [any_rank]
+        return [bool(n) for n in _sum(torch.tensor(own, device=self.device).float()).tolist()]
+
     def trainable(self) -> dict[str, Tensor]:
         """The tensors of all groups, gathered, fp32 on the CPU. Every rank must call it."""
-        named = [(n, p) for n, p in self.objective.named_parameters() if id(p) in self._exported]
-        with deepspeed.zero.GatheredParameters([p for _, p in named], modifier_rank=None):
-            return {name: p.detach().float().cpu().clone() for name, p in named}
+        return {name: zero.weight(self._engine, p) for name, p in self._named().items()}
 
-    def save(self, folder: Path) -> None:
-        """Write this rank's shard of weights and optimizer. Every rank must call it."""
-        self._engine.save_checkpoint(str(folder), tag="engine", exclude_frozen_parameters=True)
+    def state(self) -> Iterator[tuple[str, Tensor]]:
+        """Names and tensors of weights and moments; see `rsllm.train.zero`."""
+        return zero.gather(self._engine, self._named())
 
-    def load(self, folder: Path) -> None:
-        """Read what `save` wrote; the caller has checked its hashes, for these are pickles."""
-        path, _ = self._engine.load_checkpoint(str(folder), tag="engine", load_module_strict=False)
-        if path is None:
-            raise TrainingError(f"DeepSpeed found no checkpoint in {folder}")
+    def load_state(self, tensor: Callable[[str], Tensor], steps: int) -> None:
+        """Go on from the `state` after so many steps; `tensor` finds each by its name."""
+        zero.scatter(self._engine, self._named(), tensor, steps)
+
+    def _named(self) -> dict[str, nn.Parameter]:
+        named = self.objective.named_parameters()
+        return {name: p for name, p in named if id(p) in self._exported}
 
 
 def _sum(value: Tensor) -> Tensor:
@@ -154,8 +166,11 @@ def _sum(value: Tensor) -> Tensor:
     return value
 
 
-def _deepspeed_config(optimization: Optimization, zero_stage: int, bf16: bool) -> dict[str, Any]:
+def _deepspeed_config(
+    optimization: Optimization, zero_stage: int, bf16: bool, offload: Offload
+) -> dict[str, Any]:
     world = dist.get_world_size()
+    to_cpu = {"none": [], "optimizer": ["optimizer"], "parameters": ["optimizer", "param"]}
     return {
         "train_micro_batch_size_per_gpu": optimization.micro_batch,
         "gradient_accumulation_steps": optimization.accumulation,
@@ -167,6 +182,9 @@ def _deepspeed_config(optimization: Optimization, zero_stage: int, bf16: bool) -
             "reduce_bucket_size": BUCKET_ELEMENTS,
             "allgather_bucket_size": BUCKET_ELEMENTS,
             "stage3_prefetch_bucket_size": BUCKET_ELEMENTS,
+            **{f"offload_{part}": {"device": "cpu"} for part in to_cpu[offload]},
         },
+        # DeepSpeed's own CPU Adam is compiled on first use and steps to slightly other numbers.
+        "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 1_000_000_000,
     }

@@ -1,20 +1,19 @@
-"""Run a stage under Ray Train: the worker function and its `TorchTrainer`."""
+"""One worker of a stage, from imports to the exported artifact."""
 
 from __future__ import annotations
 
 import os
+import platform
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from rsllm.config import Experiment
-from rsllm.errors import RsllmError, TrainingError
+from rsllm.errors import ConfigError
 from rsllm.plan import Layout
 
 Stage = Literal["recommender", "stage1", "stage2"]
-MAX_FAILURES = 1
-"""Restarts after a worker died; each continues from the last checkpoint."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,57 +41,14 @@ class Assignment:
     export: str
 
 
-def run(assignment: Assignment, *, name: str, storage: Path, callbacks: Sequence[Any] = ()) -> None:
-    """Train one stage with Ray Train and wait for it; the artifact is in `assignment.export`.
+def work(config: dict[str, Assignment]) -> None:
+    """What each worker runs under Ray Train.
 
     Raises:
-        TrainingError: a worker failed for good.
+        ConfigError: this node does not see the storage.
     """
-    from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
-
-    layout = assignment.layout
-    trainer = TorchTrainer(
-        _work,
-        train_loop_config={"assignment": assignment},
-        scaling_config=ScalingConfig(
-            num_workers=layout.workers,
-            use_gpu=layout.use_gpu,
-            resources_per_worker={"CPU": layout.cpus_per_worker}
-            | ({"GPU": 1} if layout.use_gpu else {}),
-        ),
-        run_config=RunConfig(
-            name=name,
-            storage_path=str(storage),
-            failure_config=FailureConfig(max_failures=MAX_FAILURES),
-            callbacks=list(callbacks),
-            logging_config=LoggingConfig(log_level="WARNING"),
-        ),
-    )
-    # Ray Train's handler would end the process with exit code 0 and outlive the run.
-    trainer._register_sigint_handler = lambda controller: None
-    try:
-        trainer.fit()
-    except Exception as error:
-        raise _explained(error, assignment.stage) from error
-
-
-def _explained(error: Exception, stage: Stage) -> RsllmError:
-    """The workers' own error, if it is one of ours; otherwise what Ray Train says."""
-    failures = getattr(error, "worker_failures", None) or {0: error}
-    for failure in failures.values():
-        cause: BaseException | None = failure
-        while cause is not None:
-            if isinstance(cause, RsllmError):
-                return cause
-            cause = getattr(cause, "cause", None) or cause.__cause__
-    first = str(next(iter(failures.values()))).strip().splitlines()
-    return TrainingError(f"{stage} failed: {first[-1] if first else type(error).__name__}")
-
-
-def _work(config: dict[str, Assignment]) -> None:
-    """One worker, from imports to the exported artifact."""
     assignment = config["assignment"]
+    _require_storage(Path(assignment.export))
     _prepare_process(assignment.layout)
 
     import ray.train
@@ -102,16 +58,31 @@ def _work(config: dict[str, Assignment]) -> None:
     from rsllm.train.checkpoints import Checkpoints
     from rsllm.train.engine import Engine
     from rsllm.train.loop import train
+    from rsllm.train.watch import Watch
 
+    compute = assignment.experiment.compute
     task = _task(assignment)
     engine = Engine(task.objective, task.optimization, **_engine_settings(assignment))
     checkpoints = Checkpoints(Path(assignment.checkpoints))
-    state = train(task, engine, checkpoints, ray.train.report, _log(assignment))
+    watch = Watch(
+        compute.checkpoint_seconds,
+        compute.timeout_seconds,
+        lambda: ray.train.get_preemption_info() is not None,
+    )
+    state = train(task, engine, checkpoints, watch, ray.train.report, _log(assignment))
     tensors = engine.trainable()
     if dist.get_rank() == 0:
         task.export(tensors, Path(assignment.export))
         write_json(Path(assignment.export) / "training.json", asdict(state))
     dist.barrier()
+
+
+def _require_storage(export: Path) -> None:
+    if not export.is_dir():
+        raise ConfigError(
+            f"{export.parent} is not on storage that {platform.node()} sees; give --storage a"
+            " folder that every node of the cluster mounts"
+        )
 
 
 def _log(assignment: Assignment) -> Any:
@@ -148,9 +119,10 @@ def _engine_settings(assignment: Assignment) -> dict[str, Any]:
     """The recommender is tiny: fp32, and nothing for ZeRO to shard."""
     if assignment.stage == "recommender":
         return {"zero_stage": 0, "bf16": False}
-    layout = assignment.layout
+    compute, layout = assignment.experiment.compute, assignment.layout
     return {
-        "zero_stage": assignment.experiment.compute.zero_stage,
+        "zero_stage": compute.zero_stage,
+        "offload": compute.offload,
         "bf16": layout.use_gpu and layout.precision == "bf16",
     }
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from rsllm.train.checkpoints import Checkpoints, State
 from rsllm.train.engine import Engine, Optimization
+from rsllm.train.watch import Watch
 
 Report = Callable[[dict[str, float]], None]
 Log = Callable[[int, dict[str, float]], None]
@@ -46,12 +47,23 @@ class Task(Protocol):
         """Write the finished artifact (rank 0 only)."""
 
 
-def train(task: Task, engine: Engine, checkpoints: Checkpoints, report: Report, log: Log) -> State:
+def train(
+    task: Task,
+    engine: Engine,
+    checkpoints: Checkpoints,
+    watch: Watch,
+    report: Report,
+    log: Log,
+) -> State:
     """Train to the end, or until validation stops improving; continue if there is a checkpoint.
 
     Args:
+        watch: says when to save beside the validations, and when to leave.
         report: takes every validation's entry of the learning curve.
         log: takes what each step and validation measured, beside the step.
+
+    Raises:
+        Interrupted: told to leave; everything up to this step is saved.
     """
     state = checkpoints.restore(engine)
     progress = Progress(task, state)
@@ -61,13 +73,18 @@ def train(task: Task, engine: Engine, checkpoints: Checkpoints, report: Report, 
         state = replace(state, step=state.step + 1)
         progress.show(state, losses)
         log(state.step, losses)
-        if task.due(state.step) or state.step == task.steps:
+        validates = task.due(state.step) or state.step == task.steps
+        if validates:
             state = replace(state, seconds=progress.seconds())
             entry = {**losses, **task.validate(engine.objective), **progress.rates(state)}
             state = state.validated(entry, task.metric, keeps_best=task.patience > 0)
-            checkpoints.commit(engine, state)
             log(state.step, state.curve[-1])
+        if watch.looks(engine) or validates:
+            with watch.saving():
+                checkpoints.commit(engine, replace(state, seconds=progress.seconds()))
+        if validates:
             report(state.curve[-1])
+        watch.leave_if_told()
     if task.patience and state.step != state.best_step:
         checkpoints.restore(engine, step=state.best_step)
     return replace(state, seconds=progress.seconds())

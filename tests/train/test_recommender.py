@@ -30,6 +30,7 @@ from rsllm.train.checkpoints import Checkpoints
 from rsllm.train.engine import Engine
 from rsllm.train.loop import train
 from rsllm.train.recommender import SEEN, Negatives, RecommenderBatch, RecommenderTask
+from rsllm.train.watch import Watch
 
 STEPS = 3
 LOSSES = ("softmax", "sampled-softmax", "bce")
@@ -255,7 +256,7 @@ def test_early_stopping_exports_the_best_validation(data: PreparedData, tmp_path
     """Shuffled films teach nothing, so that validation soon stops improving."""
     task = recommender_task(data, max_epochs=40, patience=1, learning_rate=0.05)
     engine = Engine(task.objective, task.optimization, zero_stage=0, bf16=False)
-    state = train(task, engine, Checkpoints(tmp_path / "checkpoints"), print, print)
+    state = train(task, engine, Checkpoints(tmp_path / "checkpoints"), Watch(1e9), print, print)
     task.export(engine.trainable(), tmp_path)
     scores = [entry["MRR"] for entry in state.curve]
     assert state.step == state.best_step + task.steps_per_epoch < task.steps

@@ -1,0 +1,144 @@
+"""Run a stage under Ray Train, and again after lost workers for as long as that can help."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch.config import _TorchBackend
+from ray.train.v2._internal.constants import WORKER_GROUP_START_TIMEOUT_S_ENV_VAR
+from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
+
+from rsllm.errors import ConfigError, Interrupted, RsllmError, TrainingError
+from rsllm.plan import Layout
+from rsllm.train.launch import Assignment, work
+from rsllm.train.watch import hear_sigterm
+
+
+def run(assignment: Assignment, *, name: str, storage: Path, callbacks: Sequence[Any] = ()) -> None:
+    """Train one stage with Ray Train and wait for it; the artifact is in `assignment.export`.
+
+    Every attempt goes on from the newest checkpoint. What Ray notes of an attempt is not used by
+    the next one.
+
+    Raises:
+        TrainingError: workers were lost too often without a step forward, the cluster has no room
+            for them, or the same error of ours came twice.
+    """
+    allowed = assignment.experiment.compute.max_failures
+    reached, fruitless, last = _newest_step(assignment), 0, ""
+    for attempt in itertools.count(1):
+        attempt_name = f"{name}-attempt-{attempt}" if attempt > 1 else name
+        shutil.rmtree(storage / attempt_name, ignore_errors=True)
+        try:
+            _trainer(assignment, attempt_name, storage, callbacks).fit()
+            return
+        except Exception as error:
+            reason = _explained(error, assignment)
+            before, reached = reached, _newest_step(assignment)
+            fruitless = 0 if reached > before else fruitless + 1
+            if _is_final(reason, last) or fruitless > allowed:
+                raise reason from error
+        last = str(reason)
+        print(f"rsllm: {last}; attempt {attempt + 1} goes on from step {reached}", flush=True)
+
+
+class _NoRoomError(TrainingError):
+    """The cluster did not have what the workers need in time."""
+
+
+class _LostError(TrainingError):
+    """A worker ended without an error of ours."""
+
+
+def _is_final(reason: RsllmError, last: str) -> bool:
+    """Whether another attempt would fail again, as after an error of ours that came twice."""
+    if isinstance(reason, ConfigError | _NoRoomError):
+        return True
+    return str(reason) == last and not isinstance(reason, Interrupted | _LostError)
+
+
+@dataclass
+class _TorchConfig(TorchConfig):  # type: ignore[misc]
+    """Process groups of workers that hear SIGTERM."""
+
+    @property
+    def backend_cls(self) -> type:
+        return _Backend
+
+
+class _Backend(_TorchBackend):  # type: ignore[misc]
+    def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
+        super().on_start(worker_group, backend_config)
+        worker_group.execute(hear_sigterm)
+
+
+def _trainer(
+    assignment: Assignment, name: str, storage: Path, callbacks: Sequence[Any]
+) -> TorchTrainer:
+    compute, layout = assignment.experiment.compute, assignment.layout
+    os.environ[WORKER_GROUP_START_TIMEOUT_S_ENV_VAR] = str(compute.wait_seconds)
+    trainer = TorchTrainer(
+        work,
+        train_loop_config={"assignment": assignment},
+        torch_config=_TorchConfig(timeout_s=compute.timeout_seconds),
+        scaling_config=ScalingConfig(
+            num_workers=layout.workers,
+            use_gpu=layout.use_gpu,
+            resources_per_worker=_resources(layout),
+            placement_strategy="STRICT_SPREAD" if compute.placement == "spread" else "PACK",
+        ),
+        run_config=RunConfig(
+            name=name,
+            storage_path=str(storage),
+            failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),
+            callbacks=list(callbacks),
+            logging_config=LoggingConfig(log_level="WARNING"),
+        ),
+    )
+    # Ray Train's handler would end the process with exit code 0 and outlive the run.
+    trainer._register_sigint_handler = lambda controller: None
+    return trainer
+
+
+def _resources(layout: Layout) -> dict[str, float]:
+    return {"CPU": layout.cpus_per_worker} | ({"GPU": 1} if layout.use_gpu else {})
+
+
+def _newest_step(assignment: Assignment) -> int:
+    """Of the checkpoints; what an attempt gained is judged by it."""
+    steps = [int(path.name[5:]) for path in Path(assignment.checkpoints).glob("step-*")]
+    return max(steps, default=0)
+
+
+def _explained(error: Exception, assignment: Assignment) -> RsllmError:
+    """The workers' own error, if it is one of ours; otherwise what Ray Train says."""
+    failures = getattr(error, "worker_failures", None) or {0: error}
+    for failure in failures.values():
+        cause: BaseException | None = failure
+        while cause is not None:
+            if isinstance(cause, RsllmError):
+                return cause
+            cause = getattr(cause, "cause", None) or cause.__cause__
+    if isinstance(getattr(error, "controller_failure", None), WorkerGroupStartupTimeoutError):
+        return _no_room(assignment)
+    first = str(next(iter(failures.values()))).strip().splitlines()
+    return _LostError(f"{assignment.stage} failed: {first[-1] if first else type(error).__name__}")
+
+
+def _no_room(assignment: Assignment) -> RsllmError:
+    compute, layout = assignment.experiment.compute, assignment.layout
+    apart = " on nodes of their own" if compute.placement == "spread" else ""
+    return _NoRoomError(
+        f"{assignment.stage} needs {layout.workers} workers of {_resources(layout)}{apart}, and"
+        f" within {compute.wait_seconds:.0f} s the cluster had no room for them: it has"
+        f" {ray.cluster_resources()}, of which {ray.available_resources()} are free"
+    )
