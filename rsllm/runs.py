@@ -22,6 +22,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 import rsllm
 from rsllm.errors import CheckpointError, ConfigError
 from rsllm.settings import content_hash
@@ -181,7 +183,38 @@ class Store:
         """The artifact's folder; `make(staging)` fills it if it does not exist yet."""
         path = self.path(kind, inputs)
         if not (path / MANIFEST).exists():
-            with commit_dir(path, kind=kind, inputs=inputs, provenance=provenance()) as staging:
-                make(staging)
+            with self.alone(f"{kind}-{path.name}", waits=True):
+                self._make(path, make, kind=kind, inputs=inputs)
         manifest(path)
         return path
+
+    def _make(self, path: Path, make: Callable[[Path], Any], **facts: Any) -> None:
+        if not (path / MANIFEST).exists():
+            with commit_dir(path, **facts, provenance=provenance()) as staging:
+                make(staging)
+
+    @contextlib.contextmanager
+    def alone(self, name: str, *, waits: bool) -> Iterator[None]:
+        """Keep others from the same work while the block runs; who dies, lets go.
+
+        Raises:
+            ConfigError: another process is at it, and this one does not wait.
+        """
+        path = self.root / "locks" / f"{name}.lock"
+        path.parent.mkdir(exist_ok=True)
+        holder, lock = path.with_suffix(".holder"), FileLock(path)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            who = holder.read_text() if holder.exists() else "another process"
+            if not waits:
+                raise ConfigError(f"{who} runs {name} already; let it end or end it") from None
+            print(f"rsllm: waiting for {who}, which makes {name}", flush=True)
+            lock.acquire()
+        try:
+            since = time.strftime("%Y-%m-%d %H:%M:%S")
+            holder.write_text(f"process {os.getpid()} on {platform.node()} (since {since})")
+            yield
+        finally:
+            holder.unlink(missing_ok=True)
+            lock.release()

@@ -160,3 +160,37 @@ def test_a_storage_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match=r"file/store cannot be written .*--storage"):
         Store.open(tmp_path / "file" / "store")
+
+
+def test_work_is_done_by_one_process_and_the_other_is_told(tmp_path: Path) -> None:
+    code = (
+        "import sys, time; from rsllm.runs import Store\n"
+        f"with Store.open({str(tmp_path)!r}).alone('study', waits=False):\n"
+        "    print('held', flush=True); time.sleep(60)"
+    )
+    store = Store.open(tmp_path)
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"held\n"
+        with (
+            pytest.raises(ConfigError, match=f"process {other.pid} on .* runs study already"),
+            store.alone("study", waits=False),
+        ):
+            pass
+        other.kill()
+    with store.alone("study", waits=False):
+        pass
+
+
+def test_an_artifact_that_another_process_makes_is_waited_for(tmp_path: Path) -> None:
+    code = (
+        "import time; from rsllm.runs import Store\n"
+        "def make(folder):\n"
+        "    print('making', flush=True); time.sleep(1); (folder / 'made').write_text('there')\n"
+        f"Store.open({str(tmp_path)!r}).get('kind', [], make)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"making\n"
+        path = Store.open(tmp_path).get("kind", [], lambda folder: pytest.fail("made twice"))
+    assert (path / "made").read_text() == "there"

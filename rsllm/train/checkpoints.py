@@ -159,10 +159,16 @@ class Checkpoints:
         return self.folder / f".step-{step:08d}.staging"
 
     def _prune(self, best_step: int) -> None:
-        """Keep the best and the newest two, should the newest turn out damaged."""
-        for path in sorted(self.folder.glob("step-*"))[:-2]:
+        """Keep the best and the newest two that are whole, should the newest turn out damaged."""
+        for path in list(filter(_is_whole, sorted(self.folder.glob("step-*"))))[:-2]:
             if path != self._path(best_step):
                 shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_whole(path: Path) -> bool:
+    with contextlib.suppress(CheckpointError):
+        return bool(manifest(path))
+    return False
 
 
 def _parts(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[dict[str, Tensor]]:

@@ -75,10 +75,18 @@ def run(study: Study, storage: str | Path) -> Path:
 
     Returns:
         The folder of results.json, trials.csv and report.html.
+
+    Raises:
+        ConfigError: the same study is running on the same storage.
     """
+    pipeline = Pipeline(study.base, storage)
+    with pipeline.store.alone(study.name, waits=False):
+        return _run(study, pipeline, storage)
+
+
+def _run(study: Study, pipeline: Pipeline, storage: str | Path) -> Path:
     start = time.monotonic()
     print(f"Ray dashboard: {start_ray()}  (its token: ray get-auth-token)", flush=True)
-    pipeline = Pipeline(study.base, storage)
     print(_describe(pipeline.layout), flush=True)
     data = _announced("prepared data", pipeline.prepare)
     recommender = _announced("recommender", pipeline.fit)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import resource
+import shutil
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +18,7 @@ from torch import Tensor
 
 from rsllm.data.prepared import PreparedData
 from rsllm.errors import CheckpointError
-from rsllm.runs import MANIFEST
+from rsllm.runs import MANIFEST, manifest
 from rsllm.train.checkpoints import Checkpoints, State
 from rsllm.train.engine import Engine
 from rsllm.train.loop import Task, train
@@ -151,17 +155,22 @@ def run(data: PreparedData, tmp_path: Path) -> tuple[Engine, Checkpoints, list[d
 
 
 def truncate(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-1])
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def swap(path: Path) -> None:
+    """With that of the checkpoint before."""
+    path.write_bytes((path.parents[1] / "step-00000003" / path.name).read_bytes())
 
 
 def flip_bit(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
-
-
-def drop_manifest(path: Path) -> None:
-    (path.parent / MANIFEST).unlink()
 
 
 def test_newest_two_and_best_are_kept(
@@ -176,21 +185,125 @@ def test_newest_two_and_best_are_kept(
     assert equal(engine.trainable(), weights[4])
 
 
-@pytest.mark.parametrize("damage", [truncate, flip_bit, drop_manifest, Path.unlink])
+@pytest.mark.parametrize("damage", [truncate, empty, flip_bit, swap, Path.unlink])
+@pytest.mark.parametrize("file", ["state-00000.safetensors", MANIFEST])
 def test_a_damaged_checkpoint_is_never_loaded(
     run: tuple[Engine, Checkpoints, list[dict[str, Tensor]]],
     damage: Callable[[Path], None],
+    file: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     engine, checkpoints, weights = run
-    newest = checkpoints.folder / "step-00000004"
-    damage(max(newest.rglob("*.safetensors"), key=lambda path: path.stat().st_size))
+    damage(checkpoints.folder / "step-00000004" / file)
     with pytest.raises(CheckpointError, match="step-00000004"):
         checkpoints.restore(engine, step=4)
     assert equal(engine.trainable(), weights[4]), "nothing was loaded"
     assert checkpoints.restore(engine).step == 3
     assert equal(engine.trainable(), weights[3])
     assert "skipping step-00000004" in capsys.readouterr().out
+
+
+def test_every_bit_of_a_manifest_counts(
+    run: tuple[Engine, Checkpoints, list[dict[str, Tensor]]],
+) -> None:
+    _, checkpoints, _ = run
+    path = checkpoints.folder / "step-00000004" / MANIFEST
+    whole = path.read_bytes()
+    for place in range(len(whole)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        with pytest.raises(CheckpointError):
+            manifest(path.parent, verify=True)
+
+
+def test_where_all_are_damaged_it_does_not_start_over(
+    run: tuple[Engine, Checkpoints, list[dict[str, Tensor]]],
+) -> None:
+    engine, checkpoints, _ = run
+    for path in checkpoints.folder.rglob(MANIFEST):
+        path.unlink()
+    with pytest.raises(CheckpointError, match="is whole; delete the folder to start over"):
+        checkpoints.restore(engine)
+
+
+def test_pruning_keeps_what_can_be_loaded(
+    run: tuple[Engine, Checkpoints, list[dict[str, Tensor]]],
+) -> None:
+    engine, checkpoints, weights = run
+    truncate(checkpoints.folder / "step-00000004" / "state-00000.safetensors")
+    checkpoints.commit(engine, State(step=5, best_step=1, best_score=0.5))
+    truncate(checkpoints.folder / "step-00000005" / "state-00000.safetensors")
+    assert checkpoints.restore(engine).step == 3
+    assert equal(engine.trainable(), weights[3])
+
+
+def test_a_full_disk_costs_the_checkpoint_only(
+    run: tuple[Engine, Checkpoints, list[dict[str, Tensor]]],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    engine, checkpoints, weights = run
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        for step in (5, 6):
+            checkpoints.commit(engine, State(step=step))
+        with pytest.raises(CheckpointError, match="3 checkpoints in a row"):
+            checkpoints.commit(engine, State(step=7))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    shown = capsys.readouterr().out
+    assert shown.count("training goes on without this checkpoint") == 3
+    assert "MB free" in shown
+    names = sorted(path.name for path in checkpoints.folder.iterdir())
+    assert names == ["step-00000001", "step-00000003", "step-00000004"], "nothing half-written"
+    assert checkpoints.restore(engine).step == 4
+    assert equal(engine.trainable(), weights[4])
+
+
+def test_what_a_killed_commit_left_is_removed(
+    run: tuple[Engine, Checkpoints, list[dict[str, Tensor]]],
+) -> None:
+    engine, checkpoints, _ = run
+    left = checkpoints.folder / ".step-00000005.staging"
+    shutil.copytree(checkpoints.folder / "step-00000004", left)
+    assert checkpoints.restore(engine).step == 4
+    assert not left.exists()
+
+
+def test_large_states_are_several_files(
+    run: tuple[Engine, Checkpoints, list[dict[str, Tensor]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, checkpoints, _ = run
+    monkeypatch.setattr("rsllm.train.checkpoints.PART_BYTES", 2_000)
+    checkpoints.commit(engine, State(step=5))
+    assert len(list((checkpoints.folder / "step-00000005").glob("*.safetensors"))) > 2
+    before = engine.trainable()
+    checkpoints.restore(engine, step=4)
+    checkpoints.restore(engine)
+    assert equal(engine.trainable(), before)
+
+
+def test_saves_as_often_as_told(data: PreparedData, tmp_path: Path) -> None:
+    task = recommender_task(data, max_epochs=1)
+    engine, checkpoints, watch = make_engine(task), Checkpoints(tmp_path), Watch(0.0)
+    watch.cost = 1e-9
+    seen: list[int] = []
+
+    def look(step: int, values: Report) -> None:
+        seen.extend(int(path.name[5:]) for path in tmp_path.glob("step-*"))
+        watch.cost = 1e-9
+
+    state = train(task, engine, checkpoints, watch, ignore, look)
+    assert set(range(1, state.step)) <= set(seen)
+
+
+def test_costly_checkpoints_are_rarer() -> None:
+    watch = Watch(checkpoint_seconds=0.0)
+    with watch.saving():
+        time.sleep(0.1)
+    engine = SimpleNamespace(agree=lambda rank0, any_rank: [*rank0, any_rank])
+    assert not watch.looks(engine)  # type: ignore[arg-type]
+    watch.saved -= watch.cost / 0.05
+    assert watch.looks(engine)  # type: ignore[arg-type]
 
 
 def test_without_checkpoints_it_starts_at_step_0(data: PreparedData, tmp_path: Path) -> None:

@@ -1,0 +1,126 @@
+"""Runs that meet faults, on stores that lack only what they train, and what they leave."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jobs
+import pytest
+from faults import Faults
+
+HERE = Path(__file__).parent
+STEPS, COMMITS = 18, 3
+SETTINGS = {
+    "data.source": "synthetic",
+    "data.window": 5,
+    "data.num_candidates": 8,
+    "recommender.max_epochs": 0.1,
+    "backbone.lora_dropout": 0.1,
+    "stage1.samples": 72,
+    "stage1.batch_size": 4,
+    "stage2.samples": STEPS * 4,
+    "stage2.batch_size": 4,
+    "stage2.validations": COMMITS,
+    "stage2.loss.gamma": 1.0,
+    "evaluation.validation_rows": 4,
+    "compute.workers": 2,
+    "compute.threads": 1,
+    "compute.checkpoint_seconds": 1e6,
+}
+
+
+@dataclass
+class Run:
+    """One run of a verb on a store of its own."""
+
+    store: Path
+    backbone: Path
+    faults: Faults = field(default_factory=Faults)
+    settings: dict[str, Any] = field(default_factory=dict)
+    environment: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.faults.folder = str(self.store / "notes")
+        Path(self.faults.folder).mkdir(exist_ok=True, parents=True)
+
+    @property
+    def command(self) -> list[str]:
+        settings = SETTINGS | {"backbone.source": self.backbone} | self.settings
+        sets = [word for path, value in settings.items() for word in ("--set", f"{path}={value}")]
+        driver = [sys.executable, str(HERE / "driver.py"), self.faults.json()]
+        return [*driver, "train", "--storage", str(self.store), *sets]
+
+    def finish(self, seconds: float = 180) -> subprocess.CompletedProcess[str]:
+        """Run it to its end."""
+        with self.started() as job:
+            job.wait(timeout=seconds)
+        return subprocess.CompletedProcess(self.command, job.returncode, self.log.read_text(), "")
+
+    @contextmanager
+    def started(self) -> Iterator[subprocess.Popen[bytes]]:
+        """It runs while the block does."""
+        os.environ.update(self.environment)
+        with jobs.started(self.command, self.log) as job:
+            yield job
+
+    @property
+    def log(self) -> Path:
+        return self.store / "notes" / "log"
+
+    def weights(self, kind: str = "stage-2") -> str:
+        """SHA-256 of what was exported."""
+        (folder,) = (p.parent for p in (self.store / kind).glob("*/manifest.json"))
+        digest = hashlib.sha256()
+        for path in sorted(folder.rglob("*.safetensors")):
+            digest.update(path.read_bytes())
+        return digest.hexdigest()
+
+    def notes(self, rank: int, word: str) -> list[tuple[float, int]]:
+        """(time, number) of what a rank noted: its steps, or where it went on from."""
+        lines = (self.store / "notes" / f"rank-{rank}.log").read_text().splitlines()
+        parts = [line.split() for line in lines]
+        return [(float(at), int(number)) for at, what, number in parts if what == word]
+
+    def met(self, number: int = 0) -> float:
+        """When a fault happened."""
+        return float((self.store / "notes" / f"fault-{number}").read_text())
+
+    def first_step_after(self, moment: float) -> tuple[float, int]:
+        """Seconds from a moment to the end of the next step of rank 0, and which it was."""
+        at, number = next(note for note in self.notes(0, "step") if note[0] > moment)
+        return at - moment, number
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(random_llm: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """The run that nothing happens to, from raw data on."""
+    run = Run(tmp_path_factory.mktemp("twin") / "store", random_llm)
+    done = run.finish(seconds=300)
+    assert done.returncode == 0, done.stdout
+    return run
+
+
+@pytest.fixture
+def make_run(uninterrupted: Run, tmp_path: Path) -> Callable[..., Run]:
+    """Makes a run on a store that lacks the artifacts of some stages, by default of stage 2."""
+
+    def make(
+        faults: Faults | None = None, missing: tuple[str, ...] = ("stage-2",), **options: Any
+    ) -> Run:
+        store = tmp_path / "store"
+        if not store.exists():
+            shutil.copytree(
+                uninterrupted.store, store, ignore=shutil.ignore_patterns("notes", "ray", *missing)
+            )
+        return Run(store, uninterrupted.backbone, faults or Faults(), **options)
+
+    return make

@@ -1,0 +1,77 @@
+"""Workers that are killed, told to leave or hang: the run ends as if nothing had happened."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from conftest import STEPS, Run
+from faults import COMMIT_POINTS, Faults
+
+pytestmark = pytest.mark.faults
+INTERVAL = STEPS // 3
+
+
+def check(run: Run, twin: Run, *, lost: int, kind: str = "stage-2", within: float = 30.0) -> None:
+    """It ended well, with the twin's weights, after doing so many steps again."""
+    done = run.finish()
+    assert done.returncode == 0, done.stdout
+    assert run.weights(kind) == twin.weights(kind)
+    steps = [number for _, number in run.notes(0, "step")]
+    assert sorted(set(steps)) == list(range(max(steps) + 1)), "no step is left out"
+    assert len(steps) - len(set(steps)) <= lost
+    seconds, _ = run.first_step_after(run.met())
+    print(f"first step {seconds:.1f} s after the fault, {len(steps) - len(set(steps))} steps again")
+    assert seconds < within
+
+
+@pytest.mark.parametrize("step", [3, INTERVAL, 2 * INTERVAL - 1])
+def test_a_killed_worker(make_run: Callable[..., Run], uninterrupted: Run, step: int) -> None:
+    """Before the first checkpoint, just after one, and long after one."""
+    check(make_run(Faults().kill(rank=1, step=step)), uninterrupted, lost=step % INTERVAL)
+
+
+def test_a_worker_killed_in_stage_1(make_run: Callable[..., Run], uninterrupted: Run) -> None:
+    run = make_run(Faults().kill(rank=0, step=10), missing=("stage-1", "stage-2"))
+    done = run.finish(seconds=180)
+    assert done.returncode == 0, done.stdout
+    assert run.weights("stage-1") == uninterrupted.weights("stage-1")
+    assert run.weights() == uninterrupted.weights()
+
+
+@pytest.mark.parametrize("point", COMMIT_POINTS)
+def test_killed_in_a_commit(make_run: Callable[..., Run], uninterrupted: Run, point: str) -> None:
+    run = make_run(Faults().kill(rank=0, step=2 * INTERVAL, during=point))
+    check(run, uninterrupted, lost=0 if point == "after rename" else INTERVAL)
+    assert not list(run.store.rglob("*.staging"))
+
+
+def test_a_worker_that_is_told_to_leave(make_run: Callable[..., Run], uninterrupted: Run) -> None:
+    check(make_run(Faults().terminate(rank=1, step=INTERVAL + 3)), uninterrupted, lost=0)
+
+
+def test_a_worker_that_hangs(make_run: Callable[..., Run], uninterrupted: Run) -> None:
+    run = make_run(
+        Faults().stop(rank=1, step=INTERVAL + 1), settings={"compute.timeout_seconds": 10}
+    )
+    check(run, uninterrupted, lost=1, within=50)
+    assert "Timeout (0:00:10)!" in run.log.read_text(), "the stacks of the one that waited"
+    assert "most recent call first" in run.log.read_text()
+
+
+def test_an_error_that_would_come_again(make_run: Callable[..., Run]) -> None:
+    run = make_run(Faults().nan(rank=1, step=7))
+    done = run.finish()
+    assert done.returncode == 1
+    assert done.stdout.splitlines()[-1].startswith("rsllm: error: the loss of step 7 is not finite")
+    assert [number for _, number in run.notes(0, "restored")] == [0, 6], "two attempts"
+    assert "Traceback" not in done.stdout
+
+
+def test_a_cluster_without_room(make_run: Callable[..., Run]) -> None:
+    run = make_run(settings={"compute.placement": "spread", "compute.wait_seconds": 8})
+    done = run.finish()
+    assert done.returncode == 1
+    assert "stage2 needs 2 workers" in done.stdout
+    assert "on nodes of their own, and within 8 s the cluster had no room" in done.stdout
+    assert "Traceback" not in done.stdout
