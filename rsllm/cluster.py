@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import sys
+import threading
+from typing import Any
 
 from rsllm.config import ComputeConfig
 from rsllm.plan import Layout, Resources, cpu_has_bf16, lay_out
@@ -41,9 +44,23 @@ def start_ray() -> str:
                 "worker_process_setup_hook": leave_quietly,
             },
         )
+    _let_sigterm_end_the_driver()
     address = f"http://{ray.get_runtime_context().worker.node.webui_url}"
     os.environ["RAY_API_SERVER_ADDRESS"] = address
     return address
+
+
+def _let_sigterm_end_the_driver() -> None:
+    """As Ctrl-C does, with the exit code of a process that SIGTERM ended; Ray's would be 15."""
+    import ray
+
+    def leave(number: int, frame: Any) -> None:
+        print("rsllm: told to end; the same command continues", file=sys.stderr, flush=True)
+        sys.exit(128 + number)
+
+    in_driver = ray.get_runtime_context().worker.mode == ray.SCRIPT_MODE
+    if in_driver and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, leave)
 
 
 def leave_quietly() -> None:

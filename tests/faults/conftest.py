@@ -16,6 +16,7 @@ from typing import Any
 import jobs
 import pytest
 from faults import Faults
+from safetensors.torch import load_file
 
 HERE = Path(__file__).parent
 STEPS, COMMITS = 18, 3
@@ -83,6 +84,20 @@ class Run:
         for path in sorted(folder.rglob("*.safetensors")):
             digest.update(path.read_bytes())
         return digest.hexdigest()
+
+    def weights_differ(self, other: Run) -> float:
+        """The largest difference of any tensor of stage 2 from that of another run."""
+        own, others = ({t: v for f in run._files() for t, v in f.items()} for run in (self, other))
+        assert own.keys() == others.keys()
+        return max(float((own[name] - others[name]).abs().max()) for name in own)
+
+    def _files(self) -> list[dict[str, Any]]:
+        paths = sorted(self.store.glob("stage-2/*/**/*.safetensors"))
+        return [load_file(path) for path in paths]
+
+    def pid(self, rank: int) -> int:
+        """Process of a rank's last attempt."""
+        return self.notes(rank, "process")[-1][1]
 
     def notes(self, rank: int, word: str) -> list[tuple[float, int]]:
         """(time, number) of what a rank noted: its steps, or where it went on from."""

@@ -80,6 +80,7 @@ class _Meeting:
 
         self.faults, self.rank = faults, dist.get_rank()
         self.folder = Path(faults.folder)
+        self.note(f"process {os.getpid()}")
 
     def note(self, text: str) -> None:
         with (self.folder / f"rank-{self.rank}.log").open("a") as file:
