@@ -47,13 +47,13 @@ def run(command: list[str], *, seconds: float) -> subprocess.CompletedProcess[st
 
 
 @contextmanager
-def started(command: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+def started(command: list[str], log: Path, **more: str) -> Iterator[subprocess.Popen[bytes]]:
     """A running command that leads its own session, its output in `log`; ends with the block."""
     with log.open("wb") as file:
         job = subprocess.Popen(
             command,
             cwd=ROOT,
-            env=environment(),
+            env=environment() | more,
             stdout=file,
             stderr=subprocess.STDOUT,
             start_new_session=True,

@@ -97,6 +97,11 @@ class Batch:
     tokens_per_batch: float
     """Answer tokens of the global batch / number of micro-batches it is split into."""
 
+    @property
+    def num_tokens(self) -> int:
+        """Of prompts and branches, without padding."""
+        return int((self.branch_BT != PADDING).sum())
+
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""
         moved: Batch = _move(self, device)

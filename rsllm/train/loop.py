@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -69,7 +70,10 @@ def train(
     progress = Progress(task, state)
     while state.step < task.steps and not _stalled(task, state):
         torch.manual_seed(_step_seed(task.seed, state.step))
-        losses = engine.step(task.batches(state.step), state.step)
+        with progress.waits():
+            batches = task.batches(state.step)
+        losses = engine.step(batches, state.step)
+        progress.saw(batches)
         state = replace(state, step=state.step + 1)
         progress.show(state, losses)
         log(state.step, losses)
@@ -107,19 +111,34 @@ class Progress:
         self.start_step = state.step
         self.earlier_seconds = state.seconds
         self.start = self.last = time.monotonic()
+        self.waited, self.tokens = 0.0, 0
+
+    @contextlib.contextmanager
+    def waits(self) -> Iterator[None]:
+        """Times how long training waits for its data."""
+        start = time.monotonic()
+        yield
+        self.waited += time.monotonic() - start
+
+    def saw(self, batches: Sequence[Any]) -> None:
+        """Count the tokens of this worker's micro-batches."""
+        self.tokens += sum(batch.num_tokens for batch in batches)
 
     def seconds(self) -> float:
         """Time spent on this run so far, in seconds, over all attempts."""
         return self.earlier_seconds + time.monotonic() - self.start
 
     def rates(self, state: State) -> dict[str, float]:
-        """Step, rows and speed, for reports."""
+        """Step, rows and speed, for reports; tokens are rank 0's times the workers."""
         rows = (state.step - self.start_step) * self.task.rows_per_step
+        seconds = max(1e-9, time.monotonic() - self.start)
         return {
             "step": float(state.step),
             "samples": float(state.step * self.task.rows_per_step),
             "seconds": state.seconds,
-            "samples_per_second": rows / max(1e-9, time.monotonic() - self.start),
+            "samples_per_second": rows / seconds,
+            "tokens_per_second": self.tokens * dist.get_world_size() / seconds,
+            "data_wait_share": self.waited / seconds,
         }
 
     def show(self, state: State, losses: dict[str, float]) -> None:

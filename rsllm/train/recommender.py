@@ -50,6 +50,11 @@ class RecommenderBatch:
     expected_BN: Tensor
     """How often each negative is expected among a row's; infinite for the row's own target."""
 
+    @property
+    def num_tokens(self) -> int:
+        """Items of the histories."""
+        return int(self.length_B.sum())
+
     def to(self, device: torch.device) -> RecommenderBatch:
         """The same batch on another device."""
         parts = (self.history_BH, self.length_B, self.target_B, self.negative_BN, self.expected_BN)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 import subprocess
 import sys
@@ -48,6 +47,8 @@ class Run:
     faults: Faults = field(default_factory=Faults)
     settings: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, str] = field(default_factory=dict)
+    prefix: list[str] = field(default_factory=list)
+    """What puts the command where it is to run."""
 
     def __post_init__(self) -> None:
         self.faults.folder = str(self.store / "notes")
@@ -58,7 +59,7 @@ class Run:
         settings = SETTINGS | {"backbone.source": self.backbone} | self.settings
         sets = [word for path, value in settings.items() for word in ("--set", f"{path}={value}")]
         driver = [sys.executable, str(HERE / "driver.py"), self.faults.json()]
-        return [*driver, "train", "--storage", str(self.store), *sets]
+        return [*self.prefix, *driver, "train", "--storage", str(self.store), *sets]
 
     def finish(self, seconds: float = 180) -> subprocess.CompletedProcess[str]:
         """Run it to its end."""
@@ -69,8 +70,7 @@ class Run:
     @contextmanager
     def started(self) -> Iterator[subprocess.Popen[bytes]]:
         """It runs while the block does."""
-        os.environ.update(self.environment)
-        with jobs.started(self.command, self.log) as job:
+        with jobs.started(self.command, self.log, **self.environment) as job:
             yield job
 
     @property

@@ -1,0 +1,101 @@
+"""One worker per host, on two hosts that are network namespaces, against two workers on one."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+from conftest import Run
+from driver import CLUSTER
+
+pytestmark = pytest.mark.faults
+RAY = str(Path(sys.executable).with_name("ray"))
+PORT, LINK = 6397, "rsllm"
+HOSTS = {"a": "10.81.0.1", "b": "10.81.0.2"}
+
+
+def may_make_networks() -> str:
+    """Why not, or nothing."""
+    if os.geteuid():
+        return "making network namespaces needs root"
+    try:
+        done = subprocess.run(["unshare", "--net", "--mount", "ip", "link"], capture_output=True)
+    except FileNotFoundError as error:
+        return f"{error.filename} is not installed"
+    return "" if done.returncode == 0 else f"unshare: {done.stderr.decode().strip()}"
+
+
+def ip(*words: str) -> None:
+    subprocess.run(["ip", *words], check=True)
+
+
+@contextmanager
+def namespace(name: str) -> Iterator[str]:
+    whole = f"{LINK}-{os.getpid()}-{name}"
+    ip("netns", "add", whole)
+    try:
+        yield whole
+    finally:
+        pids = subprocess.run(["ip", "netns", "pids", whole], capture_output=True, text=True)
+        for pid in pids.stdout.split():
+            subprocess.run(["kill", "-9", pid])
+        ip("netns", "delete", whole)
+
+
+def inside(space: str, command: list[str]) -> list[str]:
+    """The command on that host: its network, and a folder for Ray that the other does not see."""
+    script = 'mount -t tmpfs none "$1" && shift && exec "$@"'
+    folder = tempfile.gettempdir() + "/ray"
+    own = ["unshare", "--mount", "--propagation=private", "sh", "-c", script, "sh", folder]
+    return ["ip", "netns", "exec", space, *own, *command]
+
+
+@pytest.fixture(scope="module")
+def hosts() -> Iterator[tuple[str, list[str]]]:
+    """The address of a Ray over both hosts, and what puts a command on the first one."""
+    if reason := may_make_networks():
+        pytest.skip(reason)
+    os.makedirs(tempfile.gettempdir() + "/ray", exist_ok=True)
+    environment = os.environ | {"GLOO_SOCKET_IFNAME": LINK}
+    with ExitStack() as stack:
+        spaces = {name: stack.enter_context(namespace(name)) for name in HOSTS}
+        ip("link", "add", LINK, "netns", spaces["a"], "type", "veth", "peer", "name", LINK,
+           "netns", spaces["b"])  # fmt: skip
+        for name, space in spaces.items():
+            ip("-n", space, "address", "add", f"{HOSTS[name]}/24", "dev", LINK)
+            for link in (LINK, "lo"):
+                ip("-n", space, "link", "set", link, "up")
+        jobs = {}
+        for name, space in spaces.items():
+            head = ["--head", f"--port={PORT}", "--dashboard-host=127.0.0.1"]
+            where = head if name == "a" else [f"--address={HOSTS['a']}:{PORT}"]
+            start = [RAY, "start", *where, f"--node-ip-address={HOSTS[name]}", "--num-cpus=2"]
+            jobs[name] = subprocess.Popen(
+                inside(space, [*start, "--block"]), env=environment, stdout=subprocess.DEVNULL
+            )
+            stack.callback(jobs[name].kill)
+            time.sleep(10)
+        first = ["nsenter", f"--target={jobs['a'].pid}", "--net", "--mount"]
+        yield f"{HOSTS['a']}:{PORT}", first
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_two_hosts_train_what_one_does(
+    make_run: Callable[..., Run],
+    uninterrupted: Run,
+    hosts: tuple[str, list[str]],
+    stage: int,
+) -> None:
+    address, prefix = hosts
+    settings = {"compute.placement": "spread", "compute.zero_stage": stage}
+    run = make_run(settings=settings, environment={CLUSTER: address}, prefix=prefix)
+    done = run.finish()
+    assert done.returncode == 0, done.stdout
+    assert run.weights_differ(uninterrupted) < 1e-6
