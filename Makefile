@@ -1,5 +1,6 @@
 # make tune     search RSLLM's loss weights (ARGS="..." goes to the experiment)
 # make test     run the tests (TEST_ARGS="..." goes to pytest)
+# make faults   kill workers, drivers and nodes of real runs, and see them end as if nothing was
 # make check    lint, format and types
 # make clean    remove .venv, caches and builds
 #
@@ -9,7 +10,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: tune test check clean
+.PHONY: tune test faults check clean
 .DELETE_ON_ERROR:
 
 tune: .venv/runtime
@@ -20,6 +21,9 @@ test: export RSLLM_TEST_ASSETS ?= $(abspath ../shared)
 endif
 test: .venv/dev
 	$(BIN)/python -m pytest $(TEST_ARGS)
+
+faults: .venv/dev
+	$(BIN)/python -m pytest tests/faults -m faults $(TEST_ARGS)
 
 check: .venv/dev
 	$(BIN)/ruff check

@@ -19,7 +19,7 @@ from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 
 from rsllm.errors import ConfigError, Interrupted, RsllmError, TrainingError
 from rsllm.plan import Layout
-from rsllm.train.launch import Assignment, work
+from rsllm.train.launch import Assignment, out_of_memory, work
 from rsllm.train.watch import hear_sigterm
 
 
@@ -128,6 +128,8 @@ def _explained(error: Exception, assignment: Assignment) -> RsllmError:
             if isinstance(cause, RsllmError):
                 return cause
             cause = getattr(cause, "cause", None) or cause.__cause__
+    if any(isinstance(failure, ray.exceptions.OutOfMemoryError) for failure in failures.values()):
+        return ConfigError(out_of_memory(assignment))
     if isinstance(getattr(error, "controller_failure", None), WorkerGroupStartupTimeoutError):
         return _no_room(assignment)
     first = str(next(iter(failures.values()))).strip().splitlines()

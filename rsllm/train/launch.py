@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -69,7 +70,8 @@ def work(config: dict[str, Assignment]) -> None:
         compute.timeout_seconds,
         lambda: ray.train.get_preemption_info() is not None,
     )
-    state = train(task, engine, checkpoints, watch, ray.train.report, _log(assignment))
+    with _memory_explained(assignment):
+        state = train(task, engine, checkpoints, watch, ray.train.report, _log(assignment))
     tensors = engine.trainable()
     if dist.get_rank() == 0:
         task.export(tensors, Path(assignment.export))
@@ -83,6 +85,31 @@ def _require_storage(export: Path) -> None:
             f"{export.parent} is not on storage that {platform.node()} sees; give --storage a"
             " folder that every node of the cluster mounts"
         )
+
+
+@contextlib.contextmanager
+def _memory_explained(assignment: Assignment) -> Iterator[None]:
+    """Name the knobs where memory ran out; the first step has the longest rows of a while."""
+    import torch
+
+    try:
+        yield
+    except RuntimeError as error:  # on a CPU torch has no error of its own for it
+        cpu_is_full = "DefaultCPUAllocator: can't allocate memory" in str(error)
+        if not isinstance(error, torch.OutOfMemoryError) and not cpu_is_full:
+            raise
+        raise ConfigError(out_of_memory(assignment)) from error
+
+
+def out_of_memory(assignment: Assignment) -> str:
+    """What a user can do about it."""
+    stage = assignment.stage
+    if stage == "recommender":
+        return "recommender: out of memory; lower recommender.batch_size"
+    return (
+        f"{stage}: out of memory; raise {stage}.accumulation, set backbone.gradient_checkpointing,"
+        " or shard more with compute.zero_stage, compute.workers or compute.offload"
+    )
 
 
 def _log(assignment: Assignment) -> Any:

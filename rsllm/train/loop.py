@@ -80,7 +80,11 @@ def train(
         validates = task.due(state.step) or state.step == task.steps
         if validates:
             state = replace(state, seconds=progress.seconds())
-            entry = {**losses, **task.validate(engine.objective), **progress.rates(state)}
+            entry = {
+                **losses,
+                **task.validate(engine.objective),
+                **progress.rates(state, watch.spent),
+            }
             state = state.validated(entry, task.metric, keeps_best=task.patience > 0)
             log(state.step, state.curve[-1])
         if watch.looks(engine) or validates:
@@ -128,8 +132,8 @@ class Progress:
         """Time spent on this run so far, in seconds, over all attempts."""
         return self.earlier_seconds + time.monotonic() - self.start
 
-    def rates(self, state: State) -> dict[str, float]:
-        """Step, rows and speed, for reports; tokens are rank 0's times the workers."""
+    def rates(self, state: State, checkpoint_seconds: float) -> dict[str, float]:
+        """Step, rows, speed and where time goes; tokens are rank 0's times the workers."""
         rows = (state.step - self.start_step) * self.task.rows_per_step
         seconds = max(1e-9, time.monotonic() - self.start)
         return {
@@ -139,6 +143,7 @@ class Progress:
             "samples_per_second": rows / seconds,
             "tokens_per_second": self.tokens * dist.get_world_size() / seconds,
             "data_wait_share": self.waited / seconds,
+            "checkpoint_share": checkpoint_seconds / seconds,
         }
 
     def show(self, state: State, losses: dict[str, float]) -> None:

@@ -24,10 +24,18 @@ def step_rows(seed: int, step: int, batch_size: int, num_rows: int) -> list[tupl
     return [(epoch, int(sample_order(seed, epoch, num_rows)[at])) for epoch, at in places]
 
 
-def by_length(lengths: Sequence[int], batch_size: int, seed: Sequence[int]) -> np.ndarray:
-    """Batches of rows of similar length in a random order: hardly any padding. [steps, batch]"""
+def by_length(
+    lengths: Sequence[int], batch_size: int, seed: Sequence[int], *, longest_first: bool = False
+) -> np.ndarray:
+    """Batches of rows of similar length in a random order: hardly any padding. [steps, batch]
+
+    With the longest one first, a run that has too little memory fails at once.
+    """
     batches = np.argsort(lengths, kind="stable").reshape(-1, batch_size)
-    return np.random.default_rng(seed).permutation(batches)
+    order = np.random.default_rng(seed).permutation(len(batches))
+    if longest_first:
+        order = np.roll(order, -int(np.argmax(order)))
+    return batches[order]
 
 
 def text_only(seed: int, step: int, steps: int) -> bool:

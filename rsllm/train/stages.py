@@ -160,7 +160,8 @@ class LanguageTask:
         places = [at for s in steps for at in step_rows(self.seed, s, size, len(part.rows))]
         rows = part.decisions(places, self.seed)
         lengths = [part.length(row, self.all_branches) for row in rows]
-        return [[rows[i] for i in own] for own in by_length(lengths, size, [self.seed, pool])]
+        batches = by_length(lengths, size, [self.seed, pool], longest_first=pool == 0)
+        return [[rows[i] for i in own] for own in batches]
 
     def due(self, step: int) -> bool:
         """Evenly spaced, the last at the end."""

@@ -55,7 +55,7 @@ class Watch:
         self.checkpoint_seconds, self.timeout_seconds = checkpoint_seconds, timeout_seconds
         self.node_leaves = node_leaves
         self.saved = self.looked = time.monotonic()
-        self.cost = 0.0
+        self.cost = self.spent = 0.0
         self.leaves = self.warned = False
 
     def looks(self, engine: Engine) -> bool:
@@ -82,6 +82,7 @@ class Watch:
         yield
         self.saved = time.monotonic()
         self.cost = self.saved - start
+        self.spent += self.cost
 
     def leave_if_told(self) -> None:
         """End the run after the step whose checkpoint was just saved.

@@ -196,7 +196,17 @@ def _record(number: int, result: Any, search: Pipeline) -> TrialRecord:
 def _numbers(row: dict[str, Any]) -> dict[str, float]:
     """rsllm's own metrics of a report, without what Tune adds."""
     groups = ("loss", "contrast/", "health/", "prompts/", "HR@", "NDCG@")
-    ours = (*groups, "MRR", "step", "samples", "seconds", "tokens", "data_wait", METRIC)
+    ours = (
+        *groups,
+        "MRR",
+        "step",
+        "samples",
+        "seconds",
+        "tokens",
+        "data_wait",
+        "checkpoint",
+        METRIC,
+    )
     return {name: float(value) for name, value in row.items() if name.startswith(ours)}
 
 

@@ -23,7 +23,7 @@ from model.small_models import (
 from torch import Tensor
 from world import run_in_world
 
-from rsllm.config import BackboneConfig, LossConfig, ProjectorConfig
+from rsllm.config import BackboneConfig, LossConfig, Offload, ProjectorConfig
 from rsllm.errors import TrainingError
 from rsllm.model.backbone import load_backbone, load_tokenizer, tunable
 from rsllm.model.hybrid import HybridLM, ItemSlots
@@ -101,6 +101,7 @@ def make_engine(
     *,
     cached: bool = False,
     recompute: bool = False,
+    offload: Offload = "none",
 ) -> Engine:
     objective = make_objective(folder, loss, recompute=recompute)
     optimization = Optimization(
@@ -111,13 +112,13 @@ def make_engine(
         max_gradient_norm=CLIP,
         look_ahead=objective.look_ahead if cached else list,
     )
-    return Engine(objective, optimization, zero_stage=stage, bf16=False)
+    return Engine(objective, optimization, zero_stage=stage, bf16=False, offload=offload)
 
 
-def train_engine(engine: Engine, folder: Path, accumulation: int = 1) -> Run:
+def train_engine(engine: Engine, folder: Path, accumulation: int = 1, start: int = 0) -> Run:
     losses = [
         engine.step(micro_batches(folder, step, accumulation), step)["loss"]
-        for step in range(STEPS)
+        for step in range(start, STEPS)
     ]
     return losses, engine.trainable()
 
@@ -145,10 +146,10 @@ def train_plainly(folder: Path, loss: LossConfig) -> Run:
 
 
 def assert_equal_runs(run: Run, expected: Run) -> None:
-    assert run[0] == pytest.approx(expected[0], abs=1e-5)
+    assert run[0] == pytest.approx(expected[0], abs=1e-6)
     assert run[1].keys() == expected[1].keys()
     for name, tensor in expected[1].items():
-        torch.testing.assert_close(run[1][name], tensor, atol=1e-5, rtol=0, msg=name)
+        torch.testing.assert_close(run[1][name], tensor, atol=1e-6, rtol=0, msg=name)
 
 
 @pytest.fixture(scope="module")
@@ -178,6 +179,62 @@ def test_cached_micro_batches_equal_plain_adamw(wide_llm: Path, plain: Run, stag
 def test_recomputed_activations_change_nothing(wide_llm: Path, plain: Run, stage: int) -> None:
     engine = make_engine(wide_llm, stage, FULL, recompute=True)
     assert_equal_runs(train_engine(engine, wide_llm), plain)
+
+
+OFFLOADS: list[tuple[int, Offload]] = [(stage, "optimizer") for stage in (1, 2, 3)]
+OFFLOADS += [(3, "parameters")]
+
+
+def train_offloaded(folder: Path) -> list[Run]:
+    return [
+        train_engine(make_engine(folder, stage, FULL, offload=offload), folder)
+        for stage, offload in OFFLOADS
+    ]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_offload_changes_nothing(wide_llm: Path, plain: Run, workers: int) -> None:
+    ranks = run_in_world(train_offloaded, workers, wide_llm)
+    for run in (run for rank in ranks for run in rank):
+        assert_equal_runs(run, plain)
+
+
+HALF = STEPS // 2
+
+
+def first_half(folder: Path) -> list[dict[str, Tensor]]:
+    """The states of all stages after half the steps."""
+    states = []
+    for stage in STAGES:
+        engine = make_engine(folder, stage, FULL)
+        for step in range(HALF):
+            engine.step(micro_batches(folder, step, accumulation=1), step)
+        states.append({name: tensor.clone() for name, tensor in engine.state()})
+    return states
+
+
+def second_halves(folder: Path, states: list[dict[str, Tensor]]) -> list[Run]:
+    """Every stage goes on from every state."""
+    runs = []
+    for state in states:
+        for stage in STAGES:
+            engine = make_engine(folder, stage, FULL)
+            engine.load_state(state.__getitem__, HALF)
+            runs.append(train_engine(engine, folder, start=HALF))
+    return runs
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 1), (1, 2), (2, 1)])
+def test_any_world_and_stage_goes_on_from_any(
+    wide_llm: Path, plain: Run, before: int, after: int
+) -> None:
+    states = run_in_world(first_half, before, wide_llm)[0]
+    assert {name for state in states for name in state} == set(states[0])
+    expected = plain[0][HALF:], plain[1]
+    for run in (
+        run for rank in run_in_world(second_halves, after, wide_llm, states) for run in rank
+    ):
+        assert_equal_runs(run, expected)
 
 
 def train_cached(folder: Path) -> list[Run]:

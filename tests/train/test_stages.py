@@ -155,12 +155,14 @@ def test_batches_hold_rows_of_similar_length_and_each_row_once(
     steps = len(data.rows("train")) // size
     task = language_task(data, random_llm, batch_size=size, samples=steps * size)
     seen: list[tuple[int, int, tuple[int, ...]]] = []
-    padding = 0
+    padding, tokens = 0, []
     for step in range(steps):
         (batch,) = task.batches(step)
+        tokens.append(batch.num_tokens)
         seen += [(u, t, p) for (u, t, _), p in zip(visited(batch), pasts(batch), strict=True)]
         padding += int((batch.branch_BT == PADDING).sum())
     assert len(set(seen)) == len(seen) == steps * size
+    assert tokens[0] == max(tokens), "too little memory shows at once"
     rows = [row for step in range(steps) for row in step_rows(task.seed, step, size, steps * size)]
     by_chance = task.sets[0].decisions(rows, task.seed)
     in_turn = [

@@ -1,0 +1,42 @@
+"""What a worker makes of memory that runs out and of storage that it does not see."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from rsllm.errors import ConfigError
+from rsllm.train import launch
+
+
+@pytest.mark.parametrize(
+    ("stage", "knobs"),
+    [
+        ("stage2", ["stage2.accumulation", "gradient_checkpointing", "compute.offload"]),
+        ("recommender", ["recommender.batch_size"]),
+    ],
+)
+def test_memory_that_runs_out_names_the_knobs(stage: Any, knobs: list[str]) -> None:
+    assignment: Any = SimpleNamespace(stage=stage)
+    with pytest.raises(ConfigError) as caught, launch._memory_explained(assignment):
+        torch.empty(2**60, dtype=torch.uint8)
+    assert all(knob in str(caught.value) for knob in knobs)
+
+
+def test_other_errors_stay_what_they_are() -> None:
+    assignment: Any = SimpleNamespace(stage="stage2")
+    with (
+        pytest.raises(RuntimeError, match="size of tensor") as caught,
+        launch._memory_explained(assignment),
+    ):
+        torch.zeros(2) + torch.zeros(3)
+    assert not isinstance(caught.value, ConfigError)
+
+
+def test_storage_of_another_node_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="every node of the cluster mounts"):
+        launch._require_storage(tmp_path / "not here")
