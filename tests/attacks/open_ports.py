@@ -38,7 +38,7 @@ def called(port: int) -> set[str]:
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
         for call in CALLS:
             try:
-                channel.unary_unary(f"/ray.rpc.{call}")(b"", timeout=5)
+                channel.unary_unary(f"/ray.rpc.{call}")(b"", timeout=30)
                 answers.add("OK")
             except grpc.RpcError as error:
                 answers.add(error.code().name)
@@ -48,7 +48,7 @@ def called(port: int) -> set[str]:
 def asked(ip: str, port: int) -> tuple[int, str]:
     """Status and type of the page that the port gives without a token."""
     host = "127.0.0.1" if ip in ("0.0.0.0", "::") else ip
-    answer = httpx.get(f"http://{host}:{port}/api/job_agent/jobs/", timeout=5)
+    answer = httpx.get(f"http://{host}:{port}/api/job_agent/jobs/", timeout=30)
     return answer.status_code, answer.text[:6]
 
 
@@ -59,7 +59,7 @@ def attack(dashboard: str) -> dict[str, Any]:
     processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
     grpc_ports, http_ports, lines = {}, {}, []
     for process in processes:
-        with contextlib.suppress(psutil.NoSuchProcess):
+        with contextlib.suppress(psutil.NoSuchProcess, httpx.ConnectError):
             lines.append(" ".join(process.cmdline()))
             for found in process.net_connections("inet"):
                 if found.status == psutil.CONN_LISTEN:
@@ -69,10 +69,11 @@ def attack(dashboard: str) -> dict[str, Any]:
                         http_ports[f"{ip}:{port}"] = asked(ip, port)
                     else:
                         grpc_ports[f"{ip}:{port}"] = sorted(answers)
+    client = httpx.Client(base_url=dashboard, timeout=30)
     return {
-        "routes": [httpx.get(dashboard + route).status_code for route in ROUTES],
-        "wrong token": httpx.get(dashboard + ROUTES[0], headers=wrong).status_code,
-        "job": httpx.post(dashboard + "/api/jobs/", json=job).status_code,
+        "routes": [client.get(route).status_code for route in ROUTES],
+        "wrong token": client.get(ROUTES[0], headers=wrong).status_code,
+        "job": client.post("/api/jobs/", json=job).status_code,
         "grpc": grpc_ports,
         "http": http_ports,
         "command lines": lines,

@@ -62,6 +62,8 @@ def test_nobody_gets_in_without_the_token(outputs: dict[str, tuple[Path, str, st
     assert len(token) == 64
     logs = [p for p in (home / "ray").rglob("*") if p.is_file() and not p.is_symlink()]
     assert len(logs) > 10
+    # The output holds the command line of every process, which all users of the machine can see.
+    assert any("gcs_server" in line for line in found["command lines"])
     texts = [path.read_bytes() for path in logs] + [out.encode(), errors.encode()]
     for secret in (token, SECRET):
         assert not [text for text in texts if secret.encode() in text]
