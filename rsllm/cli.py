@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Callable, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -13,6 +15,10 @@ from rsllm.config import Experiment
 from rsllm.errors import ConfigError, RsllmError
 from rsllm.settings import parse_setting, replace_in
 
+SAFE_FROM = {
+    "torch": ((2, 10), "install 2.10 or newer (CVE-2025-32434, CVE-2026-24747: weights run code)"),
+    "ray": ((2, 54), "install 2.54 or newer (CVE-2026-27482: web pages reach the dashboard)"),
+}
 STAGES = {
     "prepare": "turn raw interactions into checked, sharded sequences and candidate sets",
     "fit": "train the recommender whose item embeddings the LLM will read",
@@ -33,6 +39,7 @@ def run_script(main: Callable[[], None]) -> NoReturn:
 
 def _exit_code(run: Callable[[], None]) -> int:
     try:
+        _refuse_unsafe_libraries()
         run()
     except RsllmError as error:
         print(f"rsllm: error: {error}", file=sys.stderr)
@@ -41,6 +48,18 @@ def _exit_code(run: Callable[[], None]) -> int:
         print("rsllm: interrupted; the same command continues", file=sys.stderr)
         return 130
     return 0
+
+
+def _refuse_unsafe_libraries() -> None:
+    """Look at what is installed, however it came there.
+
+    Raises:
+        ConfigError: a library that is too old to be safe.
+    """
+    for library, (floor, remedy) in SAFE_FROM.items():
+        found = metadata.version(library)
+        if tuple(map(int, re.findall(r"\d+", found)[:2])) < floor:
+            raise ConfigError(f"{library} {found} is unsafe; {remedy}")
 
 
 def build_parser() -> argparse.ArgumentParser:

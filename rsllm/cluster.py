@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
 import sys
 import threading
+from functools import cache
+from pathlib import Path
 from typing import Any
 
+import httpx
+
 from rsllm.config import ComputeConfig
+from rsllm.downloads import say
+from rsllm.errors import ConfigError
 from rsllm.plan import Layout, Resources, cpu_has_bf16, lay_out
 
 WORKER_ENVIRONMENT = {
@@ -25,12 +32,21 @@ DASHBOARD_PORT = 8265
 def start_ray() -> str:
     """Join the cluster this process belongs to, or start one here with the dashboard on loopback.
 
+    A Ray started here asks for a token, which only its owner can read. One that is joined and does
+    not ask for any is warned of.
+
     Returns:
         The dashboard's address.
+
+    Raises:
+        ConfigError: RAY_AUTH_MODE would start one that does not ask for a token.
     """
     import ray
+    from ray._private.services import canonicalize_bootstrap_address
 
     if not ray.is_initialized():
+        if canonicalize_bootstrap_address(None) is None:
+            _guard_token()
         port = _free_port()
         # Inherited by a Ray started here: two on one machine must not ask each other's dashboard.
         os.environ["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{port}"
@@ -47,6 +63,7 @@ def start_ray() -> str:
     _let_sigterm_end_the_driver()
     address = f"http://{ray.get_runtime_context().worker.node.webui_url}"
     os.environ["RAY_API_SERVER_ADDRESS"] = address
+    _warn_if_open(address)
     return address
 
 
@@ -61,6 +78,28 @@ def _let_sigterm_end_the_driver() -> None:
     in_driver = ray.get_runtime_context().worker.mode == ray.SCRIPT_MODE
     if in_driver and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, leave)
+
+
+def _guard_token() -> None:
+    """Make sure that a Ray started here has a token, in a file that is its owner's alone.
+
+    Ray would write the file readable by everybody.
+    """
+    if os.environ.get("RAY_AUTH_MODE", "").lower() == "disabled":
+        raise ConfigError("RAY_AUTH_MODE is disabled: anyone could run code as you; unset it")
+    if not {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
+        file = Path.home() / ".ray" / "auth_token"
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        file.touch(mode=0o600)
+        file.chmod(0o600)
+
+
+@cache
+def _warn_if_open(dashboard: str) -> None:
+    """Tell the user, once, of a cluster that asks for no token."""
+    with contextlib.suppress(httpx.HTTPError, httpx.InvalidURL):
+        if '"disabled"' in httpx.get(f"{dashboard}/api/authentication_mode", timeout=5).text:
+            say("rsllm: warning: this Ray asks for no token; start it with RAY_AUTH_MODE=token")
 
 
 def leave_quietly() -> None:

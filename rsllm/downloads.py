@@ -24,6 +24,7 @@ from rsllm.errors import DataError
 from rsllm.runs import sha256
 
 MAX_ARCHIVE_BYTES = 256 << 20
+MAX_MEMBERS = 10_000
 TIMEOUT = httpx.Timeout(30, connect=5)
 
 
@@ -196,6 +197,8 @@ def _unpack(archive: Path, files: tuple[File, ...], folder: Path) -> None:
     """Copy the named files out of a zip; nothing else in it is read, let alone written."""
     try:
         with zipfile.ZipFile(archive) as contents:
+            if len(contents.namelist()) > MAX_MEMBERS:
+                raise DataError(f"the archive has more than {MAX_MEMBERS:,} members")
             for name in contents.namelist():
                 path = PurePosixPath(name.replace("\\", "/"))
                 if path.is_absolute() or ".." in path.parts:
@@ -243,12 +246,14 @@ def _convert_gguf(gguf: Path, folder: Path) -> None:
         gguf_file=file,
         dtype=torch.bfloat16,
         quantization_config=GgufConfig(gguf_file=file, dequantize=True),
+        use_safetensors=True,
+        trust_remote_code=False,
         output_loading_info=True,
     )
     if report["missing_keys"]:
         raise DataError(f"{file} lacks weights: {sorted(report['missing_keys'])[:3]}")
     model.save_pretrained(folder)
-    tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=file)
+    tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=file, trust_remote_code=False)
     digits = pre_tokenizers.Digits(individual_digits=True)
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [digits, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)]

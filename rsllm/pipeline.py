@@ -6,6 +6,7 @@ they have in common, and nothing is computed twice.
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
@@ -34,6 +35,9 @@ class Pipeline:
         run_name: name of the Ray Train run of `watched`, unique among running ones.
         callbacks: Ray Train callbacks of `watched`.
         watched: the stage that a search tunes.
+
+    Raises:
+        ConfigError: a run name that is no plain file name, or a storage that cannot be written.
     """
 
     def __init__(
@@ -46,6 +50,8 @@ class Pipeline:
         watched: Stage = "stage2",
     ) -> None:
         self.experiment = experiment
+        if run_name and not re.fullmatch(r"\w[\w.-]{0,63}", run_name, re.ASCII):
+            raise ConfigError(f"run_name is {run_name!r}; use at most 64 of a-z A-Z 0-9 . _ -")
         self.store = Store.open(storage)
         self.run_name = run_name
         self.callbacks = callbacks

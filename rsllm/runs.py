@@ -53,7 +53,7 @@ def read_json(path: Path) -> Any:
     """
     try:
         return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"cannot read {path}: {error}") from error
 
 
@@ -130,18 +130,21 @@ def manifest(folder: Path, *, verify: bool = False) -> dict[str, Any]:
     """The manifest of a committed folder, its files checked by size and, on `verify`, by hash.
 
     Raises:
-        CheckpointError: no manifest, or a file that is missing, extra-short or altered.
+        CheckpointError: no manifest, or a file that is missing, elsewhere, extra-short or altered.
     """
     facts: dict[str, Any] = read_json(folder / MANIFEST)
-    digest = facts.pop("digest", "") if isinstance(facts, dict) else None
-    if digest != content_hash(facts):
+    stated = facts.pop("digest", "") if isinstance(facts, dict) else None
+    if stated != content_hash(facts):
         raise CheckpointError(f"{folder} is damaged: {MANIFEST} was altered; delete it to rebuild")
-    for name, expected in facts["files"].items():
+    try:
+        files = [(name, file["bytes"], file["sha256"]) for name, file in facts["files"].items()]
+    except (AttributeError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{folder} is damaged: {MANIFEST} lists no files") from error
+    for name, size, digest in files:
         path = folder / name
-        if not path.is_file():
-            raise CheckpointError(f"{folder} is damaged: {name} is missing; delete it to rebuild")
-        resized = path.stat().st_size != expected["bytes"]
-        if resized or (verify and sha256(path) != expected["sha256"]):
+        if not path.is_file() or not path.resolve().is_relative_to(folder.resolve()):
+            raise CheckpointError(f"{folder} is damaged: {name} is not in it; delete it to rebuild")
+        if path.stat().st_size != size or (verify and sha256(path) != digest):
             raise CheckpointError(f"{folder} is damaged: {name} was altered; delete it to rebuild")
     return facts
 

@@ -52,8 +52,28 @@ MAY_IMPORT = {
 
 READS_PICKLES = {"data/llara.py"}
 FORBIDDEN_MODULES = {"cloudpickle", "dill", "joblib", "marshal", "pickle", "shelve"}
-FORBIDDEN_CALLS = {"read_pickle", "to_pickle", "torch.load", "yaml.load"}
-FORBIDDEN_KEYWORDS = {("allow_pickle", True), ("weights_only", False)}
+FORBIDDEN_CALLS = {"__import__", "compile", "eval", "exec", "os.popen", "os.system"}
+FORBIDDEN_CALLS |= {"torch.jit.load", "torch.load"}
+FORBIDDEN_METHODS = {"mktemp", "read_pickle", "to_pickle", "unpack_archive"}
+FORBIDDEN_YAML = {
+    "full_load",
+    "full_load_all",
+    "load",
+    "load_all",
+    "unsafe_load",
+    "unsafe_load_all",
+}
+FORBIDDEN_KEYWORDS = {("allow_pickle", True), ("weights_only", False), ("shell", True)}
+REQUIRED_KEYWORDS = {
+    "np.load": {"allow_pickle": False},
+    "numpy.load": {"allow_pickle": False},
+    "extractall": {"filter": "data"},
+    "extract": {"filter": "data"},
+    "AutoTokenizer.from_pretrained": {"trust_remote_code": False},
+    "AutoModelForCausalLM.from_pretrained": {"trust_remote_code": False, "use_safetensors": True},
+}
+LOADS = ("load", "load_file", "safe_open", "from_pretrained", "read_table", "ParquetFile", "loads")
+ENVIRONMENT_PARTS = {"get", "keys", "setdefault", "pop"}
 
 ABSOLUTE_PATH = re.compile(r"(?<![\w.~/-])/(?:work|root|tmp)\b")
 
@@ -91,7 +111,33 @@ def violations(tree: ast.AST) -> list[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Call):
             found += _call_violations(node)
-    return found
+        elif isinstance(node, ast.ExceptHandler):
+            found += [f"{name} in an except of line {node.lineno}" for name in _loads(node)]
+    return found + _whole_environments(tree)
+
+
+def _loads(handler: ast.ExceptHandler) -> list[str]:
+    """A load in an `except` is a second try, by other rules than the first."""
+    calls = [node for node in ast.walk(handler) if isinstance(node, ast.Call)]
+    names = [ast.unparse(call.func) for call in calls]
+    return [function for function in names if function.split(".")[-1] in LOADS]
+
+
+def _whole_environments(tree: ast.AST) -> list[str]:
+    """Uses of `os.environ` that are not of one variable: it holds secrets."""
+    parts = {
+        id(node.value)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Subscript)
+        or (isinstance(node, ast.Attribute) and node.attr in ENVIRONMENT_PARTS)
+    }
+    return [
+        f"os.environ as a whole in line {node.lineno}"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute)
+        and ast.unparse(node) == "os.environ"
+        and id(node) not in parts
+    ]
 
 
 def _tops(tree: ast.AST) -> set[str]:
@@ -100,15 +146,25 @@ def _tops(tree: ast.AST) -> set[str]:
 
 def _call_violations(call: ast.Call) -> Iterator[str]:
     function = ast.unparse(call.func)
-    if function in FORBIDDEN_CALLS or function.split(".")[-1] in FORBIDDEN_CALLS:
+    *_, last = parts = function.split(".")
+    if function in FORBIDDEN_CALLS or last in FORBIDDEN_METHODS:
+        yield f"{function}() in line {call.lineno}"
+    if "yaml" in parts and last in FORBIDDEN_YAML:
         yield f"{function}() in line {call.lineno}"
     keywords = {keyword.arg: keyword.value for keyword in call.keywords}
+    constants = {k: v.value for k, v in keywords.items() if isinstance(v, ast.Constant)}
     if function == "zip" and "strict" not in keywords:
         yield f"zip() without strict in line {call.lineno}"
-    for keyword, value in keywords.items():
-        constant = value.value if isinstance(value, ast.Constant) else None
-        if keyword == "trust_remote_code" or (keyword, constant) in FORBIDDEN_KEYWORDS:
-            yield f"{keyword}={ast.unparse(value)} in line {call.lineno}"
+    required = REQUIRED_KEYWORDS.get(function) or REQUIRED_KEYWORDS.get(last) or {}
+    for keyword, value in required.items():
+        if constants.get(keyword) != value:
+            yield f"{function}() without {keyword}={value!r} in line {call.lineno}"
+    for keyword, value in constants.items():
+        if (keyword, value) in FORBIDDEN_KEYWORDS and keyword not in required:
+            yield f"{keyword}={value} in line {call.lineno}"
+    unsure = constants.get("trust_remote_code") is not False
+    if unsure and "trust_remote_code" in keywords.keys() - required.keys():
+        yield f"trust_remote_code that may be true in line {call.lineno}"
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=name)
@@ -135,8 +191,32 @@ def test_source_file(path: Path) -> None:
         "f(weights_only=False)",
         "torch.load(path)",
         "yaml.load(text)",
+        "yaml.load(text, Loader=yaml.SafeLoader)",
+        "yaml.unsafe_load(text)",
+        "ruamel.yaml.load_all(text)",
         "AutoModel.from_pretrained(path, trust_remote_code=flag)",
+        "AutoModel.from_pretrained(path, trust_remote_code=True)",
+        "AutoTokenizer.from_pretrained(path, trust_remote_code=flag)",
+        "AutoTokenizer.from_pretrained(path)",
+        "AutoModelForCausalLM.from_pretrained(path, trust_remote_code=False)",
         "def f():\n    return zip(a, b)",
+        "eval(text)",
+        "exec(text)",
+        "compile(text, 'x', 'exec')",
+        "__import__(name)",
+        "os.system(command)",
+        "os.popen(command)",
+        "subprocess.run(command, shell=True)",
+        "torch.jit.load(path)",
+        "np.load(path)",
+        "archive.extractall(folder)",
+        "archive.extractall(folder, filter='fully_trusted')",
+        "tar.extract(member, folder)",
+        "shutil.unpack_archive(path)",
+        "tempfile.mktemp()",
+        "try:\n    load_file(path)\nexcept ValueError:\n    np.load(path, allow_pickle=False)",
+        "log(dict(os.environ))",
+        "os.environ.items()",
     ],
 )
 def test_the_guard_sees(source: str) -> None:
@@ -144,7 +224,12 @@ def test_the_guard_sees(source: str) -> None:
 
 
 def test_the_guard_lets_pass() -> None:
-    source = "np.load(path, allow_pickle=False)\nyaml.safe_load(text)\nzip(a, b, strict=True)"
+    source = (
+        "np.load(path, allow_pickle=False)\nyaml.safe_load(text)\nzip(a, b, strict=True)\n"
+        "archive.extractall(folder, filter='data')\nre.compile(pattern)\nmodel.eval()\n"
+        "json.load(file)\nos.environ['HOME'] + os.environ.get('USER')\n"
+        "AutoTokenizer.from_pretrained(path, trust_remote_code=False)"
+    )
     assert violations(ast.parse(source)) == []
 
 

@@ -8,13 +8,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import PurePosixPath
-from typing import IO, Any
+from typing import Any
 
 import fsspec
 from fsspec.utils import infer_compression
 
 from rsllm.config import TimeUnit
-from rsllm.errors import ConfigError
+from rsllm.errors import ConfigError, DataError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,15 +65,21 @@ class File:
         path = PurePosixPath(self.name)
         return path.with_suffix("").suffix if self.compression else path.suffix
 
-    def open(self) -> IO[bytes]:
-        """Its uncompressed bytes."""
-        file = fsspec.core.OpenFile(self.system, self.path, compression=self.compression)
-        stream: IO[bytes] = file.open()
-        return stream
+    def open(self, compression: str | None = "infer") -> Any:
+        """A stream of its uncompressed bytes.
+
+        Raises:
+            DataError: it cannot be opened, such as a link or a device in an archive.
+        """
+        file = fsspec.core.OpenFile(self.system, self.path, compression=compression)
+        try:
+            return file.open()
+        except Exception as error:  # the file systems' errors share no base class of their own
+            raise DataError(f"{self.name} cannot be opened: {error}") from error
 
     def sha256(self) -> str:
         """Hash of the file as it lies there."""
-        with self.system.open(self.path, "rb") as stream:
+        with self.open(None) as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
@@ -90,11 +96,11 @@ def find_files(location: str, pattern: str) -> list[File]:
     """The files of a folder or URI, or the one file that it names, if they match a pattern.
 
     Raises:
-        ConfigError: a URI of a kind that is unknown or needs another package.
+        ConfigError: a URI of a kind that is unknown or needs another package, a damaged archive.
     """
     try:
         system, root = fsspec.core.url_to_fs(location)
-    except (ImportError, ValueError) as error:
+    except Exception as error:  # the file systems' errors share no base class of their own
         raise ConfigError(f"{location} cannot be read: {error}") from error
     if system.isfile(root):
         names = {root.rsplit("/", 1)[-1]: root}

@@ -173,17 +173,20 @@ def read_table(path: Path, kind: str) -> pa.Table:
     """Read a file of one of the folder's schemas, checking its pages.
 
     Raises:
-        DataError: it has another schema.
+        DataError: it is damaged or has another schema.
     """
     schema = _SCHEMAS[kind]
-    with pq.ParquetFile(path, page_checksum_verification=True) as file:
-        if not file.schema_arrow.equals(schema):
-            fields = [*schema, *file.schema_arrow]
-            names = dict.fromkeys(field.name for field in fields if fields.count(field) == 1)
-            raise DataError(
-                f"{path} has another schema (column {', '.join(names)}); prepare the data again"
-            )
-        return file.read().combine_chunks()
+    try:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            if not file.schema_arrow.equals(schema):
+                fields = [*schema, *file.schema_arrow]
+                names = dict.fromkeys(field.name for field in fields if fields.count(field) == 1)
+                raise DataError(
+                    f"{path} has another schema (column {', '.join(names)}); prepare the data again"
+                )
+            return file.read().combine_chunks()
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{path} is damaged ({error}); prepare the data again") from error
 
 
 def _read_parts(folder: Path, kind: str) -> pa.Table:

@@ -191,7 +191,7 @@ def _core(job: Job, num_items: int, span: tuple[int, int], counts: Counter[str])
 
 
 def _survey(job: Job, group: int) -> Any:
-    return np.load(job.scratch / f"survey-{group}.npz")
+    return np.load(job.scratch / f"survey-{group}.npz", allow_pickle=False)
 
 
 def _number_users(job: Job, span: tuple[int, int]) -> Users:
@@ -221,7 +221,7 @@ def _write_items(job: Job, items: Items, kept_I: Bools) -> Catalogue:
     config, kept = job.config, np.flatnonzero(kept_I)
     ids, titles = ([names[i] for i in kept] for names in (items.ids, items.titles))
     files = [job.scratch / f"trained-{group}.npy" for group in range(config.num_shards)]
-    counts_I = np.sum([np.load(file) for file in files], axis=0)
+    counts_I = np.sum([np.load(file, allow_pickle=False) for file in files], axis=0)
     catalogue = Catalogue.of(titles, counts_I, cold=config.cold_items == "text-only")
     distinct, needed = len(catalogue.representatives), config.window + config.num_candidates
     if distinct < needed and config.candidates != "full":

@@ -309,7 +309,7 @@ def _read_parquet(chunk: Chunk, table: Table) -> Iterator[Piece]:
             lines = range(first, first + len(batch))
             yield Piece(pa.table(columns, names=list(table.columns)), lines, {}, len(batch))
             first += len(batch)
-    except OSError as error:
+    except (pa.ArrowException, OSError) as error:
         raise DataError(f"{chunk.file.name} is damaged: {error}") from error
 
 

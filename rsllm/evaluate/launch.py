@@ -10,8 +10,10 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 
 from rsllm.config import SLOTTED, Decoding, Experiment, Representation, Scorer
+from rsllm.errors import CheckpointError
 from rsllm.evaluate.rank import (
     CATALOGUE,
     EXPECTED,
@@ -137,11 +139,22 @@ def _inputs(
     }
 
 
-def _read(method: Method, folder: Path) -> Outcome:
+def read_scores(folder: Path) -> dict[str, np.ndarray]:
+    """The scores of an evaluation in the store, by name.
+
+    Raises:
+        CheckpointError: the file is missing or damaged.
+    """
     from safetensors.numpy import load_file
 
-    scores = load_file(folder / SCORES)
-    answers = read_json(folder / ANSWERS)
+    try:
+        return load_file(folder / SCORES)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"cannot read scores from {folder}: {error}; delete it") from error
+
+
+def _read(method: Method, folder: Path) -> Outcome:
+    scores, answers = read_scores(folder), read_json(folder / ANSWERS)
     return Outcome(
         method=method,
         scores_DRC=scores["scores"],

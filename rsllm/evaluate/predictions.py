@@ -14,7 +14,6 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
-from safetensors.numpy import load_file
 
 from rsllm.data.files import Table, find_files
 from rsllm.data.prepared import PreparedData
@@ -23,9 +22,9 @@ from rsllm.data.sequences import NO_ITEM, Rows, Split
 from rsllm.data.tables import columns_of, read_all
 from rsllm.errors import ConfigError, DataError
 from rsllm.evaluate.compare import Claim, estimates, pair_table, per_user
-from rsllm.evaluate.launch import ANSWERS, SCORES
+from rsllm.evaluate.launch import ANSWERS, read_scores
 from rsllm.evaluate.rank import held_out
-from rsllm.evaluate.report import show
+from rsllm.evaluate.report import inert, show
 from rsllm.runs import Store, manifest, read_json
 
 METRICS = ("HR@1", "MRR")
@@ -37,7 +36,8 @@ def export_candidates(data: PreparedData, split: Split, path: Path) -> Path:
     """Write the candidate sets for another system: draw, user_id, history, item_id, title.
 
     A line per candidate, in CSV or Parquet by the suffix. Histories are item ids, oldest first
-    (in CSV a JSON list). Which candidate is the target is not said.
+    (in CSV a JSON list). Titles that a spreadsheet would run are quoted in CSV; ids have to stay as
+    they are. Which candidate is the target is not said.
     """
     separator = _separator(path)
     draws = held_out(data, split)
@@ -57,6 +57,7 @@ def export_candidates(data: PreparedData, split: Split, path: Path) -> Path:
         table.to_parquet(path, index=False)
     else:
         table["history"] = table["history"].map(json.dumps)
+        table["title"] = table["title"].map(inert)
         table.to_csv(path, index=False, sep=separator)
     return path
 
@@ -142,7 +143,7 @@ def _stored(
         inputs = manifest(folder)["inputs"]
         if inputs["data"] == data.path.name and inputs["split"] == split:
             answers = read_json(folder / ANSWERS)
-            yield answers["name"], load_file(folder / SCORES)["scores"], answers["seconds"]
+            yield answers["name"], read_scores(folder)["scores"], answers["seconds"]
 
 
 def _separator(path: Path) -> str:

@@ -250,11 +250,11 @@ def _write_csv(path: Path, trials: Sequence[Mapping[str, Any]]) -> None:
     columns = [name for name in _names(rows) if name not in ("parameters", "curve")]
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(map(_inert, columns))
-        writer.writerows([_inert(row.get(name)) for name in columns] for row in rows)
+        writer.writerow(map(inert, columns))
+        writer.writerows([inert(row.get(name)) for name in columns] for row in rows)
 
 
-def _inert(cell: Any) -> Any:
+def inert(cell: Any) -> Any:
     """A spreadsheet runs text that opens with one of these as a formula; an apostrophe stops it."""
     if not isinstance(cell, str) or not cell.lstrip().startswith(("=", "+", "-", "@")):
         return cell

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import json
+from pathlib import Path, PurePath
 from typing import Any
 
 import torch
@@ -13,13 +14,17 @@ from rsllm.errors import ConfigError
 
 
 def load_tokenizer(source: str | Path) -> Any:
-    """The backbone's tokenizer, from a local folder or the hub."""
+    """The backbone's tokenizer, from a local folder or the hub; code that comes with it never runs.
+
+    Raises:
+        ConfigError: nothing loadable at `source`.
+    """
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(str(source))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"cannot load the tokenizer of backbone {source}: {error}") from error
+        return AutoTokenizer.from_pretrained(str(source), trust_remote_code=False)
+    except Exception as error:  # whatever a stranger's files can cause
+        raise _unloadable("the tokenizer of backbone", source, error) from error
 
 
 def load_backbone(source: str | Path, dtype: torch.dtype) -> Any:
@@ -28,24 +33,42 @@ def load_backbone(source: str | Path, dtype: torch.dtype) -> Any:
     Raises:
         ConfigError: nothing loadable at `source`, or weights that are damaged or incomplete.
     """
-    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, GenerationConfig
 
     try:
+        _refuse_other_weights(Path(source))
         llm, loading = AutoModelForCausalLM.from_pretrained(
             str(source),
             dtype=dtype,
             use_safetensors=True,
+            trust_remote_code=False,
             output_loading_info=True,
         )
-    except (OSError, ValueError, SafetensorError) as error:
-        raise ConfigError(f"cannot load backbone {source}: {error}") from error
+    except Exception as error:  # whatever a stranger's files can cause
+        raise _unloadable("backbone", source, error) from error
     if missing := sorted(loading["missing_keys"]):
         raise ConfigError(f"backbone {source} lacks weights: {missing[:3]}; fetch it again")
     llm.requires_grad_(False)
     llm.config.use_cache = False
     llm.generation_config = GenerationConfig()  # how to decode is never the backbone's choice
     return llm
+
+
+def _refuse_other_weights(folder: Path) -> None:
+    """An index of shards may name any file, and transformers would unpickle one that is no tensors.
+
+    Raises:
+        ConfigError: it names a file elsewhere, or one that is not safetensors.
+    """
+    for index in folder.glob("*.index.json"):
+        for name in json.loads(index.read_text())["weight_map"].values():
+            if PurePath(name).name != name or not name.endswith(".safetensors"):
+                raise ConfigError(f"{index.name} names {name!r}, which is no *.safetensors in it")
+
+
+def _unloadable(what: str, source: str | Path, error: Exception) -> ConfigError:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return ConfigError(f"cannot load {what} {source}: {lines[0]}")
 
 
 def context_length(llm: Any) -> int:

@@ -6,6 +6,7 @@ Without a space to search it compares named variants, the first of which stands 
 from __future__ import annotations
 
 import inspect
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -67,7 +68,7 @@ class Study:
         """Names the search: the same study continues, a changed one starts anew."""
         parts = [to_dict(self.base), self.trials, self.seed]
         parts.append(inspect.getsource(self.space) if self.space else self.twins({}))
-        return f"{self.title.lower().replace(' ', '-')}-{content_hash(parts)}"
+        return f"{re.sub('[^a-z0-9]+', '-', self.title.lower())[:40]}-{content_hash(parts)}"
 
 
 def run(study: Study, storage: str | Path) -> Path:

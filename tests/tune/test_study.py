@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -48,6 +49,12 @@ def made_up(seen: list[tuple[list[str], str]]) -> Any:
         ]
 
     return evaluate
+
+
+@pytest.mark.parametrize("title", ["../../x", "/etc/x", "a\\b", "..", "x" * 300, "Wh\u00e4t?"])
+def test_a_title_is_no_path(title: str) -> None:
+    named = Study(title=title, question="?", base=BASE, twins=lambda best: {}).name
+    assert re.fullmatch(r"[a-z0-9-]{17,64}", named)
 
 
 def test_the_winner_stands_beside_its_fusion_with_the_recommender(
