@@ -113,7 +113,7 @@ def seal(folder: Path, facts: Mapping[str, Any]) -> None:
         _fsync(path)
         name, size = path.relative_to(folder).as_posix(), path.stat().st_size
         files[name] = {"bytes": size, "sha256": sha256(path)}
-    whole = {**facts, "files": files}
+    whole = {name: fact for name, fact in facts.items() if name != "digest"} | {"files": files}
     write_json(folder / MANIFEST, {**whole, "digest": content_hash(whole)})
     _fsync(folder)
 

@@ -31,7 +31,7 @@ from rsllm.evaluate.predictions import export_candidates, read_predictions
 from rsllm.model import tuned
 from rsllm.recommenders.embeddings import ItemEmbeddings
 from rsllm.runs import MANIFEST, manifest, read_json, seal, sha256, write_json
-from rsllm.settings import replace_in
+from rsllm.settings import content_hash, replace_in
 
 CONFIG = RecommenderConfig(model="gru4rec", width=8)
 RAW_COLUMNS = ("user", "item", "time", "title")
@@ -195,16 +195,20 @@ def test_a_manifest_names_no_file_elsewhere(name: str, tmp_path: Path, refused: 
     (tmp_path / "elsewhere").write_text("x")
     (folder / "link").symlink_to(tmp_path / "elsewhere")
     facts = {"bytes": 1, "sha256": sha256(tmp_path / "elsewhere")}
-    write_json(folder / MANIFEST, {"files": {name: facts}})
+    write_manifest(folder, {"files": {name: facts}})
     with refused("is damaged: .* is not in it"):
         manifest(folder)
 
 
-@pytest.mark.parametrize("listed", [[], {"files": 3}, {"files": {"a": None}}, {"files": {"a": {}}}])
+@pytest.mark.parametrize("listed", [{}, {"files": 3}, {"files": {"a": None}}, {"files": {"a": {}}}])
 def test_a_manifest_of_another_shape(listed: Any, tmp_path: Path, refused: Any) -> None:
-    write_json(tmp_path / MANIFEST, listed)
+    write_manifest(tmp_path, listed)
     with refused("lists no files"):
         manifest(tmp_path)
+
+
+def write_manifest(folder: Path, facts: Any) -> None:
+    write_json(folder / MANIFEST, {**facts, "digest": content_hash(facts)})
 
 
 def test_a_line_of_code_in_raw_data_is_no_row(canary: Path, tmp_path: Path) -> None:
