@@ -36,25 +36,18 @@ class Fusion:
         cls, language_DRC: Floats, recommender_DRC: Floats, validation: Sequence[Rows]
     ) -> Fusion:
         """The weight of `WEIGHTS` with the best validation MRR; ties go to the smaller one."""
-        curve = {
-            weight: float(
-                per_user(fused(language_DRC, recommender_DRC, weight), validation)["MRR"].mean()
-            )
-            for weight in WEIGHTS
-        }
+        curve = {}
+        for weight in WEIGHTS:
+            scores_DRC = fused(language_DRC, recommender_DRC, weight)
+            curve[weight] = float(per_user(scores_DRC, validation)["MRR"].mean())
         return cls(max(curve, key=curve.__getitem__), curve)
 
     def outcome(self, language: Outcome, recommender: Outcome) -> Outcome:
         """Both on the test rows, as one method."""
         name = f"{language.method.name} + {recommender.method.name}"
-        return replace(
-            language,
+        return Outcome(
             method=replace(language.method, name=name),
             scores_DRC=fused(language.scores_DRC, recommender.scores_DRC, self.weight),
-            likelihood_DRC=None,
-            per_token_DRC=None,
-            orders_PRC=None,
-            answers=None,
             seconds=language.seconds + recommender.seconds,
         )
 

@@ -41,15 +41,22 @@ def held_out(data: PreparedData, split: Split, limit: int = 0) -> list[Rows]:
     return [fixed_sample(data.rows(split, draw), limit) for draw in range(data.num_draws)]
 
 
-def decision(rows: Rows, index: int) -> Row:
-    """A held-out row with its fixed candidate set.
+def candidate_sets(rows: Rows) -> Ints:
+    """The candidates of each row. [R, C].
 
     Raises:
         EvaluationError: the rows have no candidate sets.
     """
+    if rows.candidates_RC is None:
+        raise EvaluationError("training rows have no fixed candidate sets")
+    return rows.candidates_RC
+
+
+def decision(rows: Rows, index: int) -> Row:
+    """A held-out row with its fixed candidate set."""
     return Row(
         history=rows.histories(index).tolist(),
-        candidates=_candidates(rows)[index].tolist(),
+        candidates=candidate_sets(rows)[index].tolist(),
         target=int(rows.target_R[index]),
         user=int(rows.user_R[index]),
     )
@@ -57,14 +64,8 @@ def decision(rows: Rows, index: int) -> Row:
 
 def target_places(rows: Rows) -> NDArray[np.int64]:
     """Where the target stands in each candidate set. [R]."""
-    places: NDArray[np.int64] = (_candidates(rows) == rows.target_R[:, None]).argmax(axis=1)
+    places: NDArray[np.int64] = (candidate_sets(rows) == rows.target_R[:, None]).argmax(axis=1)
     return places
-
-
-def _candidates(rows: Rows) -> Ints:
-    if rows.candidates_RC is None:
-        raise EvaluationError("training rows have no fixed candidate sets")
-    return rows.candidates_RC
 
 
 @torch.inference_mode()
@@ -80,7 +81,7 @@ def catalogue_scores(model: Recommender, rows: Rows) -> Floats:
 
 def candidate_scores(scores_RI: Floats, rows: Rows) -> Floats:
     """The scores of each row's candidates, out of those of the catalogue. [R, C]"""
-    candidates_RC = _candidates(rows)
+    candidates_RC = candidate_sets(rows)
     chosen_RC = np.take_along_axis(scores_RI, candidates_RC.astype(np.int64), axis=1)
     return np.where(candidates_RC == NO_ITEM, np.finfo(np.float64).min, chosen_RC)
 
@@ -141,7 +142,6 @@ def score_candidates(
     scorer: Scorer,
     *,
     batch_size: int,
-    progress: Callable[[int], None] = lambda done: None,
 ) -> Floats:
     """Scores [R, C] of every row's candidates, higher is better.
 
@@ -169,14 +169,13 @@ def score_candidates(
             parts += [scored(candidates, all_branches=False).T for candidates in alone]
         else:
             parts.append(scored(chosen, all_branches=scorer == "likelihood"))
-        progress(start + len(chosen))
     scores_RC = np.concatenate(parts)
     return scores_RC[np.argsort(order)]
 
 
 def presented_places(rows: Rows, num_orders: int) -> NDArray[np.int64]:
     """Where each candidate stands under seeded random orders, 0 for the first. [P, R, C]."""
-    places_PRC = np.empty((num_orders, *_candidates(rows).shape), dtype=np.int64)
+    places_PRC = np.empty((num_orders, *candidate_sets(rows).shape), dtype=np.int64)
     places_PRC[:] = np.arange(places_PRC.shape[2])
     return np.random.default_rng(ORDER_SEED).permuted(places_PRC, axis=2)
 
@@ -191,7 +190,7 @@ def reordered_scores(score: Callable[[Rows], Floats], rows: Rows, num_orders: in
     """
     parts = []
     for place_RC in presented_places(rows, num_orders):
-        shown_RC = np.take_along_axis(_candidates(rows), place_RC.argsort(axis=1), axis=1)
+        shown_RC = np.take_along_axis(candidate_sets(rows), place_RC.argsort(axis=1), axis=1)
         scores_RC = score(replace(rows, candidates_RC=shown_RC))
         parts.append(np.take_along_axis(scores_RC, place_RC, axis=1))
     return np.stack(parts)

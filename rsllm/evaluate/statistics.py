@@ -39,7 +39,7 @@ class PairedTest:
     """Two methods on the same users: mean of first minus second, and whether it is noise."""
 
     difference: Estimate
-    p_value: float
+    p: float
     """Two-sided, not adjusted for other comparisons."""
     test: str
     minimum_detectable: float
@@ -47,24 +47,14 @@ class PairedTest:
 
 
 def mean_interval(values: ArrayLike, seed: int = 0) -> Estimate:
-    """Mean with a 95 % interval: Wilson's for 0/1 values, a bootstrap over users otherwise.
+    """Mean with a 95 % interval: Wilson's score interval (1927) for 0/1 values, else a bootstrap.
 
     Raises:
         EvaluationError: no values, or values that are not finite.
     """
     sample = _checked(values)
-    return proportion_interval(sample) if _binary(sample) else _bootstrap(sample, seed)
-
-
-def proportion_interval(values: ArrayLike) -> Estimate:
-    """Share of ones with Wilson's score interval (Wilson 1927).
-
-    Raises:
-        EvaluationError: no values, or values other than 0 and 1.
-    """
-    sample = _checked(values)
     if not _binary(sample):
-        raise EvaluationError("a proportion needs values that are 0 or 1; use mean_interval")
+        return _bootstrap(sample, seed)
     hits, n = int(sample.sum()), len(sample)
     interval = stats.binomtest(hits, n).proportion_ci(CONFIDENCE, method="wilson")
     return Estimate(hits / n, float(interval.low), float(interval.high), n)
@@ -89,7 +79,7 @@ def paired(a: ArrayLike, b: ArrayLike, seed: int = 0) -> PairedTest:
     binary = _binary(first) and _binary(second)
     return PairedTest(
         difference=_bootstrap(difference, seed),
-        p_value=_mcnemar(difference) if binary else _sign_flip(difference, seed),
+        p=_mcnemar(difference) if binary else _sign_flip(difference, seed),
         test="exact McNemar" if binary else "sign-flip permutation",
         minimum_detectable=_minimum_detectable(difference),
     )
