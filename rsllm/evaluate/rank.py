@@ -86,17 +86,6 @@ def candidate_scores(scores_RI: Floats, rows: Rows) -> Floats:
     return np.where(candidates_RC == NO_ITEM, np.finfo(np.float64).min, chosen_RC)
 
 
-def expected_over_draws(scores_RI: Floats, rows: Rows, data: PreparedData) -> dict[str, Floats]:
-    """Each row's exact expectation of HR, NDCG and MRR over uniform candidate draws.
-
-    Empty where the data's candidates are not drawn uniformly: there is no closed form then.
-    """
-    if data.config["candidates"] != "uniform":
-        return {}
-    better, pool = num_better(scores_RI, rows.target_R, rows.history_RH, data.catalogue)
-    return expected_metrics(better, pool, data.config["num_candidates"] - 1)
-
-
 def rank_catalogue(
     score: Callable[[Rows], Floats], draws: Sequence[Rows], data: PreparedData
 ) -> dict[str, Floats]:
@@ -109,21 +98,22 @@ def rank_catalogue(
 
     Returns:
         "scores" of the candidates [D, R, C] (none of training rows); per row the exact expectation
-        of each metric over uniform draws ("expected/HR@1" ...) and each metric among all titles
+        of each metric over uniform draws ("expected/HR@1" ..., none where the data's candidates
+        are not drawn uniformly: there is no closed form then) and each metric among all titles
         that could be candidates ("catalogue/HR@1" ...).
     """
     parts: list[dict[str, Floats]] = []
     for start in range(0, len(draws[0]), ROWS_AT_ONCE):
         part = [rows.take(slice(start, start + ROWS_AT_ONCE)) for rows in draws]
         scores_RI, rows = score(part[0]), part[0]
-        better, _ = num_better(scores_RI, rows.target_R, rows.history_RH, data.catalogue)
-        expected = expected_over_draws(scores_RI, rows, data)
+        better, pool = num_better(scores_RI, rows.target_R, rows.history_RH, data.catalogue)
         drawn = [candidate_scores(scores_RI, r) for r in part if r.candidates_RC is not None]
-        parts.append(
-            {"scores": np.stack(drawn or [scores_RI[:, :0]], axis=1)}
-            | {EXPECTED + name: values for name, values in expected.items()}
-            | {CATALOGUE + name: values for name, values in rank_metrics(1 + better).items()}
-        )
+        found = {"scores": np.stack(drawn or [scores_RI[:, :0]], axis=1)}
+        found |= {CATALOGUE + name: values for name, values in rank_metrics(1 + better).items()}
+        if data.config["candidates"] == "uniform":
+            expected = expected_metrics(better, pool, data.config["num_candidates"] - 1)
+            found |= {EXPECTED + name: values for name, values in expected.items()}
+        parts.append(found)
     whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     return whole | {"scores": whole["scores"].swapaxes(0, 1)}
 

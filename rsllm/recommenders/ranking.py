@@ -1,6 +1,6 @@
 """How many negatives outscore the target: all that exact expected metrics need."""
 
-# Axes: B rows, I items, H history positions, K distinct titles.
+# Axes: B rows, I items, H history positions, X items seen, K distinct titles, T representatives.
 from __future__ import annotations
 
 from typing import Any
@@ -41,19 +41,11 @@ def num_better(
     """
     if not np.isfinite(scores_BI).all():
         raise EvaluationError("the recommender's scores are not finite; lower its learning rate")
-    eligible_BK = _eligible(target_B, history_BH, catalogue)
+    keys_I, item_BX = catalogue.title_keys_I, np.column_stack([target_B, history_BH])
+    seen_BX = np.where(item_BX >= 0, keys_I[item_BX], -1)  # -1: a column of its own
+    open_BK = np.ones((len(target_B), keys_I.max() + 2), dtype=bool)
+    np.put_along_axis(open_BK, seen_BX, False, axis=1)
+    eligible_BT = open_BK[:, keys_I[catalogue.representatives]]
     target_score_B1 = np.take_along_axis(scores_BI, target_B[:, None], axis=1)
-    better_BK = eligible_BK & (scores_BI[:, catalogue.representatives] >= target_score_B1)
-    return better_BK.sum(axis=1), eligible_BK.sum(axis=1)
-
-
-def _eligible(
-    target_B: IntArray, history_BH: IntArray, catalogue: Catalogue
-) -> npt.NDArray[np.bool_]:
-    keys_I = catalogue.title_keys_I
-    padding_key = keys_I.max() + 1
-    history_key_BH = np.where(history_BH >= 0, keys_I[history_BH], padding_key)
-    allowed = np.ones((len(target_B), padding_key + 1), dtype=bool)
-    np.put_along_axis(allowed, history_key_BH, False, axis=1)
-    np.put_along_axis(allowed, keys_I[target_B][:, None], False, axis=1)
-    return allowed[:, keys_I[catalogue.representatives]]
+    better_BT = eligible_BT & (scores_BI[:, catalogue.representatives] >= target_score_B1)
+    return better_BT.sum(axis=1), eligible_BT.sum(axis=1)

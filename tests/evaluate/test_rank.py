@@ -26,7 +26,6 @@ from rsllm.evaluate.rank import (
     candidate_scores,
     catalogue_scores,
     decision,
-    expected_over_draws,
     fixed_sample,
     held_out,
     named,
@@ -127,7 +126,7 @@ def test_catalogue_scores_equal_one_row_at_a_time(data: PreparedData) -> None:
 def test_expectation_is_the_mean_over_many_candidate_sets(data: PreparedData) -> None:
     rows, rng, draws = data.rows("test"), np.random.default_rng(0), 3000
     scores_RI = rng.normal(size=(len(rows), len(TITLES))).round(1)  # with ties
-    expected = expected_over_draws(scores_RI, rows, data)
+    expected = named(rank_catalogue(lambda rows: scores_RI, [rows], data), EXPECTED)
     for i in range(len(rows)):
         target = int(rows.target_R[i])
         many = np.full(draws, i)
