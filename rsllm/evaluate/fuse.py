@@ -9,14 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.special import log_softmax
 
 from rsllm.data.sequences import Rows
 from rsllm.evaluate.compare import per_user
 from rsllm.evaluate.launch import Outcome
+from rsllm.evaluate.metrics import Floats
 
-Floats = NDArray[np.float64]
 WEIGHTS = (0.0, *np.geomspace(1 / 64, 64, 25).tolist(), 1e6)
 """From the language model alone to the recommender alone, save for its ties."""
 FLOOR = -1e30

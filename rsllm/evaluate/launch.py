@@ -16,19 +16,8 @@ from rsllm import recommenders
 from rsllm.config import SLOTTED, Decoding, Experiment, LossConfig, Representation, Scorer
 from rsllm.data.prepared import PreparedData
 from rsllm.data.sequences import Rows
+from rsllm.evaluate import rank
 from rsllm.evaluate.generate import greedy_answers
-from rsllm.evaluate.rank import (
-    CATALOGUE,
-    EXPECTED,
-    candidate_sets,
-    catalogue_scores,
-    fixed_sample,
-    held_out,
-    named,
-    rank_catalogue,
-    reordered_scores,
-    score_candidates,
-)
 from rsllm.model import tuned
 from rsllm.model.objective import LanguageObjective
 from rsllm.plan import Layout
@@ -147,8 +136,8 @@ def _read(method: Method, folder: Path) -> Outcome:
         likelihood_DRC=scores.get("likelihood"),
         per_token_DRC=scores.get("per_token"),
         orders_PRC=scores.get("orders"),
-        expected=named(scores, EXPECTED),
-        catalogue=named(scores, CATALOGUE),
+        expected=rank.named(scores, rank.EXPECTED),
+        catalogue=rank.named(scores, rank.CATALOGUE),
         answers=answers["answers"],
     )
 
@@ -167,14 +156,14 @@ def _evaluate(
         torch.set_num_threads(layout.threads)
     config = method.experiment.evaluation
     limit = config.test_rows if split == "test" else config.validation_rows
-    draws = held_out(data, split, limit)
+    draws = rank.held_out(data, split, limit)
 
     def make(folder: Path) -> None:
-        start = time.monotonic()
+        start, answers = time.monotonic(), None
         if method.speaks:
             scores, answers = _language_scores(method, data, draws, backbone, layout)
         else:
-            scores, answers = rank_catalogue(_catalogue_scorer(method, data), draws, data), None
+            scores = rank.rank_catalogue(_catalogue_scorer(method, data), draws, data)
         save_file(scores, folder / SCORES)
         seconds = round(time.monotonic() - start, 1)
         noted = {"name": method.name, "answers": answers, "seconds": seconds}
@@ -191,8 +180,8 @@ def _catalogue_scorer(method: Method, data: PreparedData) -> Callable[[Rows], np
         return RULES[method.scorer](data)
     model = recommenders.load(folder, config, len(data.titles), data.config["window"])
     if config.shuffle_history:
-        return lambda rows: catalogue_scores(model, rows.shuffled(config.seed))
-    return lambda rows: catalogue_scores(model, rows)
+        return lambda rows: rank.catalogue_scores(model, rows.shuffled(config.seed))
+    return lambda rows: rank.catalogue_scores(model, rows)
 
 
 def _language_scores(
@@ -203,20 +192,20 @@ def _language_scores(
 
     def score(rows: Rows, scorer: Scorer) -> np.ndarray:
         size = config.batch_size
-        return score_candidates(objective, rows, encoder, data, scorer, batch_size=size)
+        return rank.score_candidates(objective, rows, encoder, data, scorer, batch_size=size)
 
     own: Scorer = "pointer" if method.scorer == "pointer" else "likelihood"
     scores = {"scores": np.stack([score(rows, own) for rows in draws])}
     if own == "pointer":
         scores["likelihood"] = np.stack([score(rows, "likelihood") for rows in draws])
     length_I = np.array([encoder.answer_length(item) for item in range(len(data.titles))])
-    length_DRC = length_I[np.stack([candidate_sets(rows) for rows in draws])]
+    length_DRC = length_I[np.stack([rank.candidate_sets(rows) for rows in draws])]
     scores["per_token"] = scores.get("likelihood", scores["scores"]) / length_DRC
     if orders := config.candidate_orders:
-        scores["orders"] = reordered_scores(lambda rows: score(rows, own), draws[0], orders)
+        scores["orders"] = rank.reordered_scores(lambda rows: score(rows, own), draws[0], orders)
     if config.generation_rows < 0:
         return scores, None
-    asked = fixed_sample(draws[0], config.generation_rows)
+    asked = rank.fixed_sample(draws[0], config.generation_rows)
     limits = {"max_new_tokens": config.max_new_tokens, "batch_size": config.batch_size}
     return scores, {
         decoding: greedy_answers(objective, asked, encoder, data.titles, decoding, **limits)

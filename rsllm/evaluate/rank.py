@@ -1,6 +1,7 @@
 """Score held-out rows: all candidates of a user in one forward pass, or the whole catalogue.
 
-Axes: R rows, C candidates, I items, P orders of the candidates.
+Axes: R rows, C candidates, I items, H history positions, X items seen, K distinct titles,
+T representatives, P orders of the candidates.
 """
 
 from __future__ import annotations
@@ -14,16 +15,14 @@ from numpy.typing import NDArray
 
 from rsllm.config import Scorer
 from rsllm.data.prepared import PreparedData
-from rsllm.data.sequences import NO_ITEM, Ints, Rows, Split
+from rsllm.data.sequences import NO_ITEM, Catalogue, Ints, Rows, Split
 from rsllm.errors import EvaluationError
-from rsllm.evaluate.metrics import expected_metrics, rank_metrics
+from rsllm.evaluate.metrics import Floats, expected_metrics, rank_metrics
 from rsllm.model.objective import LanguageObjective
 from rsllm.prompts.collate import Row, collate
 from rsllm.prompts.encode import PromptEncoder
 from rsllm.recommenders.base import Recommender
-from rsllm.recommenders.ranking import num_better
 
-Floats = NDArray[np.float64]
 EXPECTED, CATALOGUE = "expected/", "catalogue/"
 ROWS_AT_ONCE = 4096
 ORDER_SEED = 0
@@ -84,6 +83,39 @@ def candidate_scores(scores_RI: Floats, rows: Rows) -> Floats:
     candidates_RC = candidate_sets(rows)
     chosen_RC = np.take_along_axis(scores_RI, candidates_RC.astype(np.int64), axis=1)
     return np.where(candidates_RC == NO_ITEM, np.finfo(np.float64).min, chosen_RC)
+
+
+def num_better(
+    scores_RI: Floats, target_R: Ints, history_RH: Ints, catalogue: Catalogue
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Count the eligible negatives that score at least as high as the target.
+
+    Eligible are the catalogue's representatives (one id per distinct title) whose title is neither
+    the target's nor one in the history: the pool that candidate sets are drawn from. Ties count
+    against the target, so constant scores never look good.
+
+    Args:
+        scores_RI: finite scores of the whole catalogue.
+        target_R: item ids of the true next items.
+        history_RH: item ids of the windows, padded with -1.
+        catalogue: titles and their representatives.
+
+    Returns:
+        `(better_R, pool_R)`: eligible negatives not outscored by the target, and all eligible.
+
+    Raises:
+        EvaluationError: a score is NaN or infinite.
+    """
+    if not np.isfinite(scores_RI).all():
+        raise EvaluationError("the recommender's scores are not finite; lower its learning rate")
+    keys_I, item_RX = catalogue.title_keys_I, np.column_stack([target_R, history_RH])
+    seen_RX = np.where(item_RX >= 0, keys_I[item_RX], -1)  # -1: a column of its own
+    open_RK = np.ones((len(target_R), keys_I.max() + 2), dtype=bool)
+    np.put_along_axis(open_RK, seen_RX, False, axis=1)
+    eligible_RT = open_RK[:, keys_I[catalogue.representatives]]
+    target_score_R1 = np.take_along_axis(scores_RI, target_R[:, None], axis=1)
+    better_RT = eligible_RT & (scores_RI[:, catalogue.representatives] >= target_score_R1)
+    return better_RT.sum(axis=1), eligible_RT.sum(axis=1)
 
 
 def rank_catalogue(

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from scipy import stats
 
 from rsllm.errors import EvaluationError
+from rsllm.evaluate.metrics import Floats
 
 SIGNIFICANCE = 0.05
 CONFIDENCE = 1 - SIGNIFICANCE
@@ -21,7 +22,6 @@ POWER = 0.8
 BATCH_BYTES = 32 * 2**20
 
 VerdictText = Literal["better", "worse", "not distinguishable"]
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)

@@ -92,7 +92,9 @@ def run(study: Study, storage: str | Path) -> Path:
             name=study.name,
             seed=study.seed,
         )
-        best = max((r for r in records if r.curve), key=_rank_of)
+        # Finished trials first: a stopped one was weaker than its peers on fewer samples.
+        tried = [record for record in records if record.curve]
+        best = max(tried, key=lambda trial: (trial.state == "finished", trial.score or 0.0))
         twins = _train_twins(study, best.overrides, storage)
         trials = [_trial_row(record) for record in records]
     else:
@@ -137,11 +139,6 @@ def _announced(what: str, make: Callable[[], Path]) -> Path:
     path = make()
     print(f"{what}: {path} ({time.monotonic() - start:.0f} s)", flush=True)
     return path
-
-
-def _rank_of(record: TrialRecord) -> tuple[bool, float]:
-    """Finished trials first: a stopped one was weaker than its peers on fewer samples."""
-    return record.state == "finished", record.score or 0.0
 
 
 def _train_twins(

@@ -5,7 +5,7 @@ import pytest
 
 from rsllm.data.sequences import Catalogue
 from rsllm.errors import EvaluationError
-from rsllm.recommenders.ranking import num_better
+from rsllm.evaluate.rank import num_better
 
 CATALOGUE = Catalogue(
     title_keys_I=np.array([0, 1, 2, 1, 3, 4, 0, 5], dtype=np.int32),
