@@ -62,6 +62,10 @@ class Catalogue:
         first = np.unique(title_keys_I[eligible], return_index=True)[1]
         return cls(title_keys_I, eligible[first], counts_I)
 
+    def keys(self, items: Ints) -> Ints:
+        """The title of each item; padding stays."""
+        return np.where(items >= 0, self.title_keys_I[items], np.int32(NO_ITEM))
+
     def weights(self) -> NDArray[np.float64]:
         """Training interactions of each representative's title, plus one. [T]"""
         totals = np.bincount(self.title_keys_I, self.counts_I)
@@ -233,11 +237,11 @@ class _Pool:
     ) -> None:
         self.keys_R, self.items_T = keys_R, catalogue.representatives
         self.weights_T = catalogue.weights() if sampling == "popularity" else None
-        self.size, title_keys_I = len(self.items_T), catalogue.title_keys_I
+        self.size = len(self.items_T)
         # Title key -> place in T; `size` stands for titles that are no negatives, and for padding.
-        place_of_key = np.full(int(title_keys_I.max()) + 2, self.size, np.int32)
-        place_of_key[title_keys_I[self.items_T]] = np.arange(self.size, dtype=np.int32)
-        self.excluded_RX = place_of_key[np.where(seen_RX >= 0, title_keys_I[seen_RX], -1)]
+        place_of_key = np.full(int(catalogue.title_keys_I.max()) + 2, self.size, np.int32)
+        place_of_key[catalogue.keys(self.items_T)] = np.arange(self.size, dtype=np.int32)
+        self.excluded_RX = place_of_key[catalogue.keys(seen_RX)]
 
     def draw(self, size: int) -> Ints:
         """Draw titles one after another, refusing excluded and repeated ones."""

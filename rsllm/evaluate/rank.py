@@ -108,11 +108,10 @@ def num_better(
     """
     if not np.isfinite(scores_RI).all():
         raise EvaluationError("the recommender's scores are not finite; lower its learning rate")
-    keys_I, item_RX = catalogue.title_keys_I, np.column_stack([target_R, history_RH])
-    seen_RX = np.where(item_RX >= 0, keys_I[item_RX], -1)  # -1: a column of its own
-    open_RK = np.ones((len(target_R), keys_I.max() + 2), dtype=bool)
-    np.put_along_axis(open_RK, seen_RX, False, axis=1)
-    eligible_RT = open_RK[:, keys_I[catalogue.representatives]]
+    seen_RX = catalogue.keys(np.column_stack([target_R, history_RH]))
+    open_RK = np.ones((len(target_R), catalogue.title_keys_I.max() + 2), dtype=bool)
+    np.put_along_axis(open_RK, seen_RX, False, axis=1)  # of padding (-1): a column of its own
+    eligible_RT = open_RK[:, catalogue.keys(catalogue.representatives)]
     target_score_R1 = np.take_along_axis(scores_RI, target_R[:, None], axis=1)
     better_RT = eligible_RT & (scores_RI[:, catalogue.representatives] >= target_score_R1)
     return better_RT.sum(axis=1), eligible_RT.sum(axis=1)
