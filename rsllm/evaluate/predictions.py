@@ -24,6 +24,7 @@ from rsllm.data.tables import columns_of, read_all
 from rsllm.errors import ConfigError, DataError
 from rsllm.evaluate.compare import Claim, estimates, pair_table, per_user
 from rsllm.evaluate.launch import ANSWERS, SCORES
+from rsllm.evaluate.metrics import Floats
 from rsllm.evaluate.rank import candidate_sets, held_out
 from rsllm.evaluate.report import show
 from rsllm.runs import Store, manifest, read_json
@@ -61,7 +62,7 @@ def export_candidates(data: PreparedData, split: Split, path: Path) -> Path:
     return path
 
 
-def read_predictions(path: Path, data: PreparedData, split: Split) -> NDArray[np.float64]:
+def read_predictions(path: Path, data: PreparedData, split: Split) -> Floats:
     """The scores of a file, as `[D, R, C]`, for the split's rows in their order.
 
     It is CSV, TSV or Parquet with the columns user_id, item_id (as in the raw data), score (higher
@@ -134,9 +135,7 @@ def judge(path: Path, data: PreparedData, split: Split, store: Store) -> dict[st
     }
 
 
-def _stored(
-    data: PreparedData, split: Split, store: Store
-) -> Iterator[tuple[str, NDArray[np.float64], float]]:
+def _stored(data: PreparedData, split: Split, store: Store) -> Iterator[tuple[str, Floats, float]]:
     for folder in sorted((store.root / "evaluation").glob("[0-9a-f]*")):
         inputs = manifest(folder)["inputs"]
         if inputs["data"] == data.path.name and inputs["split"] == split:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -137,16 +137,10 @@ def _bootstrap(sample: Floats, seed: int) -> Estimate:
     value, n = float(sample.mean()), len(sample)
     if np.ptp(sample) < 1e-12:
         return Estimate(value, value, value, n)
-    interval = stats.bootstrap(
-        (sample,),
-        np.mean,
-        n_resamples=RESAMPLES,
-        batch=_batch(n),
-        confidence_level=CONFIDENCE,
-        method="BCa",
-        rng=np.random.default_rng(seed),
-    ).confidence_interval
-    return Estimate(value, float(interval.low), float(interval.high), n)
+    how = _resampling(n, seed)
+    found = stats.bootstrap((sample,), np.mean, confidence_level=CONFIDENCE, method="BCa", **how)
+    low, high = found.confidence_interval
+    return Estimate(value, float(low), float(high), n)
 
 
 def _mcnemar(difference: Floats) -> float:
@@ -158,15 +152,8 @@ def _sign_flip(difference: Floats, seed: int) -> float:
     moved = difference[difference != 0]  # a zero keeps its value under every flip
     if len(moved) < 2:
         return 1.0
-    result = stats.permutation_test(
-        (moved,),
-        np.sum,
-        permutation_type="samples",
-        n_resamples=RESAMPLES,
-        batch=_batch(len(moved)),
-        rng=np.random.default_rng(seed),
-    )
-    return float(result.pvalue)
+    how = _resampling(len(moved), seed)
+    return float(stats.permutation_test((moved,), np.sum, permutation_type="samples", **how).pvalue)
 
 
 def _minimum_detectable(difference: Floats) -> float:
@@ -174,5 +161,7 @@ def _minimum_detectable(difference: Floats) -> float:
     return float(quantiles * difference.std(ddof=1) / math.sqrt(len(difference)))
 
 
-def _batch(n: int) -> int:
-    return max(1, BATCH_BYTES // (8 * n))
+def _resampling(n: int, seed: int) -> dict[str, Any]:
+    """How scipy resamples `n` values: how often, how many samples at once, from which seed."""
+    batch = max(1, BATCH_BYTES // (8 * n))
+    return {"n_resamples": RESAMPLES, "batch": batch, "rng": np.random.default_rng(seed)}

@@ -168,13 +168,11 @@ def _record(number: int, pipeline: Pipeline) -> TrialRecord:
 
 
 def _methods(
-    study: Study, recommender: Path, text_only: Path | None, twins: Mapping[str, Pipeline]
+    study: Study, fitted: Path, text_only: Path | None, twins: Mapping[str, Pipeline]
 ) -> list[Method]:
     base = study.base
     methods = [
-        Method(
-            name="recommender", scorer="recommender", experiment=base, artifact=str(recommender)
-        ),
+        Method(name="recommender", scorer="recommender", experiment=base, artifact=str(fitted)),
         Method(name="zero-shot", scorer="likelihood", experiment=base),
     ]
     if text_only:
