@@ -63,8 +63,7 @@ def decision(rows: Rows, index: int) -> Row:
 
 def target_places(rows: Rows) -> NDArray[np.int64]:
     """Where the target stands in each candidate set. [R]."""
-    places: NDArray[np.int64] = (candidate_sets(rows) == rows.target_R[:, None]).argmax(axis=1)
-    return places
+    return np.asarray((candidate_sets(rows) == rows.target_R[:, None]).argmax(axis=1))
 
 
 @torch.inference_mode()

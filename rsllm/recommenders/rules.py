@@ -123,8 +123,7 @@ def _share(data: PreparedData) -> Floats:
 
 
 def _last(rows: Rows) -> NDArray[np.int32]:
-    last_R: NDArray[np.int32] = rows.history_RH[np.arange(len(rows)), rows.length_R - 1]
-    return last_R
+    return np.asarray(rows.history_RH[np.arange(len(rows)), rows.length_R - 1])
 
 
 def _follows(data: PreparedData) -> csr_matrix:
