@@ -88,7 +88,6 @@ def parse(
     description: str,
     budgets: Mapping[str, Budget],
     base: Experiment,
-    argv: list[str] | None = None,
     watched: Stage = "stage2",
     variants: Sequence[str] = (),
 ) -> Arguments:
@@ -102,7 +101,7 @@ def parse(
     from rsllm.pipeline import Pipeline
 
     unasked = argparse.Namespace(trials=None, seed=0)
-    values = _parser(description, budgets, variants).parse_args(argv, unasked)
+    values = _parser(description, budgets, variants).parse_args(namespace=unasked)
     name = values.budget or os.environ.get("RSLLM_BUDGET")
     if name and name not in budgets:
         raise ConfigError(f"budget {name!r} is unknown; choose one of {list(budgets)}")
