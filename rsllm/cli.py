@@ -13,7 +13,8 @@ from typing import Any, NoReturn
 import rsllm
 from rsllm.config import Experiment
 from rsllm.errors import ConfigError, RsllmError
-from rsllm.settings import parse_setting, replace_in
+from rsllm.settings import replace_in
+from rsllm.tune.arguments import add_setting_flags, overrides
 
 SAFE_FROM = {
     "torch": ((2, 10), "install 2.10 or newer (CVE-2025-32434, CVE-2026-24747: weights run code)"),
@@ -115,20 +116,7 @@ def _add_world_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_experiment_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--data", metavar="SOURCE", help="data set name or folder (data.source)")
-    parser.add_argument(
-        "--backbone", metavar="SOURCE", help="asset, folder or hub name (backbone.source)"
-    )
-    parser.add_argument(
-        "--recommender", metavar="MODEL", help="gru4rec, caser or sasrec, as tuned for the data"
-    )
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="PATH=VALUE",
-        help="any setting, such as stage2.loss.alpha=0.1; the value is JSON or plain text",
-    )
+    add_setting_flags(parser)
     parser.add_argument(
         "--storage",
         type=Path,
@@ -187,7 +175,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
     if not arguments.predictions and not arguments.export:
         raise ConfigError("evaluate needs --predictions FILE, or --export FILE to write the sets")
-    pipeline = Pipeline(replace_in(Experiment(), _overrides(arguments)), arguments.storage)
+    pipeline = Pipeline(replace_in(Experiment(), overrides(arguments)), arguments.storage)
     data = PreparedData.open(pipeline.prepare())
     if arguments.export:
         print(predictions.export_candidates(data, arguments.split, arguments.export))
@@ -202,7 +190,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 def _run_stage(arguments: argparse.Namespace) -> None:
     from rsllm.pipeline import Pipeline
 
-    experiment = replace_in(Experiment(), _overrides(arguments))
+    experiment = replace_in(Experiment(), overrides(arguments))
     path = getattr(Pipeline(experiment, arguments.storage), arguments.verb)()
     if arguments.verb == "fit":
         _print_fit(path)
@@ -218,13 +206,3 @@ def _print_fit(folder: Path) -> None:
     best = max(curve, key=lambda entry: entry["MRR"])
     for metric, value in seen.items():
         print(f"{metric:8}{best[metric]:.3f} on validation, {value:.3f} on training rows")
-
-
-def _overrides(arguments: argparse.Namespace) -> dict[str, Any]:
-    overrides = dict(map(parse_setting, arguments.set))
-    if arguments.recommender:
-        from rsllm.recommenders.presets import preset
-
-        overrides = preset(arguments.recommender, arguments.data or "") | overrides
-    named = {"data.source": arguments.data, "backbone.source": arguments.backbone}
-    return overrides | {path: value for path, value in named.items() if value is not None}

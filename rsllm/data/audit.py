@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -91,8 +91,7 @@ def refuse_leaks(findings: Sequence[Finding]) -> None:
 
 def table(findings: Sequence[Finding]) -> str:
     """The findings for the terminal."""
-    rows = [(finding.check, finding.verdict, finding.evidence) for finding in findings]
-    return tabulate(rows, ("check", "verdict", "evidence"))
+    return tabulate(map(asdict, findings), headers="keys")
 
 
 def histories(splits: dict[Split, Rows], events: Events) -> Finding:
@@ -156,7 +155,7 @@ def candidates(data: PreparedData, split: Split) -> Iterator[Finding]:
     draws = [data.rows(split, draw) for draw in range(data.num_draws)]
     sets = [rows.candidates_RC for rows in draws if rows.candidates_RC is not None]
     target_R, target_R1 = draws[0].target_R, draws[0].target_R[:, None]
-    past_RH = _keys(keys_I, draws[0].history_RH)
+    past_RH = data.catalogue.keys(draws[0].history_RH)
     broken = ambiguous = seen = 0
     for set_RC in sets:
         broken += int(((set_RC == target_R1).sum(axis=1) != 1).sum())
@@ -176,11 +175,6 @@ def candidates(data: PreparedData, split: Split) -> Iterator[Finding]:
     if same:
         verdict: Verdict = "leak" if max(same) > TIED else "ok"
         yield Finding(f"{split} draws", verdict, f"{max(same):.1%} of sets equal in two draws")
-
-
-def _keys(keys_I: Ints, item_RX: Ints) -> Ints:
-    """The titles of items; padding stays."""
-    return np.where(item_RX >= 0, keys_I[item_RX], np.int32(NO_ITEM))
 
 
 def _places(sets: Sequence[Ints], target_R: Ints, name: str) -> Finding:
@@ -235,11 +229,11 @@ def _num_shared(
 
 def own_history(splits: dict[Split, Rows], data: PreparedData) -> Finding:
     """How often the target, or another item of its title, stands in its own history."""
-    keys_I, held = data.catalogue.title_keys_I, [splits[split] for split in HELD_OUT]
+    catalogue, held = data.catalogue, [splits[split] for split in HELD_OUT]
     target_R1 = np.concatenate([rows.target_R for rows in held])[:, None]
     history_RH = np.concatenate([rows.history_RH for rows in held])
     item_R = (history_RH == target_R1).any(axis=1)
-    title_R = (_keys(keys_I, history_RH) == keys_I[target_R1]).any(axis=1) & ~item_R
+    title_R = (catalogue.keys(history_RH) == catalogue.keys(target_R1)).any(axis=1) & ~item_R
     evidence = (
         f"{item_R.mean():.1%} of held-out targets are in their history,"
         f" {title_R.mean():.1%} by another item of the same title (n = {len(item_R):,})"

@@ -7,11 +7,12 @@ from __future__ import annotations
 from typing import Literal
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from rsllm.data.hashing import UInt64s, hash_strings, mix64
-from rsllm.data.sequences import Bools, Events, Ints
+from rsllm.data.sequences import Bools, Events, Ints, from_end
 
 Duplicates = Literal["event", "first", "last", "keep"]
 TIME_BITS = np.uint64(42)
@@ -39,8 +40,7 @@ def in_order(
     encoded = users.dictionary_encode()
     hash_U = hash_strings(encoded.dictionary.to_pandas(), seed)
     by_hash_U = np.lexsort((np.asarray(encoded.dictionary.to_pandas()), hash_U))
-    number_U = np.empty(len(by_hash_U), np.int32)
-    number_U[by_hash_U] = np.arange(len(by_hash_U), dtype=np.int32)
+    number_U = by_hash_U.argsort().astype(np.int32)
     hash_U = hash_U[by_hash_U]
     user_E = number_U[np.asarray(encoded.indices)]
     assert len(hash_U) < 1 << 22, "a group's user and a time share 64 bits"
@@ -67,16 +67,13 @@ def distinct(events: Events, policy: Duplicates) -> Bools:
     `keep` all.
     """
     pair_E = (events.user_E.astype(np.int64) << 32) | events.item_E
-    keep_E = np.ones(len(pair_E), bool)
+    if policy == "keep":
+        return np.ones(len(pair_E), bool)
     if policy == "event":
-        keep_E[1:] = (np.diff(pair_E) != 0) | (np.diff(events.time_E) != 0)
-    elif policy != "keep":
-        keep_E[:] = False
-        if policy == "first":
-            keep_E[np.unique(pair_E, return_index=True)[1]] = True
-        else:
-            keep_E[-1 - np.unique(pair_E[::-1], return_index=True)[1]] = True
-    return keep_E
+        same_E = (np.diff(pair_E, prepend=-1) == 0) & (np.diff(events.time_E, prepend=-1) == 0)
+    else:
+        same_E = pd.Series(pair_E).duplicated(keep=policy).to_numpy()
+    return np.asarray(~same_E)
 
 
 def core(events: Events, kept_I: Bools, min_user_events: int) -> Bools:
@@ -88,10 +85,7 @@ def core(events: Events, kept_I: Bools, min_user_events: int) -> Bools:
 
 def most_recent(events: Events, number: int) -> Bools:
     """The last `number` events of each user; 0 keeps all."""
-    if not number:
-        return np.ones(len(events.user_E), bool)
-    starts_E = np.searchsorted(events.user_E, events.user_E, "right")
-    return np.arange(len(starts_E)) >= starts_E - number
+    return (from_end(events) < number) | (number == 0)
 
 
 def time_bins(time_E: NDArray[np.int64], earliest: int, latest: int) -> NDArray[np.int64]:

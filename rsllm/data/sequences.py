@@ -62,6 +62,10 @@ class Catalogue:
         first = np.unique(title_keys_I[eligible], return_index=True)[1]
         return cls(title_keys_I, eligible[first], counts_I)
 
+    def keys(self, items: Ints) -> Ints:
+        """The title of each item; padding stays."""
+        return np.where(items >= 0, self.title_keys_I[items], np.int32(NO_ITEM))
+
     def weights(self) -> NDArray[np.float64]:
         """Training interactions of each representative's title, plus one. [T]"""
         totals = np.bincount(self.title_keys_I, self.counts_I)
@@ -102,10 +106,7 @@ class Rows:
     def shuffled(self, seed: int) -> Rows:
         """The same rows, each history in a random order that depends on which row it is."""
         key_R = entry(entry(mix64(np.array([seed], np.uint64)), self.user_R), self.position_R)
-        place_RH = stream(key_R, 0, self.history_RH.shape[1])
-        place_RH[self.history_RH == NO_ITEM] = np.iinfo(np.uint64).max
-        order_RH = place_RH.argsort(axis=1)
-        return replace(self, history_RH=np.take_along_axis(self.history_RH, order_RH, axis=1))
+        return replace(self, history_RH=_shuffled(key_R, self.history_RH))
 
     def histories(self, i: int) -> Ints:
         """Row i's history without padding, oldest first."""
@@ -142,12 +143,12 @@ def user_targets(events: Events, split_U: Ints) -> Ints:
     All events of a training user are targets, and only the last one of the others (LLaRA).
     """
     split_E = split_U[events.user_E]
-    return np.where((split_E == 0) | (_from_end(events) == 0), split_E, np.int32(NO_ITEM))
+    return np.where((split_E == 0) | (from_end(events) == 0), split_E, np.int32(NO_ITEM))
 
 
 def leave_one_out_targets(events: Events) -> Ints:
     """Each user's last event tests, the one before validates; users with fewer than 3 train."""
-    from_end_E = _from_end(events)
+    from_end_E = from_end(events)
     _, number_E, size_U = np.unique(events.user_E, return_inverse=True, return_counts=True)
     split_E = np.select([from_end_E == 0, from_end_E == 1], [2, 1], 0)
     return np.where(size_U[number_E] >= 3, split_E, 0).astype(np.int32)
@@ -161,7 +162,7 @@ def time_targets(events: Events, validation_from: int, test_from: int) -> Ints:
     return np.where((period_E == 0) | first_E, period_E, NO_ITEM).astype(np.int32)
 
 
-def _from_end(events: Events) -> NDArray[np.int64]:
+def from_end(events: Events) -> NDArray[np.int64]:
     """How many events of the same user follow each event."""
     event_E = np.arange(len(events.user_E))
     last_E = np.diff(events.user_E, append=NO_ITEM) != 0
@@ -214,17 +215,18 @@ def draw_candidates(
         seen_RX = np.column_stack([target_R[rows], history_RH[rows]])
         pool = _Pool(keys_R[rows], seen_RX, catalogue, sampling)
         negatives_RN = pool.all() if full else pool.draw(size)
-        chunks.append(_shuffled(keys_R[rows], target_R[rows], negatives_RN))
+        whole_RC = np.column_stack([target_R[rows], negatives_RN])
+        chunks.append(_shuffled(mix64(keys_R[rows]), whole_RC))
     candidates_RC = np.concatenate(chunks)
     used = (candidates_RC != NO_ITEM).any(axis=0)
     return candidates_RC[:, used] if full and len(keys_R) else candidates_RC
 
 
-def _shuffled(keys_R: UInt64s, target_R: Ints, negatives_RN: Ints) -> Ints:
-    candidates_RC = np.column_stack([target_R, negatives_RN])
-    place_RC = stream(mix64(keys_R), 0, candidates_RC.shape[1])
-    place_RC[candidates_RC == NO_ITEM] = np.iinfo(np.uint64).max
-    return np.asarray(np.take_along_axis(candidates_RC, place_RC.argsort(axis=1), axis=1))
+def _shuffled(keys_R: UInt64s, items_RX: Ints) -> Ints:
+    """Each row's items in a random order of its key, padding last."""
+    place_RX = stream(keys_R, 0, items_RX.shape[1])
+    place_RX[items_RX == NO_ITEM] = np.iinfo(np.uint64).max
+    return np.asarray(np.take_along_axis(items_RX, place_RX.argsort(axis=1), axis=1))
 
 
 class _Pool:
@@ -235,11 +237,11 @@ class _Pool:
     ) -> None:
         self.keys_R, self.items_T = keys_R, catalogue.representatives
         self.weights_T = catalogue.weights() if sampling == "popularity" else None
-        self.size, title_keys_I = len(self.items_T), catalogue.title_keys_I
+        self.size = len(self.items_T)
         # Title key -> place in T; `size` stands for titles that are no negatives, and for padding.
-        place_of_key = np.full(int(title_keys_I.max()) + 2, self.size, np.int32)
-        place_of_key[title_keys_I[self.items_T]] = np.arange(self.size, dtype=np.int32)
-        self.excluded_RX = place_of_key[np.where(seen_RX >= 0, title_keys_I[seen_RX], -1)]
+        place_of_key = np.full(int(catalogue.title_keys_I.max()) + 2, self.size, np.int32)
+        place_of_key[catalogue.keys(self.items_T)] = np.arange(self.size, dtype=np.int32)
+        self.excluded_RX = place_of_key[catalogue.keys(seen_RX)]
 
     def draw(self, size: int) -> Ints:
         """Draw titles one after another, refusing excluded and repeated ones."""

@@ -12,14 +12,8 @@ from rsllm.data.prepared import PreparedData
 from rsllm.data.sequences import Rows
 from rsllm.errors import EvaluationError
 from rsllm.evaluate.launch import Outcome
-from rsllm.evaluate.metrics import (
-    RULES,
-    generation_metrics,
-    order_bias,
-    rank_metrics,
-    target_ranks,
-)
-from rsllm.evaluate.rank import fixed_sample, presented_places, target_places
+from rsllm.evaluate.metrics import RULES, order_bias, rank_metrics, target_ranks
+from rsllm.evaluate.rank import candidate_sets, fixed_sample, presented_places, target_places
 from rsllm.evaluate.statistics import holm, mean_interval, paired, verdict_text
 
 
@@ -92,27 +86,19 @@ def _judged(answers: Sequence[str], rows: Rows, data: PreparedData, rule: str) -
     `perfect_invalid` is the share of rows in which the target's own title would be judged invalid.
     """
     answered, judge = fixed_sample(rows, len(answers)), RULES[rule]
-    assert answered.candidates_RC is not None
-    titles_RC = [
-        [data.titles[item] for item in candidates] for candidates in answered.candidates_RC
-    ]
+    titles_RC = [[data.titles[item] for item in row] for row in candidate_sets(answered)]
     places = target_places(answered).tolist()
-    result = generation_metrics(
-        [judge(*row) for row in zip(answers, titles_RC, places, strict=True)]
-    )
-    perfect = generation_metrics(
-        [
-            judge(titles[place], titles, place)
-            for titles, place in zip(titles_RC, places, strict=True)
-        ]
-    )
-    valid_hits = result.hits_of_all[result.valid == 1]
+    asked = list(zip(titles_RC, places, strict=True))
+    judged = [judge(answer, *row) for answer, row in zip(answers, asked, strict=True)]
+    perfect = [judge(titles[place], titles, place) for titles, place in asked]
+    valid_R, hit_R = np.array(judged, dtype=np.float64).T
+    valid_hits = hit_R[valid_R == 1]
     return {
         "n": len(answers),
-        "ValidRatio": asdict(mean_interval(result.valid)),
-        "hits_of_all": asdict(mean_interval(result.hits_of_all)),
+        "ValidRatio": asdict(mean_interval(valid_R)),
+        "hits_of_all": asdict(mean_interval(hit_R)),
         "hits_of_valid": asdict(mean_interval(valid_hits)) if len(valid_hits) else None,
-        "perfect_invalid": float(1 - perfect.valid.mean()),
+        "perfect_invalid": 1 - float(np.mean([verdict.valid for verdict in perfect])),
     }
 
 
@@ -153,19 +139,9 @@ def pair_table(
         for metric in metrics
         for claim in claims
     ]
-    adjusted = holm([test.p_value for _, _, test in tests])
+    adjusted = holm([test.p for _, _, test in tests])
     return [
-        {
-            "first": claim.first,
-            "second": claim.second,
-            "metric": metric,
-            "difference": asdict(test.difference),
-            "p": test.p_value,
-            "p_holm": p_holm,
-            "test": test.test,
-            "verdict": verdict_text(test, p_holm),
-            "minimum_detectable": test.minimum_detectable,
-            "claim": claim.claim,
-        }
+        {**asdict(claim), "metric": metric, **asdict(test)}
+        | {"p_holm": p_holm, "verdict": verdict_text(test, p_holm)}
         for (claim, metric, test), p_holm in zip(tests, adjusted, strict=True)
     ]

@@ -9,14 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.special import log_softmax
 
 from rsllm.data.sequences import Rows
 from rsllm.evaluate.compare import per_user
 from rsllm.evaluate.launch import Outcome
+from rsllm.evaluate.metrics import Floats
 
-Floats = NDArray[np.float64]
 WEIGHTS = (0.0, *np.geomspace(1 / 64, 64, 25).tolist(), 1e6)
 """From the language model alone to the recommender alone, save for its ties."""
 FLOOR = -1e30
@@ -36,25 +35,18 @@ class Fusion:
         cls, language_DRC: Floats, recommender_DRC: Floats, validation: Sequence[Rows]
     ) -> Fusion:
         """The weight of `WEIGHTS` with the best validation MRR; ties go to the smaller one."""
-        curve = {
-            weight: float(
-                per_user(fused(language_DRC, recommender_DRC, weight), validation)["MRR"].mean()
-            )
-            for weight in WEIGHTS
-        }
+        curve = {}
+        for weight in WEIGHTS:
+            scores_DRC = fused(language_DRC, recommender_DRC, weight)
+            curve[weight] = float(per_user(scores_DRC, validation)["MRR"].mean())
         return cls(max(curve, key=curve.__getitem__), curve)
 
     def outcome(self, language: Outcome, recommender: Outcome) -> Outcome:
         """Both on the test rows, as one method."""
         name = f"{language.method.name} + {recommender.method.name}"
-        return replace(
-            language,
+        return Outcome(
             method=replace(language.method, name=name),
             scores_DRC=fused(language.scores_DRC, recommender.scores_DRC, self.weight),
-            likelihood_DRC=None,
-            per_token_DRC=None,
-            orders_PRC=None,
-            answers=None,
             seconds=language.seconds + recommender.seconds,
         )
 

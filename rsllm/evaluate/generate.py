@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from rsllm.config import Decoding
 from rsllm.data.sequences import Rows
@@ -33,7 +34,6 @@ def greedy_answers(
     *,
     max_new_tokens: int,
     batch_size: int,
-    progress: Callable[[int], None] = lambda done: None,
 ) -> list[str]:
     """One answer per row: greedy, left-padded, up to the terminator.
 
@@ -73,7 +73,6 @@ def greedy_answers(
         for ids, row, choice in zip(new_BN.tolist(), chosen, choices, strict=True):
             names = [titles[item] for item in row.candidates]
             answers.append(_spelled(ids, choice, names, encoder))
-        progress(len(answers))
     return answers
 
 
@@ -139,12 +138,11 @@ def _spelled(
 
 def _left_padded(prompts: list[Tokens], fill: int) -> tuple[Tensor, Tensor, Tensor]:
     """Token ids, items and attention mask, each [B, T], prompts flush right."""
-    width = max(len(prompt) for prompt in prompts)
-    gaps = [width - len(prompt) for prompt in prompts]
-    padded = zip(gaps, prompts, strict=True)
-    lists = [
-        ([fill] * gap + p.ids, [NO_ITEM] * gap + p.items, [0] * gap + [1] * len(p))
-        for gap, p in padded
-    ]
-    ids, items, masks = zip(*lists, strict=True)
-    return torch.tensor(ids), torch.tensor(items), torch.tensor(masks)
+
+    def padded(lists: list[list[int]], value: int) -> Tensor:
+        rows = [torch.tensor(tokens) for tokens in lists]
+        return pad_sequence(rows, batch_first=True, padding_value=value, padding_side="left")
+
+    ids_BT = padded([prompt.ids for prompt in prompts], fill)
+    item_BT = padded([prompt.items for prompt in prompts], NO_ITEM)
+    return ids_BT, item_BT, padded([[1] * len(prompt) for prompt in prompts], 0)

@@ -4,28 +4,28 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
 
-from rsllm.config import SLOTTED, Decoding, Experiment, Representation, Scorer
+from rsllm import recommenders
+from rsllm.config import SLOTTED, Decoding, Experiment, LossConfig, Representation, Scorer
+from rsllm.data.prepared import PreparedData
+from rsllm.data.sequences import Rows
 from rsllm.errors import CheckpointError
-from rsllm.evaluate.rank import (
-    CATALOGUE,
-    EXPECTED,
-    catalogue_scores,
-    fixed_sample,
-    held_out,
-    named,
-    rank_catalogue,
-    reordered_scores,
-    score_candidates,
-)
+from rsllm.evaluate import rank
+from rsllm.evaluate.generate import greedy_answers
+from rsllm.model import tuned
+from rsllm.model.objective import LanguageObjective
 from rsllm.plan import Layout
+from rsllm.prompts.encode import PromptEncoder
+from rsllm.recommenders.embeddings import ItemEmbeddings
+from rsllm.recommenders.rules import RULES, title_similarity
 from rsllm.runs import Store, read_json, write_json
 from rsllm.settings import replace_in, to_dict
 
@@ -60,19 +60,19 @@ class Outcome:
     method: Method
     scores_DRC: np.ndarray
     """Of every draw of the candidates."""
-    likelihood_DRC: np.ndarray | None
-    """Title log-probabilities beside another scorer's scores."""
-    per_token_DRC: np.ndarray | None
-    """Of language models: title log-probabilities, means over their tokens."""
-    expected: dict[str, np.ndarray]
-    """Of what scores the catalogue: exact expectations over uniform candidate draws, per row."""
-    catalogue: dict[str, np.ndarray]
-    """And the metrics among all titles that could be candidates."""
-    orders_PRC: np.ndarray | None
-    """Of the first draw again, under each random order of the candidates."""
-    answers: dict[Decoding, list[str]] | None
-    """Greedy answers to a fixed sample of the rows, by how they were decoded."""
     seconds: float
+    likelihood_DRC: np.ndarray | None = None
+    """Title log-probabilities beside another scorer's scores."""
+    per_token_DRC: np.ndarray | None = None
+    """Of language models: title log-probabilities, means over their tokens."""
+    expected: dict[str, np.ndarray] = field(default_factory=dict)
+    """Of what scores the catalogue: exact expectations over uniform candidate draws, per row."""
+    catalogue: dict[str, np.ndarray] = field(default_factory=dict)
+    """And the metrics among all titles that could be candidates."""
+    orders_PRC: np.ndarray | None = None
+    """Of the first draw again, under each random order of the candidates."""
+    answers: dict[Decoding, list[str]] | None = None
+    """Greedy answers to a fixed sample of the rows, by how they were decoded."""
 
 
 def evaluate(
@@ -98,27 +98,17 @@ def evaluate(
     work = ray.remote(_evaluate).options(
         num_cpus=layout.cpus_per_worker, num_gpus=1 if layout.use_gpu else 0, max_retries=1
     )
-    pending: dict[str, Any] = {}
     keys = [_inputs(method, split, data, fingerprint, layout) for method in methods]
-    for method, key in zip(methods, keys, strict=True):
-        folder = store.path("evaluation", key)
-        if not folder.exists() and str(folder) not in pending:
-            _wait_below(layout.concurrent_trials, list(pending.values()))
-            task = work.remote(method, split, data, backbone, layout, store, key)
-            pending[str(folder)] = task
-    ray.get(list(pending.values()))
-    return [
-        _read(method, store.path("evaluation", key))
-        for method, key in zip(methods, keys, strict=True)
-    ]
-
-
-def _wait_below(limit: int, tasks: list[Any]) -> None:
-    """Wait until fewer than `limit` tasks run: two on the same cores are slower than one by one."""
-    import ray
-
-    if len(tasks) >= limit:
-        ray.wait(tasks, num_returns=len(tasks) - limit + 1)
+    folders = [store.path("evaluation", key) for key in keys]
+    tasks: dict[Path, Any] = {}
+    for method, key, folder in zip(methods, keys, folders, strict=True):
+        if folder.exists() or folder in tasks:
+            continue
+        if len(tasks) >= layout.concurrent_trials:  # more on the same cores would be slower
+            ray.wait(list(tasks.values()), num_returns=len(tasks) - layout.concurrent_trials + 1)
+        tasks[folder] = work.remote(method, split, data, backbone, layout, store, key)
+    ray.get(list(tasks.values()))
+    return [_read(method, folder) for method, folder in zip(methods, folders, strict=True)]
 
 
 def _inputs(
@@ -145,8 +135,6 @@ def read_scores(folder: Path) -> dict[str, np.ndarray]:
     Raises:
         CheckpointError: the file is missing or damaged.
     """
-    from safetensors.numpy import load_file
-
     try:
         return load_file(folder / SCORES)
     except (OSError, SafetensorError) as error:
@@ -158,13 +146,13 @@ def _read(method: Method, folder: Path) -> Outcome:
     return Outcome(
         method=method,
         scores_DRC=scores["scores"],
+        seconds=answers["seconds"],
         likelihood_DRC=scores.get("likelihood"),
         per_token_DRC=scores.get("per_token"),
         orders_PRC=scores.get("orders"),
-        expected=named(scores, EXPECTED),
-        catalogue=named(scores, CATALOGUE),
+        expected=rank.named(scores, rank.EXPECTED),
+        catalogue=rank.named(scores, rank.CATALOGUE),
         answers=answers["answers"],
-        seconds=answers["seconds"],
     )
 
 
@@ -177,41 +165,28 @@ def _evaluate(
     store: Store,
     key: dict[str, Any],
 ) -> None:
-    from rsllm.data.prepared import PreparedData
-
     data = PreparedData.open(data_folder)
     if layout.threads:
         torch.set_num_threads(layout.threads)
     config = method.experiment.evaluation
     limit = config.test_rows if split == "test" else config.validation_rows
-    draws = held_out(data, split, limit)
+    draws = rank.held_out(data, split, limit)
 
     def make(folder: Path) -> None:
-        from safetensors.numpy import save_file
-
-        start = time.monotonic()
+        start, answers = time.monotonic(), None
         if method.speaks:
             scores, answers = _language_scores(method, data, draws, backbone, layout)
         else:
-            scores, answers = rank_catalogue(_catalogue_scorer(method, data), draws, data), None
+            scores = rank.rank_catalogue(_catalogue_scorer(method, data), draws, data)
         save_file(scores, folder / SCORES)
-        write_json(
-            folder / ANSWERS,
-            {
-                "name": method.name,
-                "answers": answers,
-                "seconds": round(time.monotonic() - start, 1),
-            },
-        )
+        seconds = round(time.monotonic() - start, 1)
+        noted = {"name": method.name, "answers": answers, "seconds": seconds}
+        write_json(folder / ANSWERS, noted)
 
     store.get("evaluation", key, make)
 
 
-def _catalogue_scorer(method: Method, data: Any) -> Callable[[Any], np.ndarray]:
-    from rsllm import recommenders
-    from rsllm.recommenders.embeddings import ItemEmbeddings
-    from rsllm.recommenders.rules import RULES, title_similarity
-
+def _catalogue_scorer(method: Method, data: PreparedData) -> Callable[[Rows], np.ndarray]:
     folder, config = Path(method.artifact), method.experiment.recommender
     if method.scorer == "title-similarity":
         return title_similarity(ItemEmbeddings.load(folder).standardised().double().numpy())
@@ -219,54 +194,43 @@ def _catalogue_scorer(method: Method, data: Any) -> Callable[[Any], np.ndarray]:
         return RULES[method.scorer](data)
     model = recommenders.load(folder, config, len(data.titles), data.config["window"])
     if config.shuffle_history:
-        return lambda rows: catalogue_scores(model, rows.shuffled(config.seed))
-    return lambda rows: catalogue_scores(model, rows)
+        return lambda rows: rank.catalogue_scores(model, rows.shuffled(config.seed))
+    return lambda rows: rank.catalogue_scores(model, rows)
 
 
 def _language_scores(
-    method: Method, data: Any, draws: Any, backbone: str, layout: Layout
+    method: Method, data: PreparedData, draws: Sequence[Rows], backbone: str, layout: Layout
 ) -> tuple[dict[str, np.ndarray], dict[Decoding, list[str]] | None]:
-    from rsllm.evaluate.generate import greedy_answers
-
     objective, encoder = _objective(method, data, backbone, layout)
     config = method.experiment.evaluation
 
-    def score(rows: Any, scorer: Scorer) -> np.ndarray:
-        return score_candidates(
-            objective, rows, encoder, data, scorer, batch_size=config.batch_size
-        )
+    def score(rows: Rows, scorer: Scorer) -> np.ndarray:
+        size = config.batch_size
+        return rank.score_candidates(objective, rows, encoder, data, scorer, batch_size=size)
 
     own: Scorer = "pointer" if method.scorer == "pointer" else "likelihood"
     scores = {"scores": np.stack([score(rows, own) for rows in draws])}
     if own == "pointer":
         scores["likelihood"] = np.stack([score(rows, "likelihood") for rows in draws])
-    length_DRC = [[[encoder.answer_length(i) for i in c] for c in d.candidates_RC] for d in draws]
-    scores["per_token"] = scores.get("likelihood", scores["scores"]) / np.array(length_DRC)
+    length_I = np.array([encoder.answer_length(item) for item in range(len(data.titles))])
+    length_DRC = length_I[np.stack([rank.candidate_sets(rows) for rows in draws])]
+    scores["per_token"] = scores.get("likelihood", scores["scores"]) / length_DRC
     if orders := config.candidate_orders:
-        scores["orders"] = reordered_scores(lambda rows: score(rows, own), draws[0], orders)
+        scores["orders"] = rank.reordered_scores(lambda rows: score(rows, own), draws[0], orders)
     if config.generation_rows < 0:
         return scores, None
+    asked = rank.fixed_sample(draws[0], config.generation_rows)
+    limits = {"max_new_tokens": config.max_new_tokens, "batch_size": config.batch_size}
     return scores, {
-        decoding: greedy_answers(
-            objective,
-            fixed_sample(draws[0], config.generation_rows),
-            encoder,
-            data.titles,
-            decoding,
-            max_new_tokens=config.max_new_tokens,
-            batch_size=config.batch_size,
-        )
+        decoding: greedy_answers(objective, asked, encoder, data.titles, decoding, **limits)
         for decoding in config.decoding
     }
 
 
-def _objective(method: Method, data: Any, backbone: str, layout: Layout) -> tuple[Any, Any]:
+def _objective(
+    method: Method, data: PreparedData, backbone: str, layout: Layout
+) -> tuple[LanguageObjective, PromptEncoder]:
     """The method's model on its device, and the encoder of its prompts."""
-    from rsllm.config import LossConfig
-    from rsllm.model import tuned
-    from rsllm.model.objective import LanguageObjective
-    from rsllm.recommenders.embeddings import ItemEmbeddings
-
     bf16, slotted = layout.precision == "bf16", method.representation in SLOTTED
     model = tuned.build(
         method.experiment,

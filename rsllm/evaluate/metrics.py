@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -53,31 +53,16 @@ def target_ranks(scores_RC: ArrayLike, target_R: ArrayLike) -> Ints:
     return ranks
 
 
-def hr_at(ranks_R: Ints, k: int) -> Floats:
-    """Hit ratio: 1 where the target is among the first `k`."""
-    return (ranks_R <= k).astype(np.float64)
-
-
-def ndcg_at(ranks_R: Ints, k: int) -> Floats:
-    """NDCG with one relevant item: 1 / log2(1 + rank) within the first `k`, else 0."""
-    return np.where(ranks_R <= k, 1 / np.log2(1.0 + ranks_R), 0.0)
-
-
-def reciprocal(ranks_R: Ints) -> Floats:
-    """Reciprocal rank; its mean is the MRR."""
-    return 1.0 / ranks_R
-
-
 def rank_metrics(ranks_R: Ints) -> dict[str, Floats]:
-    """Every ranking metric by name, one value per user."""
-    return {
-        "HR@1": hr_at(ranks_R, 1),
-        "HR@5": hr_at(ranks_R, 5),
-        "HR@10": hr_at(ranks_R, 10),
-        "NDCG@5": ndcg_at(ranks_R, 5),
-        "NDCG@10": ndcg_at(ranks_R, 10),
-        "MRR": reciprocal(ranks_R),
-    }
+    """Every ranking metric by name, one value per user.
+
+    With one relevant item NDCG is 1 / log2(1 + rank) within the first k, else 0. The mean of the
+    reciprocal ranks is the MRR.
+    """
+    gain_R = 1 / np.log2(1.0 + ranks_R)
+    hits = {f"HR@{k}": (ranks_R <= k).astype(np.float64) for k in (1, 5, 10)}
+    gains = {f"NDCG@{k}": np.where(ranks_R <= k, gain_R, 0.0) for k in (5, 10)}
+    return {**hits, **gains, "MRR": 1.0 / ranks_R}
 
 
 METRICS = tuple(rank_metrics(np.ones(1, dtype=np.int64)))
@@ -114,9 +99,12 @@ def expected_metrics(
     return {name: chance_RK @ values_K for name, values_K in rank_metrics(1 + above_K).items()}
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """Whether a generated answer names exactly one candidate, and whether that is the target."""
+class Verdict(NamedTuple):
+    """Whether a generated answer names exactly one candidate, and whether that is the target.
+
+    Over all rows, the mean of `valid` is the valid ratio, that of `hit` the HitRatio@1 that LLaRA
+    publishes: invalid answers count as misses.
+    """
 
     valid: bool
     hit: bool
@@ -154,23 +142,6 @@ RULES: dict[str, Callable[[str, Sequence[str], int], Verdict]] = {
 """When an answer is valid: its text, the candidates' titles and the target's place -> verdict."""
 
 
-@dataclass(frozen=True, slots=True)
-class GenerationMetrics:
-    """Generated answers, judged: 0/1 vectors over rows. The mean of `valid` is the valid ratio."""
-
-    valid: Floats
-    hits_of_all: Floats
-    """Invalid answers count as misses; the mean is the HitRatio@1 that LLaRA publishes."""
-
-
-def generation_metrics(verdicts: Sequence[Verdict]) -> GenerationMetrics:
-    """Collect the verdicts of all rows."""
-    return GenerationMetrics(
-        valid=np.array([verdict.valid for verdict in verdicts], dtype=np.float64),
-        hits_of_all=np.array([verdict.hit for verdict in verdicts], dtype=np.float64),
-    )
-
-
 def order_bias(
     scores_PRC: ArrayLike, presented_PRC: ArrayLike, target_R: Ints
 ) -> dict[str, Floats]:
@@ -187,7 +158,7 @@ def order_bias(
         presentation of a row, where the target stood there.
     """
     scores, presented = np.asarray(scores_PRC, dtype=np.float64), np.asarray(presented_PRC)
-    hit_PR = np.stack([hr_at(target_ranks(scores_RC, target_R), 1) for scores_RC in scores])
+    hit_PR = np.stack([target_ranks(scores_RC, target_R) for scores_RC in scores]) == 1.0
     first_PR = scores.argmax(axis=2)
     place_PR = np.take_along_axis(presented, target_R[None, :, None], axis=2)[:, :, 0]
     third_PR = 3 * place_PR // presented.shape[2]

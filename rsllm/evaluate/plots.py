@@ -21,6 +21,7 @@ CHOSEN, OTHER, CHANCE = "#e0733d", "#4a8fd0", "#8a8f98"
 WIDE, SMALL = (5.4, 3.0), (2.6, 2.2)  # inches
 
 
+@style.context(STYLE)
 def learning_curves(
     trials: Sequence[Trial], metric: str, best: int | None, chance: float | None = None
 ) -> str:
@@ -32,18 +33,18 @@ def learning_curves(
     curves = [(trial, points) for trial in trials if (points := _points(trial, metric))]
     if not curves:
         return ""
-    with style.context(STYLE):
-        figure, axes = _figure(WIDE)
-        for trial, points in curves:
-            axes.plot(*zip(*points, strict=True), marker="o", **_look(trial, best))
-        if chance is not None:
-            axes.axhline(chance, color=CHANCE, linestyle="--", linewidth=1, label="chance")
-        axes.set(xlabel="training samples", ylabel=metric)
-        if axes.get_legend_handles_labels()[1]:
-            axes.legend()
-        return _svg(figure)
+    figure, axes = _figure(WIDE)
+    for trial, points in curves:
+        axes.plot(*zip(*points, strict=True), marker="o", **_look(trial, best))
+    if chance is not None:
+        axes.axhline(chance, color=CHANCE, linestyle="--", linewidth=1, label="chance")
+    axes.set(xlabel="training samples", ylabel=metric)
+    if axes.get_legend_handles_labels()[1]:
+        axes.legend()
+    return _svg(figure)
 
 
+@style.context(STYLE)
 def tuned_values(trials: Sequence[Trial], parameter: str, metric: str, best: int | None) -> str:
     """Each trial's value of one tuned parameter against its `metric`.
 
@@ -55,20 +56,20 @@ def tuned_values(trials: Sequence[Trial], parameter: str, metric: str, best: int
     if not shown:
         return ""
     values = _axis_values([trial["parameters"][parameter] for trial in shown])
-    with style.context(STYLE):
-        figure, axes = _figure(SMALL)
-        for trial, value in zip(shown, values, strict=True):
-            look = _look(trial, best) | {"linestyle": "none", "markersize": 6, "label": None}
-            axes.plot([value], [trial[metric]], marker="o", **look)
-        axes.set(xlabel=_short(parameter), ylabel=metric)
-        if _spans_decades(values):
-            axes.set_xscale("log")
-            axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
-            axes.xaxis.set_major_formatter("{x:g}")
-            axes.xaxis.set_minor_formatter("")
-        return _svg(figure)
+    figure, axes = _figure(SMALL)
+    for trial, value in zip(shown, values, strict=True):
+        look = _look(trial, best) | {"linestyle": "none", "markersize": 6, "label": None}
+        axes.plot([value], [trial[metric]], marker="o", **look)
+    axes.set(xlabel=_short(parameter), ylabel=metric)
+    if _spans_decades(values):
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter("")
+    return _svg(figure)
 
 
+@style.context(STYLE)
 def forest(methods: Sequence[Mapping[str, Any]], metric: str, chance: float | None = None) -> str:
     """Every method's mean of `metric` with its 95 % interval.
 
@@ -78,19 +79,18 @@ def forest(methods: Sequence[Mapping[str, Any]], metric: str, chance: float | No
     shown = [method for method in methods if method["metrics"].get(metric)]
     if not shown:
         return ""
-    with style.context(STYLE):
-        figure, axes = _figure((WIDE[0], 0.8 + 0.3 * len(shown)))
-        for row, method in enumerate(shown):
-            mean = method["metrics"][metric]
-            axes.plot([mean["low"], mean["high"]], [row, row], color=OTHER, linewidth=2)
-            axes.plot([mean["value"]], [row], marker="o", color=OTHER)
-        if chance is not None:
-            axes.axvline(chance, color=CHANCE, linestyle="--", linewidth=1, label="chance")
-            axes.legend(loc="lower right")
-        axes.set_yticks(range(len(shown)), [_short(method["name"]) for method in shown])
-        axes.set(xlabel=metric, ylim=(len(shown) - 0.5, -0.5))
-        axes.grid(visible=False, axis="y")
-        return _svg(figure)
+    figure, axes = _figure((WIDE[0], 0.8 + 0.3 * len(shown)))
+    for row, method in enumerate(shown):
+        mean = method["metrics"][metric]
+        axes.plot([mean["low"], mean["high"]], [row, row], color=OTHER, linewidth=2)
+        axes.plot([mean["value"]], [row], marker="o", color=OTHER)
+    if chance is not None:
+        axes.axvline(chance, color=CHANCE, linestyle="--", linewidth=1, label="chance")
+        axes.legend(loc="lower right")
+    axes.set_yticks(range(len(shown)), [_short(method["name"]) for method in shown])
+    axes.set(xlabel=metric, ylim=(len(shown) - 0.5, -0.5))
+    axes.grid(visible=False, axis="y")
+    return _svg(figure)
 
 
 def _points(trial: Trial, metric: str) -> list[tuple[float, float]]:

@@ -23,7 +23,8 @@ from rsllm.data.tables import columns_of, read_all
 from rsllm.errors import ConfigError, DataError
 from rsllm.evaluate.compare import Claim, estimates, pair_table, per_user
 from rsllm.evaluate.launch import ANSWERS, read_scores
-from rsllm.evaluate.rank import held_out
+from rsllm.evaluate.metrics import Floats
+from rsllm.evaluate.rank import candidate_sets, held_out
 from rsllm.evaluate.report import inert, show
 from rsllm.runs import Store, manifest, read_json
 
@@ -62,7 +63,7 @@ def export_candidates(data: PreparedData, split: Split, path: Path) -> Path:
     return path
 
 
-def read_predictions(path: Path, data: PreparedData, split: Split) -> NDArray[np.float64]:
+def read_predictions(path: Path, data: PreparedData, split: Split) -> Floats:
     """The scores of a file, as `[D, R, C]`, for the split's rows in their order.
 
     It is CSV, TSV or Parquet with the columns user_id, item_id (as in the raw data), score (higher
@@ -97,8 +98,7 @@ def read_predictions(path: Path, data: PreparedData, split: Split) -> NDArray[np
             f" sets; first: draw {draw}, user_id {data.user_ids()[user]!r}, item_id"
             f" {data.source_ids[item]!r}. Score every candidate"
         )
-    assert draws[0].candidates_RC is not None
-    shape = (len(draws), *draws[0].candidates_RC.shape)
+    shape = (len(draws), *candidate_sets(draws[0]).shape)
     scores_DRC = np.full(shape, np.finfo(np.float64).min)
     scores_DRC[tuple(index[found_N] for index in places)] = score_N
     return scores_DRC
@@ -136,9 +136,7 @@ def judge(path: Path, data: PreparedData, split: Split, store: Store) -> dict[st
     }
 
 
-def _stored(
-    data: PreparedData, split: Split, store: Store
-) -> Iterator[tuple[str, NDArray[np.float64], float]]:
+def _stored(data: PreparedData, split: Split, store: Store) -> Iterator[tuple[str, Floats, float]]:
     for folder in sorted((store.root / "evaluation").glob("[0-9a-f]*")):
         inputs = manifest(folder)["inputs"]
         if inputs["data"] == data.path.name and inputs["split"] == split:
@@ -188,7 +186,7 @@ def _refuse(path: Path, lines: pd.DataFrame, bad_N: NDArray[np.bool_], what: str
 def _wanted(draws: Sequence[Rows]) -> tuple[pd.MultiIndex, list[NDArray[np.int64]]]:
     """(draw, user, item) of every candidate, and where its score belongs in `[D, R, C]`."""
     assert len(np.unique(draws[0].user_R)) == len(draws[0]), "no split holds out a user twice"
-    sets_DRC = np.stack([rows.candidates_RC for rows in draws if rows.candidates_RC is not None])
+    sets_DRC = np.stack([candidate_sets(rows) for rows in draws])
     places = list(np.nonzero(sets_DRC != NO_ITEM))
     users = draws[0].user_R[places[1]]
     return pd.MultiIndex.from_arrays([places[0], users, sets_DRC[tuple(places)]]), places

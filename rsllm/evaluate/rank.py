@@ -1,6 +1,7 @@
 """Score held-out rows: all candidates of a user in one forward pass, or the whole catalogue.
 
-Axes: R rows, C candidates, I items, P orders of the candidates.
+Axes: R rows, C candidates, I items, H history positions, X items seen, K distinct titles,
+T representatives, P orders of the candidates.
 """
 
 from __future__ import annotations
@@ -14,16 +15,14 @@ from numpy.typing import NDArray
 
 from rsllm.config import Scorer
 from rsllm.data.prepared import PreparedData
-from rsllm.data.sequences import NO_ITEM, Ints, Rows, Split
+from rsllm.data.sequences import NO_ITEM, Catalogue, Ints, Rows, Split
 from rsllm.errors import EvaluationError
-from rsllm.evaluate.metrics import expected_metrics, rank_metrics
+from rsllm.evaluate.metrics import Floats, expected_metrics, rank_metrics
 from rsllm.model.objective import LanguageObjective
 from rsllm.prompts.collate import Row, collate
 from rsllm.prompts.encode import PromptEncoder
 from rsllm.recommenders.base import Recommender
-from rsllm.recommenders.ranking import num_better
 
-Floats = NDArray[np.float64]
 EXPECTED, CATALOGUE = "expected/", "catalogue/"
 ROWS_AT_ONCE = 4096
 ORDER_SEED = 0
@@ -41,15 +40,22 @@ def held_out(data: PreparedData, split: Split, limit: int = 0) -> list[Rows]:
     return [fixed_sample(data.rows(split, draw), limit) for draw in range(data.num_draws)]
 
 
-def decision(rows: Rows, index: int) -> Row:
-    """A held-out row with its fixed candidate set.
+def candidate_sets(rows: Rows) -> Ints:
+    """The candidates of each row. [R, C].
 
     Raises:
         EvaluationError: the rows have no candidate sets.
     """
+    if rows.candidates_RC is None:
+        raise EvaluationError("training rows have no fixed candidate sets")
+    return rows.candidates_RC
+
+
+def decision(rows: Rows, index: int) -> Row:
+    """A held-out row with its fixed candidate set."""
     return Row(
         history=rows.histories(index).tolist(),
-        candidates=_candidates(rows)[index].tolist(),
+        candidates=candidate_sets(rows)[index].tolist(),
         target=int(rows.target_R[index]),
         user=int(rows.user_R[index]),
     )
@@ -57,14 +63,7 @@ def decision(rows: Rows, index: int) -> Row:
 
 def target_places(rows: Rows) -> NDArray[np.int64]:
     """Where the target stands in each candidate set. [R]."""
-    places: NDArray[np.int64] = (_candidates(rows) == rows.target_R[:, None]).argmax(axis=1)
-    return places
-
-
-def _candidates(rows: Rows) -> Ints:
-    if rows.candidates_RC is None:
-        raise EvaluationError("training rows have no fixed candidate sets")
-    return rows.candidates_RC
+    return np.asarray((candidate_sets(rows) == rows.target_R[:, None]).argmax(axis=1))
 
 
 @torch.inference_mode()
@@ -80,20 +79,41 @@ def catalogue_scores(model: Recommender, rows: Rows) -> Floats:
 
 def candidate_scores(scores_RI: Floats, rows: Rows) -> Floats:
     """The scores of each row's candidates, out of those of the catalogue. [R, C]"""
-    candidates_RC = _candidates(rows)
+    candidates_RC = candidate_sets(rows)
     chosen_RC = np.take_along_axis(scores_RI, candidates_RC.astype(np.int64), axis=1)
     return np.where(candidates_RC == NO_ITEM, np.finfo(np.float64).min, chosen_RC)
 
 
-def expected_over_draws(scores_RI: Floats, rows: Rows, data: PreparedData) -> dict[str, Floats]:
-    """Each row's exact expectation of HR, NDCG and MRR over uniform candidate draws.
+def num_better(
+    scores_RI: Floats, target_R: Ints, history_RH: Ints, catalogue: Catalogue
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Count the eligible negatives that score at least as high as the target.
 
-    Empty where the data's candidates are not drawn uniformly: there is no closed form then.
+    Eligible are the catalogue's representatives (one id per distinct title) whose title is neither
+    the target's nor one in the history: the pool that candidate sets are drawn from. Ties count
+    against the target, so constant scores never look good.
+
+    Args:
+        scores_RI: finite scores of the whole catalogue.
+        target_R: item ids of the true next items.
+        history_RH: item ids of the windows, padded with -1.
+        catalogue: titles and their representatives.
+
+    Returns:
+        `(better_R, pool_R)`: eligible negatives not outscored by the target, and all eligible.
+
+    Raises:
+        EvaluationError: a score is NaN or infinite.
     """
-    if data.config["candidates"] != "uniform":
-        return {}
-    better, pool = num_better(scores_RI, rows.target_R, rows.history_RH, data.catalogue)
-    return expected_metrics(better, pool, data.config["num_candidates"] - 1)
+    if not np.isfinite(scores_RI).all():
+        raise EvaluationError("the recommender's scores are not finite; lower its learning rate")
+    seen_RX = catalogue.keys(np.column_stack([target_R, history_RH]))
+    open_RK = np.ones((len(target_R), catalogue.title_keys_I.max() + 2), dtype=bool)
+    np.put_along_axis(open_RK, seen_RX, False, axis=1)  # of padding (-1): a column of its own
+    eligible_RT = open_RK[:, catalogue.keys(catalogue.representatives)]
+    target_score_R1 = np.take_along_axis(scores_RI, target_R[:, None], axis=1)
+    better_RT = eligible_RT & (scores_RI[:, catalogue.representatives] >= target_score_R1)
+    return better_RT.sum(axis=1), eligible_RT.sum(axis=1)
 
 
 def rank_catalogue(
@@ -108,21 +128,22 @@ def rank_catalogue(
 
     Returns:
         "scores" of the candidates [D, R, C] (none of training rows); per row the exact expectation
-        of each metric over uniform draws ("expected/HR@1" ...) and each metric among all titles
+        of each metric over uniform draws ("expected/HR@1" ..., none where the data's candidates
+        are not drawn uniformly: there is no closed form then) and each metric among all titles
         that could be candidates ("catalogue/HR@1" ...).
     """
     parts: list[dict[str, Floats]] = []
     for start in range(0, len(draws[0]), ROWS_AT_ONCE):
         part = [rows.take(slice(start, start + ROWS_AT_ONCE)) for rows in draws]
         scores_RI, rows = score(part[0]), part[0]
-        better, _ = num_better(scores_RI, rows.target_R, rows.history_RH, data.catalogue)
-        expected = expected_over_draws(scores_RI, rows, data)
+        better, pool = num_better(scores_RI, rows.target_R, rows.history_RH, data.catalogue)
         drawn = [candidate_scores(scores_RI, r) for r in part if r.candidates_RC is not None]
-        parts.append(
-            {"scores": np.stack(drawn or [scores_RI[:, :0]], axis=1)}
-            | {EXPECTED + name: values for name, values in expected.items()}
-            | {CATALOGUE + name: values for name, values in rank_metrics(1 + better).items()}
-        )
+        found = {"scores": np.stack(drawn or [scores_RI[:, :0]], axis=1)}
+        found |= {CATALOGUE + name: values for name, values in rank_metrics(1 + better).items()}
+        if data.config["candidates"] == "uniform":
+            expected = expected_metrics(better, pool, data.config["num_candidates"] - 1)
+            found |= {EXPECTED + name: values for name, values in expected.items()}
+        parts.append(found)
     whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     return whole | {"scores": whole["scores"].swapaxes(0, 1)}
 
@@ -141,7 +162,6 @@ def score_candidates(
     scorer: Scorer,
     *,
     batch_size: int,
-    progress: Callable[[int], None] = lambda done: None,
 ) -> Floats:
     """Scores [R, C] of every row's candidates, higher is better.
 
@@ -169,14 +189,13 @@ def score_candidates(
             parts += [scored(candidates, all_branches=False).T for candidates in alone]
         else:
             parts.append(scored(chosen, all_branches=scorer == "likelihood"))
-        progress(start + len(chosen))
     scores_RC = np.concatenate(parts)
     return scores_RC[np.argsort(order)]
 
 
 def presented_places(rows: Rows, num_orders: int) -> NDArray[np.int64]:
     """Where each candidate stands under seeded random orders, 0 for the first. [P, R, C]."""
-    places_PRC = np.empty((num_orders, *_candidates(rows).shape), dtype=np.int64)
+    places_PRC = np.empty((num_orders, *candidate_sets(rows).shape), dtype=np.int64)
     places_PRC[:] = np.arange(places_PRC.shape[2])
     return np.random.default_rng(ORDER_SEED).permuted(places_PRC, axis=2)
 
@@ -191,7 +210,7 @@ def reordered_scores(score: Callable[[Rows], Floats], rows: Rows, num_orders: in
     """
     parts = []
     for place_RC in presented_places(rows, num_orders):
-        shown_RC = np.take_along_axis(_candidates(rows), place_RC.argsort(axis=1), axis=1)
+        shown_RC = np.take_along_axis(candidate_sets(rows), place_RC.argsort(axis=1), axis=1)
         scores_RC = score(replace(rows, candidates_RC=shown_RC))
         parts.append(np.take_along_axis(scores_RC, place_RC, axis=1))
     return np.stack(parts)

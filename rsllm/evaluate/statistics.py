@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from scipy import stats
 
 from rsllm.errors import EvaluationError
+from rsllm.evaluate.metrics import Floats
 
 SIGNIFICANCE = 0.05
 CONFIDENCE = 1 - SIGNIFICANCE
@@ -21,7 +22,6 @@ POWER = 0.8
 BATCH_BYTES = 32 * 2**20
 
 VerdictText = Literal["better", "worse", "not distinguishable"]
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class PairedTest:
     """Two methods on the same users: mean of first minus second, and whether it is noise."""
 
     difference: Estimate
-    p_value: float
+    p: float
     """Two-sided, not adjusted for other comparisons."""
     test: str
     minimum_detectable: float
@@ -47,24 +47,14 @@ class PairedTest:
 
 
 def mean_interval(values: ArrayLike, seed: int = 0) -> Estimate:
-    """Mean with a 95 % interval: Wilson's for 0/1 values, a bootstrap over users otherwise.
+    """Mean with a 95 % interval: Wilson's score interval (1927) for 0/1 values, else a bootstrap.
 
     Raises:
         EvaluationError: no values, or values that are not finite.
     """
     sample = _checked(values)
-    return proportion_interval(sample) if _binary(sample) else _bootstrap(sample, seed)
-
-
-def proportion_interval(values: ArrayLike) -> Estimate:
-    """Share of ones with Wilson's score interval (Wilson 1927).
-
-    Raises:
-        EvaluationError: no values, or values other than 0 and 1.
-    """
-    sample = _checked(values)
     if not _binary(sample):
-        raise EvaluationError("a proportion needs values that are 0 or 1; use mean_interval")
+        return _bootstrap(sample, seed)
     hits, n = int(sample.sum()), len(sample)
     interval = stats.binomtest(hits, n).proportion_ci(CONFIDENCE, method="wilson")
     return Estimate(hits / n, float(interval.low), float(interval.high), n)
@@ -89,7 +79,7 @@ def paired(a: ArrayLike, b: ArrayLike, seed: int = 0) -> PairedTest:
     binary = _binary(first) and _binary(second)
     return PairedTest(
         difference=_bootstrap(difference, seed),
-        p_value=_mcnemar(difference) if binary else _sign_flip(difference, seed),
+        p=_mcnemar(difference) if binary else _sign_flip(difference, seed),
         test="exact McNemar" if binary else "sign-flip permutation",
         minimum_detectable=_minimum_detectable(difference),
     )
@@ -147,16 +137,10 @@ def _bootstrap(sample: Floats, seed: int) -> Estimate:
     value, n = float(sample.mean()), len(sample)
     if np.ptp(sample) < 1e-12:
         return Estimate(value, value, value, n)
-    interval = stats.bootstrap(
-        (sample,),
-        np.mean,
-        n_resamples=RESAMPLES,
-        batch=_batch(n),
-        confidence_level=CONFIDENCE,
-        method="BCa",
-        rng=np.random.default_rng(seed),
-    ).confidence_interval
-    return Estimate(value, float(interval.low), float(interval.high), n)
+    how = _resampling(n, seed)
+    found = stats.bootstrap((sample,), np.mean, confidence_level=CONFIDENCE, method="BCa", **how)
+    low, high = found.confidence_interval
+    return Estimate(value, float(low), float(high), n)
 
 
 def _mcnemar(difference: Floats) -> float:
@@ -168,15 +152,8 @@ def _sign_flip(difference: Floats, seed: int) -> float:
     moved = difference[difference != 0]  # a zero keeps its value under every flip
     if len(moved) < 2:
         return 1.0
-    result = stats.permutation_test(
-        (moved,),
-        np.sum,
-        permutation_type="samples",
-        n_resamples=RESAMPLES,
-        batch=_batch(len(moved)),
-        rng=np.random.default_rng(seed),
-    )
-    return float(result.pvalue)
+    how = _resampling(len(moved), seed)
+    return float(stats.permutation_test((moved,), np.sum, permutation_type="samples", **how).pvalue)
 
 
 def _minimum_detectable(difference: Floats) -> float:
@@ -184,5 +161,7 @@ def _minimum_detectable(difference: Floats) -> float:
     return float(quantiles * difference.std(ddof=1) / math.sqrt(len(difference)))
 
 
-def _batch(n: int) -> int:
-    return max(1, BATCH_BYTES // (8 * n))
+def _resampling(n: int, seed: int) -> dict[str, Any]:
+    """How scipy resamples `n` values: how often, how many samples at once, from which seed."""
+    batch = max(1, BATCH_BYTES // (8 * n))
+    return {"n_resamples": RESAMPLES, "batch": batch, "rng": np.random.default_rng(seed)}

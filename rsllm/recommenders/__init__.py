@@ -35,11 +35,8 @@ def build(
     """
     if config.model not in MODELS:
         raise ConfigError(f"recommender.model is {config.model!r}; choose one of {sorted(MODELS)}")
-    items: nn.Embedding | TitleItems
-    if titles_ID is None:
-        items = nn.Embedding(num_items, config.width)
-    else:
-        items = TitleItems(titles_ID, config.width)
+    width = config.width
+    items = nn.Embedding(num_items, width) if titles_ID is None else TitleItems(titles_ID, width)
     return MODELS[config.model](items, config, window)
 
 

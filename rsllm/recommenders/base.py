@@ -35,6 +35,9 @@ class TitleItems(nn.Module):
         return table_IE
 
 
+Items = nn.Embedding | TitleItems
+
+
 class Recommender(nn.Module, ABC):
     """Histories in, one state per history out; a state scores every item of the catalogue.
 
@@ -50,9 +53,7 @@ class Recommender(nn.Module, ABC):
         window: longest history, in items.
     """
 
-    def __init__(
-        self, items: nn.Embedding | TitleItems, config: RecommenderConfig, window: int
-    ) -> None:
+    def __init__(self, items: Items, config: RecommenderConfig, window: int) -> None:
         super().__init__()
         self.items = items
         self.window = window

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rsllm.config import RecommenderConfig
-from rsllm.recommenders.base import Recommender, TitleItems, initialise
+from rsllm.recommenders.base import Items, Recommender, initialise
 
 VERTICAL_FILTERS = 4
 
@@ -24,9 +24,7 @@ class Caser(Recommender):
           with three sampled negatives, over the next T items (section 3.4), here one.
     """
 
-    def __init__(
-        self, items: nn.Embedding | TitleItems, config: RecommenderConfig, window: int
-    ) -> None:
+    def __init__(self, items: Items, config: RecommenderConfig, window: int) -> None:
         super().__init__(items, config, window)
         width, filters = config.width, config.num_filters
         heights = range(1, window + 1)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from rsllm.config import RecommenderConfig
-from rsllm.recommenders.base import Recommender, TitleItems, initialise
+from rsllm.recommenders.base import Items, Recommender, initialise
 
 
 class GRU4Rec(Recommender):
@@ -22,9 +22,7 @@ class GRU4Rec(Recommender):
           targets (section 3.2.3).
     """
 
-    def __init__(
-        self, items: nn.Embedding | TitleItems, config: RecommenderConfig, window: int
-    ) -> None:
+    def __init__(self, items: Items, config: RecommenderConfig, window: int) -> None:
         super().__init__(items, config, window)
         width, layers = config.width, config.num_blocks
         between = config.dropout if layers > 1 else 0.0

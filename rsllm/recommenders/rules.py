@@ -35,9 +35,7 @@ def popularity(data: PreparedData) -> Rule:
 
 def markov(data: PreparedData) -> Rule:
     """How often an item came right after the last one of the history (first-order Markov)."""
-    share_I = _share(data)
-    rows = data.rows("train")
-    follows_II = _counts(_last(rows), rows.target_R, len(data.titles))
+    share_I, follows_II = _share(data), _follows(data)
     return lambda rows: np.asarray(follows_II[_last(rows)].todense()) + share_I
 
 
@@ -50,7 +48,8 @@ def item_knn(data: PreparedData) -> Rule:
     item_RX = np.column_stack([users.history_RH, users.target_R])
     user_RX = np.repeat(users.user_R[:, None], width, axis=1)
     real_RX = item_RX != NO_ITEM
-    watched_UI = _counts(user_RX[real_RX], item_RX[real_RX], len(data.titles))
+    height = int(users.user_R.max()) + 1
+    watched_UI = _counts(user_RX[real_RX], item_RX[real_RX], height, len(data.titles))
     watched_UI.data[:] = 1.0
     norm_I = np.sqrt(np.asarray(watched_UI.sum(axis=0)).ravel().clip(1.0))
     model = ItemItemRecommender(K=NEIGHBOURS, num_threads=1)
@@ -65,9 +64,7 @@ def order_rule(data: PreparedData) -> Rule:
     It learns nothing of who watches what: where it scores well, the data stand in one global
     order of items, as LLaRA's LastFM does, and a score says nothing about sequences.
     """
-    rows = data.rows("train")
-    place_I = linear_order(_counts(_last(rows), rows.target_R, len(data.titles)))
-    size = len(place_I)
+    place_I, size = linear_order(_follows(data)), len(data.titles)
     return lambda rows: -((place_I - place_I[_last(rows)][:, None] - 1) % size).astype(np.float64)
 
 
@@ -126,20 +123,21 @@ def _share(data: PreparedData) -> Floats:
 
 
 def _last(rows: Rows) -> NDArray[np.int32]:
-    last_R: NDArray[np.int32] = rows.history_RH[np.arange(len(rows)), rows.length_R - 1]
-    return last_R
+    return np.asarray(rows.history_RH[np.arange(len(rows)), rows.length_R - 1])
 
 
-def _counts(first: Any, second: Any, size: int) -> csr_matrix:
-    """How often each pair occurs, [max(first) + 1 or `size`, `size`]."""
-    height = max(size, int(first.max(initial=0)) + 1)
-    return csr_matrix((np.ones(len(first)), (first, second)), shape=(height, size))
+def _follows(data: PreparedData) -> csr_matrix:
+    """How often the column's item came right after the row's, in training rows. [I, I]."""
+    rows, size = data.rows("train"), len(data.titles)
+    return _counts(_last(rows), rows.target_R, size, size)
+
+
+def _counts(first: Any, second: Any, height: int, width: int) -> csr_matrix:
+    """How often each pair occurs. [height, width]."""
+    return csr_matrix((np.ones(len(first)), (first, second)), shape=(height, width))
 
 
 def _bags(rows: Rows, size: int) -> csr_matrix:
     """The items of each history. [R, I]"""
     row_R = np.repeat(np.arange(len(rows)), rows.length_R)
-    return csr_matrix(
-        (np.ones(len(row_R)), (row_R, rows.history_RH[rows.history_RH != NO_ITEM])),
-        shape=(len(rows), size),
-    )
+    return _counts(row_R, rows.history_RH[rows.history_RH != NO_ITEM], len(rows), size)

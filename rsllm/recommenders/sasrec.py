@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rsllm.config import RecommenderConfig
-from rsllm.recommenders.base import Recommender, TitleItems, initialise
+from rsllm.recommenders.base import Items, Recommender, initialise
 
 
 class SASRec(Recommender):
@@ -25,9 +25,7 @@ class SASRec(Recommender):
           of its own; the paper takes a loss at each position of one row per user.
     """
 
-    def __init__(
-        self, items: nn.Embedding | TitleItems, config: RecommenderConfig, window: int
-    ) -> None:
+    def __init__(self, items: Items, config: RecommenderConfig, window: int) -> None:
         super().__init__(items, config, window)
         self.positions = nn.Embedding(window, config.width)
         self.dropout = nn.Dropout(config.dropout)

@@ -1,4 +1,4 @@
-"""The command line that every experiment script shares."""
+"""Flags that set an experiment, and the command line that every experiment script shares."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rsllm.cluster import start_ray
 from rsllm.config import Experiment
 from rsllm.errors import ConfigError
-from rsllm.pipeline import Pipeline, Stage
-from rsllm.recommenders.presets import preset
 from rsllm.settings import parse_setting, replace_in
+
+if TYPE_CHECKING:
+    from rsllm.pipeline import Stage
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,13 +53,41 @@ FLAGS = {
     "workers": "compute.workers",
     "zero_stage": "compute.zero_stage",
 }
+"""Flags that stand for a setting."""
+
+
+def add_setting_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags by which scripts and verbs alike change an `Experiment`; see `overrides`."""
+    parser.add_argument("--data", metavar="SOURCE", help="data set name, or a folder of raw files")
+    parser.add_argument("--backbone", metavar="SOURCE", help="asset, model folder or hub name")
+    parser.add_argument(
+        "--recommender", metavar="MODEL", help="gru4rec, caser or sasrec, as tuned for the data"
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="PATH=VALUE",
+        help="any setting, such as stage2.loss.alpha=0.1; the value is JSON or plain text",
+    )
+
+
+def overrides(values: argparse.Namespace) -> dict[str, Any]:
+    """What the flags set, by paths: `FLAGS` before `--set`, and that before a tuned recommender."""
+    given = {path: getattr(values, flag, None) for flag, path in FLAGS.items()}
+    tuned = {}
+    if values.recommender:
+        from rsllm.recommenders.presets import preset
+
+        tuned = preset(values.recommender, values.data or "")
+    named = {path: value for path, value in given.items() if value is not None}
+    return tuned | dict(map(parse_setting, values.set)) | named
 
 
 def parse(
     description: str,
     budgets: Mapping[str, Budget],
     base: Experiment,
-    argv: list[str] | None = None,
     watched: Stage = "stage2",
     variants: Sequence[str] = (),
 ) -> Arguments:
@@ -69,34 +98,29 @@ def parse(
     Raises:
         ConfigError: a value that cannot work.
     """
+    from rsllm.pipeline import Pipeline
+
     unasked = argparse.Namespace(trials=None, seed=0)
-    values = _parser(description, budgets, variants).parse_args(argv, unasked)
+    values = _parser(description, budgets, variants).parse_args(namespace=unasked)
     name = values.budget or os.environ.get("RSLLM_BUDGET")
     if name and name not in budgets:
         raise ConfigError(f"budget {name!r} is unknown; choose one of {list(budgets)}")
     if values.trials is not None and values.trials < 1:
         raise ConfigError(f"--trials is {values.trials}; a search needs at least 1")
-    overrides = _overrides(values)
+    asked = overrides(values)
     storage = Path(values.storage or os.environ.get("RSLLM_STORAGE") or "rsllm-store")
-    Pipeline(replace_in(base, overrides), storage, watched=watched).check()
+    Pipeline(replace_in(base, asked), storage, watched=watched).check()
     name = name or _default_budget(budgets)
     budget = budgets[name]
     return Arguments(
         budget=budget,
         budget_name=name,
-        experiment=replace_in(base, {**budget.overrides, **overrides}),
+        experiment=replace_in(base, {**budget.overrides, **asked}),
         storage=storage,
         trials=values.trials or budget.trials,
         seed=values.seed,
         only=tuple(values.only or ()) if variants else (),
     )
-
-
-def _overrides(values: argparse.Namespace) -> dict[str, Any]:
-    named = {path: getattr(values, flag) for flag, path in FLAGS.items()}
-    given = {path: value for path, value in named.items() if value is not None}
-    tuned = preset(values.recommender, values.data or "") if values.recommender else {}
-    return tuned | dict(map(parse_setting, values.set)) | given
 
 
 def _default_budget(budgets: Mapping[str, Budget]) -> str:
@@ -129,12 +153,7 @@ def _parser(
         parser.add_argument(
             "--only", choices=variants, action="append", metavar="NAME", help="; ".join(variants)
         )
-    parser.add_argument("--data", metavar="SOURCE", help="data set name, or a folder of raw files")
-    parser.add_argument("--backbone", metavar="SOURCE", help="asset, model folder or hub name")
-    parser.add_argument(
-        "--recommender",
-        help="gru4rec, caser or sasrec, as tuned for the data",
-    )
+    add_setting_flags(parser)
     parser.add_argument("--workers", type=int, help="data-parallel workers per trial")
     parser.add_argument("--zero-stage", type=int, help="DeepSpeed ZeRO stage, 0 to 3")
     parser.add_argument(
@@ -142,12 +161,5 @@ def _parser(
         metavar="DIR",
         help="folder of all artifacts and results; every node must see it"
         " (RSLLM_STORAGE; default: rsllm-store)",
-    )
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="PATH=VALUE",
-        help="any setting, such as stage2.batch_size=16",
     )
     return parser

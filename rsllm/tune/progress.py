@@ -43,9 +43,8 @@ class TrialTable(tune.Callback):  # type: ignore[misc]
     def _update(self, trial: Any, state: str, result: dict[str, Any] | None = None) -> None:
         row = self.rows.setdefault(trial.trial_id, {"trial": len(self.rows), **shown(trial.config)})
         row["state"] = state
-        for name in ("samples", self.metric, "HR@1"):
-            if result and name in result:
-                row[name] = result[name]
+        found = result or {}
+        row |= {name: found[name] for name in ("samples", self.metric, "HR@1") if name in found}
 
     def _print(self) -> None:
         best = max((row.get(self.metric, 0.0) for row in self.rows.values()), default=0.0)

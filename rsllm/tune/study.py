@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rsllm.cluster import start_ray
-from rsllm.config import SLOTTED, Experiment
+from rsllm.config import SLOTTED, Experiment, StageConfig
 from rsllm.data.prepared import PreparedData
 from rsllm.evaluate.compare import Claim, estimates, method_table, pair_table, per_user
 from rsllm.evaluate.fuse import Fusion
@@ -101,31 +101,29 @@ def _run(study: Study, pipeline: Pipeline, storage: str | Path) -> Path:
             name=study.name,
             seed=study.seed,
         )
-        best = max((r for r in records if r.curve), key=_rank_of)
+        # Finished trials first: a stopped one was weaker than its peers on fewer samples.
+        tried = [record for record in records if record.curve]
+        best = max(tried, key=lambda trial: (trial.state == "finished", trial.score or 0.0))
         twins = _train_twins(study, best.overrides, storage)
         trials = [_trial_row(record) for record in records]
     else:
         twins = _train_twins(study, {}, storage)
-        made = [Pipeline(experiment, storage) for experiment, _ in twins.values()]
-        records = [_record(number, pipeline) for number, pipeline in enumerate(made)]
+        records = [_record(number, twin) for number, twin in enumerate(twins.values())]
         best = records[0]
-        trials = [
-            _trial_row(record) | {"name": name, "parameters": {}}
-            for record, name in zip(records, twins, strict=True)
-        ]
+        named = zip(records, twins, strict=True)
+        trials = [_trial_row(record) | {"name": name} for record, name in named]
     methods = _methods(study, recommender, start_folder, twins)
     results = {
         "title": study.title,
         "question": study.question,
-        "budget": dict(study.budget) | {"minutes": None},
         "backbone": study.base.backbone.source,
         "experiment": to_dict(study.base),
         "layout": _describe(pipeline.layout),
         "provenance": provenance(),
         "trials": trials,
         **_judged(study, pipeline, PreparedData.open(data), methods, next(iter(twins)), best),
+        "budget": {**study.budget, "minutes": round((time.monotonic() - start) / 60, 1)},
     }
-    results["budget"]["minutes"] = round((time.monotonic() - start) / 60, 1)
     folder = pipeline.store.root / "studies" / study.name
     folder.mkdir(parents=True, exist_ok=True)
     write_report(folder, results)
@@ -152,14 +150,9 @@ def _announced(what: str, make: Callable[[], Path]) -> Path:
     return path
 
 
-def _rank_of(record: TrialRecord) -> tuple[bool, float]:
-    """Finished trials first: a stopped one was weaker than its peers on fewer samples."""
-    return record.state == "finished", record.score or 0.0
-
-
 def _train_twins(
     study: Study, winner: Mapping[str, Any], storage: str | Path
-) -> dict[str, tuple[Experiment, Path]]:
+) -> dict[str, Pipeline]:
     """Each twin under one fresh seed and equal samples."""
     variants = study.twins(winner)
     trained = {}
@@ -167,7 +160,8 @@ def _train_twins(
         print(f"\ntwin {number} of {len(variants)}: {name}  {shown(changes)}", flush=True)
         seed = {"stage2.seed": study.base.stage2.seed + study.twin_seed}
         experiment = replace_in(study.base, {**study.twin_overrides, **changes, **seed})
-        trained[name] = (experiment, Pipeline(experiment, storage).train())
+        trained[name] = Pipeline(experiment, storage)
+        trained[name].train()
     return trained
 
 
@@ -183,42 +177,33 @@ def _record(number: int, pipeline: Pipeline) -> TrialRecord:
 
 
 def _methods(
-    study: Study,
-    recommender: Path,
-    text_only: Path | None,
-    twins: Mapping[str, tuple[Experiment, Path]],
+    study: Study, fitted: Path, text_only: Path | None, twins: Mapping[str, Pipeline]
 ) -> list[Method]:
-    base, winner = study.base, next(iter(twins))
+    base = study.base
     methods = [
-        Method(
-            name="recommender", scorer="recommender", experiment=base, artifact=str(recommender)
-        ),
+        Method(name="recommender", scorer="recommender", experiment=base, artifact=str(fitted)),
         Method(name="zero-shot", scorer="likelihood", experiment=base),
     ]
     if text_only:
-        methods.append(
-            Method(
-                name="text only" if base.stage1.representation == "text" else "stage 1",
-                scorer=base.stage1.loss.ranks_by,
-                experiment=base,
-                representation=base.stage1.representation,
-                artifact=str(text_only),
-            )
-        )
-    for name, (experiment, folder) in twins.items():
-        methods.append(
-            Method(
-                name=name,
-                scorer=experiment.stage2.loss.ranks_by,
-                experiment=experiment,
-                representation=experiment.stage2.representation,
-                artifact=str(folder),
-            )
-        )
-        if name == winner and experiment.stage2.representation in SLOTTED:
+        name = "text only" if base.stage1.representation == "text" else "stage 1"
+        methods.append(_tuned(name, base, base.stage1, text_only))
+    for place, (name, twin) in enumerate(twins.items()):
+        experiment = twin.experiment
+        methods.append(_tuned(name, experiment, experiment.stage2, twin.train()))
+        if place == 0 and experiment.stage2.representation in SLOTTED:
             shuffled = replace_in(experiment, {"projector.shuffle_items": True})
             methods.append(replace(methods[-1], name=name + SHUFFLED, experiment=shuffled))
     return methods
+
+
+def _tuned(name: str, experiment: Experiment, stage: StageConfig, folder: Path) -> Method:
+    return Method(
+        name=name,
+        scorer=stage.loss.ranks_by,
+        experiment=experiment,
+        representation=stage.representation,
+        artifact=str(folder),
+    )
 
 
 def _judged(
@@ -244,9 +229,8 @@ def _judged(
     validated = evaluate([methods[0], methods[place]], "validation", **where)
     config = study.base.evaluation
     limits = {"validation": config.validation_rows, "test": config.test_rows}
-    validation, draws = (
-        held_out(data, split, limits[split]) for split in ("validation", study.split)
-    )
+    validation = held_out(data, "validation", limits["validation"])
+    draws = held_out(data, study.split, limits[study.split])
     fusion = Fusion.chosen(validated[1].scores_DRC, validated[0].scores_DRC, validation)
     outcomes = evaluate(methods, study.split, **where)
     claims = [*study.claims, Claim(winner, winner + SHUFFLED, "the language model reads its slots")]

@@ -41,12 +41,6 @@ def outcome(name: str, rows: Rows, ranks: list[int]) -> Outcome:
     return Outcome(
         method=Method(name=name, scorer="likelihood", experiment=Experiment()),
         scores_DRC=scores_RC[None],
-        likelihood_DRC=None,
-        expected={},
-        catalogue={},
-        per_token_DRC=None,
-        orders_PRC=None,
-        answers=None,
         seconds=2.5,
     )
 

@@ -68,11 +68,6 @@ def test_the_chosen_weight_makes_a_method_of_the_test_rows(rows: Rows) -> None:
         return Outcome(
             method=Method(name=name, scorer=scorer, experiment=Experiment()),
             scores_DRC=scores_DRC,
-            likelihood_DRC=None,
-            per_token_DRC=None,
-            orders_PRC=None,
-            expected={},
-            catalogue={},
             answers={"free": ["Heat"]},
             seconds=2.0,
         )

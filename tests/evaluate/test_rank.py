@@ -16,7 +16,7 @@ from small_data import NUM_CANDIDATES, TITLES, WINDOW, small_data
 
 from rsllm.config import LossConfig, PromptConfig, RecommenderConfig, Scorer
 from rsllm.data.prepared import PreparedData
-from rsllm.data.sequences import Rows, draw_candidates, row_keys
+from rsllm.data.sequences import Catalogue, Rows, draw_candidates, row_keys
 from rsllm.errors import EvaluationError
 from rsllm.evaluate import rank
 from rsllm.evaluate.metrics import rank_metrics, target_ranks
@@ -26,10 +26,10 @@ from rsllm.evaluate.rank import (
     candidate_scores,
     catalogue_scores,
     decision,
-    expected_over_draws,
     fixed_sample,
     held_out,
     named,
+    num_better,
     presented_places,
     rank_catalogue,
     reordered_scores,
@@ -62,18 +62,15 @@ def test_scores_do_not_depend_on_the_batch_size(
     data: PreparedData, random_llm: Path, scorer: Scorer
 ) -> None:
     objective, encoder = objective_and_encoder(random_llm)
-    rows, done = data.rows("validation"), []
+    rows = data.rows("validation")
     scores = [
-        score_candidates(
-            objective, rows, encoder, data, scorer, batch_size=size, progress=done.append
-        )
+        score_candidates(objective, rows, encoder, data, scorer, batch_size=size)
         for size in (1, 4, 99)
     ]
     assert scores[0].shape == (len(rows), NUM_CANDIDATES)
     assert np.ptp(scores[0], axis=1).min() > 1e-3
     for other in scores[1:]:
         np.testing.assert_allclose(other, scores[0], atol=1e-4, rtol=0)
-    assert done == [1, 2, 3, 4, 5, 6, 4, 6, 6]
 
 
 def test_scores_follow_the_order_of_rows(data: PreparedData, random_llm: Path) -> None:
@@ -130,7 +127,7 @@ def test_catalogue_scores_equal_one_row_at_a_time(data: PreparedData) -> None:
 def test_expectation_is_the_mean_over_many_candidate_sets(data: PreparedData) -> None:
     rows, rng, draws = data.rows("test"), np.random.default_rng(0), 3000
     scores_RI = rng.normal(size=(len(rows), len(TITLES))).round(1)  # with ties
-    expected = expected_over_draws(scores_RI, rows, data)
+    expected = named(rank_catalogue(lambda rows: scores_RI, [rows], data), EXPECTED)
     for i in range(len(rows)):
         target = int(rows.target_R[i])
         many = np.full(draws, i)
@@ -281,3 +278,43 @@ def test_scores_return_to_the_places_of_the_candidates(data: PreparedData) -> No
         again = np.take_along_axis(shown_RC, places_RC, axis=1)
         assert again.tolist() == rows.candidates_RC.tolist()
     assert len({shown_RC.tobytes() for shown_RC in shown}) == 3
+
+
+SMALL_CATALOGUE = Catalogue(
+    title_keys_I=np.array([0, 1, 2, 1, 3, 4, 0, 5], dtype=np.int32),
+    representatives=np.array([0, 1, 2, 4, 5, 7], dtype=np.int32),
+    counts_I=np.ones(6, np.int64),
+)
+
+
+def naive_better(scores: np.ndarray, target: int, history: list[int]) -> tuple[int, int]:
+    keys = SMALL_CATALOGUE.title_keys_I
+    seen = {keys[item] for item in [target, *history] if item >= 0}
+    pool = [item for item in SMALL_CATALOGUE.representatives if keys[item] not in seen]
+    return sum(scores[item] >= scores[target] for item in pool), len(pool)
+
+
+def test_better_items_equal_a_naive_loop() -> None:
+    rng = np.random.default_rng(0)
+    scores_BI = rng.integers(0, 4, (300, 8)).astype(np.float32)
+    target_B = rng.integers(0, 8, 300, dtype=np.int32)
+    history_BH = rng.integers(-1, 8, (300, 4), dtype=np.int32)
+    better_B, pool_B = num_better(scores_BI, target_B, history_BH, SMALL_CATALOGUE)
+    for row, scores in enumerate(scores_BI):
+        expected = naive_better(scores, int(target_B[row]), history_BH[row].tolist())
+        assert (better_B[row], pool_B[row]) == expected
+
+
+def test_ties_with_the_target_are_better_items() -> None:
+    better_B, pool_B = num_better(
+        np.zeros((1, 8)), np.array([6]), np.array([[1, -1]]), SMALL_CATALOGUE
+    )
+    assert better_B.tolist() == pool_B.tolist() == [4]
+
+
+@pytest.mark.parametrize("broken", [np.nan, np.inf])
+def test_scores_that_are_not_finite_are_refused(broken: float) -> None:
+    scores_BI = np.zeros((1, 8))
+    scores_BI[0, 3] = broken
+    with pytest.raises(EvaluationError, match="not finite"):
+        num_better(scores_BI, np.array([0]), np.array([[-1]]), SMALL_CATALOGUE)

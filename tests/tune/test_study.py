@@ -37,12 +37,6 @@ def made_up(seen: list[tuple[list[str], str]]) -> Any:
                 scores_DRC=np.random.default_rng([len(method.name), split == "test"]).normal(
                     size=(1, NUM_ROWS, NUM_CANDIDATES)
                 ),
-                likelihood_DRC=None,
-                per_token_DRC=None,
-                orders_PRC=None,
-                expected={},
-                catalogue={},
-                answers=None,
                 seconds=1.0,
             )
             for method in methods
