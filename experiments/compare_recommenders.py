@@ -32,11 +32,11 @@ from rsllm.data.prepared import PreparedData
 from rsllm.evaluate.compare import Claim, estimates, pair_table
 from rsllm.evaluate.launch import Method, Outcome, evaluate
 from rsllm.pipeline import run_all
+from rsllm.recommenders import SEEN
 from rsllm.recommenders.embeddings import ItemEmbeddings
 from rsllm.recommenders.presets import preset
 from rsllm.recommenders.rules import RULES
 from rsllm.runs import provenance, read_json, write_json
-from rsllm.train.recommender import SEEN
 
 GIVEN = {"data.split": "given"}
 DATA: dict[str, dict[str, Any]] = {

@@ -199,8 +199,8 @@ def _run_stage(arguments: argparse.Namespace) -> None:
 
 def _print_fit(folder: Path) -> None:
     """How good the recommender is, and how much surer it is of rows that it trained on."""
+    from rsllm.recommenders import SEEN
     from rsllm.runs import read_json
-    from rsllm.train.recommender import SEEN
 
     curve, seen = read_json(folder / "training.json")["curve"], read_json(folder / SEEN)
     best = max(curve, key=lambda entry: entry["MRR"])

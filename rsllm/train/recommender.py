@@ -35,8 +35,8 @@ from rsllm.runs import write_json
 from rsllm.train.engine import Optimization, ParameterGroup
 from rsllm.train.order import sample_order, shares
 
-SEEN, SEEN_ROWS = "seen.json", 2000
-"""Metrics on so many training rows, scored like held-out ones: how much surer their slots are."""
+SEEN_ROWS = 2000
+"""Training rows scored like held-out ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +201,9 @@ class RecommenderTask:
         self.model.load_state_dict(named)
         self.model.eval()
         recommenders.save(self.model, folder)
-        write_json(folder / SEEN, self._means(self.model, fixed_sample(self.rows, SEEN_ROWS)))
+        write_json(
+            folder / recommenders.SEEN, self._means(self.model, fixed_sample(self.rows, SEEN_ROWS))
+        )
         table_IE = self.model.item_table.detach().float().cpu().clone()
         table_IE[torch.from_numpy(self.counts_I == 0)] = 0.0
         ItemEmbeddings(table_IE, source=self.data.path.name).save(folder)

@@ -22,14 +22,14 @@ from rsllm.config import RecommenderConfig
 from rsllm.data.prepared import PreparedData
 from rsllm.data.sequences import Rows
 from rsllm.evaluate.metrics import expected_metrics
-from rsllm.recommenders import Recommender
+from rsllm.recommenders import SEEN, Recommender
 from rsllm.recommenders.embeddings import ItemEmbeddings
 from rsllm.runs import read_json
 from rsllm.settings import replace_in
 from rsllm.train.checkpoints import Checkpoints
 from rsllm.train.engine import Engine
 from rsllm.train.loop import train
-from rsllm.train.recommender import SEEN, Negatives, RecommenderBatch, RecommenderTask
+from rsllm.train.recommender import Negatives, RecommenderBatch, RecommenderTask
 from rsllm.train.watch import Watch
 
 STEPS = 3
