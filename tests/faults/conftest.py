@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import os
 import shutil
 import subprocess
 import sys
@@ -108,6 +110,15 @@ class Run:
     def met(self, number: int = 0) -> float:
         """When a fault happened."""
         return float((self.store / "notes" / f"fault-{number}").read_text())
+
+    def record(self, moment: float, again: int = 0) -> None:
+        """Append to the log of $RSLLM_FAULT_LOG how long after a moment it took steps again."""
+        if log := os.environ.get("RSLLM_FAULT_LOG"):
+            seconds, _ = self.first_step_after(moment)
+            test = os.environ["PYTEST_CURRENT_TEST"].split("::")[-1].split(" ")[0]
+            entry = {"test": test, "seconds": round(seconds, 1), "steps again": again}
+            with open(log, "a") as file:
+                file.write(json.dumps(entry) + "\n")
 
     def first_step_after(self, moment: float) -> tuple[float, int]:
         """Seconds from a moment to the end of the next step of rank 0, and which it was."""

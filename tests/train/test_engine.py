@@ -145,11 +145,13 @@ def train_plainly(folder: Path, loss: LossConfig) -> Run:
     return losses, {name: p.detach() for name, p in named if p.requires_grad}
 
 
-def assert_equal_runs(run: Run, expected: Run) -> None:
-    assert run[0] == pytest.approx(expected[0], abs=1e-6)
+def assert_equal_runs(run: Run, expected: Run, atol: float = 1e-6) -> None:
+    assert run[0] == pytest.approx(expected[0], rel=1e-6)
     assert run[1].keys() == expected[1].keys()
     for name, tensor in expected[1].items():
-        torch.testing.assert_close(run[1][name], tensor, atol=1e-6, rtol=0, msg=name)
+        torch.testing.assert_close(
+            run[1][name], tensor, atol=atol, rtol=0, msg=lambda text, name=name: f"{name}: {text}"
+        )
 
 
 @pytest.fixture(scope="module")
@@ -302,7 +304,8 @@ def test_a_loss_that_is_not_finite_stops_both_workers(two_workers: list[Any], st
 def test_accumulation_without_contrasts_changes_nothing(wide_llm: Path, stage: int) -> None:
     engine = make_engine(wide_llm, stage, PLAIN, accumulation=2)
     run = train_engine(engine, wide_llm, accumulation=2)
-    assert_equal_runs(run, train_plainly(wide_llm, PLAIN))
+    # AdamW divides nearly vanishing gradients by themselves, and so their rounding too.
+    assert_equal_runs(run, train_plainly(wide_llm, PLAIN), atol=2e-6)
 
 
 @pytest.mark.parametrize("stage", STAGES)
