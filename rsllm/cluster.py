@@ -24,8 +24,10 @@ WORKER_ENVIRONMENT = {
     "PYTHONWARNINGS": "ignore::FutureWarning",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "5",
 }
-"""Leaves the terminal to progress, warnings and errors; the print patch prints lines twice."""
+"""Leaves the terminal to progress, warnings and errors (the print patch prints lines twice), and ends
+the group of a hung worker soon."""
 DASHBOARD_PORT = 8265
 
 

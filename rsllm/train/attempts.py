@@ -101,7 +101,7 @@ def _trainer(
             storage_path=str(storage),
             failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),
             callbacks=list(callbacks),
-            logging_config=LoggingConfig(log_level="WARNING"),
+            logging_config=LoggingConfig(log_level="CRITICAL"),
         ),
     )
     # Ray Train's handler would end the process with exit code 0 and outlive the run.
@@ -132,8 +132,9 @@ def _explained(error: Exception, assignment: Assignment) -> RsllmError:
         return ConfigError(out_of_memory(assignment))
     if isinstance(getattr(error, "controller_failure", None), WorkerGroupStartupTimeoutError):
         return _no_room(assignment)
-    first = str(next(iter(failures.values()))).strip().splitlines()
-    return _LostError(f"{assignment.stage} failed: {first[-1] if first else type(error).__name__}")
+    first = str(next(iter(failures.values()))).strip() or type(error).__name__
+    print(first, flush=True)
+    return _LostError(f"{assignment.stage} lost a worker: {first.splitlines()[-1]}")
 
 
 def _no_room(assignment: Assignment) -> RsllmError:

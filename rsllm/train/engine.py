@@ -126,10 +126,13 @@ class Engine:
         return self._average(sums, len(batches))
 
     def _refuse_non_finite(self, loss: Tensor, step: int) -> None:
-        if _sum((~torch.isfinite(loss)).float()).item():
+        bad_W = torch.zeros(dist.get_world_size(), device=loss.device)
+        bad_W[dist.get_rank()] = ~torch.isfinite(loss)
+        workers = _sum(bad_W).nonzero().flatten().tolist()
+        if workers:
             raise TrainingError(
-                f"the loss of step {step} is not finite ({loss.item()} on worker"
-                f" {dist.get_rank()}); lower the learning rates or raise loss.temperature"
+                f"the loss of step {step} is not finite on worker {', '.join(map(str, workers))};"
+                " lower the learning rates or raise loss.temperature"
             )
 
     def _average(self, sums: dict[str, Tensor], count: int) -> dict[str, float]:

@@ -294,10 +294,9 @@ def test_stage_3_shards_the_weights(two_workers: list[Any]) -> None:
 def test_a_loss_that_is_not_finite_stops_both_workers(two_workers: list[Any], stage: int) -> None:
     for rank in two_workers:
         _, _, message, unchanged = rank[stage]
-        assert "the loss of step 4 is not finite" in message
+        assert "the loss of step 4 is not finite on worker 1;" in message
         assert "lower the learning rates" in message
         assert unchanged
-    assert "(nan on worker 1)" in two_workers[1][stage][2]
 
 
 @pytest.mark.parametrize("stage", STAGES)
