@@ -26,8 +26,8 @@ WORKER_ENVIRONMENT = {
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "5",
 }
-"""Leaves the terminal to progress, warnings and errors (the print patch prints lines twice), and ends
-the group of a hung worker soon."""
+"""Leaves the terminal to progress, warnings and errors (the print patch prints lines twice), and
+ends the group of a hung worker soon."""
 DASHBOARD_PORT = 8265
 
 

@@ -141,7 +141,11 @@ def _no_room(assignment: Assignment) -> RsllmError:
     compute, layout = assignment.experiment.compute, assignment.layout
     apart = " on nodes of their own" if compute.placement == "spread" else ""
     return _NoRoomError(
-        f"{assignment.stage} needs {layout.workers} workers of {_resources(layout)}{apart}, and"
-        f" within {compute.wait_seconds:.0f} s the cluster had no room for them: it has"
-        f" {ray.cluster_resources()}, of which {ray.available_resources()} are free"
+        f"{assignment.stage} needs {layout.workers} workers of {_told(_resources(layout))}{apart},"
+        f" and within {compute.wait_seconds:.0f} s the cluster had no room for them: it has"
+        f" {_told(ray.cluster_resources())}, of which {_told(ray.available_resources())} are free"
     )
+
+
+def _told(resources: dict[str, float]) -> str:
+    return " and ".join(f"{resources.get(n, 0):g} {n}" for n in ("CPU", "GPU") if n in resources)
