@@ -28,7 +28,7 @@ STAGES = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb; the exit code is 0, the error's own, or 130 after an interrupt."""
+    """Run one verb; the exit code is 0, the error's own, or 130 (143) after Ctrl-C (SIGTERM)."""
     arguments = build_parser().parse_args(argv)
     return _exit_code(lambda: arguments.run(arguments))
 
@@ -46,8 +46,10 @@ def _exit_code(run: Callable[[], None]) -> int:
         print(f"rsllm: error: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
+        from rsllm import cluster
+
         print("rsllm: interrupted; the same command continues", file=sys.stderr)
-        return 130
+        return cluster.interrupt_code
     return 0
 
 

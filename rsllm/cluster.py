@@ -29,6 +29,8 @@ WORKER_ENVIRONMENT = {
 """Leaves the terminal to progress, warnings and errors (the print patch prints lines twice), and
 ends the group of a hung worker soon."""
 DASHBOARD_PORT = 8265
+interrupt_code = 128 + signal.SIGINT
+"""Exit code of a process that was interrupted."""
 
 
 def start_ray() -> str:
@@ -70,12 +72,13 @@ def start_ray() -> str:
 
 
 def _let_sigterm_end_the_driver() -> None:
-    """As Ctrl-C does, with the exit code of a process that SIGTERM ended; Ray's would be 15."""
+    """As Ctrl-C does, but for the exit code; Ray's own handler would leave with 15 or 1."""
     import ray
 
     def leave(number: int, frame: Any) -> None:
-        print("rsllm: told to end; the same command continues", file=sys.stderr, flush=True)
-        sys.exit(128 + number)
+        global interrupt_code
+        interrupt_code = 128 + number
+        raise KeyboardInterrupt  # Ray turns a SystemExit into one with its own code
 
     in_driver = ray.get_runtime_context().worker.mode == ray.SCRIPT_MODE
     if in_driver and threading.current_thread() is threading.main_thread():

@@ -36,6 +36,7 @@ SETTINGS = {
     "evaluation.validation_rows": 4,
     "compute.workers": 2,
     "compute.threads": 1,
+    "compute.precision": "fp32",
     "compute.checkpoint_seconds": 1e6,
 }
 
