@@ -65,16 +65,16 @@ def wait_for_fault(run: Run, job: Any) -> None:
 
 
 def test_each_worker_on_a_node_of_its_own(
-    make_run: Callable[..., Run], uninterrupted: Run, cluster: Cluster
+    make_run: Callable[..., Run], sharded: Run, cluster: Cluster
 ) -> None:
     run = make_run(**options(cluster))
     done = run.finish()
     assert done.returncode == 0, done.stdout
-    assert run.weights_differ(uninterrupted) < 1e-6
+    assert run.weights_differ(sharded) < 1e-6
 
 
 def test_a_killed_node_that_is_replaced(
-    make_run: Callable[..., Run], uninterrupted: Run, cluster: Cluster
+    make_run: Callable[..., Run], sharded: Run, cluster: Cluster
 ) -> None:
     run = killed(make_run, cluster)
     with run.started() as job:
@@ -83,7 +83,7 @@ def test_a_killed_node_that_is_replaced(
         cluster.add_node(num_cpus=2)
         replaced = time.time()
         assert job.wait(timeout=180) == 0, run.log.read_text()
-    assert run.weights_differ(uninterrupted) < 1e-6
+    assert run.weights_differ(sharded) < 1e-6
     assert run.first_step_after(replaced + 1)[1] == STEPS // 3
     run.record(replaced)
 
