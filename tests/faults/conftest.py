@@ -127,6 +127,11 @@ class Run:
         return at - moment, number
 
 
+def copy_store(run: Run, store: Path, *missing: str) -> None:
+    """A run's store without the artifacts of some stages."""
+    shutil.copytree(run.store, store, ignore=shutil.ignore_patterns("notes", "ray", *missing))
+
+
 @pytest.fixture(scope="session")
 def uninterrupted(random_llm: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """The run that nothing happens to, from raw data on."""
@@ -140,9 +145,7 @@ def uninterrupted(random_llm: Path, tmp_path_factory: pytest.TempPathFactory) ->
 def sharded(uninterrupted: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """The same under ZeRO 3, whose rounding AdamW magnifies to 2e-5 in some weights."""
     store = tmp_path_factory.mktemp("sharded") / "store"
-    shutil.copytree(
-        uninterrupted.store, store, ignore=shutil.ignore_patterns("notes", "ray", "stage-2")
-    )
+    copy_store(uninterrupted, store, "stage-2")
     run = Run(store, uninterrupted.backbone, settings={"compute.zero_stage": 3})
     done = run.finish()
     assert done.returncode == 0, done.stdout
@@ -158,9 +161,7 @@ def make_run(uninterrupted: Run, tmp_path: Path) -> Callable[..., Run]:
     ) -> Run:
         store = tmp_path / "store"
         if not store.exists():
-            shutil.copytree(
-                uninterrupted.store, store, ignore=shutil.ignore_patterns("notes", "ray", *missing)
-            )
+            copy_store(uninterrupted, store, *missing)
         return Run(store, uninterrupted.backbone, faults or Faults(), **options)
 
     return make
