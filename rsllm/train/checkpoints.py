@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import platform
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
@@ -109,7 +108,7 @@ class Checkpoints:
         """Load the newest valid checkpoint (or the one of `step`); step 0 if there is none.
 
         Raises:
-            CheckpointError: the checkpoint asked for is damaged, all are, or a rank cannot see it.
+            CheckpointError: the checkpoint asked for is damaged, or all are.
         """
         choice = problem = None
         if dist.get_rank() == 0:
@@ -118,14 +117,10 @@ class Checkpoints:
             except CheckpointError as error:
                 problem = str(error)
         choice, problem = _from_rank_0((choice, problem))
-        if choice is None and problem is None:
+        if problem:
+            raise CheckpointError(problem)
+        if choice is None:
             return State()
-        if choice is not None and not self._path(choice.step).is_dir():
-            problem = f"{self.folder} is not on storage that {platform.node()} sees"
-        problems: list[str | None] = [None] * dist.get_world_size()
-        dist.all_gather_object(problems, problem)
-        for found in filter(None, problems):
-            raise CheckpointError(found)
         state: State = choice
         with contextlib.ExitStack() as stack:
             where: dict[str, Any] = {}

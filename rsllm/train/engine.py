@@ -140,10 +140,11 @@ class Engine:
         means = total / (count * dist.get_world_size())
         return dict(zip(sums, means.tolist(), strict=True))
 
-    def agree(self, rank0: Sequence[bool], any_rank: bool) -> list[bool]:
-        """Rank 0's answers and whether any rank says yes, the same on all ranks."""
-        own = [answer and dist.get_rank() == 0 for answer in rank0] + [any_rank]
-        return [bool(n) for n in _sum(torch.tensor(own, device=self.device).float()).tolist()]
+    def agree(self, rank0: bool, any_rank: bool) -> tuple[bool, bool]:
+        """What rank 0 answers, and whether any rank says yes: the same on all ranks."""
+        own = torch.tensor([rank0 and dist.get_rank() == 0, any_rank], device=self.device)
+        first, second = _sum(own.float()).tolist()
+        return bool(first), bool(second)
 
     def trainable(self) -> dict[str, Tensor]:
         """The tensors of all groups, gathered, fp32 on the CPU. Every rank must call it."""

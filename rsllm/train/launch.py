@@ -65,11 +65,7 @@ def work(config: dict[str, Assignment]) -> None:
     task = _task(assignment)
     engine = Engine(task.objective, task.optimization, **_engine_settings(assignment))
     checkpoints = Checkpoints(Path(assignment.checkpoints))
-    watch = Watch(
-        compute.checkpoint_seconds,
-        compute.timeout_seconds,
-        lambda: ray.train.get_preemption_info() is not None,
-    )
+    watch = Watch(compute.checkpoint_seconds, compute.timeout_seconds)
     with _memory_explained(assignment):
         state = train(task, engine, checkpoints, watch, ray.train.report, _log(assignment))
     tensors = engine.trainable()

@@ -7,7 +7,7 @@ import faulthandler
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from rsllm.errors import Interrupted
@@ -17,8 +17,6 @@ if TYPE_CHECKING:  # DeepSpeed must not be imported before its worker is prepare
 
 CHECKPOINT_SHARE = 0.05
 """Of a run's time may go into checkpoints between validations."""
-LOOK_SECONDS = 5.0
-"""Between two questions whether a node of the run is about to be taken away."""
 
 _told_to_leave = False
 
@@ -43,37 +41,22 @@ class Watch:
     Args:
         checkpoint_seconds: between two checkpoints, or more where they are costly.
         timeout_seconds: without a look around; then the stacks of all threads are printed.
-        node_leaves: whether a node of the run is about to be taken away; all ranks ask alike.
     """
 
-    def __init__(
-        self,
-        checkpoint_seconds: float,
-        timeout_seconds: float = 600.0,
-        node_leaves: Callable[[], bool] = lambda: False,
-    ) -> None:
+    def __init__(self, checkpoint_seconds: float, timeout_seconds: float = 600.0) -> None:
         self.checkpoint_seconds, self.timeout_seconds = checkpoint_seconds, timeout_seconds
-        self.node_leaves = node_leaves
-        self.saved = self.looked = time.monotonic()
+        self.saved = time.monotonic()
         self.cost = self.spent = 0.0
-        self.leaves = self.warned = False
+        self.leaves = False
 
     def looks(self, engine: Engine) -> bool:
         """Whether to save now. Only rank 0's clock counts; a signal to any rank does."""
         if sys.__stderr__:
             faulthandler.dump_traceback_later(self.timeout_seconds, file=sys.__stderr__)
-        now = time.monotonic()
         interval = max(self.checkpoint_seconds, self.cost / CHECKPOINT_SHARE)
-        due, asks = now - self.saved >= interval, now - self.looked >= LOOK_SECONDS
-        due, asks, told = engine.agree([due, asks], _told_to_leave)
-        self.leaves = told
-        return due or told or (asks and self._warns(now))
-
-    def _warns(self, now: float) -> bool:
-        """True once, when a node is first known to go."""
-        self.looked = now
-        warned, self.warned = self.warned, self.node_leaves()
-        return self.warned and not warned
+        due = time.monotonic() - self.saved >= interval
+        due, self.leaves = engine.agree(due, _told_to_leave)
+        return due or self.leaves
 
     @contextlib.contextmanager
     def saving(self) -> Iterator[None]:

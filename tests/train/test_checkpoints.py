@@ -301,7 +301,7 @@ def test_costly_checkpoints_are_rarer() -> None:
     watch = Watch(checkpoint_seconds=0.0)
     with watch.saving():
         time.sleep(0.1)
-    engine = SimpleNamespace(agree=lambda rank0, any_rank: [*rank0, any_rank])
+    engine = SimpleNamespace(agree=lambda rank0, any_rank: (rank0, any_rank))
     assert not watch.looks(engine)  # type: ignore[arg-type]
     watch.saved -= watch.cost / 0.05
     assert watch.looks(engine)  # type: ignore[arg-type]
