@@ -10,12 +10,14 @@ from rsllm.config import ComputeConfig
 from rsllm.plan import Layout, Resources, cpu_has_bf16, lay_out
 
 WORKER_ENVIRONMENT = {
+    "GLIBC_TUNABLES": "glibc.malloc.tcache_count=0:glibc.malloc.mxfast=0",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "PYTHONWARNINGS": "ignore::FutureWarning",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
 }
-"""Leaves the terminal to progress, warnings and errors; the print patch prints lines twice."""
+"""Leaves the terminal to progress, warnings and errors; the print patch prints lines twice. The
+allocator joins what is freed: otherwise no freed tensor makes room for one of its own size."""
 DASHBOARD_PORT = 8265
 
 

@@ -8,11 +8,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from rsllm.config import Experiment
-from rsllm.errors import RsllmError, TrainingError
+from rsllm.config import Experiment, StageConfig
+from rsllm.errors import ConfigError, RsllmError, TrainingError
 from rsllm.plan import Layout
 
 Stage = Literal["recommender", "stage1", "stage2"]
+LETTERS_PER_TOKEN = 5
+"""Of titles; more than tokenizers reach, so that no launch is refused that would work."""
 MAX_FAILURES = 1
 """Restarts after a worker died; each continues from the last checkpoint."""
 
@@ -171,6 +173,7 @@ def _task(assignment: Assignment) -> Any:
         titles_ID = ItemEmbeddings.load(Path(titles)).standardised() if titles else None
         return RecommenderTask(experiment, data, titles_ID, assignment.fold)
     stage = experiment.stage1 if assignment.stage == "stage1" else experiment.stage2
+    _refuse_if_doomed(assignment, stage, data.titles)
     bf16 = layout.precision == "bf16"
     model = tuned.build(
         experiment,
@@ -192,3 +195,18 @@ def _task(assignment: Assignment) -> Any:
         autocast=bf16 and not layout.use_gpu,
         mixture=[(PreparedData.open(Path(path)), weight) for path, weight in assignment.mixture],
     )
+
+
+def _refuse_if_doomed(assignment: Assignment, stage: StageConfig, titles: Sequence[str]) -> None:
+    """Before weights are loaded; what cannot be planned for is let through."""
+    from rsllm.train.forecast import check_fits, device_memory
+    from rsllm.train.memory import Shape, Step
+
+    experiment, layout = assignment.experiment, assignment.layout
+    title = sum(map(len, titles)) / len(titles) / LETTERS_PER_TOKEN
+    try:
+        shape = Shape.of(experiment, stage, layout.workers, title)
+        step = Step(assignment.backbone, experiment.backbone, shape, layout)
+    except ConfigError:
+        return
+    check_fits(step, assignment.stage, device_memory(layout.use_gpu), experiment.compute.zero_stage)
