@@ -117,19 +117,25 @@ class Step:
         }
 
     def _pass(self, config: Any, layers: int) -> Sizes:
-        from transformers import AutoModelForCausalLM
+        from transformers import AttentionInterface, AutoModelForCausalLM
+        from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+        # Under a name for which transformers makes no masks of positions that it cannot read.
+        AttentionInterface.register("rsllm", sdpa_attention_forward)
         config.num_hidden_layers = layers
+        slots: Any = lambda tokens_BTD, item_BT: tokens_BTD.requires_grad_()  # noqa: E731
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
             parameters = sum(p.numel() for p in model.requires_grad_(False).parameters())
             model = tunable(model, replace(self.tuning, gradient_checkpointing=False)).train()
+            if model.config._attn_implementation == "sdpa":
+                model.config._attn_implementation = "rsllm"
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
         with FakeTensorMode(), FlopCounterMode(display=False) as flops:
             _make_fake(model, self.dtype)
             with _Alive(model, config.vocab_size) as alive:
                 loss = _loss(
-                    HybridLM(model, None), self.shape, self.bf16 and not self.layout.use_gpu
+                    HybridLM(model, slots), self.shape, self.bf16 and not self.layout.use_gpu
                 )
                 again = flops.get_total_flops() if self.tuning.gradient_checkpointing else 0
                 loss.backward()  # type: ignore[no-untyped-call]
@@ -148,7 +154,8 @@ class Step:
         moments: list[Sizes] = [self._forward(), backward, last | {"update": update}]
         empty = dict.fromkeys(("gradients", "update", "activations", "logits", "branches"), 0.0)
         parts = {"process": PROCESS[self.layout.use_gpu]} | state | empty
-        parts |= max(moments, key=lambda moment: sum(moment.values()))
+        largest: Sizes = max(moments, key=lambda moment: sum(moment.values()))
+        parts |= largest
         return parts | {"total": sum(parts.values())}
 
     def _forward(self) -> Sizes:
@@ -210,7 +217,7 @@ def _loss(model: HybridLM, shape: Shape, autocast: bool) -> Tensor:
     return loss if alone_GD is None else loss + states_BTD.float().sum() + alone_GD.sum()
 
 
-class _Alive(TorchDispatchMode):
+class _Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Adds up the storages that live beside the model's own.
 
     Attributes:
@@ -218,7 +225,7 @@ class _Alive(TorchDispatchMode):
     """
 
     def __init__(self, model: Any, vocabulary: int) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.peak, self._now = Counter(activations=0, logits=0), Counter(activations=0, logits=0)
         self._seen = {p.untyped_storage()._cdata for p in (*model.parameters(), *model.buffers())}
         self._vocabulary = vocabulary
