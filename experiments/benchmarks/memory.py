@@ -1,19 +1,24 @@
 """Does `rsllm plan` know what a training step needs? Its estimate against what the kernel saw.
 
-Each configuration takes real steps of stage 2 through DeepSpeed in a process of its own, in the
-environment that Ray gives to workers, on the longest batches among the first. `VmHWM` is the most
-that the process ever held. The plan sees the backbone's config and the sizes of those batches;
-`process` is what libraries, tokenizer and data take, measured in each process before there is a
-model. Ratios are estimate / measured.
+Each configuration takes real steps of stage 2 through DeepSpeed, in processes of their own, on the
+longest of the first batches. The plan sees the backbone's config and the sizes of those batches.
+`process` is what libraries, tokenizer and data take, measured in each process after a step of a
+tiny model. `VmHWM`, the most that a process ever held, is measured twice:
+
+    allocated   every large tensor has a mapping of its own, so that nothing but it is resident
+    resident    in the environment that Ray gives to workers, where the allocator has holes
+
+Ratios are estimate / measured.
 
     python experiments/benchmarks/memory.py --out results.json
 
-Cost: about 10 min on 2 cores, 6 GB of memory. Last measured: experiments/results/benchmarks/.
+Cost: about 15 min on 2 cores, 6 GB of memory. Last measured: experiments/results/benchmarks/.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import subprocess
@@ -36,7 +41,15 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "LoRA, all branches": {"stage2.loss.gamma": 0.5, "stage2.batch_size": 4},
     "full tuning": {"backbone.tuning": "full", "stage2.batch_size": 2},
 }
-ROUNDS, POOLED = 3, 32
+ENVIRONMENTS = {
+    "allocated": {"MALLOC_MMAP_THRESHOLD_": "65536"},
+    "resident": {"GLIBC_TUNABLES": WORKER_ENVIRONMENT["GLIBC_TUNABLES"]},
+}
+COLUMNS = (
+    *("tokens", "allocated_planned", "allocated_measured", "allocated_ratio"),
+    *("resident_measured", "resident_ratio"),
+)
+STEPS, POOLED = 2, 32
 ZERO_STAGE = 2
 
 
@@ -48,37 +61,60 @@ def resident(key: str) -> float:
 
 def measure(name: str, storage: Path) -> dict[str, Any]:
     """Peak of a few steps on the longest of the first batches, and the plan for their shape."""
-    import torch
     import torch.distributed as dist
 
     from rsllm.data.prepared import PreparedData
-    from rsllm.model import tuned
-    from rsllm.model.backbone import load_tokenizer
-    from rsllm.prompts.encode import PromptEncoder
-    from rsllm.recommenders.embeddings import ItemEmbeddings
-    from rsllm.train import stages
-    from rsllm.train.engine import Engine
 
     experiment = replace_in(Experiment(), CONFIGURATIONS[name])
     pipeline = Pipeline(experiment, storage)
     data, backbone = PreparedData.open(pipeline.prepare()), pipeline.backbone
     os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "DS_ACCELERATOR": "cpu"}
-    folder = tempfile.mkdtemp()
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=0, world_size=1)
-    PromptEncoder(load_tokenizer(backbone), data.titles, experiment.prompt, "unified", "movie")
-    process = resident("VmRSS")
-    table_IE = torch.randn(len(data.titles), experiment.recommender.width)
-    items = ItemEmbeddings(table_IE, source="random")
+    with tempfile.TemporaryDirectory() as folder:
+        init = f"file://{folder}/store"
+        dist.init_process_group("gloo", init_method=init, rank=0, world_size=1)
+        train(experiment, data, tiny(Path(folder), backbone))
+        gc.collect()
+        process = resident("VmRSS")
+        batch = train(experiment, data, backbone)
+        measured = resident("VmHWM")
+        dist.destroy_process_group()
+    return {"process": process, "measured": measured} | plan(experiment, backbone, batch)
+
+
+def tiny(folder: Path, backbone: str) -> str:
+    """A backbone of one narrow layer with the same tokenizer."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from rsllm.model.backbone import load_tokenizer
+
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "head_dim": 16}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1}
+    config = AutoConfig.from_pretrained(backbone, **sizes, **heads)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder / "tiny")
+    load_tokenizer(backbone).save_pretrained(folder / "tiny")
+    return str(folder / "tiny")
+
+
+def train(experiment: Experiment, data: Any, backbone: str) -> Any:
+    """A few steps on the longest batches; returns the longest."""
+    import torch
+
+    from rsllm.model import tuned
+    from rsllm.recommenders.embeddings import ItemEmbeddings
+    from rsllm.train import stages
+    from rsllm.train.engine import Engine
+
+    items = ItemEmbeddings(torch.randn(len(data.titles), 64), source="random")
     model = tuned.build(experiment, "unified", backbone, data, items, dtype=torch.float32)
     bf16 = experiment.compute.precision == "bf16"
-    task = stages.LanguageTask(experiment, experiment.stage2, data, model, name=name, autocast=bf16)
+    stage = experiment.stage2
+    task = stages.LanguageTask(experiment, stage, data, model, name="memory", autocast=bf16)
     engine = Engine(task.objective, task.optimization, zero_stage=ZERO_STAGE, bf16=False)
     batches = [task.batches(step)[0] for step in range(POOLED)]
-    batches = sorted(batches, key=lambda batch: batch.ids_BT.shape[1])[-ROUNDS:]
+    batches = sorted(batches, key=lambda batch: batch.ids_BT.shape[1])[-STEPS:]
     for step, batch in enumerate(batches):
         engine.step([batch], step)
-    measured = resident("VmHWM")
-    return {"process": process, "measured": measured} | plan(experiment, backbone, batches[-1])
+    return batches[-1]
 
 
 def plan(experiment: Experiment, backbone: str, batch: Any) -> dict[str, Any]:
@@ -92,7 +128,10 @@ def plan(experiment: Experiment, backbone: str, batch: Any) -> dict[str, Any]:
     shape = Shape(rows=rows, prompt=prompt, branches=width - prompt, alone=alone, parallel=ranked)
     layout = lay_out(experiment.compute, Resources(cpus=1, gpus=0))
     need = Step(backbone, experiment.backbone, shape, layout).need(ZERO_STAGE)
-    return {"tokens": rows * width, "parts": {k: need[k] for k in need if k != "process"}}
+    return {
+        "tokens": rows * width,
+        "parts": {k: need[k] for k in need if k not in ("process", "total")},
+    }
 
 
 def main() -> None:
@@ -106,28 +145,33 @@ def main() -> None:
         print(json.dumps(measure(arguments.only, arguments.storage)))
         return
     Pipeline(Experiment(), arguments.storage).prepare()
-    found = {name: run(name, arguments.storage) for name in CONFIGURATIONS}
-    rows = [
-        [name, one["tokens"], one["planned"] / 2**30, one["measured"] / 2**30, one["ratio"]]
-        for name, one in found.items()
-    ]
-    print(
-        tabulate(rows, ["step", "tokens", "planned GiB", "measured GiB", "ratio"], floatfmt=".3f")
-    )
+    found = {name: compare(name, arguments.storage) for name in CONFIGURATIONS}
+    rows = [[name, *(found[name][key] for key in COLUMNS)] for name in CONFIGURATIONS]
+    print(tabulate(rows, ["step", *COLUMNS], floatfmt=".2f"))
     if arguments.out:
-        facts = {"steps": ROUNDS, "environment": WORKER_ENVIRONMENT, "provenance": provenance()}
-        write_json(arguments.out, {"bytes": found, **facts})
+        facts = {"steps": STEPS, "environments": ENVIRONMENTS, "provenance": provenance()}
+        write_json(arguments.out, {"configurations": found, **facts})
 
 
-def run(name: str, storage: Path) -> dict[str, Any]:
-    """One configuration in a process of its own."""
-    command = [sys.executable, __file__, "--storage", str(storage), "--only", name]
-    environment = os.environ | WORKER_ENVIRONMENT
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    found["parts"].pop("total")
-    found["planned"] = found["process"] + sum(found["parts"].values())
-    return found | {"ratio": found["planned"] / found["measured"]}
+def compare(name: str, storage: Path) -> dict[str, Any]:
+    """One configuration in both environments. GiB."""
+    found: dict[str, Any] = {}
+    for kind, environment in ENVIRONMENTS.items():
+        command = [sys.executable, __file__, "--storage", str(storage), "--only", name]
+        done = subprocess.run(
+            command, check=True, stdout=subprocess.PIPE, text=True, env=os.environ | environment
+        )
+        one = json.loads(done.stdout.splitlines()[-1])
+        parts = {"process": one["process"]} | one["parts"]
+        planned = sum(parts.values())
+        found |= {
+            "tokens": one["tokens"],
+            f"{kind}_parts": {k: v / 2**30 for k, v in parts.items()},
+        }
+        found |= {f"{kind}_planned": planned / 2**30, f"{kind}_measured": one["measured"] / 2**30}
+        found[f"{kind}_ratio"] = planned / one["measured"]
+        print(f"{name}, {kind}: {planned / one['measured']:.3f}", flush=True)
+    return found
 
 
 if __name__ == "__main__":

@@ -13,17 +13,13 @@ from rsllm.assets import ASSETS, fetch
 from rsllm.config import Experiment
 from rsllm.errors import ConfigError
 from rsllm.plan import Resources, cpu_has_bf16, lay_out
-from rsllm.train.memory import GIB, Offload, Shape, Step
+from rsllm.train.memory import GIB, Offload, Shape, Sizes, Step
 
 CERTAINLY = 1.15
 """A launch is refused where it needs more than the memory by more than an estimate's error."""
 EFFICIENCY = 0.46
 """Training's share of the rate of a matrix product (benchmarks/train_step-2-cores.json)."""
 LABELS = ("gpus", "gpu-gibibytes", "sustained-teraflops", "dollars-per-hour")
-KNOBS = (
-    "more {name}.accumulation or a smaller {name}.batch_size, backbone.gradient_checkpointing=true,"
-    " a higher compute.zero_stage over more compute.workers, compute.offload, a smaller backbone"
-)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,27 +79,25 @@ def this_machine() -> Machine:
     return Machine(resources=total, memory=device_memory(gpus > 0), flops=flops)
 
 
-def check_fits(
-    step: Step, name: str, memory: float, zero_stage: int, offload: Offload = "none"
-) -> None:
+def check_fits(need: Sizes, name: str, memory: float) -> None:
     """Refuse to launch a stage that is doomed.
 
     Args:
-        step: of the stage.
+        need: of its step, under the ZeRO stage and offload of the run.
         name: of the stage.
         memory: bytes that a worker can have at most.
-        zero_stage: as the run will be started.
-        offload: likewise.
 
     Raises:
         ConfigError: a step needs clearly more; the message names the settings that save memory.
     """
-    need = step.need(zero_stage, offload)
-    total, largest = need.pop("total"), max(need, key=lambda part: need[part])
-    if total > CERTAINLY * memory:
+    *parts, total = need
+    if need[total] > CERTAINLY * memory:
         raise ConfigError(
-            f"{name} needs {total / GIB:.1f} GiB per worker, most of it {largest}, and there are"
-            f" {memory / GIB:.1f}; try {KNOBS.format(name=name)}"
+            f"{name} needs {need[total] / GIB:.1f} GiB per worker, most of it"
+            f" {max(parts, key=lambda part: need[part])}, and there are {memory / GIB:.1f}; try"
+            f" more {name}.accumulation or a smaller {name}.batch_size,"
+            " backbone.gradient_checkpointing=true, a higher compute.zero_stage over more"
+            " compute.workers, compute.offload, or a smaller backbone"
         )
 
 
@@ -148,4 +142,4 @@ def plan(experiment: Experiment, machine: Machine, title: float) -> None:
         f"training steps: {flops:.2e} operations, {hours:.1f} h on {layout.workers} workers"
         f" ({hours * nodes * machine.price:.2f} dollars)"
     )
-    check_fits(step, name, machine.memory, experiment.compute.zero_stage)
+    check_fits(step.need(experiment.compute.zero_stage), name, machine.memory)

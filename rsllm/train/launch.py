@@ -209,4 +209,5 @@ def _refuse_if_doomed(assignment: Assignment, stage: StageConfig, titles: Sequen
         step = Step(assignment.backbone, experiment.backbone, shape, layout)
     except ConfigError:
         return
-    check_fits(step, assignment.stage, device_memory(layout.use_gpu), experiment.compute.zero_stage)
+    need = step.need(experiment.compute.zero_stage)
+    check_fits(need, assignment.stage, device_memory(layout.use_gpu))

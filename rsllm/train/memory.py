@@ -3,7 +3,8 @@
 One forward and backward pass over fake tensors allocates nothing, but tells of every tensor how
 large it is and how long it lives. A network is traced one and two layers deep, for each further
 layer costs what the second did. What ZeRO and AdamW hold follows from their code (DeepSpeed 0.19;
-arXiv 1910.02054, 2101.06840). All sizes are in bytes.
+arXiv 1910.02054, 2101.06840). All sizes are in bytes, of what is allocated: holes that an
+allocator cannot fill come on top, on CPUs up to as much again (experiments/benchmarks/memory.py).
 
 Axes: B rows, T tokens, D width, U states whose logits are asked for, V vocabulary, G distinct
 target items, L tokens of an item.
@@ -98,8 +99,9 @@ class Step:
         self, source: str | Path, tuning: BackboneConfig, shape: Shape, layout: Layout
     ) -> None:
         self.source, self.tuning, self.shape, self.layout = str(source), tuning, shape, layout
-        self.bf16 = layout.precision == "bf16"
-        self.dtype = torch.bfloat16 if self.bf16 and layout.use_gpu else torch.float32
+        bf16, gpu = layout.precision == "bf16", layout.use_gpu
+        self.dtype = torch.bfloat16 if bf16 and gpu else torch.float32
+        self.autocast = bf16 and not gpu
         try:
             self.first, self.whole = self._traced()
         except Exception as error:  # whatever a foreign architecture makes of fake tensors
@@ -112,9 +114,8 @@ class Step:
         config = AutoConfig.from_pretrained(self.source)
         self.layers, self.width = config.num_hidden_layers, config.hidden_size
         one, two = (self._pass(copy(config), layers) for layers in (1, 2))
-        return one, {
-            name: size + (self.layers - 1) * (two[name] - size) for name, size in one.items()
-        }
+        more = self.layers - 1
+        return one, {name: size + more * (two[name] - size) for name, size in one.items()}
 
     def _pass(self, config: Any, layers: int) -> Sizes:
         from transformers import AttentionInterface, AutoModelForCausalLM
@@ -134,9 +135,7 @@ class Step:
         with FakeTensorMode(), FlopCounterMode(display=False) as flops:
             _make_fake(model, self.dtype)
             with _Alive(model, config.vocab_size) as alive:
-                loss = _loss(
-                    HybridLM(model, slots), self.shape, self.bf16 and not self.layout.use_gpu
-                )
+                loss = _loss(HybridLM(model, slots), self.shape, self.autocast)
                 again = flops.get_total_flops() if self.tuning.gradient_checkpointing else 0
                 loss.backward()  # type: ignore[no-untyped-call]
         found = {"parameters": parameters, "trained": trained, **alive.peak}

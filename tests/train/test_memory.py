@@ -178,12 +178,12 @@ def test_shape_of_each_representation() -> None:
 
 
 def test_a_doomed_launch_is_refused_with_the_knobs(tiny: Step) -> None:
-    total = tiny.need(2)["total"]
-    check_fits(tiny, "stage2", total / 1.1, 2)
+    need = tiny.need(2)
+    check_fits(need, "stage2", need["total"] / 1.1)
     with pytest.raises(
         ConfigError, match=r"stage2 needs .* GiB per worker, most of it process"
     ) as e:
-        check_fits(tiny, "stage2", total / 1.2, 2)
+        check_fits(need, "stage2", need["total"] / 1.2)
     for knob in ("stage2.accumulation", "gradient_checkpointing=true", "zero_stage", "offload"):
         assert knob in str(e.value)
 
