@@ -86,6 +86,14 @@ def build_parser() -> argparse.ArgumentParser:
     _add_world_flags(add("synthesize", "write a world whose best score is known", _synthesize))
     for verb, purpose in STAGES.items():
         _add_experiment_flags(add(verb, purpose, _run_stage))
+    plan = add("plan", "say what training needs, takes and costs, and what fits", _plan)
+    _add_experiment_flags(plan)
+    plan.add_argument(
+        "--cluster", type=Path, metavar="FILE", help="Ray cluster file (default: this machine)"
+    )
+    plan.add_argument(
+        "--title-tokens", type=float, default=8.0, metavar="N", help="mean length of a title"
+    )
     audit = add("audit", "look for leaks and biases in a prepared data set or a run", _audit)
     audit.add_argument("folder", type=Path, metavar="DIR", help="an artifact, as verbs print them")
     evaluate = add("evaluate", "judge another system's scores on our candidate sets", _evaluate)
@@ -187,6 +195,15 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         results = path.with_name(f"{path.stem}-{arguments.split}.json")
         write_json(results, judged)
         print(f"{tables(judged)}\n{results}")
+
+
+def _plan(arguments: argparse.Namespace) -> None:
+    from rsllm.train import forecast
+
+    experiment = replace_in(Experiment(), overrides(arguments))
+    path: Path | None = arguments.cluster
+    machine = forecast.read_cluster(path) if path else forecast.this_machine()
+    forecast.plan(experiment, machine, arguments.title_tokens)
 
 
 def _run_stage(arguments: argparse.Namespace) -> None:

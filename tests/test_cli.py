@@ -27,6 +27,7 @@ GOLDEN = {
     "prepare": EXPERIMENT_FLAGS,
     "fit": EXPERIMENT_FLAGS,
     "train": EXPERIMENT_FLAGS,
+    "plan": sorted([*EXPERIMENT_FLAGS, "--cluster", "--title-tokens"]),
     "audit": ["DIR"],
     "evaluate": sorted([*EXPERIMENT_FLAGS, "--export", "--predictions", "--split"]),
 }

@@ -11,40 +11,20 @@ from string import ascii_uppercase
 from typing import Literal
 
 from rsllm.config.checks import at_least, positive, require
-from rsllm.config.data import DataConfig, Domain, MixedData, TableConfig, TimeUnit
-from rsllm.config.models import BackboneConfig, ProjectorConfig, RecommenderConfig
-from rsllm.config.stages import (
-    SLOTTED,
-    LossConfig,
-    PromptConfig,
-    Representation,
-    Scorer,
-    StageConfig,
-)
-
-__all__ = [
-    "SLOTTED",
-    "BackboneConfig",
-    "ComputeConfig",
-    "DataConfig",
-    "Decoding",
-    "Domain",
-    "EvaluationConfig",
-    "Experiment",
-    "LossConfig",
-    "MixedData",
-    "Offload",
-    "Placement",
-    "Precision",
-    "ProjectorConfig",
-    "PromptConfig",
-    "RecommenderConfig",
-    "Representation",
-    "Scorer",
-    "StageConfig",
-    "TableConfig",
-    "TimeUnit",
-]
+from rsllm.config.data import DataConfig as DataConfig
+from rsllm.config.data import Domain as Domain
+from rsllm.config.data import MixedData as MixedData
+from rsllm.config.data import TableConfig as TableConfig
+from rsllm.config.data import TimeUnit as TimeUnit
+from rsllm.config.models import BackboneConfig as BackboneConfig
+from rsllm.config.models import ProjectorConfig as ProjectorConfig
+from rsllm.config.models import RecommenderConfig as RecommenderConfig
+from rsllm.config.stages import SLOTTED as SLOTTED
+from rsllm.config.stages import LossConfig as LossConfig
+from rsllm.config.stages import PromptConfig as PromptConfig
+from rsllm.config.stages import Representation as Representation
+from rsllm.config.stages import Scorer as Scorer
+from rsllm.config.stages import StageConfig as StageConfig
 
 Decoding = Literal["free", "constrained"]
 Offload = Literal["none", "optimizer", "parameters"]

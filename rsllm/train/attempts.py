@@ -45,7 +45,9 @@ def run(assignment: Assignment, *, name: str, storage: Path, callbacks: Sequence
             reason = _explained(error, assignment)
             before, reached = reached, _newest_step(assignment)
             fruitless = 0 if reached > before else fruitless + 1
-            if _is_final(reason, last) or fruitless > allowed:
+            again = str(reason) == last and not isinstance(reason, Interrupted | _LostError)
+            final = again or isinstance(reason, ConfigError | _NoRoomError)
+            if final or fruitless > allowed:
                 raise reason from error
         last = str(reason)
         print(f"rsllm: {last}; attempt {attempt + 1} goes on from step {reached}", flush=True)
@@ -57,13 +59,6 @@ class _NoRoomError(TrainingError):
 
 class _LostError(TrainingError):
     """A worker ended without an error of ours."""
-
-
-def _is_final(reason: RsllmError, last: str) -> bool:
-    """Whether another attempt would fail again, as after an error of ours that came twice."""
-    if isinstance(reason, ConfigError | _NoRoomError):
-        return True
-    return str(reason) == last and not isinstance(reason, Interrupted | _LostError)
 
 
 @dataclass
@@ -141,11 +136,6 @@ def _no_room(assignment: Assignment) -> RsllmError:
     compute, layout = assignment.experiment.compute, assignment.layout
     apart = " on nodes of their own" if compute.placement == "spread" else ""
     return _NoRoomError(
-        f"{assignment.stage} needs {layout.workers} workers of {_told(_resources(layout))}{apart},"
-        f" and within {compute.wait_seconds:.0f} s the cluster had no room for them: it has"
-        f" {_told(ray.cluster_resources())}, of which {_told(ray.available_resources())} are free"
+        f"{assignment.stage} needs {layout.workers} workers of {_resources(layout)}{apart}, and"
+        f" within {compute.wait_seconds:.0f} s the cluster had no room for them; see ray status"
     )
-
-
-def _told(resources: dict[str, float]) -> str:
-    return " and ".join(f"{resources.get(n, 0):g} {n}" for n in ("CPU", "GPU") if n in resources)

@@ -74,7 +74,7 @@ class Checkpoints:
         Raises:
             CheckpointError: it failed for the third time in a row.
         """
-        staging, problem = self._staging(state.step), ""
+        staging, problem = self.folder / f".step-{state.step:08d}.staging", ""
         for number, part in enumerate(_parts(engine.state())):
             if dist.get_rank() == 0 and not problem:
                 problem = self._attempt(partial(_write, part, staging, number), staging)
@@ -149,9 +149,6 @@ class Checkpoints:
 
     def _path(self, step: int) -> Path:
         return self.folder / f"step-{step:08d}"
-
-    def _staging(self, step: int) -> Path:
-        return self.folder / f".step-{step:08d}.staging"
 
     def _prune(self, best_step: int) -> None:
         """Keep the best and the newest two that are whole, should the newest turn out damaged."""

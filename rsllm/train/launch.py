@@ -100,10 +100,8 @@ def _memory_explained(assignment: Assignment) -> Iterator[None]:
 def out_of_memory(assignment: Assignment) -> str:
     """What a user can do about it."""
     stage = assignment.stage
-    if stage == "recommender":
-        return "recommender: out of memory; lower recommender.batch_size"
     return (
-        f"{stage}: out of memory; raise {stage}.accumulation, set backbone.gradient_checkpointing,"
+        f"{stage}: out of memory; lower {stage}.batch_size, set backbone.gradient_checkpointing,"
         " or shard more with compute.zero_stage, compute.workers or compute.offload"
     )
 

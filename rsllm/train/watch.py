@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import signal
-import sys
 import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -18,6 +17,7 @@ if TYPE_CHECKING:  # DeepSpeed must not be imported before its worker is prepare
 CHECKPOINT_SHARE = 0.05
 """Of a run's time may go into checkpoints between validations."""
 
+STDERR = 2
 _told_to_leave = False
 
 
@@ -51,8 +51,7 @@ class Watch:
 
     def looks(self, engine: Engine) -> bool:
         """Whether to save now. Only rank 0's clock counts; a signal to any rank does."""
-        if sys.__stderr__:
-            faulthandler.dump_traceback_later(self.timeout_seconds, file=sys.__stderr__)
+        faulthandler.dump_traceback_later(self.timeout_seconds, file=STDERR)
         interval = max(self.checkpoint_seconds, self.cost / CHECKPOINT_SHARE)
         due = time.monotonic() - self.saved >= interval
         due, self.leaves = engine.agree(due, _told_to_leave)

@@ -16,7 +16,7 @@ from rsllm.train import launch
 @pytest.mark.parametrize(
     ("stage", "knobs"),
     [
-        ("stage2", ["stage2.accumulation", "gradient_checkpointing", "compute.offload"]),
+        ("stage2", ["stage2.batch_size", "gradient_checkpointing", "compute.offload"]),
         ("recommender", ["recommender.batch_size"]),
     ],
 )
