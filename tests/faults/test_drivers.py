@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import jobs
 import pytest
-from conftest import STEPS, Run
+from fault_runs import STEPS, Run
 from faults import Faults
 
 pytestmark = pytest.mark.faults

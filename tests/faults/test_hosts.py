@@ -12,8 +12,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
-from conftest import Run
 from driver import CLUSTER
+from fault_runs import Run
 
 pytestmark = pytest.mark.faults
 RAY = str(Path(sys.executable).with_name("ray"))

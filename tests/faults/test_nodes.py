@@ -8,8 +8,8 @@ from typing import Any
 
 import jobs
 import pytest
-from conftest import STEPS, Run
 from driver import CLUSTER
+from fault_runs import STEPS, Run
 from faults import Faults
 from ray.cluster_utils import Cluster
 

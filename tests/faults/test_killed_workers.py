@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from conftest import STEPS, Run
+from fault_runs import STEPS, Run
 from faults import COMMIT_POINTS, Faults
 
 pytestmark = pytest.mark.faults
