@@ -129,11 +129,12 @@ def test_names_stay_inside(name: str, tmp_path: Path) -> None:
 
 
 def test_variants_are_chosen_from_a_list(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     flags = ["--only", "../../x", "--storage", str(tmp_path / "store")]
+    monkeypatch.setattr("sys.argv", ["script", *flags])
     with pytest.raises(SystemExit) as refused:
-        parse("", {"quick": Budget(summary="")}, Experiment(), flags, variants=["plain"])
+        parse("", {"quick": Budget(summary="")}, Experiment(), variants=["plain"])
     assert refused.value.code == 2
     assert "invalid choice: '../../x'" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
