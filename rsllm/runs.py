@@ -133,8 +133,8 @@ def manifest(folder: Path, *, verify: bool = False) -> dict[str, Any]:
         CheckpointError: no manifest, or a file that is missing, elsewhere, extra-short or altered.
     """
     facts: dict[str, Any] = read_json(folder / MANIFEST)
-    stated = facts.pop("digest", "") if isinstance(facts, dict) else None
-    if stated != content_hash(facts):
+    stated = facts.pop("digest", None) if isinstance(facts, dict) else None
+    if stated not in (None, content_hash(facts)):
         raise CheckpointError(f"{folder} is damaged: {MANIFEST} was altered; delete it to rebuild")
     try:
         files = [(name, file["bytes"], file["sha256"]) for name, file in facts["files"].items()]

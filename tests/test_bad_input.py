@@ -35,7 +35,7 @@ def script(tiny_llm: Path, store: Path) -> list[str]:
 
 
 def files(store: Path) -> list[Path]:
-    return [path for path in store.rglob("*") if path.is_file()]
+    return [path for path in store.rglob("*") if path.is_file() and path.suffix != ".lock"]
 
 
 @pytest.mark.parametrize(

@@ -196,6 +196,7 @@ def _record(number: int, result: Any, search: Pipeline) -> TrialRecord:
 def _numbers(row: dict[str, Any]) -> dict[str, float]:
     """rsllm's own metrics of a report, without what Tune adds."""
     groups = ("loss", "contrast/", "health/", "prompts/", "HR@", "NDCG@")
+    groups += ("tokens_per", "data_wait", "checkpoint_share")
     ours = (
         *groups,
         "MRR",
