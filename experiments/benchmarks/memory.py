@@ -6,7 +6,7 @@ longest of the first batches. The plan sees the backbone's config and the sizes 
 tiny model. `VmHWM`, the most that a process ever held, is measured twice:
 
     allocated   every large tensor has a mapping of its own, so that nothing but it is resident
-    resident    in the environment that Ray gives to workers, where the allocator has holes
+    resident    with an allocator that is told to join what is freed, and still has holes
 
 Ratios are estimate / measured.
 
@@ -42,7 +42,7 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
 }
 ENVIRONMENTS = {
     "allocated": {"MALLOC_MMAP_THRESHOLD_": "65536"},
-    "resident": {},
+    "resident": {"GLIBC_TUNABLES": "glibc.malloc.tcache_count=0:glibc.malloc.mxfast=0"},
 }
 COLUMNS = (
     *("tokens", "allocated_planned", "allocated_measured", "allocated_ratio"),

@@ -197,17 +197,7 @@ def _numbers(row: dict[str, Any]) -> dict[str, float]:
     """rsllm's own metrics of a report, without what Tune adds."""
     groups = ("loss", "contrast/", "health/", "prompts/", "HR@", "NDCG@")
     groups += ("tokens_per", "data_wait", "checkpoint_share")
-    ours = (
-        *groups,
-        "MRR",
-        "step",
-        "samples",
-        "seconds",
-        "tokens",
-        "data_wait",
-        "checkpoint",
-        METRIC,
-    )
+    ours = (*groups, "MRR", "step", "samples", "seconds", METRIC)
     return {name: float(value) for name, value in row.items() if name.startswith(ours)}
 
 
