@@ -195,9 +195,8 @@ def _record(number: int, result: Any, search: Pipeline) -> TrialRecord:
 
 def _numbers(row: dict[str, Any]) -> dict[str, float]:
     """rsllm's own metrics of a report, without what Tune adds."""
-    groups = ("loss", "contrast/", "health/", "prompts/", "HR@", "NDCG@")
-    groups += ("tokens_per", "data_wait", "checkpoint_share")
-    ours = (*groups, "MRR", "step", "samples", "seconds", METRIC)
+    groups = ("loss", "contrast/", "health/", "prompts/", "HR@", "NDCG@", "tokens_per")
+    ours = (*groups, "MRR", "step", "samples", "seconds", "data_wait", "checkpoint_share", METRIC)
     return {name: float(value) for name, value in row.items() if name.startswith(ours)}
 
 
