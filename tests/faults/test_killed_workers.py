@@ -63,7 +63,7 @@ def test_an_error_that_would_come_again(make_run: Callable[..., Run]) -> None:
     done = run.finish()
     assert done.returncode == 1
     assert done.stdout.splitlines()[-1].startswith(
-        "rsllm: error: the loss of step 7 is not finite on worker 1;"
+        "rsllm: error: the loss of step 7 is not finite on worker 0, 1;"
     )
     assert [number for _, number in run.notes(0, "restored")] == [0, 6], "two attempts"
     assert "Traceback" not in done.stdout
