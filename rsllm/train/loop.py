@@ -93,6 +93,7 @@ def train(
         if validates:
             report(state.curve[-1])
         watch.leave_if_told()
+    watch.rests()
     if task.patience and state.step != state.best_step:
         checkpoints.restore(engine, step=state.best_step)
     return replace(state, seconds=progress.seconds())

@@ -66,6 +66,10 @@ class Watch:
         self.cost = self.saved - start
         self.spent += self.cost
 
+    def rests(self) -> None:
+        """There are no more steps to wait for."""
+        faulthandler.cancel_dump_traceback_later()
+
     def leave_if_told(self) -> None:
         """End the run after the step whose checkpoint was just saved.
 
