@@ -62,6 +62,14 @@ RECIPES: dict[str, dict[str, Any]] = {
         "stage2.samples": 0.5,
         "stage2.loss.scorer": "likelihood",
     },
+    "pointer, then contrasts": {
+        "stage1.representation": "unified",
+        "stage1.loss": to_dict(BASE.stage2.loss),
+        "stage1.samples": 0.5,
+        "stage2.samples": 0.5,
+        "stage2.loss.alpha": 0.1,
+        "stage2.loss.beta": 0.05,
+    },
     "slots alone, then unified": {
         "stage1.representation": "behavioural",
         "stage1.loss": to_dict(BASE.stage2.loss),
