@@ -11,7 +11,8 @@ from rsllm.errors import ConfigError
 DRIVER_CPUS = 0.05
 """CPU share of a trial's driver, which only waits."""
 TRAINING_SHARE = 0.45
-"""Share of the CPUs that training reserves; the rest keeps Ray Data from waiting for ever."""
+"""Share of the CPUs that training reserves; what encodes its batches takes half as much again, and
+the rest keeps Ray Data from waiting for ever."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,6 +37,11 @@ class Layout:
     """Torch threads per CPU worker."""
     precision: Literal["fp32", "bf16"]
     concurrent_trials: int
+
+    @property
+    def encoder_cpus(self) -> float:
+        """CPU share of the process that encodes a worker's batches."""
+        return min(1.0, self.cpus_per_worker / 2)
 
 
 def lay_out(compute: ComputeConfig, resources: Resources) -> Layout:

@@ -42,7 +42,7 @@ from rsllm.prompts.collate import PADDING, Batch
 from rsllm.prompts.encode import NO_ITEM
 from rsllm.recommenders.embeddings import ItemEmbeddings
 from rsllm.runs import provenance, write_json
-from rsllm.train import stages
+from rsllm.train import batches, stages
 
 PLAIN = {"stage2.loss.alpha": 0.0, "stage2.loss.beta": 0.0, "stage2.loss.gamma": 0.0}
 VARIANTS = ("rsllm", "rsllm, random batches", "rsllm, fp32", "obvious")
@@ -114,9 +114,9 @@ def _labels(batch: Batch) -> torch.Tensor:
 @contextmanager
 def random_batches(wanted: bool) -> Iterator[None]:
     """Rows as they come, without sorting by length."""
-    before, stages.POOL_STEPS = stages.POOL_STEPS, 1 if wanted else stages.POOL_STEPS
+    before, batches.POOL_STEPS = batches.POOL_STEPS, 1 if wanted else batches.POOL_STEPS
     yield
-    stages.POOL_STEPS = before
+    batches.POOL_STEPS = before
 
 
 def matrix_rate(dtype: torch.dtype) -> float:
@@ -166,12 +166,12 @@ def _padding(task: Any) -> dict[str, float]:
     """Share of padding, in order of length and at random."""
     found = {}
     for name, unsorted in (("by length", False), ("random", True)):
-        task._pool.cache_clear()
+        batches._pool.cache_clear()
         with random_batches(unsorted):
-            branch_BT = [task.batches(step)[0].branch_BT for step in range(stages.POOL_STEPS * 4)]
+            branch_BT = [task.batches(step)[0].branch_BT for step in range(batches.POOL_STEPS * 4)]
         padding = sum(int((b == PADDING).sum()) for b in branch_BT)
         found[name] = padding / sum(b.numel() for b in branch_BT)
-    task._pool.cache_clear()
+    batches._pool.cache_clear()
     return found
 
 

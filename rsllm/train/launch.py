@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -62,7 +64,7 @@ def work(config: dict[str, Assignment]) -> None:
     from rsllm.train.watch import Watch
 
     compute = assignment.experiment.compute
-    task = _task(assignment)
+    task = build_task(assignment)
     engine = Engine(task.objective, task.optimization, **_engine_settings(assignment))
     checkpoints = Checkpoints(Path(assignment.checkpoints))
     watch = Watch(compute.checkpoint_seconds, compute.timeout_seconds)
@@ -107,19 +109,29 @@ def out_of_memory(assignment: Assignment) -> str:
 
 
 def _log(assignment: Assignment) -> Any:
-    """Scalars of rank 0, for TensorBoard."""
+    """Scalars of rank 0, for TensorBoard and as Ray's metrics."""
     import torch.distributed as dist
     from tensorboardX import SummaryWriter
 
     if dist.get_rank():
         return lambda step, values: None
     writer = SummaryWriter(assignment.curves, flush_secs=10)
+    tags = {"run": Path(assignment.checkpoints).name}
 
     def log(step: int, values: dict[str, float]) -> None:
         for name, value in values.items():
             writer.add_scalar(name, value, step)
+            _gauge(name).set(value, tags)
 
     return log
+
+
+@cache
+def _gauge(name: str) -> Any:
+    """One of Ray's metrics, which its dashboard and Prometheus show by run."""
+    from ray.util.metrics import Gauge
+
+    return Gauge("rsllm_" + re.sub(r"\W+", "_", name), name, tag_keys=("run",))
 
 
 def _prepare_process(layout: Layout) -> None:
@@ -148,7 +160,8 @@ def _engine_settings(assignment: Assignment) -> dict[str, Any]:
     }
 
 
-def _task(assignment: Assignment) -> Any:
+def build_task(assignment: Assignment) -> Any:
+    """What a worker trains; torch.distributed must be initialised."""
     import torch
 
     from rsllm.data.prepared import PreparedData
@@ -156,6 +169,7 @@ def _task(assignment: Assignment) -> Any:
     from rsllm.recommenders.embeddings import ItemEmbeddings
     from rsllm.train.recommender import RecommenderTask
     from rsllm.train.stages import LanguageTask
+    from rsllm.train.stream import streamed
 
     experiment, layout = assignment.experiment, assignment.layout
     data = PreparedData.open(Path(assignment.data))
@@ -184,4 +198,5 @@ def _task(assignment: Assignment) -> Any:
         name=assignment.stage,
         autocast=bf16 and not layout.use_gpu,
         mixture=[(PreparedData.open(Path(path)), weight) for path, weight in assignment.mixture],
+        stream=partial(streamed, cpus=layout.encoder_cpus),
     )

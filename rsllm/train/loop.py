@@ -35,8 +35,8 @@ class Task(Protocol):
     objective: nn.Module
     optimization: Optimization
 
-    def batches(self, step: int) -> Sequence[Any]:
-        """This worker's micro-batches of a step: a pure function of it."""
+    def feed(self, start: int) -> Iterator[Sequence[Any]]:
+        """This worker's micro-batches of a step and of all after it: pure functions of the step."""
 
     def due(self, step: int) -> bool:
         """Whether to validate after this many steps."""
@@ -67,11 +67,11 @@ def train(
         Interrupted: told to leave; everything up to this step is saved.
     """
     state = checkpoints.restore(engine)
-    progress = Progress(task, state)
+    progress, feed = Progress(task, state), task.feed(state.step)
     while state.step < task.steps and not _stalled(task, state):
         torch.manual_seed(_step_seed(task.seed, state.step))
         with progress.waits():
-            batches = task.batches(state.step)
+            batches = next(feed)
         losses = engine.step(batches, state.step)
         progress.saw(batches)
         state = replace(state, step=state.step + 1)
@@ -153,10 +153,12 @@ class Progress:
         if dist.get_rank() or now - self.last < PROGRESS_SECONDS:
             return
         self.last = now
-        pace = (now - self.start) / (state.step - self.start_step)
+        rates = self.rates(state, 0.0)
+        rows_left = (self.task.steps - state.step) * self.task.rows_per_step
         print(
             f"{self.task.name}: step {state.step}/{self.task.steps}, loss {losses['loss']:.3f}, "
-            f"{self.task.rows_per_step / pace:.1f} rows/s, "
-            f"at most {pace * (self.task.steps - state.step) / 60:.1f} min left",
+            f"{rates['samples_per_second']:.1f} rows/s, {rates['tokens_per_second']:.0f} tokens/s, "
+            f"{rates['data_wait_share']:.1%} waiting for data, "
+            f"at most {rows_left / rates['samples_per_second'] / 60:.1f} min left",
             flush=True,
         )

@@ -7,7 +7,6 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-import torch.distributed as dist
 
 GOLDEN_RATIO = (5**0.5 - 1) / 2
 
@@ -60,9 +59,9 @@ def mixed_step(seed: int, step: int, weights: Sequence[float]) -> tuple[int, int
     return int(set_S[-1]), int((set_S[:-1] == set_S[-1]).sum())
 
 
-def shares(rows: Sequence[Any], accumulation: int) -> list[Sequence[Any]]:
-    """This worker's micro-batches of a global batch."""
-    own = rows[dist.get_rank() :: dist.get_world_size()]
+def shares(rows: Sequence[Any], rank: int, world: int, accumulation: int) -> list[Sequence[Any]]:
+    """One worker's micro-batches of a global batch."""
+    own = rows[rank::world]
     return [own[i::accumulation] for i in range(accumulation)]
 
 

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ from rsllm.recommenders.embeddings import ItemEmbeddings
 from rsllm.recommenders.losses import binary, full_softmax, sampled_softmax
 from rsllm.runs import write_json
 from rsllm.train.engine import Optimization, ParameterGroup
-from rsllm.train.order import sample_order, shares
+from rsllm.train.order import sample_order
 
 SEEN_ROWS = 2000
 """Training rows scored like held-out ones."""
@@ -170,10 +171,14 @@ class RecommenderTask:
         rows = self.rows.take(order_R[start : start + self.rows_per_step])
         negative_BN, expected_BN = self.negatives.draw(step, rows.target_R)
         arrays = (rows.history_RH, rows.length_R, rows.target_R, negative_BN)
-        (own,) = shares(np.arange(len(rows)), 1)  # type: ignore[arg-type]
+        own = np.arange(len(rows))[dist.get_rank() :: dist.get_world_size()]
         history, length, target, negative = (torch.from_numpy(a[own]).long() for a in arrays)
         expected = torch.from_numpy(expected_BN[own])
         return [RecommenderBatch(history, length, target, negative, expected)]
+
+    def feed(self, start: int) -> Iterator[list[RecommenderBatch]]:
+        """The batches of a step and of all after it."""
+        return map(self.batches, range(start, self.steps))
 
     def due(self, step: int) -> bool:
         """After each epoch."""

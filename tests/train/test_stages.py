@@ -164,9 +164,10 @@ def test_batches_hold_rows_of_similar_length_and_each_row_once(
     assert len(set(seen)) == len(seen) == steps * size
     assert tokens[0] == max(tokens), "too little memory shows at once"
     rows = [row for step in range(steps) for row in step_rows(task.seed, step, size, steps * size)]
-    by_chance = task.sets[0].decisions(rows, task.seed)
+    own = task.batches.sets[0]
+    by_chance = own.decisions(rows, task.seed)
     in_turn = [
-        collate(by_chance[i : i + size], task.sets[0].encoder, keys, all_branches=task.all_branches)
+        collate(by_chance[i : i + size], own.encoder, keys, all_branches=task.batches.all_branches)
         for i in range(0, len(by_chance), size)
     ]
     assert padding < 0.3 * sum(int((batch.branch_BT == PADDING).sum()) for batch in in_turn)

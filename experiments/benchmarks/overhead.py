@@ -1,0 +1,150 @@
+"""What do Ray Train, Ray Data and checkpoints cost, against a bare loop around the same engine?
+
+The bare loop runs in a process of its own, without Ray: the same task on the same rows, batches
+made between the steps, one line per step. Against it stands the stage as a user runs it: a worker
+of Ray Train, batches through Ray Data, TensorBoard, metrics, and a checkpoint a minute. Both take
+turns; a step is compared with the same step, and ratios are medians over steps.
+
+    python experiments/benchmarks/overhead.py --out results.json
+
+Cost: about 12 min on 2 cores. Last measured: experiments/results/benchmarks/.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import ray
+from tabulate import tabulate
+
+from rsllm import Experiment, Pipeline, replace_in
+from rsllm.cli import run_script
+from rsllm.cluster import start_ray
+from rsllm.runs import provenance, read_json, write_json
+from rsllm.train.launch import Assignment, build_task
+
+ROUNDS, STEPS, WARM_UP = 2, 40, 3
+SHORT = {
+    "stage1.samples": 0,
+    "stage2.batch_size": 4,
+    "stage2.samples": 4 * STEPS,
+    "stage2.validations": 1,
+    "evaluation.validation_rows": 4,
+}
+
+
+def assign(storage: Path) -> Assignment:
+    """Stage 2 of the default experiment, on its real data and recommender."""
+    pipeline = Pipeline(replace_in(Experiment(), SHORT), storage)
+    return Assignment(
+        stage="stage2",
+        experiment=pipeline.experiment,
+        layout=pipeline.layout,
+        data=str(pipeline.prepare()),
+        backbone=pipeline.backbone,
+        recommender=str(pipeline.fit()),
+        checkpoints="",
+        curves="",
+        export="",
+    )
+
+
+def under_ray(assignment: Assignment, folder: Path) -> tuple[list[float], dict[str, float]]:
+    """Seconds of each step as a user's run has them, and the run's own account of its time."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    from rsllm.train.attempts import run
+
+    places = {name: folder / name for name in ("checkpoints", "curves", "export")}
+    places["export"].mkdir()
+    start_ray()
+    own = replace(assignment, **{name: str(path) for name, path in places.items()})
+    run(own, name=f"overhead-{folder.name}", storage=folder / "ray")
+    ray.shutdown()
+    events = EventAccumulator(str(places["curves"]))
+    events.Reload()
+    ends = sorted(event.wall_time for event in events.Scalars("next_item"))
+    return _steps(ends[:STEPS]), read_json(places["export"] / "training.json")["curve"][-1]
+
+
+def bare(storage: Path) -> list[float]:
+    """The same from a process that knows nothing of Ray."""
+    command = [sys.executable, __file__, "--bare", "--storage", str(storage), "--out", os.devnull]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return _steps(json.loads(done.stdout.splitlines()[-1]))
+
+
+def print_bare_steps(assignment: Assignment) -> None:
+    """When each step of a plain loop around the engine ended, as one line of JSON."""
+    import torch
+    import torch.distributed as dist
+
+    from rsllm.train.engine import Engine
+
+    torch.set_num_threads(assignment.layout.threads)
+    os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "DS_ACCELERATOR": "cpu"}
+    with tempfile.TemporaryDirectory() as folder:
+        dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=0, world_size=1)
+        task = build_task(assignment)
+        zero_stage = assignment.experiment.compute.zero_stage
+        engine = Engine(task.objective, task.optimization, zero_stage=zero_stage, bf16=False)
+        ends = []
+        for step in range(STEPS):
+            engine.step(task.batches(step), step)
+            ends.append(time.time())
+        print(json.dumps(ends))
+        dist.destroy_process_group()
+
+
+def _steps(ends: Sequence[float]) -> list[float]:
+    return [end - start for start, end in pairwise(ends)][WARM_UP:]
+
+
+def main() -> None:
+    """Let both take turns; print and write what a step costs."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--storage", type=Path, default=Path("rsllm-store"), metavar="DIR")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--bare", action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    assignment = assign(arguments.storage)
+    ray.shutdown()
+    if arguments.bare:
+        return print_bare_steps(assignment)
+    ratios: list[float] = []
+    accounts, medians = list[dict[str, float]](), list[dict[str, float]]()
+    for _ in range(ROUNDS):
+        plain = bare(arguments.storage)
+        with tempfile.TemporaryDirectory() as folder:
+            ours, account = under_ray(assignment, Path(folder))
+        ratios += [mine / other for mine, other in zip(ours, plain, strict=True)]
+        medians.append({"rsllm": statistics.median(ours), "bare": statistics.median(plain)})
+        accounts.append(account)
+    shares = ("checkpoint_share", "data_wait_share")
+    found: dict[str, Any] = {
+        "step_seconds": medians,
+        "step_ratio": statistics.median(ratios),
+        **{name: statistics.mean(account[name] for account in accounts) for name in shares},
+    }
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    write_json(
+        arguments.out, {**found, "rounds": ROUNDS, "steps": STEPS, "provenance": provenance()}
+    )
+    print(tabulate([(name, found[name]) for name in ("step_ratio", *shares)], floatfmt=".3f"))
+    return None
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,135 @@
+"""What the steps of a language-model stage see: pure functions of seed, step and worker."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from rsllm.config import StageConfig
+from rsllm.data.prepared import PreparedData
+from rsllm.data.sequences import Rows, draw_candidates, row_keys
+from rsllm.prompts.collate import Batch, Row, answer_tokens, collate
+from rsllm.prompts.encode import PromptEncoder
+from rsllm.train.order import by_length, mixed_step, shares, step_rows, text_only
+
+POOL_STEPS = 16
+"""Steps whose rows are put together and parted by length."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingSet:
+    """The training rows of one data set, their prompts, and its weight in the mixture."""
+
+    data: PreparedData
+    rows: Rows
+    encoder: PromptEncoder
+    weight: float
+    folds: int = 0
+    """Cross-fitted item tables: a user's slots come from the one that has not seen the user."""
+
+    def decisions(self, places: Sequence[tuple[int, int]], seed: int) -> list[Row]:
+        """Rows at (epoch, row) under the evaluation's candidate rule, redrawn each epoch."""
+        epoch_B, index_B = np.array(places).T
+        rows, config = self.rows.take(index_B), self.data.config
+        keys_B = row_keys(seed, "train", rows.user_R, rows.position_R, epoch_B)
+        candidates_BC = draw_candidates(
+            keys_B,
+            rows.history_RH,
+            rows.target_R,
+            self.data.catalogue,
+            config["num_candidates"],
+            config["candidates"],
+        )
+        return [
+            Row(
+                rows.histories(i).tolist(),
+                candidates_BC[i].tolist(),
+                int(rows.target_R[i]),
+                int(rows.user_R[i]),
+                int(keys_B[i] >> np.uint64(48)),
+                1 + int(rows.user_R[i]) % self.folds if self.folds else 0,
+            )
+            for i in range(len(rows))
+        ]
+
+    def length(self, row: Row, all_branches: bool) -> int:
+        """Tokens of a row, in its prompt and its branches."""
+        answers = self.encoder.answers(row.candidates) if all_branches else []
+        branches = sum(len(answer + self.encoder.ending) - 1 for answer in answers)
+        return branches + self.encoder.length(row.history, row.candidates, row.template)
+
+
+class StepBatches:
+    """Maps a step to the micro-batches of one worker, encoded; another process can do it.
+
+    Args:
+        stage: its loss, batch size, steps and seed.
+        sets: what rows come from; every batch is of one of them.
+        text: writes text-only prompts of the first set, for a curriculum.
+        rank: of the worker, among `world`.
+    """
+
+    def __init__(
+        self,
+        stage: StageConfig,
+        sets: Sequence[TrainingSet],
+        text: PromptEncoder | None = None,
+        *,
+        rank: int,
+        world: int,
+    ) -> None:
+        self.stage, self.sets, self.text, self.rank, self.world = stage, sets, text, rank, world
+        self.num_dropped_elsewhere = 0
+
+    @property
+    def num_dropped_items(self) -> int:
+        """History items dropped so far to fit, in this process and where batches come from."""
+        here = sum(part.encoder.num_dropped_items for part in self.sets)
+        return here + self.num_dropped_elsewhere
+
+    @property
+    def all_branches(self) -> bool:
+        """Whether training needs a branch per candidate."""
+        loss = self.stage.loss
+        return loss.gamma > 0 and loss.scorer == "likelihood"
+
+    def __call__(self, step: int) -> list[Batch]:
+        """The worker's micro-batches of a step."""
+        seed, accumulation = self.stage.seed, self.stage.accumulation
+        number, own_step = mixed_step(seed, step, [part.weight for part in self.sets])
+        part, (pool, place) = self.sets[number], divmod(own_step, POOL_STEPS)
+        rows, encoder = _pool(self, number, pool)[place], part.encoder
+        if self.text and text_only(seed, step, self.stage.steps):
+            encoder = self.text
+        tokens = answer_tokens([row.target for row in rows], encoder)
+        return [
+            collate(
+                own,
+                encoder,
+                part.data.catalogue.title_keys_I,
+                all_branches=self.all_branches,
+                tokens_per_batch=tokens / (self.world * accumulation),
+            )
+            for own in shares(rows, self.rank, self.world, accumulation)
+        ]
+
+    def in_turn(self, start: int) -> Iterator[list[Batch]]:
+        """The batches of a step and of all after it, each made when it is asked for."""
+        return map(self, range(start, self.stage.steps))
+
+
+@lru_cache(maxsize=32)
+def _pool(batches: StepBatches, number: int, pool: int) -> list[list[Row]]:
+    """The global batches of a pool of steps of one set, each of rows of similar length."""
+    stage, part = batches.stage, batches.sets[number]
+    steps = range(pool * POOL_STEPS, min((pool + 1) * POOL_STEPS, stage.steps))
+    size, num_rows = stage.batch_size, len(part.rows)
+    rows = part.decisions(
+        [at for step in steps for at in step_rows(stage.seed, step, size, num_rows)], stage.seed
+    )
+    lengths = [part.length(row, batches.all_branches) for row in rows]
+    order = by_length(lengths, size, [stage.seed, pool], longest_first=pool == 0)
+    return [[rows[i] for i in own] for own in order]
