@@ -141,6 +141,14 @@ def test_a_refusal_says_setting_value_and_way_out(overrides: dict[str, Any], way
         assert re.search(rf"(?<!\d){re.escape(str(value))}", str(caught.value))
 
 
+@pytest.mark.parametrize("values", [{"window": 0}, {"window": 2.5}, {"windows": 5}], ids=str)
+def test_a_section_by_itself_refuses_every_time(values: dict[str, Any]) -> None:
+    for _ in range(2):
+        with pytest.raises(ConfigError, match=r"DataConfig: windows? is "):
+            DataConfig(**values)
+    assert DataConfig(window=5).window == 5
+
+
 @pytest.mark.parametrize(
     "settings", [{"curriculum": True}, {"trains": "projector"}, {"loss.alignment": 0.1}], ids=str
 )

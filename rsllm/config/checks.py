@@ -11,7 +11,7 @@ from rsllm.errors import ConfigError
 
 T = TypeVar("T")
 Share = Annotated[float, Field(ge=0, lt=1)]
-STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, defer_build=True)
+STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True)

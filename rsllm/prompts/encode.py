@@ -239,8 +239,7 @@ class _Letters:
 def _letters(tokenizer: Any) -> _Letters:
     lead = _title_lead(tokenizer)
     opening, *labels = tokenizer(
-        [lead + "(", *(f"{lead}({letter})" for letter in ascii_uppercase)],
-        add_special_tokens=False,
+        [lead + "(", *(f"{lead}({letter})" for letter in ascii_uppercase)], add_special_tokens=False
     )["input_ids"]
     answers = [ids[len(opening) : len(opening) + 1] for ids in labels]
     for letter, ids, answer in zip(ascii_uppercase, labels, answers, strict=True):
