@@ -134,11 +134,10 @@ def _load_adapter(llm: Any, folder: Path) -> None:
     from peft import set_peft_model_state_dict
 
     result = set_peft_model_state_dict(llm, load_file(folder / ADAPTER))
-    missing = [name for name in result.missing_keys if "lora_" in name]
-    if missing or result.unexpected_keys:
+    lost, extra = sum("lora_" in name for name in result.missing_keys), len(result.unexpected_keys)
+    if lost or extra:
         raise CheckpointError(
-            f"{folder} does not fit this backbone: {len(missing)} adapter tensors missing,"
-            f" {len(result.unexpected_keys)} unexpected"
+            f"{folder} does not fit this backbone: {lost} lost, {extra} unexpected"
         )
 
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from rsllm.config import SLOTTED, Domain, PromptConfig, Representation
 from rsllm.errors import ConfigError, DataError
-from rsllm.prompts.templates import SEPARATOR, templates
+from rsllm.prompts.templates import SEPARATOR, Answer, templates
 
 NO_ITEM = -1
 MARKER = -2
@@ -92,9 +92,8 @@ class PromptEncoder:
         letters, numbers = config.answer == "letter", representation == "index"
         names = [str(item + 1) for item in range(len(titles))] if numbers else titles
         self.title_ids, self.num_cut_titles = self._tokenize(names)
-        self.templates = templates(
-            domain, "letter" if letters else "number" if numbers else "title"
-        )
+        answer: Answer = "letter" if letters else "number" if numbers else "title"
+        self.templates = templates(domain, answer)
         self.ending = [] if letters else [self.terminator]
         self._letters = _letters(tokenizer) if letters else None
         self.num_dropped_items = 0
