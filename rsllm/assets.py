@@ -4,8 +4,6 @@ An asset is a folder in the cache with a manifest (`rsllm.runs.commit_dir`). Its
 in order, every file is compared with a known SHA-256, and a folder appears whole or not at all.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import tomllib

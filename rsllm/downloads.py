@@ -3,8 +3,6 @@
 No name inside an archive decides where anything is written, and nothing downloaded is run.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import subprocess

@@ -1,7 +1,5 @@
 """Config dataclasses as plain data: JSON round trip, dotted paths, `--set`, content hash."""
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import json

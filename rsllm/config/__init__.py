@@ -4,8 +4,6 @@ An experiment is plain data: it round-trips through JSON, has a content hash, an
 are written as paths: ``replace_in(base, {"stage2.loss.alpha": 0.1})``.
 """
 
-from __future__ import annotations
-
 from dataclasses import field
 from string import ascii_uppercase
 from typing import Annotated, Literal

@@ -1,7 +1,5 @@
 """What a config value must satisfy; each refusal says the value and the way out."""
 
-from __future__ import annotations
-
 from typing import Annotated, Any, TypeVar, dataclass_transform
 
 from pydantic import ConfigDict, Field, ValidationError

@@ -1,7 +1,5 @@
 """Which interactions, and how they become windows, splits and candidate sets."""
 
-from __future__ import annotations
-
 from dataclasses import field
 from typing import Annotated, Literal
 

@@ -1,7 +1,5 @@
 """The parts that are trained: recommender, language model, projector."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt

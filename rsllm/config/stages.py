@@ -1,7 +1,5 @@
 """How the language model is tuned: prompts, losses, stages."""
 
-from __future__ import annotations
-
 from dataclasses import field
 from typing import Annotated, Literal
 

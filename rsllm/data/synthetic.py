@@ -9,8 +9,6 @@ Zipf popularity instead, and the walk goes on as if it had not.
 
 # Axes: U users of a chunk, S steps, I items.
 
-from __future__ import annotations
-
 from itertools import islice, product
 from pathlib import Path
 from typing import IO, Annotated, Any

@@ -3,8 +3,6 @@
 Constrained decoding walks a trie of the row's answers (GENRE, arXiv 2010.00904).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from itertools import takewhile
 from typing import Any

@@ -3,8 +3,6 @@
 # Axes: R rows (users), C candidates, P orders of the candidates, K possible numbers of negatives
 # above the target.
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """Intervals, paired tests, multiple comparisons and power, all over users and all seeded."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

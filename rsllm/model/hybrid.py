@@ -5,8 +5,6 @@ S slots and markers, U states whose logits are asked for, N labels, G distinct t
 L tokens of an item.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

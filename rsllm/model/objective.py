@@ -4,8 +4,6 @@ The target's own branch is the joint pass of the contrasts: one forward gives L_
 target vectors and the scores of all candidates; only v^T, the target alone, is extra.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

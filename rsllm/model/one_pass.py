@@ -3,8 +3,6 @@
 Axes: B rows, C candidates, T tokens, V vocabulary.
 """
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace

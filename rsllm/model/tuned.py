@@ -6,8 +6,6 @@ every weight was tuned stands there as plain transformers loads it, with its tok
 table.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path

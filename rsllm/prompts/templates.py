@@ -1,7 +1,5 @@
 """The text around the items. Data never passes through these strings: titles are joined as ids."""
 
-from __future__ import annotations
-
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Traditional sequential recommenders, whose item embeddings fill the slots of the prompts."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from safetensors import SafetensorError

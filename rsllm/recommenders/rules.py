@@ -6,8 +6,6 @@ same rows and candidate sets. Where it has nothing to say, the more popular item
 
 # Axes: R rows, H history, I items of the catalogue, U training users, D width of title vectors.
 
-from __future__ import annotations
-
 import heapq
 from collections.abc import Callable
 from typing import Any

@@ -3,8 +3,6 @@
 Axes: B rows, T tokens, D language-model width, H heads.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Iterator, Mapping
