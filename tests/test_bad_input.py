@@ -45,7 +45,7 @@ def files(store: Path) -> list[Path]:
         (["--backbone", "nope"], "backbone 'nope' is no local folder"),
         (["--budget", "nope"], "budget 'nope' is unknown; choose one of ['quick'"),
         (["--trials", "0"], "--trials is 0; a search needs at least 1"),
-        (["--zero-stage", "7"], "compute.zero_stage is 7; choose 0, 1, 2 or 3"),
+        (["--zero-stage", "7"], "compute.zero_stage is 7; it should be 0, 1, 2 or 3"),
     ],
 )
 def test_script_refuses_flags(
@@ -72,7 +72,7 @@ def test_script_refuses_storage_below_a_file(script: list[str], tmp_path: Path) 
     [
         (["stage2.loss.alpha=0.6", "stage2.loss.beta=0.5"], "keep the sum below 1"),
         (["stage2.loss.delta=1"], "no setting 'stage2.loss.delta'"),
-        (["stage2.samples=many"], "samples is 'many'; expected int"),
+        (["stage2.samples=many"], "samples is 'many'; it should be a valid integer"),
     ],
 )
 def test_cli_refuses_settings(settings: list[str], message: str, store: Path) -> None:

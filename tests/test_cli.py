@@ -186,8 +186,8 @@ def test_fit_prints_the_best_validation_beside_training_rows(
         (["train", "--recommender", "bert4rec"], "choose gru4rec, caser or sasrec"),
         (["train", "--set", "seed"], "not of the form PATH=VALUE"),
         (["train", "--set", "data.colour=1"], "no setting 'data.colour'"),
-        (["train", "--set", "data.window=ten"], "expected int"),
-        (["train", "--set", "data.window=0"], "at least 1"),
+        (["train", "--set", "data.window=ten"], "valid integer"),
+        (["train", "--set", "data.window=0"], "greater than 0"),
     ],
 )
 def test_a_users_mistake_is_one_message(

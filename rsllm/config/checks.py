@@ -1,35 +1,37 @@
 """What a config value must satisfy; each refusal says the value and the way out."""
 
-from __future__ import annotations
+from typing import Annotated, Any, TypeVar, dataclass_transform
 
-import math
-from typing import Any
+from pydantic import ConfigDict, Field, ValidationError
+from pydantic.dataclasses import dataclass
 
 from rsllm.errors import ConfigError
 
-
-def require(condition: bool, message: str) -> None:
-    """Raise ConfigError with `message` unless the condition holds."""
-    if not condition:
-        raise ConfigError(message)
+T = TypeVar("T")
+Share = Annotated[float, Field(ge=0, lt=1)]
+STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
 
-def at_least(low: float, config: Any, section: str, *names: str) -> None:
-    """These settings are finite and not below `low`."""
-    for name in names:
-        value = getattr(config, name)
-        require(low <= value < math.inf, f"{section}.{name} is {value}; it must be at least {low}")
+@dataclass_transform(kw_only_default=True, frozen_default=True)
+def settings(cls: type[T]) -> type[T]:
+    """A frozen dataclass whose construction raises ConfigError where a value has not its type."""
+    checked: Any = dataclass(cls, config=STRICT, frozen=True, kw_only=True, slots=True)
+    unrefused = checked.__init__
+
+    def construct(self: Any, **values: Any) -> None:
+        try:
+            unrefused(self, **values)
+        except ValidationError as error:
+            raise refusal(error) from None
+
+    checked.__init__ = construct
+    return checked  # type: ignore[no-any-return]
 
 
-def below_one(config: Any, section: str, *names: str) -> None:
-    """These settings lie in [0, 1)."""
-    for name in names:
-        value = getattr(config, name)
-        require(0 <= value < 1, f"{section}.{name} is {value}; it must be in [0, 1)")
-
-
-def positive(config: Any, section: str, *names: str) -> None:
-    """These settings are finite and above 0."""
-    for name in names:
-        value = getattr(config, name)
-        require(0 < value < math.inf, f"{section}.{name} is {value}; it must be positive")
+def refusal(error: ValidationError) -> ConfigError:
+    """The first thing that is wrong, in words of ours where a check of ours found it."""
+    first = error.errors()[0]
+    if found := first.get("ctx", {}).get("error"):
+        return ConfigError(str(found))
+    path, reason = ".".join(map(str, first["loc"])), first["msg"].replace("Input", "it")
+    return ConfigError(f"{error.title}: {path} is {first['input']!r}; {reason}")

@@ -1,17 +1,18 @@
 """Which interactions, and how they become windows, splits and candidate sets."""
 
-from __future__ import annotations
+from dataclasses import field
+from typing import Annotated, Literal
 
-from dataclasses import dataclass, field
-from typing import Literal
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
-from rsllm.config.checks import at_least, positive, require
+from rsllm.config.checks import settings
+from rsllm.errors import ConfigError
 
 Domain = Literal["movie", "game", "artist", "item"]
 TimeUnit = Literal["seconds", "milliseconds", "iso8601"]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@settings
 class TableConfig:
     """Names of the columns of a table that no known layout describes."""
 
@@ -32,7 +33,7 @@ class TableConfig:
     domain: Domain = "item"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@settings
 class DataConfig:
     """Which interactions, and how they become windows, splits and candidate sets."""
 
@@ -44,19 +45,19 @@ class DataConfig:
     """Interactions rated lower are dropped (LLaRA's MovieLens rule)."""
     duplicates: Literal["event", "first", "last", "keep"] = "event"
     """Of equal (user, item, time) keep one; of equal (user, item) the first or last; keep all."""
-    min_user_events: int = 1
+    min_user_events: PositiveInt = 1
     """k-core: users with fewer interactions are dropped, and so on to a fixed point ..."""
-    min_item_events: int = 0
+    min_item_events: NonNegativeInt = 0
     """... with items that have fewer; 0 keeps items that nobody interacted with."""
-    window: int = 10
+    window: PositiveInt = 10
     """Longest history of a row, in items."""
     min_history: int = 3
     """Rows with a shorter history are dropped (LLaRA's loading rule)."""
-    max_history: int = 0
+    max_history: NonNegativeInt = 0
     """Most recent interactions of a user that are used at all; 0 uses all."""
     split: Literal["user", "leave-one-out", "time", "given"] = "user"
     """By user, as LLaRA; each user's last two interactions; two cuts in time; the source's own."""
-    train_share: float = 0.8
+    train_share: Annotated[float, Field(gt=0, lt=1)] = 0.8
     """Share of users (by first interaction) or of interactions (by time) that train; the rest is
     halved."""
     cold_items: Literal["text-only", "drop"] = "text-only"
@@ -64,52 +65,43 @@ class DataConfig:
     cold item is a candidate."""
     candidates: Literal["uniform", "popularity", "full"] = "uniform"
     """How negatives are drawn: evenly, by their training interactions, or all titles at once."""
-    num_candidates: int = 20
+    num_candidates: Annotated[int, Field(ge=2)] = 20
     """Size of a candidate set: the target and `num_candidates - 1` negatives."""
-    num_draws: int = 1
+    num_draws: PositiveInt = 1
     """Independent candidate sets per held-out row; metrics are means over them."""
-    num_shards: int = 16
+    num_shards: PositiveInt = 16
     """Groups of users, each prepared by one task and written to one training file."""
-    max_rejected_rows: int = 0
+    max_rejected_rows: NonNegativeInt = 0
     """Broken raw rows tolerated before `prepare` refuses."""
-    seed: int = 0
+    seed: NonNegativeInt = 0
 
     def __post_init__(self) -> None:
-        at_least(1, self, "data", "window", "num_shards", "num_draws", "min_user_events")
-        at_least(0, self, "data", "max_rejected_rows", "seed", "min_item_events", "max_history")
-        require(
-            1 <= self.min_history <= self.window,
-            f"data.min_history is {self.min_history}; choose 1 to data.window = {self.window}",
-        )
-        require(
-            not 0 < self.max_history <= self.min_history,
-            f"data.max_history is {self.max_history}; a row needs data.min_history ="
-            f" {self.min_history} interactions and a target: choose more, or 0 for all",
-        )
-        at_least(2, self, "data", "num_candidates")
-        require(
-            0 < self.train_share < 1,
-            f"data.train_share is {self.train_share}; it must lie between 0 and 1",
-        )
-        require(
-            self.candidates != "full" or self.num_draws == 1,
-            f"data.num_draws is {self.num_draws}, but with data.candidates = full every draw is"
-            " the same; choose 1",
-        )
-        require(
-            self.split == "given" or not self.table.split,
-            f"data.table.split is {self.table.split}, but data.split = {self.split} would not use"
-            " it; set data.split=given",
-        )
+        least = self.min_history
+        if not 1 <= least <= self.window:
+            raise ConfigError(
+                f"data.min_history is {least}; choose 1 to data.window = {self.window}"
+            )
+        if 0 < self.max_history <= least:
+            raise ConfigError(
+                f"data.max_history is {self.max_history}; a row needs data.min_history = {least}"
+                " interactions and a target: choose more, or 0 for all"
+            )
+        if self.candidates == "full" and self.num_draws > 1:
+            raise ConfigError(
+                f"data.num_draws is {self.num_draws}, but with data.candidates = full every draw is"
+                " the same; choose 1"
+            )
+        if self.table.split and self.split != "given":
+            raise ConfigError(
+                f"data.table.split is {self.table.split}, but data.split = {self.split} would not"
+                " use it; set data.split=given"
+            )
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@settings
 class MixedData:
     """A further data set of stage 1."""
 
     data: DataConfig
-    weight: float = 1.0
+    weight: PositiveFloat = 1.0
     """Share of the samples, relative to the target domain's 1."""
-
-    def __post_init__(self) -> None:
-        positive(self, "mixture", "weight")

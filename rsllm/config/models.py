@@ -1,14 +1,14 @@
 """The parts that are trained: recommender, language model, projector."""
 
-from __future__ import annotations
-
-from dataclasses import dataclass
 from typing import Literal
 
-from rsllm.config.checks import at_least, below_one, positive, require
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+from rsllm.config.checks import Share, settings
+from rsllm.errors import ConfigError
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@settings
 class RecommenderConfig:
     """The recommender whose item table fills the slots; by default SASRec's MovieLens preset."""
 
@@ -17,49 +17,43 @@ class RecommenderConfig:
     """A learned vector per item, or its title's frozen vector, projected (MoRec-like)."""
     loss: Literal["softmax", "sampled-softmax", "bce"] = "softmax"
     """Over the whole catalogue; over a sample, corrected; yes or no per item (LLaRA's origin)."""
-    num_negatives: int = 100
+    num_negatives: PositiveInt = 100
     """Negatives per row under the two sampled losses."""
-    width: int = 64
+    width: PositiveInt = 64
     """Width of item embeddings and hidden states."""
-    num_blocks: int = 1
+    num_blocks: PositiveInt = 1
     """SASRec's blocks, GRU4Rec's layers; Caser has none."""
-    num_heads: int = 1
+    num_heads: PositiveInt = 1
     """SASRec's attention heads."""
-    num_filters: int = 16
+    num_filters: PositiveInt = 16
     """Caser's horizontal filters of each height."""
-    dropout: float = 0.0551
-    learning_rate: float = 2.41e-3
-    weight_decay: float = 0.0184
+    dropout: Share = 0.0551
+    learning_rate: PositiveFloat = 2.41e-3
+    weight_decay: NonNegativeFloat = 0.0184
     """Decoupled L2 (AdamW, arXiv 1711.05101)."""
-    batch_size: int = 256
+    batch_size: PositiveInt = 256
     """Training rows per optimizer step, over all workers."""
-    max_epochs: float = 30.0
-    patience: int = 3
+    max_epochs: PositiveFloat = 30.0
+    patience: PositiveInt = 3
     """Validations without a better score before training stops."""
     shuffle_history: bool = False
     """Ablation: every history in random order, in training and evaluation."""
-    folds: int = 0
+    folds: NonNegativeInt = 0
     """Cross-fitting: the slots of a training user's rows in stage 2 come from a recommender that
     did not see that user's part of so many; 0 takes one item table for all."""
-    seed: int = 0
+    seed: NonNegativeInt = 0
 
     def __post_init__(self) -> None:
-        counts = ("width", "num_blocks", "num_heads", "num_filters", "num_negatives")
-        at_least(1, self, "recommender", *counts, "batch_size", "patience")
-        at_least(0, self, "recommender", "weight_decay", "seed", "folds")
-        positive(self, "recommender", "learning_rate", "max_epochs")
-        require(
-            self.width % self.num_heads == 0,
-            f"recommender.width {self.width} is not a multiple of num_heads {self.num_heads}",
-        )
-        below_one(self, "recommender", "dropout")
-        require(
-            self.folds != 1,
-            "recommender.folds is 1, which leaves no user to train on; choose 0, or 2 or more",
-        )
+        width, heads = self.width, self.num_heads
+        if width % heads:
+            raise ConfigError(f"recommender.width {width} is not a multiple of num_heads {heads}")
+        if self.folds == 1:
+            raise ConfigError(
+                "recommender.folds is 1, with no user to train on; choose 0, or 2 or more"
+            )
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@settings
 class BackboneConfig:
     """The language model and what of it is tuned."""
 
@@ -69,37 +63,28 @@ class BackboneConfig:
     """An adapter (arXiv 2106.09685), or every weight."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
-    lora_rank: int = 16
-    lora_alpha: int = 32
-    lora_dropout: float = 0.0
+    lora_rank: PositiveInt = 16
+    lora_alpha: PositiveInt = 32
+    lora_dropout: Share = 0.0
     lora_targets: tuple[str, ...] = ()
     """Names of the adapted linear layers; empty takes every linear layer of the blocks."""
 
-    def __post_init__(self) -> None:
-        at_least(1, self, "backbone", "lora_rank", "lora_alpha")
-        below_one(self, "backbone", "lora_dropout")
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
+@settings
 class ProjectorConfig:
     """From recommender width to the language model's input width."""
 
-    hidden: int = 256
+    hidden: PositiveInt = 256
     """Width of the hidden layers of the MLP beside the linear map."""
-    depth: int = 1
+    depth: NonNegativeInt = 1
     """Hidden layers of the MLP; 0 leaves the linear map alone."""
     activation: Literal["gelu", "relu", "silu", "tanh"] = "gelu"
     norm: Literal["none", "layer", "rms"] = "none"
     """Normalisation of each hidden layer, before its activation."""
-    scale: float = 1.0
+    scale: PositiveFloat = 1.0
     """Length of slot vectors at the start, relative to token vectors."""
     start: Literal["random", "titles"] = "random"
     """The linear map's start: at random, or the ridge regression of the items' mean title
     embeddings on their vectors."""
     shuffle_items: bool = False
     """Ablation: every slot holds another item's vector, always the same one."""
-
-    def __post_init__(self) -> None:
-        at_least(1, self, "projector", "hidden")
-        positive(self, "projector", "scale")
-        at_least(0, self, "projector", "depth")

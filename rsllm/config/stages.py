@@ -1,11 +1,12 @@
 """How the language model is tuned: prompts, losses, stages."""
 
-from __future__ import annotations
+from dataclasses import field
+from typing import Annotated, Literal
 
-from dataclasses import dataclass, field
-from typing import Literal
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from rsllm.config.checks import at_least, below_one, positive, require
+from rsllm.config.checks import Share, settings
+from rsllm.errors import ConfigError
 
 Representation = Literal["index", "behavioural", "text", "llara", "unified"]
 SLOTTED: tuple[Representation, ...] = ("behavioural", "llara", "unified")
@@ -13,7 +14,7 @@ SLOTTED: tuple[Representation, ...] = ("behavioural", "llara", "unified")
 Scorer = Literal["likelihood", "pointer"]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@settings
 class PromptConfig:
     """How a row is written; the text around the items follows the data's domain."""
 
@@ -21,52 +22,42 @@ class PromptConfig:
     """Whether candidates have slots as the history does, or stand as titles alone."""
     answer: Literal["title", "letter"] = "title"
     """What is to be answered: the title, or the letter before it (a verbalizer, LlamaRec)."""
-    max_title_tokens: int = 24
+    max_title_tokens: PositiveInt = 24
     """Longer titles are cut, and counted."""
-    max_tokens: int = 1024
+    max_tokens: Annotated[int, Field(ge=16)] = 1024
     """Longest prompt; whole oldest history items are dropped until it fits, and counted."""
 
-    def __post_init__(self) -> None:
-        at_least(1, self, "prompt", "max_title_tokens")
-        at_least(16, self, "prompt", "max_tokens")
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
+@settings
 class LossConfig:
     """L = (1 - alpha - beta) L_NIP + alpha L_TT + beta L_UT + gamma L_rank.
 
     The first three are RSLLM's; L_rank is an extension of ours, and gamma = 0 is the paper.
     """
 
-    alpha: float = 0.1
+    alpha: NonNegativeFloat = 0.1
     """Weight of the target-to-target contrast; 0 turns it off."""
-    beta: float = 0.05
+    beta: NonNegativeFloat = 0.05
     """Weight of the user-to-target contrast; 0 turns it off."""
-    temperature: float = 0.1
+    temperature: PositiveFloat = 0.1
     """Temperature of all contrasts."""
     symmetric: bool = False
     """Also contrast each joint vector with the targets of other rows, and take the mean."""
     user_span: Literal["history", "prompt"] = "history"
     """What v^U pools: the history, or the whole prompt, whose candidates name the target."""
-    gamma: float = 0.0
+    gamma: NonNegativeFloat = 0.0
     """Weight of the ranking loss over the row's candidates (ours)."""
-    alignment: float = 0.0
+    alignment: NonNegativeFloat = 0.0
     """Weight of a contrast of each target's slot with its own title (ablation, not RSLLM's)."""
     scorer: Scorer = "likelihood"
     """What the ranking loss ranks by: title log-probabilities, or the pointer (ours)."""
 
     def __post_init__(self) -> None:
-        require(
-            self.alpha >= 0 and self.beta >= 0,
-            f"loss.alpha {self.alpha} and loss.beta {self.beta} must not be negative",
-        )
-        require(
-            self.alpha + self.beta < 1,
-            f"loss.alpha {self.alpha} + loss.beta {self.beta} is {self.alpha + self.beta}; the rest"
-            " is the weight of the language-model loss, so keep the sum below 1",
-        )
-        positive(self, "loss", "temperature")
-        at_least(0, self, "loss", "gamma", "alignment")
+        if self.alpha + self.beta >= 1:
+            raise ConfigError(
+                f"loss.alpha {self.alpha} + loss.beta {self.beta} leaves no weight for the"
+                " language-model loss; keep the sum below 1"
+            )
 
     @property
     def contrasts(self) -> bool:
@@ -79,7 +70,7 @@ class LossConfig:
         return self.scorer if self.gamma > 0 else "likelihood"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@settings
 class StageConfig:
     """One stage of language-model tuning: which prompts, how long, under which loss."""
 
@@ -87,11 +78,11 @@ class StageConfig:
     """How an item is written: `index`: its number. `behavioural`: its slot alone, which holds the
     projected item vector. `text`: its title. `llara`: title and slot (arXiv 2312.02445).
     `unified`: title, marker and slot (RSLLM)."""
-    samples: int
+    samples: NonNegativeInt
     """Training rows seen; 0 skips the stage."""
-    batch_size: int = 8
+    batch_size: PositiveInt = 8
     """Training rows per optimizer step, over all workers and accumulation steps."""
-    accumulation: int = 1
+    accumulation: PositiveInt = 1
     """Micro-batches per optimizer step and worker. Contrasts see one micro-batch's negatives,
     unless gradients are cached."""
     gradient_caching: bool = False
@@ -101,34 +92,27 @@ class StageConfig:
     """LLaRA's: a step is text-only with a chance that falls from 1 to 0 over the stage."""
     trains: Literal["all", "backbone", "projector"] = "all"
     """What of the language model and the projector learns."""
-    lora_learning_rate: float = 5e-4
-    projector_learning_rate: float = 5e-3
-    warmup_share: float = 0.05
-    weight_decay: float = 0.0
-    max_gradient_norm: float = 1.0
-    validations: int = 1
+    lora_learning_rate: PositiveFloat = 5e-4
+    projector_learning_rate: PositiveFloat = 5e-3
+    warmup_share: Share = 0.05
+    weight_decay: NonNegativeFloat = 0.0
+    max_gradient_norm: PositiveFloat = 1.0
+    validations: PositiveInt = 1
     """Validations (and reports to the search), evenly spaced; the last is at the end."""
     loss: LossConfig = field(default_factory=LossConfig)
-    seed: int = 0
+    seed: NonNegativeInt = 0
     """Seeds fresh weights, sample order, templates and training negatives."""
 
     def __post_init__(self) -> None:
-        at_least(0, self, "stage", "samples", "weight_decay", "seed")
-        at_least(1, self, "stage", "batch_size", "accumulation", "validations")
-        rates = ("lora_learning_rate", "projector_learning_rate", "max_gradient_norm")
-        positive(self, "stage", *rates)
-        require(
-            self.batch_size % self.accumulation == 0,
-            f"stage.batch_size {self.batch_size} is not a multiple of"
-            f" accumulation {self.accumulation}",
-        )
-        below_one(self, "stage", "warmup_share")
-        slotted = self.representation in SLOTTED
-        require(
-            slotted or not (self.curriculum or self.loss.alignment or self.trains == "projector"),
-            f"stage.representation is {self.representation}, which has no slots for a curriculum,"
-            " an alignment or a projector to train; choose one of " + ", ".join(SLOTTED),
-        )
+        size, parts = self.batch_size, self.accumulation
+        if size % parts:
+            raise ConfigError(f"stage.batch_size {size} is not a multiple of accumulation {parts}")
+        needs_slots = self.curriculum or self.loss.alignment or self.trains == "projector"
+        if needs_slots and self.representation not in SLOTTED:
+            raise ConfigError(
+                f"stage.representation is {self.representation}, which has no slots for a"
+                f" curriculum, alignment or projector; choose one of {', '.join(SLOTTED)}"
+            )
 
     @property
     def steps(self) -> int:

@@ -6,8 +6,6 @@ reader of the score must know.
 
 # Axes: E events, R rows, H history, C candidates, P pairs.
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass

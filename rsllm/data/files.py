@@ -1,7 +1,5 @@
 """Raw files wherever fsspec reaches: a local folder, a bucket, the inside of an archive."""
 
-from __future__ import annotations
-
 import hashlib
 import math
 from collections.abc import Mapping, Sequence

@@ -2,8 +2,6 @@
 
 # Axes: E events, U users of the group, I items.
 
-from __future__ import annotations
-
 from typing import Literal
 
 import numpy as np

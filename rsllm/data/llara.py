@@ -6,8 +6,6 @@ frames of arrays only. A training user's sequence is put together again from its
 sequence becomes a user of its own, with places in it for times.
 """
 
-from __future__ import annotations
-
 import io
 import itertools
 import pickle

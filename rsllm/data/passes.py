@@ -6,8 +6,6 @@ writes the same files again.
 
 # Axes: E events, U users of a group, I items, R rows.
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack

@@ -15,8 +15,6 @@ stand in.
 
 # Axes: E events, U users, I items.
 
-from __future__ import annotations
-
 import json
 import logging
 import shutil

@@ -9,19 +9,20 @@ Zipf popularity instead, and the walk goes on as if it had not.
 
 # Axes: U users of a chunk, S steps, I items.
 
-from __future__ import annotations
-
 from itertools import islice, product
 from pathlib import Path
-from typing import IO
+from typing import IO, Annotated, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv as pa_csv
 from numpy.typing import NDArray
+from pydantic import Field, NonNegativeInt, PositiveInt
 
+from rsllm.config.checks import Share, settings
 from rsllm.errors import ConfigError
 from rsllm.runs import require_writable, write_json
+from rsllm.settings import to_dict
 
 Ints = NDArray[np.int64]
 
@@ -41,23 +42,27 @@ TRAIN_SHARE = 0.8
 """Users from here on, by first interaction, walk the later half of the sagas."""
 
 
-def write_world(
-    folder: Path,
-    *,
-    num_users: int,
-    num_items: int,
-    length: int,
-    seed: int,
-    noise: float = 0.0,
-    text_share: float = 0.0,
-    zipf: float = 1.0,
-) -> Ints:
-    """Write a world: `walks.csv`, `titles.csv`, and what is known of it in `world.json`.
+@settings
+class World:
+    """How large a world is, and how its users walk."""
 
-    Each user starts a minute after the one before, takes `length` steps and rates all items 4. With
-    `text_share`, evenly spread users walk sagas, and a half of the items is on the cycle, else all.
-    `noise` is the probability that a step shows a random item, `zipf` the exponent of their
-    popularity.
+    num_users: PositiveInt
+    """Each starts a minute after the one before."""
+    num_items: PositiveInt
+    length: Annotated[int, Field(ge=2)]
+    """Steps of each user, who rates all items 4."""
+    seed: NonNegativeInt
+    noise: Share = 0.0
+    """Probability that a step shows a random item."""
+    text_share: Share = 0.0
+    """Share of users, evenly spread, who walk sagas; a half of the items is then on the cycle, else
+    all."""
+    zipf: float = 1.0
+    """Exponent of the random items' popularity."""
+
+
+def write_world(folder: Path, **how: Any) -> Ints:
+    """Write a `World`: `walks.csv`, `titles.csv`, and what is known of it in `world.json`.
 
     Returns:
         The cycle: item ids, each followed by the next one in a walk, the last by the first.
@@ -65,8 +70,8 @@ def write_world(
     Raises:
         ConfigError: a number out of its bounds, or a folder that cannot be written.
     """
-    sizes = {"num_users": num_users, "num_items": num_items, "length": length, "seed": seed}
-    _check(sizes, {"noise": noise, "text_share": text_share})
+    world = World(**how)
+    num_items, length, text_share = world.num_items, world.length, world.text_share
     parts = 2 * length if text_share else max(1, -(-num_items // _NUM_NAMES))
     on_cycle = num_items // 2 // parts * parts if text_share else num_items
     num_sagas = (num_items - on_cycle) // parts
@@ -76,52 +81,41 @@ def write_world(
     least = max(NUM_CANDIDATES + min(length - 1, 10), 3 * parts if text_share else 1)
     if num_items < least or len(names) * parts < num_items:
         raise ConfigError(f"num_items is {num_items}; choose {least} to {26 * _NUM_NAMES * parts}")
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(world.seed)
     rng.shuffle(names)
     cycle: Ints = rng.permutation(on_cycle) + 1
     require_writable(folder, "world", "choose another folder")
     _write_titles(folder / "titles.csv", names, parts, num_items)
-    popularity_I = rng.permutation(np.arange(1, num_items + 1) ** -zipf).cumsum()
+    popularity_I = rng.permutation(np.arange(1, num_items + 1) ** -world.zipf).cumsum()
     with (folder / "walks.csv").open("wb") as file:
         file.write(b"user,item,rating,time\n")
-        for start in range(0, num_users, USERS_AT_ONCE):
-            user_U = np.arange(start, min(start + USERS_AT_ONCE, num_users))
+        for start in range(0, world.num_users, USERS_AT_ONCE):
+            user_U = np.arange(start, min(start + USERS_AT_ONCE, world.num_users))
             entry_U1 = rng.integers(on_cycle, size=(len(user_U), 1))
             item_US = cycle[(entry_U1 + np.arange(length)) % on_cycle]
             if text_share:
-                saga_US = _sagas(rng, user_U, num_users, num_sagas, length) + on_cycle + 1
+                saga_US = _sagas(rng, user_U, world, num_sagas) + on_cycle + 1
                 before_U = np.floor(np.append(user_U, user_U[-1] + 1) * text_share + 1e-9)
                 item_US = np.where(np.diff(before_U)[:, None] > 0, saga_US, item_US)
-            if noise:
-                item_US = _with_noise(rng, item_US, noise, popularity_I)
+            if world.noise:
+                item_US = _with_noise(rng, item_US, world.noise, popularity_I)
             _write_steps(file, user_U, item_US)
-    best = best_scores(num_items, length, noise, text_share)
-    facts = {"users": num_users, "items": num_items, "length": length, "seed": seed, "zipf": zipf}
-    shares = {"noise": noise, "text_share": text_share, "num_candidates": NUM_CANDIDATES}
-    write_json(folder / "world.json", {**facts, **shares, "best_HR@1": best})
+    known = {"num_candidates": NUM_CANDIDATES, "best_HR@1": best_scores(world)}
+    write_json(folder / "world.json", to_dict(world) | known)
     return cycle
 
 
-def _check(sizes: dict[str, int], shares: dict[str, float]) -> None:
-    for (name, size), least in zip(sizes.items(), (1, 1, 2, 0), strict=True):
-        if size < least:
-            raise ConfigError(f"{name} is {size}; it must be at least {least}")
-    for name, share in shares.items():
-        if not 0 <= share < 1:
-            raise ConfigError(f"{name} is {share}; it must be in [0, 1)")
-
-
-def best_scores(num_items: int, length: int, noise: float, text_share: float) -> dict[str, float]:
+def best_scores(world: World) -> dict[str, float]:
     """The expected HR@1 of oracles on the last step of held-out users, by what they know.
 
     Each names the walk's next item if it can tell it and it is a candidate, and guesses evenly
     otherwise; none uses popularity. A walk's next item is the target with probability 1 - noise,
     and else among the uniform negatives as likely as any other item is.
     """
-    history = min(length - 1, 10)
-    present = (NUM_CANDIDATES - 1) / (num_items - 1 - history)
+    history, text_share = min(world.length - 1, 10), world.text_share
+    present = (NUM_CANDIDATES - 1) / (world.num_items - 1 - history)
     guess = 1 / NUM_CANDIDATES
-    told = 1 - noise + noise * (1 - present) * guess
+    told = 1 - world.noise + world.noise * (1 - present) * guess
     return {
         "titles and interactions": told,
         "interactions": (1 - text_share) * told + text_share * guess,
@@ -137,12 +131,10 @@ def _write_titles(path: Path, names: list[str], parts: int, num_items: int) -> N
     path.write_text(text, encoding="ascii", newline="\n")
 
 
-def _sagas(
-    rng: np.random.Generator, user_U: Ints, num_users: int, num_sagas: int, length: int
-) -> Ints:
+def _sagas(rng: np.random.Generator, user_U: Ints, world: World, num_sagas: int) -> Ints:
     """Each user's parts, as items from 0, of a saga from the half for the user's time."""
-    late_U = user_U >= int(TRAIN_SHARE * num_users + 1e-9)
-    half = num_sagas // 2
+    late_U = user_U >= int(TRAIN_SHARE * world.num_users + 1e-9)
+    half, length = num_sagas // 2, world.length
     first_U = np.where(late_U, half, 0)
     saga_U = first_U + rng.integers(np.where(late_U, num_sagas - half, half))
     entry_U = rng.integers(length + 1, size=len(user_U))

@@ -4,8 +4,6 @@ A large file is cut into chunks that are read independently of each other; a chu
 pieces, and no line of it is lost: it is in a piece or in the piece's list of broken lines.
 """
 
-from __future__ import annotations
-
 import ast
 import codecs
 import csv

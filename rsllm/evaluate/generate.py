@@ -3,8 +3,6 @@
 Constrained decoding walks a trie of the row's answers (GENRE, arXiv 2010.00904).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from itertools import takewhile
 from typing import Any
@@ -49,6 +47,8 @@ def greedy_answers(
     Raises:
         EvaluationError: constrained answers of a row without candidates.
     """
+    from transformers import GenerationConfig
+
     objective.eval()
     device = next(objective.parameters()).device
     answers: list[str] = []
@@ -63,11 +63,13 @@ def greedy_answers(
             limit = longest + len(encoder.ending)
         prompts = [encoder.prompt(r.history, r.candidates, r.template).tokens for r in chosen]
         ids_BT, item_BT, mask_BT = (x.to(device) for x in _left_padded(prompts, encoder.terminator))
+        ends = {"eos_token_id": encoder.terminator, "pad_token_id": encoder.terminator}
+        settings = GenerationConfig(max_new_tokens=limit, do_sample=False, use_cache=True, **ends)
         with torch.autocast(device.type, torch.bfloat16, enabled=objective.autocast):
             new_BN = objective.model.backbone.generate(
                 inputs_embeds=objective.model.embed(ids_BT, item_BT),
                 attention_mask=mask_BT,
-                generation_config=_settings(limit, encoder.terminator),
+                generation_config=settings,
                 prefix_allowed_tokens_fn=allowed,
             )
         for ids, row, choice in zip(new_BN.tolist(), chosen, choices, strict=True):
@@ -110,19 +112,6 @@ def allowed_tokens(tries: Sequence[Trie]) -> Callable[[int, Tensor], list[int]]:
         return list(node)
 
     return allowed
-
-
-def _settings(max_new_tokens: int, terminator: int) -> Any:
-    from transformers import GenerationConfig
-
-    return GenerationConfig(
-        do_sample=False,
-        num_beams=1,
-        max_new_tokens=max_new_tokens,
-        eos_token_id=terminator,
-        pad_token_id=terminator,
-        use_cache=True,
-    )
 
 
 def _spelled(

@@ -3,9 +3,7 @@
 # Axes: R rows (users), C candidates, P orders of the candidates, K possible numbers of negatives
 # above the target.
 
-from __future__ import annotations
-
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -33,22 +31,14 @@ def target_ranks(scores_RC: ArrayLike, target_R: ArrayLike) -> Ints:
     """
     scores, target = np.asarray(scores_RC, dtype=np.float64), np.asarray(target_R, dtype=np.int64)
     if scores.ndim != 2 or target.shape != scores.shape[:1]:
-        raise EvaluationError(
-            f"scores of shape {scores.shape} and targets of shape {target.shape} do not fit;"
-            " expected (rows, candidates) and (rows,)"
-        )
+        raise EvaluationError(f"scores {scores.shape} and targets {target.shape} do not fit")
     broken = np.flatnonzero(~np.isfinite(scores).all(axis=1))
     if broken.size:
-        raise EvaluationError(
-            f"row {broken[0]} has a score that is NaN or infinite ({broken.size} such rows);"
-            " the model that scored it diverged"
-        )
+        raise EvaluationError(f"row {broken[0]} has a score that is not finite: the model diverged")
     outside = np.flatnonzero((target < 0) | (target >= scores.shape[1]))
     if outside.size:
-        raise EvaluationError(
-            f"row {outside[0]} has its target in column {target[outside[0]]},"
-            f" outside its {scores.shape[1]} candidates"
-        )
+        row, width = outside[0], scores.shape[1]
+        raise EvaluationError(f"row {row} has its target in column {target[row]} of {width}")
     ranks: Ints = (scores >= scores[np.arange(len(scores)), target, None]).sum(axis=1)
     return ranks
 
@@ -135,10 +125,7 @@ def _judge(matches: Sequence[bool], target: int) -> Verdict:
     return Verdict(valid=valid, hit=valid and matches[target])
 
 
-RULES: dict[str, Callable[[str, Sequence[str], int], Verdict]] = {
-    "LLaRA": verdict,
-    "strict": strict_verdict,
-}
+RULES = {"LLaRA": verdict, "strict": strict_verdict}
 """When an answer is valid: its text, the candidates' titles and the target's place -> verdict."""
 
 
@@ -162,8 +149,7 @@ def order_bias(
     first_PR = scores.argmax(axis=2)
     place_PR = np.take_along_axis(presented, target_R[None, :, None], axis=2)[:, :, 0]
     third_PR = 3 * place_PR // presented.shape[2]
-    parts = enumerate(("first", "middle", "last"))
-    return {
-        "changed": (first_PR[1:] != first_PR[0]).mean(axis=0),
-        "HR@1": hit_PR.mean(axis=1),
-    } | {f"HR@1, {name} third": hit_PR[third_PR == third] for third, name in parts}
+    found = {"changed": (first_PR[1:] != first_PR[0]).mean(axis=0), "HR@1": hit_PR.mean(axis=1)}
+    for third, name in enumerate(("first", "middle", "last")):
+        found[f"HR@1, {name} third"] = hit_PR[third_PR == third]
+    return found

@@ -2,8 +2,6 @@
 
 # Axes: D draws, R rows, C candidates, N lines of the file.
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace

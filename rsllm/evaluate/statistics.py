@@ -1,7 +1,5 @@
 """Intervals, paired tests, multiple comparisons and power, all over users and all seeded."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -70,11 +68,9 @@ def paired(a: ArrayLike, b: ArrayLike, seed: int = 0) -> PairedTest:
         EvaluationError: vectors of unequal length, shorter than 2, or not finite.
     """
     first, second = _checked(a), _checked(b)
-    if len(first) != len(second) or len(first) < 2:
-        raise EvaluationError(
-            f"cannot pair {len(first)} with {len(second)} users; both methods need the same users,"
-            " at least 2"
-        )
+    n, other = len(first), len(second)
+    if n != other or n < 2:
+        raise EvaluationError(f"cannot pair {n} with {other} users; give the same, at least 2")
     difference = first - second
     binary = _binary(first) and _binary(second)
     return PairedTest(

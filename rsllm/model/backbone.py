@@ -1,7 +1,5 @@
 """Load a causal language model, and choose what of it trains."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path, PurePath
 from typing import Any

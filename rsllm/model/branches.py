@@ -3,8 +3,6 @@
 Axes: B rows, T tokens, C branches, K prompt candidates, N labels, D language-model width.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

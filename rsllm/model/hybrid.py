@@ -5,8 +5,6 @@ S slots and markers, U states whose logits are asked for, N labels, G distinct t
 L tokens of an item.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch
@@ -77,17 +75,11 @@ class HybridLM(nn.Module):
         mask = branch_mask(batch.branch_BT) if batch.parallel else None
         return self._run(batch.ids_BT, batch.item_BT, batch.position_BT, mask)
 
-    def target_states(self, batch: Batch) -> Tensor:
-        """Mean final-norm state of each distinct target item on its own. [G, D]."""
-        return self.item_states(batch.targets)
-
     def item_states(self, items: Items) -> Tensor:
         """Mean final-norm state of each item on its own. [G, D]."""
-        position_L = torch.arange(items.ids_GL.shape[1], device=items.ids_GL.device)
-        states_GLD = self._run(
-            items.ids_GL, items.item_GL, position_L.expand_as(items.ids_GL), mask=None
-        )
-        return pool(states_GLD, items.mask_GL)
+        ids_GL = items.ids_GL
+        position_GL = torch.arange(ids_GL.shape[1], device=ids_GL.device).expand_as(ids_GL)
+        return pool(self._run(ids_GL, items.item_GL, position_GL, mask=None), items.mask_GL)
 
     def slots_and_titles(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """What each target's slot holds, and the mean embedding of its title's tokens. [B, D]."""

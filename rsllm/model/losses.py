@@ -10,8 +10,6 @@ every micro-batch. Each worker computes the whole of them.
 Axes: B own rows, M rows of all workers, D width, K candidates, H history.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any

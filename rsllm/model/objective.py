@@ -4,8 +4,6 @@ The target's own branch is the joint pass of the contrasts: one forward gives L_
 target vectors and the scores of all candidates; only v^T, the target alone, is extra.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,16 +12,9 @@ from torch import Tensor, nn
 
 from rsllm.config import LossConfig, Scorer
 from rsllm.errors import ConfigError
+from rsllm.model import losses
 from rsllm.model.branches import branch_scores, pointer_scores
 from rsllm.model.hybrid import HybridLM, pool
-from rsllm.model.losses import (
-    contrast,
-    distinct_targets,
-    gather,
-    negatives,
-    next_item_loss,
-    ranking_loss,
-)
 from rsllm.prompts.collate import PROMPT, Batch
 
 Parts = dict[str, Tensor]
@@ -66,12 +57,8 @@ class LanguageObjective(nn.Module):
 
     def forward(self, batch: Batch | CachedBatch) -> tuple[Tensor, Parts]:
         """The weighted loss and its parts, detached, for logs."""
-        if isinstance(batch, CachedBatch):
-            return self._forward(batch.batch, batch)
-        return self._forward(batch, None)
-
-    def _forward(self, batch: Batch, cached: CachedBatch | None) -> tuple[Tensor, Parts]:
-        terms, facts = self.terms(self._states(batch), batch, cached)
+        plain, cached = (batch.batch, batch) if isinstance(batch, CachedBatch) else (batch, None)
+        terms, facts = self.terms(self._states(plain), plain, cached)
         loss = _sum(terms)
         facts = facts | {"loss": loss}
         return loss, {name: value.detach().float() for name, value in facts.items()}
@@ -82,7 +69,7 @@ class LanguageObjective(nn.Module):
         """The weighted losses that add up to the whole, and what is to be reported."""
         config = self.loss
         logp_N = self.model.label_log_probs(states_BTD, batch)
-        next_item = next_item_loss(_own_labels(logp_N, batch), batch.tokens_per_batch)
+        next_item = losses.next_item_loss(_own_labels(logp_N, batch), batch.tokens_per_batch)
         terms = {"next_item": (1 - config.alpha - config.beta) * next_item}
         facts = {"loss/next_item": next_item}
         if config.contrasts:
@@ -93,8 +80,12 @@ class LanguageObjective(nn.Module):
                 contrasts, found = self._contrasts(vectors, [batch])
             terms, facts = terms | contrasts, facts | found
         if config.gamma:
-            scores_BK, target_B = _candidate_scores(states_BTD, logp_N, batch, config.scorer)
-            ranking = ranking_loss(scores_BK, target_B)
+            pointer = config.scorer == "pointer"
+            scores_BK = (
+                pointer_scores(states_BTD, batch) if pointer else branch_scores(logp_N, batch)
+            )
+            target_B = batch.choice_target_B if pointer else batch.target_B
+            ranking = losses.ranking_loss(scores_BK, target_B)
             terms["ranking"], facts["loss/ranking"] = config.gamma * ranking, ranking
         return terms, facts
 
@@ -109,9 +100,7 @@ class LanguageObjective(nn.Module):
         device = batches[0].ids_BT.device
         with torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
             found = [self._vectors(self._states(batch), batch) for batch in batches]
-        vectors = {
-            name: torch.cat([part[name] for part in found]).requires_grad_() for name in found[0]
-        }
+        vectors = {n: torch.cat([part[n] for part in found]).requires_grad_() for n in found[0]}
         terms, facts = self._contrasts(vectors, batches)
         contrasts = _sum(terms)
         whole = torch.autograd.grad(contrasts, list(vectors.values()))
@@ -131,7 +120,7 @@ class LanguageObjective(nn.Module):
         config, vectors = self.loss, {}
         if config.alpha or config.beta:
             with self._autocast(batch):
-                vectors["target"] = self.model.target_states(batch)[batch.target_item_B]
+                vectors["target"] = self.model.item_states(batch.targets)[batch.target_item_B]
         if config.alpha:
             vectors["answer"] = pool(states_BTD, batch.answer_BT)
         if config.beta:
@@ -145,23 +134,21 @@ class LanguageObjective(nn.Module):
     def _contrasts(self, vectors: Parts, batches: Sequence[Batch]) -> tuple[Parts, Parts]:
         """The weighted contrasts, and what they report."""
         config = self.loss
-        all_MD = {name: gather(rows_BD) for name, rows_BD in vectors.items()}
-        tt_MM, ut_MM = negatives(batches)
+        all_MD = {name: losses.gather(rows_BD) for name, rows_BD in vectors.items()}
+        tt_MM, ut_MM = losses.negatives(batches)
         pairs = []
         if config.alpha:
-            pairs.append(("target", config.alpha, all_MD["target"], all_MD["answer"], tt_MM))
+            pairs.append(("target", config.alpha, (all_MD["target"], all_MD["answer"], tt_MM)))
         if config.beta:
-            pairs.append(("user", config.beta, all_MD["target"], all_MD["user"], ut_MM))
+            pairs.append(("user", config.beta, (all_MD["target"], all_MD["user"], ut_MM)))
         if config.alignment:
             assert self.model.slots is not None
-            first_G, other_GG = distinct_targets(batches, self.model.slots.items_IE)
-            slots_GD, titles_GD = all_MD["slot"][first_G], all_MD["title"][first_G]
-            pairs.append(("alignment", config.alignment, slots_GD, titles_GD, other_GG))
+            first_G, other_GG = losses.distinct_targets(batches, self.model.slots.items_IE)
+            sides = all_MD["slot"][first_G], all_MD["title"][first_G], other_GG
+            pairs.append(("alignment", config.alignment, sides))
         terms, facts = {}, {}
-        for name, weight, anchors_MD, others_MD, negative_MM in pairs:
-            part = contrast(
-                anchors_MD, others_MD, negative_MM, config.temperature, symmetric=config.symmetric
-            )
+        for name, weight, sides in pairs:
+            part = losses.contrast(*sides, config.temperature, symmetric=config.symmetric)
             terms[f"{name}_contrast"] = weight * part.loss
             facts[f"loss/{name}_contrast"] = part.loss.detach()
             facts[f"contrast/{name}_accuracy"] = part.accuracy
@@ -189,11 +176,3 @@ def _own_labels(logp_N: Tensor, batch: Batch) -> Tensor:
     """The labels of each row's own answer."""
     row_N = batch.label_branch_N // batch.num_branches
     return logp_N[batch.label_branch_N % batch.num_branches == batch.target_B[row_N]]
-
-
-def _candidate_scores(
-    states_BTD: Tensor, logp_N: Tensor, batch: Batch, scorer: Scorer
-) -> tuple[Tensor, Tensor]:
-    if scorer == "pointer":
-        return pointer_scores(states_BTD, batch), batch.choice_target_B
-    return branch_scores(logp_N, batch), batch.target_B

@@ -3,8 +3,6 @@
 Axes: B rows, C candidates, T tokens, V vocabulary.
 """
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
@@ -42,13 +40,10 @@ def ranks_in_one_pass(llm: Any, encoder: PromptEncoder, backbone: str | Path) ->
     if reason := _misfit(llm, encoder, row, separate, all_branches=False):
         raise ConfigError(
             f"backbone {backbone}: its output head alone does not give its token probabilities"
-            f" ({reason}); use a model without logit scaling, such as a Llama-, Qwen-, GPT-2- or"
-            " Mistral-like one"
+            f" ({reason}); use a model without logit scaling, such as a Llama- or Qwen-like one"
         )
     if window and window < config.max_tokens + config.max_title_tokens:
-        reason = (
-            f"its attention window is {window} tokens, prompt.max_tokens is {config.max_tokens}"
-        )
+        reason = f"its window is {window} tokens, prompt.max_tokens {config.max_tokens}"
     else:
         reason = _misfit(llm, encoder, row, [row], all_branches=True)
     if reason:

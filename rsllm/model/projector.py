@@ -3,8 +3,6 @@
 Axes: I items, E recommender width, D language-model width.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -1,8 +1,6 @@
 """Frozen vectors of titles: what a backbone knows of the items before any tuning."""
 
 # Axes: I items, D language-model width.
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

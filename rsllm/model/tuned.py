@@ -6,8 +6,6 @@ every weight was tuned stands there as plain transformers loads it, with its tok
 table.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -134,11 +132,10 @@ def _load_adapter(llm: Any, folder: Path) -> None:
     from peft import set_peft_model_state_dict
 
     result = set_peft_model_state_dict(llm, load_file(folder / ADAPTER))
-    missing = [name for name in result.missing_keys if "lora_" in name]
-    if missing or result.unexpected_keys:
+    lost, extra = sum("lora_" in name for name in result.missing_keys), len(result.unexpected_keys)
+    if lost or extra:
         raise CheckpointError(
-            f"{folder} does not fit this backbone: {len(missing)} adapter tensors missing,"
-            f" {len(result.unexpected_keys)} unexpected"
+            f"{folder} does not fit this backbone: {lost} lost, {extra} unexpected"
         )
 
 

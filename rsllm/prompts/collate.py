@@ -138,6 +138,11 @@ def collate(
     if not all_branches:
         answers = [[own[place]] for own, place in zip(answers, places, strict=True)]
     labels = [[answer + encoder.ending for answer in own] for own in answers]
+    inputs = [
+        prompt.tokens.ids + [token for label in own for token in label[:-1]]
+        for prompt, own in zip(prompts, labels, strict=True)
+    ]
+    past = [title_keys[list(row.history)] for row in rows]
     layout = _Layout.of(prompts, labels)
     offset_B = np.arange(len(rows)) * layout.width
     target_B = np.array(places if all_branches else [0] * len(rows))
@@ -145,7 +150,7 @@ def collate(
     branch_BT, position_BT = layout.tokens()
     state_U, label_state_N, label_branch_N = layout.links()
     return Batch(
-        ids_BT=_padded(_inputs(prompts, labels), layout.width, encoder.terminator),
+        ids_BT=_padded(inputs, layout.width, encoder.terminator),
         item_BT=_slots(prompts, [row.table * len(title_keys) for row in rows], layout.width),
         branch_BT=branch_BT,
         position_BT=position_BT,
@@ -166,23 +171,9 @@ def collate(
         slot_B=torch.tensor([row.table * len(title_keys) + row.target for row in rows]),
         user_B=torch.tensor([row.user for row in rows]),
         title_B=torch.as_tensor(title_keys[[row.target for row in rows]], dtype=torch.long),
-        past_BH=_padded(
-            [title_keys[list(row.history)] for row in rows],
-            max(len(row.history) for row in rows),
-            PADDING,
-        ),
+        past_BH=_padded(past, max(map(len, past)), PADDING),
         tokens_per_batch=tokens_per_batch or answer_tokens([row.target for row in rows], encoder),
     )
-
-
-def _inputs(
-    prompts: Sequence[Prompt], labels: Sequence[Sequence[Sequence[int]]]
-) -> list[list[int]]:
-    """Each row's prompt, and behind it every label's tokens but the last."""
-    return [
-        prompt.tokens.ids + [token for label in own for token in label[:-1]]
-        for prompt, own in zip(prompts, labels, strict=True)
-    ]
 
 
 def answer_tokens(targets: Sequence[int], encoder: PromptEncoder) -> float:
@@ -200,11 +191,9 @@ class _Layout:
     @staticmethod
     def of(prompts: Sequence[Prompt], labels: Sequence[Sequence[Sequence[int]]]) -> _Layout:
         """A branch's inputs are its labels but the last."""
+        rows = zip(prompts, labels, strict=True)
         length_BS = np.array(
-            [
-                [len(prompt.tokens), *(len(label) - 1 for label in own)]
-                for prompt, own in zip(prompts, labels, strict=True)
-            ]
+            [[len(prompt.tokens), *(len(label) - 1 for label in own)] for prompt, own in rows]
         )
         return _Layout(_starts(length_BS), length_BS)
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from rsllm.config import SLOTTED, Domain, PromptConfig, Representation
 from rsllm.errors import ConfigError, DataError
-from rsllm.prompts.templates import SEPARATOR, templates
+from rsllm.prompts.templates import SEPARATOR, Answer, templates
 
 NO_ITEM = -1
 MARKER = -2
@@ -92,9 +92,8 @@ class PromptEncoder:
         letters, numbers = config.answer == "letter", representation == "index"
         names = [str(item + 1) for item in range(len(titles))] if numbers else titles
         self.title_ids, self.num_cut_titles = self._tokenize(names)
-        self.templates = templates(
-            domain, "letter" if letters else "number" if numbers else "title"
-        )
+        answer: Answer = "letter" if letters else "number" if numbers else "title"
+        self.templates = templates(domain, answer)
         self.ending = [] if letters else [self.terminator]
         self._letters = _letters(tokenizer) if letters else None
         self.num_dropped_items = 0
@@ -239,8 +238,7 @@ class _Letters:
 def _letters(tokenizer: Any) -> _Letters:
     lead = _title_lead(tokenizer)
     opening, *labels = tokenizer(
-        [lead + "(", *(f"{lead}({letter})" for letter in ascii_uppercase)],
-        add_special_tokens=False,
+        [lead + "(", *(f"{lead}({letter})" for letter in ascii_uppercase)], add_special_tokens=False
     )["input_ids"]
     answers = [ids[len(opening) : len(opening) + 1] for ids in labels]
     for letter, ids, answer in zip(ascii_uppercase, labels, answers, strict=True):

@@ -1,13 +1,14 @@
 """The text around the items. Data never passes through these strings: titles are joined as ids."""
 
-from __future__ import annotations
-
+import tomllib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from rsllm.config import Domain
 
 SEPARATOR = ","
+TEXTS = tomllib.loads(Path(__file__).with_suffix(".toml").read_text())
 Answer = Literal["title", "number", "letter"]
 
 
@@ -20,32 +21,10 @@ class Template:
     question: str
 
 
-_WORDS: dict[Domain, tuple[str, str, str, str, str]] = {
-    "movie": ("movie", "watch", "watched", "watching", "title"),
-    "game": ("game", "play", "played", "playing", "title"),
-    "artist": ("artist", "listen to", "listened to", "listening", "name"),
-    "item": ("item", "choose", "chosen", "choice", "title"),
-}
-
-
 def templates(domain: Domain, answer: Answer) -> tuple[Template, ...]:
-    """Three per domain, as LLaRA has (arXiv 2312.02445); the first is used in evaluation."""
-    noun, act, done, doing, name = _WORDS[domain]
-    asked = name if answer == "title" else answer
-    return (
-        Template(
-            opening=f"This user has {done}",
-            choice=f". The next {noun} this user will {act} is one of these {{num_candidates}}:",
-            question=f".\nThe {asked} of the next {noun} is",
-        ),
-        Template(
-            opening=f"{noun.capitalize()}s a user has {done}, oldest first:",
-            choice=f".\nOut of the following {{num_candidates}} {noun}s,",
-            question=f", the user will {act} the one with this {asked} next:",
-        ),
-        Template(
-            opening=f"The {doing} history of a user is",
-            choice=f". Please predict the next {noun} from the candidates",
-            question=f". Answer with the {asked} only.\nAnswer:",
-        ),
-    )
+    """Those of `templates.toml` in a domain's words; `{num_candidates}` stays to be filled in."""
+    words: dict[str, str] = TEXTS["words"][domain]
+    words = words | {"Noun": words["noun"].capitalize(), "num_candidates": "{num_candidates}"}
+    words["asked"] = words["title"] if answer == "title" else answer
+    filled = ({part: text.format(**words) for part, text in t.items()} for t in TEXTS["template"])
+    return tuple(Template(**segments) for segments in filled)

@@ -1,7 +1,5 @@
 """Traditional sequential recommenders, whose item embeddings fill the slots of the prompts."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -9,7 +7,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from rsllm.config import RecommenderConfig
-from rsllm.errors import CheckpointError, ConfigError
+from rsllm.errors import CheckpointError
 from rsllm.recommenders.base import Recommender, TitleItems
 from rsllm.recommenders.caser import Caser
 from rsllm.recommenders.gru4rec import GRU4Rec
@@ -31,12 +29,7 @@ def build(
         num_items: size of the catalogue; item ids are 0 to `num_items` - 1.
         window: longest history, in items.
         titles_ID: frozen title vectors, which then stand for the items.
-
-    Raises:
-        ConfigError: `config.model` names no recommender.
     """
-    if config.model not in MODELS:
-        raise ConfigError(f"recommender.model is {config.model!r}; choose one of {sorted(MODELS)}")
     width = config.width
     items = nn.Embedding(num_items, width) if titles_ID is None else TitleItems(titles_ID, width)
     return MODELS[config.model](items, config, window)

@@ -1,8 +1,6 @@
 """The contract of a traditional sequential recommender: shapes, meaning, what must hold."""
 
 # Axes: B rows, H history positions, I items of the catalogue, E recommender width, D title width.
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 
 import torch

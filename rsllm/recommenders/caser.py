@@ -1,8 +1,6 @@
 """Caser: convolutional sequence embedding (Tang & Wang, WSDM 2018, arXiv 1809.07426)."""
 
 # Axes: B rows, H history positions, L window, E width, F filters.
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F

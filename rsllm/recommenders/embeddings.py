@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 from rsllm.errors import CheckpointError
 
 FILE = "items.safetensors"
+REMEDY = "fit the recommender again"
 _FOLD = "fold-"
 
 
@@ -38,17 +39,13 @@ class ItemEmbeddings:
     def __post_init__(self) -> None:
         for table in (self.table_IE, *self.fold_tables):
             _check(table)
-        self._refuse_shapes(self.fold_tables)
-
-    def _refuse_shapes(self, tables: Sequence[Tensor]) -> None:
-        if {table.shape for table in tables} - {self.table_IE.shape}:
+        if {table.shape for table in self.fold_tables} - {self.table_IE.shape}:
             raise CheckpointError("cross-fitted item tables differ in shape; fit them again")
 
     def save(self, folder: Path) -> None:
         """Write `items.safetensors` into an existing folder."""
-        tables = {"table": self.table_IE} | {
-            f"{_FOLD}{number:04}": table for number, table in enumerate(self.fold_tables)
-        }
+        tables = {"table": self.table_IE}
+        tables |= {f"{_FOLD}{n:04}": table for n, table in enumerate(self.fold_tables)}
         plain = {name: table.detach().cpu().contiguous() for name, table in tables.items()}
         save_file(plain, folder / FILE, metadata={"source": self.source})
 
@@ -66,9 +63,7 @@ class ItemEmbeddings:
                 tables = tuple(file.get_tensor(name) for name in folds)
                 return cls(file.get_tensor("table"), file.metadata()["source"], tables)
         except (OSError, SafetensorError, KeyError, TypeError) as error:
-            raise CheckpointError(
-                f"cannot read item embeddings from {path} ({error}); fit the recommender again"
-            ) from error
+            raise CheckpointError(f"cannot read {path} ({error}); {REMEDY}") from error
 
     def crossed_with(self, folds: Sequence[ItemEmbeddings]) -> ItemEmbeddings:
         """The table with those of the folds, each moved, turned and scaled to fit it best.
@@ -79,9 +74,9 @@ class ItemEmbeddings:
         Raises:
             CheckpointError: a fold's table has another shape.
         """
-        self._refuse_shapes([fold.table_IE for fold in folds])
-        tables = tuple(_fitted(fold.table_IE, self.table_IE) for fold in folds)
-        return ItemEmbeddings(self.table_IE, self.source, tables)
+        apart = replace(self, fold_tables=tuple(fold.table_IE for fold in folds))
+        fitted = tuple(_fitted(table_IE, self.table_IE) for table_IE in apart.fold_tables)
+        return replace(self, fold_tables=fitted)
 
     def shuffled(self) -> ItemEmbeddings:
         """Ablation: every item with the vector of another one, in all tables the same."""
@@ -113,16 +108,10 @@ class ItemEmbeddings:
 
 def _check(table: Tensor) -> None:
     if table.ndim != 2 or table.numel() == 0 or table.dtype != torch.float32:
-        raise CheckpointError(
-            f"item embeddings are {table.dtype} of shape {tuple(table.shape)};"
-            " expected torch.float32 [items, width]; fit the recommender again"
-        )
+        raise CheckpointError(f"items are {table.dtype} of shape {tuple(table.shape)}; {REMEDY}")
     broken = int((~torch.isfinite(table)).any(dim=1).sum())
     if broken:
-        raise CheckpointError(
-            f"the embeddings of {broken} of {len(table)} items are not finite;"
-            " fit the recommender again, with a lower learning rate if it diverged"
-        )
+        raise CheckpointError(f"vectors of {broken} of {len(table)} items are not finite; {REMEDY}")
 
 
 def _fitted(moving_IE: Tensor, fixed_IE: Tensor) -> Tensor:

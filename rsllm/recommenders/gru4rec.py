@@ -1,8 +1,6 @@
 """GRU4Rec: session-based recommendation with recurrent networks (Hidasi et al., 1511.06939)."""
 
 # Axes: B rows, H history positions, E width.
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

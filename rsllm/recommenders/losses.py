@@ -4,8 +4,6 @@ Each loss takes the target's score and those of other items, and is a mean over 
 """
 
 # Axes: B rows, N negatives, I items of the catalogue.
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F

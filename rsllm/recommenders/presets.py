@@ -1,7 +1,5 @@
 """Settings of the recommenders that a search chose, and the result that shows it."""
 
-from __future__ import annotations
-
 import tomllib
 from pathlib import Path
 from typing import Any

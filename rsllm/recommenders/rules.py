@@ -6,8 +6,6 @@ same rows and candidate sets. Where it has nothing to say, the more popular item
 
 # Axes: R rows, H history, I items of the catalogue, U training users, D width of title vectors.
 
-from __future__ import annotations
-
 import heapq
 from collections.abc import Callable
 from typing import Any
@@ -41,19 +39,16 @@ def markov(data: PreparedData) -> Rule:
 
 def item_knn(data: PreparedData) -> Rule:
     """Summed cosine similarity to the items of the history (Sarwar et al., WWW 2001, 3.1.1)."""
-    from implicit.nearest_neighbours import ItemItemRecommender
+    from implicit.nearest_neighbours import ItemItemRecommender, normalize
 
     share_I, users = _share(data), data.rows("train")
-    width = users.history_RH.shape[1] + 1
     item_RX = np.column_stack([users.history_RH, users.target_R])
-    user_RX = np.repeat(users.user_R[:, None], width, axis=1)
-    real_RX = item_RX != NO_ITEM
-    height = int(users.user_R.max()) + 1
-    watched_UI = _counts(user_RX[real_RX], item_RX[real_RX], height, len(data.titles))
+    row, place = np.nonzero(item_RX != NO_ITEM)
+    user, height = users.user_R[row], int(users.user_R.max()) + 1
+    watched_UI = _counts(user, item_RX[row, place], height, len(data.titles))
     watched_UI.data[:] = 1.0
-    norm_I = np.sqrt(np.asarray(watched_UI.sum(axis=0)).ravel().clip(1.0))
     model = ItemItemRecommender(K=NEIGHBOURS, num_threads=1)
-    model.fit(csr_matrix(watched_UI.multiply(1 / norm_I)), show_progress=False)
+    model.fit(csr_matrix(normalize(watched_UI.T).T), show_progress=False)
     similar_II = csr_matrix(model.similarity)
     return lambda rows: (_bags(rows, len(data.titles)) @ similar_II).toarray() + 1e-6 * share_I
 

@@ -2,8 +2,6 @@
 
 # Axes: B rows, H history positions, Q updated positions, I items, E width, N attention heads,
 # D width of a head.
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F

@@ -1,7 +1,5 @@
 """`rsllm plan`: what training needs, how long it takes and costs, before anything is launched."""
 
-from __future__ import annotations
-
 import math
 import os
 from dataclasses import dataclass

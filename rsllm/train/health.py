@@ -3,8 +3,8 @@
 Axes: B rows, T tokens, D language-model width, H heads.
 """
 
-from __future__ import annotations
-
+import math
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -19,6 +19,14 @@ from rsllm.prompts.encode import NO_ITEM
 PROBE_ROWS = 4
 SLOT_SCALE, SLOT_ATTENTION = "health/slot_scale", "health/slot_attention"
 SHARE = "health/gradient_share/"
+DOUBTS = {
+    SLOT_SCALE: (0.1, 30, "slots are {value:.2g} times as long as tokens; see projector.scale"),
+    SLOT_ATTENTION: (0.1, math.inf, "slots get {value:.2g} times the attention of other tokens"),
+    "contrast/target_accuracy": (0, 0.95, "the target contrast is solved: alpha has no leverage"),
+    "contrast/(target|user)_cosine": (-1, 0.95, "{} vectors collapse (cosine {value:.2f})"),
+    f"{SHARE}(.*)": (0.01, 1, "{} makes {value:.1%} of the gradient: its weight hardly matters"),
+}
+"""Of a reported quantity: the least and the most that is sound, and what to say otherwise."""
 
 
 def health(objective: LanguageObjective, trained: Batch, plain: Batch) -> dict[str, float]:
@@ -48,32 +56,12 @@ def health(objective: LanguageObjective, trained: Batch, plain: Batch) -> dict[s
 
 def warnings(entry: Mapping[str, float]) -> list[str]:
     """What an entry of a learning curve gives reason to doubt."""
-    scale, attention = entry.get(SLOT_SCALE, 1.0), entry.get(SLOT_ATTENTION, 1.0)
-    shares = {n.removeprefix(SHARE): v for n, v in entry.items() if n.startswith(SHARE)}
-    doubts = (
-        {
-            f"slot vectors are {scale:.2g} times as long as token vectors: they drown the text, or"
-            " vanish in it; see projector.scale and projector_learning_rate": not 0.1
-            <= scale
-            <= 30,
-            f"the last prompt token pays slots {attention:.2g} times the attention of other tokens:"
-            " the language model hardly reads them": attention < 0.1,
-            "the target contrast is solved (accuracy above 0.95): alpha has no leverage": (
-                entry.get("contrast/target_accuracy", 0.0) > 0.95
-            ),
-        }
-        | {
-            f"the {name} vectors of different rows have a mean cosine of {cosine:.2f}: they"
-            " collapse; raise the temperature or lower the contrasts' weights": cosine > 0.95
-            for name in ("target", "user")
-            if (cosine := entry.get(f"contrast/{name}_cosine")) is not None
-        }
-        | {
-            f"{name} makes {share:.1%} of the gradient: its weight hardly matters": share < 0.01
-            for name, share in shares.items()
-        }
-    )
-    return [text for text, doubtful in doubts.items() if doubtful]
+    return [
+        text.format(*match.groups(), value=value)
+        for name, value in entry.items()
+        for pattern, (low, high, text) in DOUBTS.items()
+        if (match := re.fullmatch(pattern, name)) and not low <= value <= high
+    ]
 
 
 def _autocast(objective: LanguageObjective, batch: Batch) -> Any:

@@ -51,14 +51,14 @@ def test_worlds_depend_on_their_seed_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"num_users": 0}, "num_users is 0; it must be at least 1"),
-        ({"num_items": -1}, "num_items is -1; it must be at least 1"),
-        ({"length": 1}, "length is 1; it must be at least 2"),
-        ({"seed": -1}, "seed is -1; it must be at least 0"),
+        ({"num_users": 0}, "num_users is 0; it should be greater than 0"),
+        ({"num_items": -1}, "num_items is -1; it should be greater than 0"),
+        ({"length": 1}, "length is 1; it should be greater than or equal to 2"),
+        ({"seed": -1}, "seed is -1; it should be greater than or equal to 0"),
         ({"num_items": 11, "length": 20}, "num_items is 11; choose 30 to"),
         ({"num_items": 26}, "num_items is 26; choose 27 to"),
         ({"text_share": 0.5, "num_items": 40}, "num_items is 40; choose 48 to"),
-        ({"noise": 1.0}, r"noise is 1\.0; it must be in \[0, 1\)"),
+        ({"noise": 1.0}, r"noise is 1\.0; it should be less than 1"),
     ],
 )
 def test_impossible_worlds_are_refused(

@@ -210,7 +210,7 @@ def test_contrasts_under_autocast_are_those_of_its_states_in_fp32(random_llm: Pa
     _, parts = objective(batch)
     with torch.autocast("cpu", torch.bfloat16):
         states_BTD = model.states(batch)
-        targets_BD = model.target_states(batch)[batch.target_item_B]
+        targets_BD = model.item_states(batch.targets)[batch.target_item_B]
     answers_BD = pool(states_BTD, batch.answer_BT)
     expected = contrast(targets_BD, answers_BD, negatives([batch])[0], 0.01).loss
     assert torch.equal(parts["loss/target_contrast"], expected)

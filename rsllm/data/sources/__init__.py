@@ -5,8 +5,6 @@ A new one is a TOML file like those beside this one, and its name in `FILES`. Re
 names say more of themselves and are read here.
 """
 
-from __future__ import annotations
-
 import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
