@@ -1,0 +1,101 @@
+"""What the trials of a search say together: the best so far, what mattered, the Pareto front."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+
+from rsllm.evaluate.metrics import METRICS
+
+Trial = Mapping[str, Any]
+
+RISING = {"score", *METRICS}
+"""Objectives of which more is better; costs are the others."""
+TOP = 0.25
+FEWEST = 8
+"""Trials with a score, below which nothing can be said of what mattered."""
+
+
+def scored(trials: Sequence[Trial], metric: str) -> list[Trial]:
+    """Those that have reported `metric`."""
+    return [trial for trial in trials if trial.get(metric) is not None]
+
+
+def best_so_far(trials: Sequence[Trial], metric: str) -> list[float]:
+    """The best score up to each trial, NaN before the first.
+
+    A stopped one's is of fewer samples, so finished trials alone count where there are any.
+    """
+    finished = [trial for trial in scored(trials, metric) if trial["state"] == "finished"]
+    counted = finished or scored(trials, metric)
+    scores = [trial[metric] if trial in counted else np.nan for trial in trials]
+    return [float(best) for best in np.fmax.accumulate(scores)] if scores else []
+
+
+def importance(trials: Sequence[Trial], metric: str) -> dict[str, float]:
+    """Share of each tuned value in what sets the best quarter of the trials apart, largest first.
+
+    PED-ANOVA (Watanabe et al. 2023, arXiv:2304.10255); {} where trials are too few.
+    """
+    shown = scored(trials, metric)
+    if len(shown) < FEWEST:
+        return {}
+    tuned = [{k: v for k, v in t["parameters"].items() if v is not None} for t in shown]
+    ranges = {name: _range([v[name] for v in tuned if name in v]) for name in names(tuned)}
+    made = [
+        optuna.trial.create_trial(
+            params={name: _plain(value) for name, value in values.items()},
+            distributions={name: ranges[name] for name in values},
+            value=trial[metric],
+        )
+        for trial, values in zip(shown, tuned, strict=True)
+    ]
+    evaluator = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=TOP)
+    return optuna.importance.get_param_importances(_study(["maximize"], made), evaluator=evaluator)
+
+
+def pareto_front(trials: Sequence[Trial]) -> list[Trial]:
+    """The finished trials than which no other is better in one objective and as good in all."""
+    able = [t for t in trials if t.get("objectives") and t["state"] == "finished"]
+    if not able:
+        return []
+    goals = list(able[0]["objectives"])
+    made = [optuna.trial.create_trial(values=[t["objectives"][g] for g in goals]) for t in able]
+    directions = ["maximize" if goal in RISING else "minimize" for goal in goals]
+    return [able[best.number] for best in _study(directions, made).best_trials]
+
+
+def names(mappings: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Every key of the mappings once, in order of appearance."""
+    return list(dict.fromkeys(name for mapping in mappings for name in mapping))
+
+
+def numeric(values: Sequence[Any]) -> bool:
+    """Whether they have a place on an axis; truth values are names."""
+    return all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
+
+
+def spans_decades(values: Sequence[float]) -> bool:
+    """Whether they want a logarithmic axis."""
+    return 0 < 20 * min(values) < max(values)
+
+
+def _study(directions: Sequence[str], trials: Sequence[optuna.trial.FrozenTrial]) -> optuna.Study:
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(directions=directions)
+    study.add_trials(trials)
+    return study
+
+
+def _range(values: Sequence[Any]) -> BaseDistribution:
+    if numeric(values):
+        return FloatDistribution(min(values), max(values), log=spans_decades(values))
+    return CategoricalDistribution(list(dict.fromkeys(map(_plain, values))))
+
+
+def _plain(value: Any) -> Any:
+    return value if numeric([value]) else str(value)
