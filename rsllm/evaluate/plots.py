@@ -7,24 +7,17 @@ page can show it in all charts at once.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, NamedTuple
 
-from rsllm.evaluate.trials import (
-    RISING,
-    Trial,
-    best_so_far,
-    names,
-    numeric,
-    pareto_front,
-    scored,
-    spans_decades,
-)
+from rsllm.evaluate.trials import RISING, Trial, best_so_far, names, numeric, pareto_front, scored
+
+Point = tuple[Any, Any]
 
 MARGIN = 0.05
-STEPS = 4
+STEPS = 5
 """About as many steps from tick to tick."""
 
 
@@ -34,9 +27,10 @@ class Axis:
     def __init__(self, label: str, values: Sequence[Any]) -> None:
         self.label = label
         self.kinds = [] if numeric(values) else sorted(set(map(str, values)))
-        self.logarithmic = not self.kinds and spans_decades(values)
+        self.whole = all(isinstance(value, int) for value in values)
+        self.logarithmic = not self.kinds and 0 < 20 * min(values) < max(values)
         marks = [self._mark(value) for value in values]
-        margin = MARGIN * (max(marks) - min(marks)) or 0.5
+        margin = MARGIN * (max(marks) - min(marks)) or abs(marks[0]) / 10 or 0.5
         self.low, self.high = min(marks) - margin, max(marks) + margin
 
     def __call__(self, value: Any) -> float:
@@ -52,11 +46,11 @@ class Axis:
     def ticks(self) -> list[tuple[float, str]]:
         """Places and texts of a few values."""
         values = self.kinds or (self._decades() if self.logarithmic else self._steps())
-        return [(self(value), brief(value)) for value in values]
+        return [(self(v), v if isinstance(v, str) else f"{v:,.6g}") for v in values]
 
     def _decades(self) -> list[float]:
         exponents = range(math.floor(self.low), math.ceil(self.high) + 1)
-        factors = (1, 3) if self.high - self.low < STEPS else (1,)
+        factors = (1, 3) if self.high - self.low < STEPS / 2 else (1,)
         values = [factor * 10.0**exponent for exponent in exponents for factor in factors]
         return [value for value in values if self.low <= math.log10(value) <= self.high]
 
@@ -64,15 +58,16 @@ class Axis:
         rough = (self.high - self.low) / STEPS
         unit = 10.0 ** math.floor(math.log10(rough))
         step = next(unit * factor for factor in (1, 2, 5, 10) if unit * factor >= rough)
-        return [i * step for i in range(math.ceil(self.low / step), int(self.high // step) + 1)]
+        step = max(step, 1.0) if self.whole else step
+        return [n * step for n in range(math.ceil(self.low / step), int(self.high // step) + 1)]
 
 
 class Line(NamedTuple):
-    """Points in [0, 1], x to the right and y up."""
+    """Points, x to the right and y up; in a chart they are in [0, 1]."""
 
     classes: str
     told: str
-    points: list[tuple[float, float]]
+    points: Sequence[Point]
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +87,8 @@ def learning_curves(
 ) -> Chart | None:
     """`metric` against training samples; None where no trial has reported it."""
     curves = [
-        _of(t, metric, [(p["samples"], p[metric]) for p in t["curve"] if p.get(metric) is not None])
-        for t in trials
+        _of(trial, metric, [(point["samples"], point.get(metric)) for point in trial["curve"]])
+        for trial in trials
     ]
     return _chart(title, "training samples", metric, curves, chance)
 
@@ -101,28 +96,19 @@ def learning_curves(
 def history(trials: Sequence[Trial], metric: str, *, by_cost: bool = False) -> Chart | None:
     """Each trial's score and the best so far, in order or against the minutes trained in all."""
     minutes = accumulate(trial["seconds"] / 60 for trial in trials)
-    places: list[float] = [*minutes] if by_cost else [*range(1, len(trials) + 1)]
-    running = zip(places, best_so_far(trials, metric), strict=True)
-    best = Line("steps", "best so far", [p for p in running if not math.isnan(p[1])])
-    dots = [
-        _of(trial, metric, [(place, trial[metric])])
-        for place, trial in zip(places, trials, strict=True)
-        if trial.get(metric) is not None
-    ]
-    title, x = ("minutes of training", "minutes, summed") if by_cost else ("trials", "trials")
+    places = list(minutes) if by_cost else [trial["number"] for trial in trials]
+    best = Line("steps", "best so far", [*zip(places, best_so_far(trials, metric), strict=True)])
+    placed = zip(places, trials, strict=True)
+    dots = [_of(trial, metric, [(place, trial.get(metric))]) for place, trial in placed]
+    title, x = ("cost", "minutes of training, summed") if by_cost else ("trials", "trial")
     return _chart(f"Best so far over {title}", x, metric, [best, *dots])
-
-
-def tuned(trials: Sequence[Trial]) -> list[str]:
-    """Names of what the trials tuned."""
-    return names([trial["parameters"] for trial in trials])
 
 
 def tuned_values(trials: Sequence[Trial], parameter: str, metric: str) -> Chart | None:
     """Each trial's value of one tuned parameter against its `metric`."""
-    found = [(trial, trial["parameters"].get(parameter)) for trial in scored(trials, metric)]
-    dots = [_of(t, metric, [(value, t[metric])]) for t, value in found if value is not None]
-    return _chart(parameter, parameter, metric, dots)
+    points = [(trial, (trial["parameters"].get(parameter), trial.get(metric))) for trial in trials]
+    dots = [_of(trial, metric, [point]) for trial, point in points]
+    return _chart(f"{metric} by {parameter}", parameter, metric, dots)
 
 
 def pareto(trials: Sequence[Trial]) -> Chart | None:
@@ -132,15 +118,15 @@ def pareto(trials: Sequence[Trial]) -> Chart | None:
         return None
     cost, score = sorted(able[0]["objectives"], key=RISING.__contains__)
 
-    def place(trial: Trial) -> tuple[float, float]:
+    def place(trial: Trial) -> Point:
         return trial["objectives"][cost], trial["objectives"][score]
 
-    line = Line("steps", "Pareto front", sorted(map(place, pareto_front(trials))))
+    front = Line("steps", "Pareto front", sorted(map(place, pareto_front(trials))))
     dots = [_of(trial, score, [place(trial)]) for trial in able]
-    return _chart(f"Pareto front of {score} and {cost}", cost, score, [line, *dots])
+    return _chart(f"Pareto front of {score} and {cost}", cost, score, [front, *dots])
 
 
-def fusion(curve: Sequence[tuple[float, float]], chosen: float) -> Chart | None:
+def fusion(curve: Sequence[Point], chosen: float) -> Chart | None:
     """Validation MRR of two methods joined, against the weight of the recommender."""
     finite = [(weight, mrr) for weight, mrr in curve if 0 < weight < 1e6]
     best = [point for point in finite if point[0] == chosen]
@@ -152,31 +138,20 @@ def fusion(curve: Sequence[tuple[float, float]], chosen: float) -> Chart | None:
 def parallel_coordinates(trials: Sequence[Trial], metric: str) -> Chart | None:
     """A line per trial through its values to its score, from the worst to the best."""
     shown = sorted(scored(trials, metric), key=lambda trial: trial[metric])
-    rows = [{**trial["parameters"], metric: trial[metric]} for trial in shown]
-    columns = names(rows)
-    if len(shown) < 2 or len(columns) < 2:
+    tuned = names([trial["parameters"] for trial in shown])
+    if len(shown) < 2 or not tuned:
         return None
-    columns.sort(key=metric.__eq__)
-    axes = [Axis(name, [_value(row, name) for row in rows]) for name in columns]
-    lines = [
-        _of(t, metric, [(n, axis(_value(row, axis.label))) for n, axis in enumerate(axes)])
-        for t, row in zip(shown, rows, strict=True)
-    ]
+    columns = {
+        n: ["-" if (v := t["parameters"].get(n)) is None else v for t in shown] for n in tuned
+    }
+    columns[metric] = [trial[metric] for trial in shown]
+    axes = [Axis(name, values) for name, values in columns.items()]
+    paths = zip(*(map(axis, columns[axis.label]) for axis in axes), strict=True)
+    lines = [_of(t, metric, [*enumerate(path)]) for t, path in zip(shown, paths, strict=True)]
     return Chart("Every trial through its values to its score", axes, lines, parallel=True)
 
 
-def brief(value: Any) -> str:
-    """A tick's text."""
-    if isinstance(value, str):
-        return value
-    return f"{value / 1000:g}k" if abs(value) >= 10_000 else f"{value:.4g}"
-
-
-def _value(row: Mapping[str, Any], name: str) -> Any:
-    return "-" if row.get(name) is None else row[name]
-
-
-def _of(trial: Trial, metric: str, points: list[tuple[Any, float]]) -> Line:
+def _of(trial: Trial, metric: str, points: Sequence[Point]) -> Line:
     number, score = trial["number"], trial.get(metric)
     told = f"{trial.get('name', f'trial {number}')}, {trial['state']}"
     told += "" if score is None else f", {metric} {score:.4g}"
@@ -186,10 +161,12 @@ def _of(trial: Trial, metric: str, points: list[tuple[Any, float]]) -> Line:
 def _chart(
     title: str, x: str, y: str, lines: Sequence[Line], level: float | None = None
 ) -> Chart | None:
-    points = [point for line in lines for point in line.points]
+    """Lines without their points that lack a value, put in their places."""
+    known = [ln._replace(points=[p for p in ln.points if None not in p]) for ln in lines]
+    points = [point for line in known for point in line.points]
     if not points:
         return None
     levels = [] if level is None else [level]
     across, up = Axis(x, [p[0] for p in points]), Axis(y, [p[1] for p in points] + levels)
-    placed = [line._replace(points=[(across(p), up(q)) for p, q in line.points]) for line in lines]
+    placed = [ln._replace(points=[(across(p), up(q)) for p, q in ln.points]) for ln in known]
     return Chart(title, (across, up), placed, None if level is None else up(level))

@@ -34,7 +34,7 @@ def write_report(folder: Path, results: Results) -> None:
     write_json(folder / "results.json", results)
     trials = [{**trial, **trial["parameters"]} for trial in results["trials"]]
     _write_csv(folder / "trials.csv", trials, leave_out=("parameters", "curve"))
-    _write_csv(folder / "methods.csv", list(map(_spread, made.methods(results).rows)))
+    _write_csv(folder / "methods.csv", list(map(_method_row, results["methods"])))
     for name in ("report.html", "report.md"):
         (folder / name).write_text(_rendered(name, results), encoding="utf-8")
 
@@ -62,22 +62,21 @@ def _write_csv(
         writer.writerows([inert(row.get(name)) for name in columns] for row in rows)
 
 
-def _spread(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Each estimate as its value and two columns for its interval."""
-    spread: dict[str, Any] = {}
-    for name, cell in row.items():
-        if isinstance(cell, Mapping):
-            spread |= {name: cell["value"]} | {f"{name} {end}": cell[end] for end in ("low", "high")}
-        else:
-            spread[name] = cell
-    return spread
+def _method_row(method: Mapping[str, Any]) -> dict[str, Any]:
+    """Each metric and the ends of its interval in columns of their own."""
+    ends = {"": "value", " low": "low", " high": "high"}
+    return {key: method[key] for key in ("name", "scorer", "n", "seconds")} | {
+        f"{metric}{suffix}": estimate[end]
+        for metric, estimate in method["metrics"].items()
+        for suffix, end in ends.items()
+    }
 
 
 def _inert_text(value: Any) -> Markup:
     """Text of which neither HTML nor Markdown makes a tag, a link or a cell."""
-    if isinstance(value, Markup):
-        return value
-    return Markup(re.sub(r"[<>&\"'|`\[\]\\*~]", lambda char: f"&#{ord(char[0])};", show(value)))
+    if isinstance(value, Markup | Mapping):
+        return Markup(value if isinstance(value, Markup) else show(value))
+    return Markup(re.sub(r"[<>&\"|`\[\]\\*~]", lambda char: f"&#{ord(char[0])};", show(value)))
 
 
 def _rendered(template: str, results: Results) -> str:

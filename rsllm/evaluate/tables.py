@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -228,10 +228,10 @@ def recommender(results: Results) -> Table:
 
 
 def cost(results: Results) -> Table:
-    """What training took, per variant or in all, and ranking per method."""
-    tried = {trial.get("name", "search"): [trial] for trial in results["trials"]}
-    if "search" in tried:
-        tried["search"] = list(results["trials"])
+    """What training took, of each variant or of the search, and ranking of each method."""
+    tried: dict[str, list[Any]] = {}
+    for trial in results["trials"]:
+        tried.setdefault(trial.get("name", "search"), []).append(trial)
     seconds = {method["name"]: method["seconds"] for method in results["methods"]}
     rows = [
         {"what": what, **_training(tried.get(what, ())), "ranking, s": seconds.get(what)}
@@ -241,30 +241,11 @@ def cost(results: Results) -> Table:
 
 
 def _training(trained: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    if not trained:
-        return {}
-    ends = [trial["curve"][-1] for trial in trained if trial["curve"]]
-    tokens = sum(end.get("tokens_per_second", 0.0) * end.get("seconds", 0.0) for end in ends)
-    return {
+    ends = [end for trial in trained for end in trial["curve"][-1:]]
+    found = {
         "trials": len(trained),
         "samples": sum(trial["samples"] for trial in trained),
-        "tokens": round(tokens) or None,
+        "tokens": round(sum(e.get("tokens_per_second", 0) * e.get("seconds", 0) for e in ends)),
         "training, s": sum(trial["seconds"] for trial in trained),
     }
-
-
-def facts(results: Results) -> list[Table]:
-    """Settings, data, versions and machine."""
-    parts = [part for part in ("budget", "data", "experiment", "provenance") if part in results]
-    return [
-        Table(part.capitalize(), [{"what": k, "value": v} for k, v in _flat(results[part])])
-        for part in parts
-    ]
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
+    return {name: value or None for name, value in found.items()}

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 
@@ -25,15 +24,17 @@ def scored(trials: Sequence[Trial], metric: str) -> list[Trial]:
     return [trial for trial in trials if trial.get(metric) is not None]
 
 
-def best_so_far(trials: Sequence[Trial], metric: str) -> list[float]:
-    """The best score up to each trial, NaN before the first.
+def best_so_far(trials: Sequence[Trial], metric: str) -> list[float | None]:
+    """The best score up to each trial, None before the first.
 
     A stopped one's is of fewer samples, so finished trials alone count where there are any.
     """
     finished = [trial for trial in scored(trials, metric) if trial["state"] == "finished"]
     counted = finished or scored(trials, metric)
-    scores = [trial[metric] if trial in counted else np.nan for trial in trials]
-    return [float(best) for best in np.fmax.accumulate(scores)] if scores else []
+    return [
+        max((trial[metric] for trial in trials[:place] if trial in counted), default=None)
+        for place in range(1, len(trials) + 1)
+    ]
 
 
 def importance(trials: Sequence[Trial], metric: str) -> dict[str, float]:
@@ -79,11 +80,6 @@ def numeric(values: Sequence[Any]) -> bool:
     return all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
 
 
-def spans_decades(values: Sequence[float]) -> bool:
-    """Whether they want a logarithmic axis."""
-    return 0 < 20 * min(values) < max(values)
-
-
 def _study(directions: Sequence[str], trials: Sequence[optuna.trial.FrozenTrial]) -> optuna.Study:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(directions=directions)
@@ -93,7 +89,7 @@ def _study(directions: Sequence[str], trials: Sequence[optuna.trial.FrozenTrial]
 
 def _range(values: Sequence[Any]) -> BaseDistribution:
     if numeric(values):
-        return FloatDistribution(min(values), max(values), log=spans_decades(values))
+        return FloatDistribution(min(values), max(values), log=0 < 20 * min(values) < max(values))
     return CategoricalDistribution(list(dict.fromkeys(map(_plain, values))))
 
 
