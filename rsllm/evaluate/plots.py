@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, NamedTuple
 
-from rsllm.evaluate.trials import RISING, Trial, best_so_far, names, numeric, pareto_front, scored
+from rsllm.evaluate import trials as facts
+from rsllm.evaluate.trials import Trial
 
 Point = tuple[Any, Any]
 
@@ -22,13 +23,19 @@ STEPS = 5
 
 
 class Axis:
-    """Places of values, linear or logarithmic, or of names in alphabetical order."""
+    """Places of values, or of facts.names in alphabetical order.
 
-    def __init__(self, label: str, values: Sequence[Any]) -> None:
+    Args:
+        label: what is along it.
+        values: what it has to hold.
+        tuned: whether equal factors rather than steps may be equally far apart.
+    """
+
+    def __init__(self, label: str, values: Sequence[Any], *, tuned: bool = False) -> None:
         self.label = label
-        self.kinds = [] if numeric(values) else sorted(set(map(str, values)))
+        self.kinds = [] if facts.numeric(values) else sorted(set(map(str, values)))
         self.whole = all(isinstance(value, int) for value in values)
-        self.logarithmic = not self.kinds and 0 < 20 * min(values) < max(values)
+        self.logarithmic = tuned and not self.kinds and facts.spans_decades(values)
         marks = [self._mark(value) for value in values]
         margin = MARGIN * (max(marks) - min(marks)) or abs(marks[0]) / 10 or 0.5
         self.low, self.high = min(marks) - margin, max(marks) + margin
@@ -77,8 +84,6 @@ class Chart:
     title: str
     axes: Sequence[Axis]
     lines: Sequence[Line]
-    level: float | None = None
-    """Place of a horizontal line, such as chance."""
     parallel: bool = False
 
 
@@ -90,14 +95,20 @@ def learning_curves(
         _of(trial, metric, [(point["samples"], point.get(metric)) for point in trial["curve"]])
         for trial in trials
     ]
-    return _chart(title, "training samples", metric, curves, chance)
+    samples = [x for line in curves for x, y in line.points if y is not None]
+    if samples and chance is not None:
+        ends = (min(samples), chance), (max(samples), chance)
+        curves.append(Line("level", "chance", ends))
+    return _chart(title, "training samples", metric, curves)
 
 
 def history(trials: Sequence[Trial], metric: str, *, by_cost: bool = False) -> Chart | None:
     """Each trial's score and the best so far, in order or against the minutes trained in all."""
     minutes = accumulate(trial["seconds"] / 60 for trial in trials)
     places = list(minutes) if by_cost else [trial["number"] for trial in trials]
-    best = Line("steps", "best so far", [*zip(places, best_so_far(trials, metric), strict=True)])
+    best = Line(
+        "steps", "best so far", [*zip(places, facts.best_so_far(trials, metric), strict=True)]
+    )
     placed = zip(places, trials, strict=True)
     dots = [_of(trial, metric, [(place, trial.get(metric))]) for place, trial in placed]
     title, x = ("cost", "minutes of training, summed") if by_cost else ("trials", "trial")
@@ -108,7 +119,7 @@ def tuned_values(trials: Sequence[Trial], parameter: str, metric: str) -> Chart 
     """Each trial's value of one tuned parameter against its `metric`."""
     points = [(trial, (trial["parameters"].get(parameter), trial.get(metric))) for trial in trials]
     dots = [_of(trial, metric, [point]) for trial, point in points]
-    return _chart(f"{metric} by {parameter}", parameter, metric, dots)
+    return _chart(f"{metric} by {parameter}", parameter, metric, dots, tuned=True)
 
 
 def pareto(trials: Sequence[Trial]) -> Chart | None:
@@ -116,12 +127,12 @@ def pareto(trials: Sequence[Trial]) -> Chart | None:
     able = [trial for trial in trials if len(trial.get("objectives") or ()) == 2]
     if not able:
         return None
-    cost, score = sorted(able[0]["objectives"], key=RISING.__contains__)
+    cost, score = sorted(able[0]["objectives"], key=facts.RISING.__contains__)
 
     def place(trial: Trial) -> Point:
         return trial["objectives"][cost], trial["objectives"][score]
 
-    front = Line("steps", "Pareto front", sorted(map(place, pareto_front(trials))))
+    front = Line("steps", "Pareto front", sorted(map(place, facts.pareto_front(trials))))
     dots = [_of(trial, score, [place(trial)]) for trial in able]
     return _chart(f"Pareto front of {score} and {cost}", cost, score, [front, *dots])
 
@@ -132,20 +143,18 @@ def fusion(curve: Sequence[Point], chosen: float) -> Chart | None:
     best = [point for point in finite if point[0] == chosen]
     lines = [Line("curve", "MRR", finite), Line("best", f"chosen: {chosen:.3g}", best)]
     title = f"Joined with the recommender, whose weight is {chosen:.3g}"
-    return _chart(title, "weight of the recommender", "MRR", lines)
+    return _chart(title, "weight of the recommender", "MRR", lines, tuned=True)
 
 
 def parallel_coordinates(trials: Sequence[Trial], metric: str) -> Chart | None:
     """A line per trial through its values to its score, from the worst to the best."""
-    shown = sorted(scored(trials, metric), key=lambda trial: trial[metric])
-    tuned = names([trial["parameters"] for trial in shown])
+    shown = sorted(facts.scored(trials, metric), key=lambda trial: trial[metric])
+    tuned = facts.names([trial["parameters"] for trial in shown])
     if len(shown) < 2 or not tuned:
         return None
-    columns = {
-        n: ["-" if (v := t["parameters"].get(n)) is None else v for t in shown] for n in tuned
-    }
+    columns = {name: [t["parameters"].get(name, "-") for t in shown] for name in tuned}
     columns[metric] = [trial[metric] for trial in shown]
-    axes = [Axis(name, values) for name, values in columns.items()]
+    axes = [Axis(name, values, tuned=name != metric) for name, values in columns.items()]
     paths = zip(*(map(axis, columns[axis.label]) for axis in axes), strict=True)
     lines = [_of(t, metric, [*enumerate(path)]) for t, path in zip(shown, paths, strict=True)]
     return Chart("Every trial through its values to its score", axes, lines, parallel=True)
@@ -159,14 +168,13 @@ def _of(trial: Trial, metric: str, points: Sequence[Point]) -> Line:
 
 
 def _chart(
-    title: str, x: str, y: str, lines: Sequence[Line], level: float | None = None
+    title: str, x: str, y: str, lines: Sequence[Line], *, tuned: bool = False
 ) -> Chart | None:
     """Lines without their points that lack a value, put in their places."""
     known = [ln._replace(points=[p for p in ln.points if None not in p]) for ln in lines]
     points = [point for line in known for point in line.points]
     if not points:
         return None
-    levels = [] if level is None else [level]
-    across, up = Axis(x, [p[0] for p in points]), Axis(y, [p[1] for p in points] + levels)
+    across, up = Axis(x, [p for p, _ in points], tuned=tuned), Axis(y, [q for _, q in points])
     placed = [ln._replace(points=[(across(p), up(q)) for p, q in ln.points]) for ln in known]
-    return Chart(title, (across, up), placed, None if level is None else up(level))
+    return Chart(title, (across, up), placed)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import tomllib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from rsllm.evaluate.metrics import METRICS
@@ -15,11 +14,6 @@ Results = Mapping[str, Any]
 PLOTTED = ("MRR", "HR@1")
 BRIEF = ("HR@1", "HR@5", "NDCG@10", "MRR")
 """What the terminal shows of each method; files hold every metric."""
-ANSWERS = ("n", "ValidRatio", "hits_of_all", "hits_of_valid", "perfect_invalid")
-ORDERS = ("orders", "first_choice_changes", "HR@1 mean", "HR@1 spread") + tuple(
-    f"HR@1, {part} third" for part in ("first", "middle", "last")
-)
-NOTES = tomllib.loads(Path(__file__).with_name("report.toml").read_text(encoding="utf-8"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +23,7 @@ class Table:
     title: str
     rows: Sequence[Mapping[str, Any]]
     note: str = ""
+    """What stands beneath it, by its name in `report.notes`."""
     levels: Mapping[str, float] | None = None
     """What some columns' estimates are compared with: chance, or 0."""
 
@@ -59,12 +54,12 @@ def show(cell: Any) -> str:
 
 def inert(cell: Any) -> Any:
     """A spreadsheet runs text that opens with one of these as a formula; an apostrophe stops it."""
-    if not isinstance(cell, str) or not (cell[:1] in "\t\r" or cell.lstrip()[:1] in "=+-@"):
+    if not isinstance(cell, str) or not re.match(r"[\t\r]|\s*[=+@-]", cell):
         return cell
     try:
         float(cell)
     except ValueError:
-        return f"'{cell}" if cell else cell
+        return f"'{cell}"
     return cell
 
 
@@ -82,7 +77,7 @@ def trials(results: Results) -> Table:
             | {name: trial[name] for name in ("samples", "seconds", "error")}
             for trial in [*ranked, *(t for t in results["trials"] if t not in ranked)]
         ],
-        "" if named else NOTES["trials"],
+        "" if named else "trials",
     )
 
 
@@ -90,14 +85,14 @@ def front(results: Results) -> Table:
     """The trials that no other beats in all objectives."""
     best = pareto_front(results["trials"])
     rows = [{"trial": t["number"], **t["objectives"], **t["parameters"]} for t in best]
-    return Table("Pareto front", rows, NOTES["front"])
+    return Table("Pareto front", rows, "front")
 
 
 def mattered(results: Results) -> Table:
     """The tuned values by importance."""
     shares = importance(results["trials"], results["search"]["metric"])
     rows = [{"parameter": name, "importance": share} for name, share in shares.items()]
-    return Table("What mattered among the tuned values", rows, NOTES["importance"])
+    return Table("What mattered among the tuned values", rows, "importance")
 
 
 def health(results: Results) -> Table:
@@ -111,7 +106,7 @@ def health(results: Results) -> Table:
             for trial in results["trials"]
             for end in trial["curve"][-1:]
         ],
-        NOTES["health"],
+        "health",
     )
 
 
@@ -125,7 +120,7 @@ def methods(results: Results, only: Sequence[str] = METRICS) -> Table:
             | {"seconds": method["seconds"]}
             for method in results["methods"]
         ],
-        NOTES["methods"],
+        "methods",
         levels=(results.get("search") or {}).get("chance"),
     )
 
@@ -154,7 +149,7 @@ def likelihoods(results: Results) -> Table:
             if method.get("per_token_metrics")
             for kind, key in kinds.items()
         ],
-        NOTES["likelihoods"],
+        "likelihoods",
     )
 
 
@@ -163,13 +158,12 @@ def generated(results: Results) -> Table:
     return Table(
         "Generated answers",
         [
-            {"method": method["name"], "decoding": decoding, "rule": rule}
-            | {key: judged.get(key) for key in ANSWERS}
+            {"method": method["name"], "decoding": decoding, "rule": rule, **judged}
             for method in results["methods"]
             for decoding, rules in _answers(method).items()
             for rule, judged in rules.items()
         ],
-        NOTES["generated"],
+        "generated",
     )
 
 
@@ -182,8 +176,8 @@ def _answers(method: Mapping[str, Any]) -> Mapping[str, Any]:
 def orders(results: Results) -> Table:
     """How much the order of the candidates decides."""
     found = [(m["name"], m.get("candidate_orders")) for m in results["methods"]]
-    rows = [{"method": n} | {key: o.get(key) for key in ORDERS} for n, o in found if o]
-    return Table("Order of the candidates", rows, NOTES["orders"])
+    rows = [{"method": name, **values} for name, values in found if values]
+    return Table("Order of the candidates", rows, "orders")
 
 
 def pairs(results: Results) -> Table:
@@ -197,7 +191,7 @@ def pairs(results: Results) -> Table:
             | {"detectable": pair["minimum_detectable"]}
             for pair in results["pairs"]
         ],
-        NOTES["pairs"],
+        "pairs",
         levels={"difference": 0.0},
     )
 
@@ -212,7 +206,7 @@ def confirm(results: Results) -> Table:
             | {f"seed {s}": v for s, v in zip(found["seeds"], found["scores"], strict=True)}
             for found in results.get("confirm") or ()
         ],
-        NOTES["confirm"],
+        "confirm",
     )
 
 
@@ -237,7 +231,7 @@ def cost(results: Results) -> Table:
         {"what": what, **_training(tried.get(what, ())), "ranking, s": seconds.get(what)}
         for what in dict.fromkeys([*tried, *seconds])
     ]
-    return Table("Cost", rows, NOTES["cost"])
+    return Table("Cost", rows, "cost")
 
 
 def _training(trained: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

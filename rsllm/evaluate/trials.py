@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+from optuna.study import StudyDirection as Direction
 
 from rsllm.evaluate.metrics import METRICS
 
@@ -29,12 +31,11 @@ def best_so_far(trials: Sequence[Trial], metric: str) -> list[float | None]:
 
     A stopped one's is of fewer samples, so finished trials alone count where there are any.
     """
-    finished = [trial for trial in scored(trials, metric) if trial["state"] == "finished"]
-    counted = finished or scored(trials, metric)
-    return [
-        max((trial[metric] for trial in trials[:place] if trial in counted), default=None)
-        for place in range(1, len(trials) + 1)
-    ]
+    known, lowest = scored(trials, metric), float("-inf")
+    finished = [trial for trial in known if trial["state"] == "finished"]
+    counted = {trial["number"]: trial[metric] for trial in finished or known}
+    best = accumulate((counted.get(trial["number"], lowest) for trial in trials), max)
+    return [None if score == lowest else score for score in best]
 
 
 def importance(trials: Sequence[Trial], metric: str) -> dict[str, float]:
@@ -45,18 +46,21 @@ def importance(trials: Sequence[Trial], metric: str) -> dict[str, float]:
     shown = scored(trials, metric)
     if len(shown) < FEWEST:
         return {}
-    tuned = [{k: v for k, v in t["parameters"].items() if v is not None} for t in shown]
+    tuned = [
+        {k: v if numeric([v]) else str(v) for k, v in t["parameters"].items() if v is not None}
+        for t in shown
+    ]
     ranges = {name: _range([v[name] for v in tuned if name in v]) for name in names(tuned)}
     made = [
         optuna.trial.create_trial(
-            params={name: _plain(value) for name, value in values.items()},
+            params=values,
             distributions={name: ranges[name] for name in values},
             value=trial[metric],
         )
         for trial, values in zip(shown, tuned, strict=True)
     ]
     evaluator = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=TOP)
-    return optuna.importance.get_param_importances(_study(["maximize"], made), evaluator=evaluator)
+    return optuna.importance.get_param_importances(_study(["score"], made), evaluator=evaluator)
 
 
 def pareto_front(trials: Sequence[Trial]) -> list[Trial]:
@@ -66,8 +70,7 @@ def pareto_front(trials: Sequence[Trial]) -> list[Trial]:
         return []
     goals = list(able[0]["objectives"])
     made = [optuna.trial.create_trial(values=[t["objectives"][g] for g in goals]) for t in able]
-    directions = ["maximize" if goal in RISING else "minimize" for goal in goals]
-    return [able[best.number] for best in _study(directions, made).best_trials]
+    return [able[best.number] for best in _study(goals, made).best_trials]
 
 
 def names(mappings: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -80,18 +83,21 @@ def numeric(values: Sequence[Any]) -> bool:
     return all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
 
 
-def _study(directions: Sequence[str], trials: Sequence[optuna.trial.FrozenTrial]) -> optuna.Study:
+def spans_decades(values: Sequence[float]) -> bool:
+    """Whether numbers want a logarithmic scale."""
+    return 0 < 20 * min(values) < max(values)
+
+
+def _study(goals: Sequence[str], trials: Sequence[optuna.trial.FrozenTrial]) -> optuna.Study:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.create_study(directions=directions)
+    study = optuna.create_study(
+        directions=[Direction.MAXIMIZE if goal in RISING else Direction.MINIMIZE for goal in goals]
+    )
     study.add_trials(trials)
     return study
 
 
 def _range(values: Sequence[Any]) -> BaseDistribution:
     if numeric(values):
-        return FloatDistribution(min(values), max(values), log=0 < 20 * min(values) < max(values))
-    return CategoricalDistribution(list(dict.fromkeys(map(_plain, values))))
-
-
-def _plain(value: Any) -> Any:
-    return value if numeric([value]) else str(value)
+        return FloatDistribution(min(values), max(values), log=spans_decades(values))
+    return CategoricalDistribution(list(dict.fromkeys(values)))

@@ -29,7 +29,7 @@ class Browser:
         to_read, self._write = os.pipe()
         self._read, to_write = os.pipe()
         ends = f'exec "$0" "$@" 3<&{to_read} 4>&{to_write} 2>/dev/null'
-        command = ["sh", "-c", ends, PATH, *SWITCHES, f"--user-data-dir={profile}"]
+        command = ["bash", "-c", ends, PATH, *SWITCHES, f"--user-data-dir={profile}"]
         self._process = subprocess.Popen(command, pass_fds=(to_read, to_write))
         os.close(to_read)
         os.close(to_write)

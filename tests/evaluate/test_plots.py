@@ -34,12 +34,14 @@ def test_places_are_linear_from_margin_to_margin() -> None:
     ],
 )
 def test_ticks_are_few_and_round(values: list[Any], texts: list[str]) -> None:
-    assert [text for _, text in Axis("x", values).ticks] == texts
+    assert [text for _, text in Axis("x", values, tuned=True).ticks] == texts
 
 
 def test_decades_are_equally_far_apart() -> None:
-    axis = Axis("x", [0.001, 1.0])
+    axis = Axis("x", [0.001, 1.0], tuned=True)
     assert axis(0.01) - axis(0.001) == pytest.approx(axis(1.0) - axis(0.1))
+    samples = Axis("samples", [64, 2048])
+    assert samples(2048) - samples(1056) == pytest.approx(samples(1056) - samples(64))
 
 
 def test_history_draws_every_score_and_the_best_so_far() -> None:
@@ -58,8 +60,9 @@ def test_history_draws_every_score_and_the_best_so_far() -> None:
 def test_curves_leave_out_what_was_not_reported() -> None:
     chart = plots.learning_curves([trial(0, 0.2), trial(1, None)], "MRR", "title", chance=0.05)
     assert chart
-    assert [len(line.points) for line in chart.lines] == [2, 0]
-    assert chart.level == pytest.approx(chart.axes[1](0.05))
+    x, y = chart.axes
+    assert [len(line.points) for line in chart.lines] == [2, 0, 2]
+    assert chart.lines[-1].points == [(x(8), y(0.05)), (x(16), y(0.05))]
     assert plots.learning_curves([trial(0, 0.2)], "loss", "title", chance=0.05) is None
 
 
