@@ -11,6 +11,12 @@ import pytest
 
 from rsllm.evaluate.report import tables, write_report
 
+RESULTS = Path(__file__).parents[2] / "experiments" / "results"
+STUDIES = {
+    path.relative_to(RESULTS).as_posix(): path
+    for path in sorted(RESULTS.rglob("*.json"))
+    if "methods" in json.loads(path.read_text())
+}
 HOSTILE = "=cmd|' /C calc'!A0 <script>alert(1)</script> \x1b[31m {{ 7 * 7 }} $\\frac{$"
 
 
@@ -189,7 +195,10 @@ def test_a_claim_is_answered_with_its_uncertainty(tmp_path: Path) -> None:
     sure = "Yes Tuning helps tuned is 0.370 MRR above random (95 % interval +0.290 to +0.460"
     assert f"{sure}, p = 0.0002). By HR@1: not distinguishable (+0.370)." in text
     doubt = "Cannot be told X helps tuned is 0.020 MRR below random (95 % interval -0.100 to +0.070"
-    assert f"{doubt}, p = 1). These 95 users would show a true difference of 0.070 or more." in text
+    assert (
+        f"{doubt}, p = 1). These 95 users would show a true difference of 0.070 with 80 % power."
+        in text
+    )
     assert "3 comparisons adjusted together (Holm, 5 % level); trained under one seed" in text
 
 
@@ -208,6 +217,20 @@ def test_what_only_some_studies_have_is_shown(tmp_path: Path) -> None:
     front = text[text.index("Pareto front trial device_seconds") :].split("No finished trial")[0]
     assert re.findall(r" (\d) (?:10|11|14|19) ", front) == ["4", "5", "6", "7"]
     assert rows[0]["objectives"]
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_committed_studies_keep_their_report(name: str, tmp_path: Path) -> None:
+    results = json.loads(STUDIES[name].read_text())
+    page, rows = written(tmp_path, results)
+    assert page.tags.count("svg") >= 3
+    assert len(rows) == len(results["trials"])
+    markdown = (tmp_path / "report.md").read_text(encoding="utf-8")
+    for pair in results["pairs"]:
+        assert (pair["claim"] or pair["first"]) in page.text
+        assert (pair["claim"] or pair["first"]) in markdown
+    for method in results["methods"]:
+        assert f"{method['metrics']['MRR']['value']:.3f}" in page.text
 
 
 def test_markdown_and_methods_have_the_same_numbers(tmp_path: Path) -> None:
