@@ -23,7 +23,7 @@ STEPS = 5
 
 
 class Axis:
-    """Places of values, or of facts.names in alphabetical order.
+    """Places of values, or of names in alphabetical order.
 
     Args:
         label: what is along it.
