@@ -157,12 +157,7 @@ def parallel_coordinates(trials: Sequence[Trial], metric: str) -> Chart | None:
     axes = [Axis(name, values, tuned=name != metric) for name, values in columns.items()]
     paths = zip(*(map(axis, columns[axis.label]) for axis in axes), strict=True)
     lines = [_of(t, metric, [*enumerate(path)]) for t, path in zip(shown, paths, strict=True)]
-    return Chart(
-        "Every trial through its values to its score, the better the stronger",
-        axes,
-        lines,
-        parallel=True,
-    )
+    return Chart("Each trial to its score, the better the stronger", axes, lines, parallel=True)
 
 
 def _of(trial: Trial, metric: str, points: Sequence[Point]) -> Line:
