@@ -1,136 +1,180 @@
-"""The report's plots, as SVG text that takes its ink from the page and so follows its theme."""
+"""The report's charts as places between 0 and 1, which `report.html` draws.
+
+A line of one point is a dot. What belongs to a trial is of class `t` and its number, so that the
+page can show it in all charts at once.
+"""
 
 from __future__ import annotations
 
-import io
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from textwrap import shorten
-from typing import Any
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any, NamedTuple
 
-from matplotlib import style
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator
+from rsllm.evaluate import trials as facts
+from rsllm.evaluate.trials import Trial
 
-Trial = Mapping[str, Any]
+Point = tuple[Any, Any]
 
-INK = "#010203"  # stands for the page's text colour
-STYLE = Path(__file__).with_name("report.mplstyle")
-CHOSEN, OTHER, CHANCE = "#e0733d", "#4a8fd0", "#8a8f98"
-WIDE, SMALL = (5.4, 3.0), (2.6, 2.2)  # inches
+MARGIN = 0.05
+STEPS = 5
+"""About as many steps from tick to tick."""
 
 
-@style.context(STYLE)
+class Axis:
+    """Places of values, or of names in alphabetical order.
+
+    Args:
+        label: what is along it.
+        values: what it has to hold.
+        tuned: whether equal factors rather than steps may be equally far apart.
+    """
+
+    def __init__(self, label: str, values: Sequence[Any], *, tuned: bool = False) -> None:
+        self.label = label
+        self.kinds = [] if facts.numeric(values) else sorted(set(map(str, values)))
+        self.whole = all(isinstance(value, int) for value in values)
+        self.logarithmic = tuned and not self.kinds and facts.spans_decades(values)
+        marks = [self._mark(value) for value in values]
+        margin = MARGIN * (max(marks) - min(marks)) or abs(marks[0]) / 10 or 0.5
+        self.low, self.high = min(marks) - margin, max(marks) + margin
+
+    def __call__(self, value: Any) -> float:
+        """The place of a value."""
+        return (self._mark(value) - self.low) / (self.high - self.low)
+
+    def _mark(self, value: Any) -> float:
+        if self.kinds:
+            return self.kinds.index(str(value))
+        return math.log10(value) if self.logarithmic else value
+
+    @property
+    def ticks(self) -> list[tuple[float, str]]:
+        """Places and texts of a few values."""
+        values = self.kinds or (self._decades() if self.logarithmic else self._steps())
+        return [(self(v), v if isinstance(v, str) else f"{v:,.6g}") for v in values]
+
+    def _decades(self) -> list[float]:
+        exponents = range(math.floor(self.low), math.ceil(self.high) + 1)
+        factors = (1, 3) if self.high - self.low < STEPS / 2 else (1,)
+        values = [factor * 10.0**exponent for exponent in exponents for factor in factors]
+        return [value for value in values if self.low <= math.log10(value) <= self.high]
+
+    def _steps(self) -> list[float]:
+        rough = (self.high - self.low) / STEPS
+        unit = 10.0 ** math.floor(math.log10(rough))
+        step = next(unit * factor for factor in (1, 2, 5, 10) if unit * factor >= rough)
+        step = max(step, 1.0) if self.whole else step
+        return [n * step for n in range(math.ceil(self.low / step), int(self.high // step) + 1)]
+
+
+class Line(NamedTuple):
+    """Points, x to the right and y up; in a chart they are in [0, 1]."""
+
+    classes: str
+    told: str
+    points: Sequence[Point]
+
+
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """Lines on axes: x and y, or one per column of parallel coordinates."""
+
+    title: str
+    axes: Sequence[Axis]
+    lines: Sequence[Line]
+    parallel: bool = False
+
+
 def learning_curves(
-    trials: Sequence[Trial], metric: str, best: int | None, chance: float | None = None
-) -> str:
-    """`metric` against training samples, one line per trial, stopped and failed ones faint.
-
-    Returns:
-        An `<svg>` element; "" if no trial has reported `metric`.
-    """
-    curves = [(trial, points) for trial in trials if (points := _points(trial, metric))]
-    if not curves:
-        return ""
-    figure, axes = _figure(WIDE)
-    for trial, points in curves:
-        axes.plot(*zip(*points, strict=True), marker="o", **_look(trial, best))
-    if chance is not None:
-        axes.axhline(chance, color=CHANCE, linestyle="--", linewidth=1, label="chance")
-    axes.set(xlabel="training samples", ylabel=metric)
-    if axes.get_legend_handles_labels()[1]:
-        axes.legend()
-    return _svg(figure)
+    trials: Sequence[Trial], metric: str, title: str, chance: float | None = None
+) -> Chart | None:
+    """`metric` against training samples; None where no trial has reported it."""
+    curves = [
+        _of(trial, metric, [(point["samples"], point.get(metric)) for point in trial["curve"]])
+        for trial in trials
+    ]
+    samples = [x for line in curves for x, y in line.points if y is not None]
+    if samples and chance is not None:
+        ends = (min(samples), chance), (max(samples), chance)
+        curves.append(Line("level", "chance", ends))
+    return _chart(title, "training samples", metric, curves)
 
 
-@style.context(STYLE)
-def tuned_values(trials: Sequence[Trial], parameter: str, metric: str, best: int | None) -> str:
-    """Each trial's value of one tuned parameter against its `metric`.
-
-    Returns:
-        An `<svg>` element; "" if no trial has both.
-    """
-    tuned = [trial for trial in trials if trial["parameters"].get(parameter) is not None]
-    shown = [trial for trial in tuned if trial.get(metric) is not None]
-    if not shown:
-        return ""
-    values = _axis_values([trial["parameters"][parameter] for trial in shown])
-    figure, axes = _figure(SMALL)
-    for trial, value in zip(shown, values, strict=True):
-        look = _look(trial, best) | {"linestyle": "none", "markersize": 6, "label": None}
-        axes.plot([value], [trial[metric]], marker="o", **look)
-    axes.set(xlabel=_short(parameter), ylabel=metric)
-    if _spans_decades(values):
-        axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
-        axes.xaxis.set_major_formatter("{x:g}")
-        axes.xaxis.set_minor_formatter("")
-    return _svg(figure)
+def history(trials: Sequence[Trial], metric: str, *, by_cost: bool = False) -> Chart | None:
+    """Each trial's score and the best so far, in order or against the minutes trained in all."""
+    minutes = accumulate(trial["seconds"] / 60 for trial in trials)
+    places = list(minutes) if by_cost else [trial["number"] for trial in trials]
+    best = Line(
+        "steps", "best so far", [*zip(places, facts.best_so_far(trials, metric), strict=True)]
+    )
+    placed = zip(places, trials, strict=True)
+    dots = [_of(trial, metric, [(place, trial.get(metric))]) for place, trial in placed]
+    title, x = ("cost", "minutes of training, summed") if by_cost else ("trials", "trial")
+    return _chart(f"Best so far over {title}", x, metric, [best, *dots])
 
 
-@style.context(STYLE)
-def forest(methods: Sequence[Mapping[str, Any]], metric: str, chance: float | None = None) -> str:
-    """Every method's mean of `metric` with its 95 % interval.
-
-    Returns:
-        An `<svg>` element; "" if no method has `metric`.
-    """
-    shown = [method for method in methods if method["metrics"].get(metric)]
-    if not shown:
-        return ""
-    figure, axes = _figure((WIDE[0], 0.8 + 0.3 * len(shown)))
-    for row, method in enumerate(shown):
-        mean = method["metrics"][metric]
-        axes.plot([mean["low"], mean["high"]], [row, row], color=OTHER, linewidth=2)
-        axes.plot([mean["value"]], [row], marker="o", color=OTHER)
-    if chance is not None:
-        axes.axvline(chance, color=CHANCE, linestyle="--", linewidth=1, label="chance")
-        axes.legend(loc="lower right")
-    axes.set_yticks(range(len(shown)), [_short(method["name"]) for method in shown])
-    axes.set(xlabel=metric, ylim=(len(shown) - 0.5, -0.5))
-    axes.grid(visible=False, axis="y")
-    return _svg(figure)
+def tuned_values(trials: Sequence[Trial], parameter: str, metric: str) -> Chart | None:
+    """Each trial's value of one tuned parameter against its `metric`."""
+    points = [(trial, (trial["parameters"].get(parameter), trial.get(metric))) for trial in trials]
+    dots = [_of(trial, metric, [point]) for trial, point in points]
+    return _chart(f"{metric} by {parameter}", parameter, metric, dots, tuned=True)
 
 
-def _points(trial: Trial, metric: str) -> list[tuple[float, float]]:
-    points = [(point["samples"], point.get(metric)) for point in trial["curve"]]
-    return [(samples, value) for samples, value in points if value is not None]
+def pareto(trials: Sequence[Trial]) -> Chart | None:
+    """The score against its cost; a line joins the trials that nothing beats in both."""
+    able = [trial for trial in trials if len(trial.get("objectives") or ()) == 2]
+    if not able:
+        return None
+    cost, score = sorted(able[0]["objectives"], key=facts.RISING.__contains__)
+
+    def place(trial: Trial) -> Point:
+        return trial["objectives"][cost], trial["objectives"][score]
+
+    front = Line("steps", "Pareto front", sorted(map(place, facts.pareto_front(trials))))
+    dots = [_of(trial, score, [place(trial)]) for trial in able]
+    return _chart(f"Pareto front of {score} and {cost}", cost, score, [front, *dots])
 
 
-def _look(trial: Trial, best: int | None) -> dict[str, Any]:
-    name = trial.get("name")
-    if trial["number"] == best:
-        label = _short(name) if name else f"trial {best}, the best"
-        return {"color": CHOSEN, "linewidth": 2, "markersize": 4, "zorder": 3, "label": label}
-    alpha = 0.8 if trial["state"] == "finished" else 0.3
-    plain = {"linewidth": 1, "markersize": 3, "alpha": alpha}
-    return plain | ({"label": _short(name)} if name else {"color": OTHER})
+def fusion(curve: Sequence[Point], chosen: float) -> Chart | None:
+    """Validation MRR of two methods joined, against the weight of the recommender."""
+    finite = [(weight, mrr) for weight, mrr in curve if 0 < weight < 1e6]
+    best = [point for point in finite if point[0] == chosen]
+    lines = [Line("curve", "MRR", finite), Line("best", f"chosen: {chosen:.3g}", best)]
+    title = f"Joined with the recommender, whose weight is {chosen:.3g}"
+    return _chart(title, "weight of the recommender", "MRR", lines, tuned=True)
 
 
-def _axis_values(values: Sequence[Any]) -> Sequence[Any]:
-    """Numbers as they are; anything else as names of categories."""
-    numeric = all(isinstance(value, int | float) for value in values)
-    return values if numeric else [_short(str(value)) for value in values]
+def parallel_coordinates(trials: Sequence[Trial], metric: str) -> Chart | None:
+    """A line per trial through its values to its score, from the worst to the best."""
+    shown = sorted(facts.scored(trials, metric), key=lambda trial: trial[metric])
+    tuned = facts.names([trial["parameters"] for trial in shown])
+    if len(shown) < 2 or not tuned:
+        return None
+    columns = {name: [t["parameters"].get(name, "-") for t in shown] for name in tuned}
+    columns[metric] = [trial[metric] for trial in shown]
+    axes = [Axis(name, values, tuned=name != metric) for name, values in columns.items()]
+    paths = zip(*(map(axis, columns[axis.label]) for axis in axes), strict=True)
+    lines = [_of(t, metric, [*enumerate(path)]) for t, path in zip(shown, paths, strict=True)]
+    return Chart("Each trial to its score, the better the stronger", axes, lines, parallel=True)
 
 
-def _spans_decades(values: Sequence[Any]) -> bool:
-    return not isinstance(values[0], str) and 0 < 20 * min(values) < max(values)
+def _of(trial: Trial, metric: str, points: Sequence[Point]) -> Line:
+    number, score = trial["number"], trial.get(metric)
+    told = f"{trial.get('name', f'trial {number}')}, {trial['state']}"
+    told += "" if score is None else f", {metric} {score:.4g}"
+    return Line(f"t{number} {trial['state']}", told, points)
 
 
-def _short(text: str, width: int = 28) -> str:
-    printable = "".join(char if char.isprintable() else " " for char in text)
-    return shorten(printable, width, placeholder="...") if len(printable) > width else printable
-
-
-def _figure(size: tuple[float, float]) -> tuple[Figure, Axes]:
-    figure = Figure(size, layout="constrained")
-    return figure, figure.subplots()
-
-
-def _svg(figure: Figure) -> str:
-    buffer = io.StringIO()
-    no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    figure.savefig(buffer, format="svg", transparent=True, metadata=no_metadata)
-    text = buffer.getvalue()
-    return text[text.index("<svg") :].replace(INK, "currentColor")
+def _chart(
+    title: str, x: str, y: str, lines: Sequence[Line], *, tuned: bool = False
+) -> Chart | None:
+    """Lines without their points that lack a value, put in their places."""
+    known = [ln._replace(points=[p for p in ln.points if None not in p]) for ln in lines]
+    points = [point for line in known for point in line.points]
+    if not points:
+        return None
+    across, up = Axis(x, [p for p, _ in points], tuned=tuned), Axis(y, [q for _, q in points])
+    placed = [ln._replace(points=[(across(p), up(q)) for p, q in ln.points]) for ln in known]
+    return Chart(title, (across, up), placed)

@@ -23,7 +23,7 @@ from rsllm.evaluate.compare import Claim, estimates, pair_table, per_user
 from rsllm.evaluate.launch import ANSWERS, read_scores
 from rsllm.evaluate.metrics import Floats
 from rsllm.evaluate.rank import candidate_sets, held_out
-from rsllm.evaluate.report import inert, show
+from rsllm.evaluate.tables import inert, show
 from rsllm.runs import Store, manifest, read_json
 
 METRICS = ("HR@1", "MRR")

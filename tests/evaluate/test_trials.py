@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+
+from rsllm.evaluate.trials import best_so_far, importance, pareto_front
+
+
+def trial(number: int, score: float | None, state: str = "finished", **more: Any) -> dict[str, Any]:
+    return {"number": number, "state": state, "MRR": score, "parameters": {}} | more
+
+
+def test_best_so_far_rises_by_finished_trials_alone() -> None:
+    trials = [trial(0, 0.9, "stopped"), trial(1, 0.1), trial(2, None, "failed"), trial(3, 0.3)]
+    trials += [trial(4, 0.2), trial(5, 0.4)]
+    assert best_so_far(trials, "MRR") == [None, 0.1, 0.1, 0.3, 0.3, 0.4]
+    assert best_so_far([], "MRR") == []
+
+
+def test_best_so_far_takes_stopped_trials_where_none_finished() -> None:
+    trials = [trial(0, 0.2, "stopped"), trial(1, 0.1, "stopped")]
+    assert best_so_far(trials, "MRR") == [0.2, 0.2]
+
+
+@pytest.mark.parametrize("score", ["score", "MRR"])
+def test_the_front_has_the_trials_that_none_beats(score: str) -> None:
+    """Five points: (1, .1), (2, .3) and (4, .4) by hand, in whatever order objectives are named."""
+    points = [(1, 0.1), (2, 0.3), (3, 0.3), (4, 0.4), (5, 0.2)]
+    trials = [
+        trial(number, None, objectives={"device_seconds": cost, score: found})
+        for number, (cost, found) in enumerate(points)
+    ]
+    stopped = trial(5, None, "stopped", objectives={"device_seconds": 0, score: 1.0})
+    assert [t["number"] for t in pareto_front([*trials, stopped])] == [0, 1, 3]
+    assert pareto_front([trial(0, 0.1)]) == []
+
+
+def searched(num_trials: int) -> list[dict[str, Any]]:
+    """Trials whose score is decided by `rate` alone, best near 0.01 on a logarithmic scale."""
+    draw = random.Random(0)
+    trials = []
+    for number in range(num_trials):
+        exponent = draw.uniform(-4, 0)
+        values = {"rate": 10**exponent, "width": draw.choice([32, 64]), "norm": draw.choice("ab")}
+        trials.append(trial(number, -abs(exponent + 2), parameters=values))
+    return trials
+
+
+def test_importance_goes_to_the_value_that_decides() -> None:
+    shares = importance(searched(80), "MRR")
+    assert next(iter(shares)) == "rate"
+    assert shares["rate"] > 0.9
+    assert sum(shares.values()) == pytest.approx(1)
+    assert set(shares) == {"rate", "width", "norm"}
+
+
+def test_importance_is_silent_where_it_knows_nothing() -> None:
+    assert importance(searched(7), "MRR") == {}
+    assert importance([trial(n, 0.1 * n) for n in range(20)], "MRR") == {}
+
+
+def test_values_that_some_trials_lack_are_judged_on_the_others() -> None:
+    trials = searched(40)
+    for entry in trials[::2]:
+        entry["parameters"] |= {"norm": None}
+        del entry["parameters"]["width"]
+    assert next(iter(importance(trials, "MRR"))) == "rate"
