@@ -175,8 +175,7 @@ def _two_way_means(sample_SR: Floats, seed: int) -> Floats:
     batch, means = _resampling(n, seed)["batch"], []
     for size in [batch] * (RESAMPLES // batch) + [RESAMPLES % batch]:
         user_BR = sample_SR[rng.integers(num_seeds, size=(size, num_seeds))].mean(axis=1)
-        chosen_BR = rng.integers(n, size=(size, n))
-        means.append(np.take_along_axis(user_BR, chosen_BR, axis=1).mean(axis=1))
+        means.append(np.take_along_axis(user_BR, rng.integers(n, size=(size, n)), axis=1).mean(1))
     return np.concatenate(means)
 
 

@@ -42,7 +42,7 @@ def train(
 def learning_curve(trained: Sequence[Pipeline]) -> Curve:
     """The mean over the seeds, from the start of stage 1 on."""
     return [
-        {name: fmean(point[name] for point in points) for name in points[0]}
+        {n: fmean(p[n] for p in points) for n in sorted(set.intersection(*map(set, points)))}
         for points in zip(*map(_curve, trained), strict=True)
     ]
 
@@ -60,9 +60,11 @@ def _curve(pipeline: Pipeline) -> Curve:
 def candidates(records: Sequence[TrialRecord], top: int) -> dict[str, TrialRecord]:
     """The best trials of a search by name, no configuration twice, the best first.
 
-    Finished ones come first: a stopped one was weaker than its peers on fewer samples.
+    Finished ones come first: a stopped one was weaker than its peers on fewer samples. One that
+    failed would fail again, and comes only where all did.
     """
-    tried = [record for record in records if record.curve]
+    begun = [record for record in records if record.curve]
+    tried = [record for record in begun if record.state != "failed"] or begun
     ranked = sorted(tried, key=lambda r: (r.state != "finished", -(r.score or 0.0)))
     new = [
         r for at, r in enumerate(ranked) if r.overrides not in [o.overrides for o in ranked[:at]]

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,12 +16,15 @@ import numpy as np
 import pytest
 from small_study import PLAIN, SETTINGS, WINNER
 
+from rsllm.config import Experiment
 from rsllm.data.prepared import PreparedData
+from rsllm.errors import ConfigError
 from rsllm.evaluate.launch import read_scores
 from rsllm.evaluate.rank import held_out
 from rsllm.evaluate.statistics import mean_interval, paired
 from rsllm.runs import manifest
-from rsllm.tune.confirm import candidates, confirm_table, learning_curve, training
+from rsllm.settings import replace_in
+from rsllm.tune.confirm import candidates, confirm_table, learning_curve, train, training
 from rsllm.tune.search import TrialRecord
 
 SEEDS = [1000, 1001]
@@ -37,10 +41,12 @@ def test_candidates_are_the_best_distinct_finished_trials() -> None:
         trial(1, 0.5, alpha=0.2, state="stopped"),
         trial(2, 0.4, alpha=0.3),
         trial(3, 0.4, alpha=0.3),
-        trial(4, 0.0, alpha=0.4, state="failed"),
+        replace(trial(4, 0.9, alpha=0.4), state="failed"),
+        trial(5, 0.0, alpha=0.5, state="failed"),
     ]
     assert list(candidates(records, 2)) == ["trial 2", "trial 0"]
     assert list(candidates(records, 9)) == ["trial 2", "trial 0", "trial 1"]
+    assert list(candidates(records[-2:], 9)) == ["trial 4"], "it at least began"
 
 
 def fake(folder: Path, seed: int, points: list[tuple[float, float, float]]) -> Any:
@@ -88,6 +94,11 @@ def test_equal_seconds_are_read_off_mean_curves(trained: dict[str, list[Any]]) -
     assert learning_curve(trained["slow"])[1] == pytest.approx(
         {"samples": 16, "seconds": 30, "MRR": 0.65, "score": 0.65}
     )
+    file = trained["slow"][1].train() / "training.json"
+    curve = json.loads(file.read_text())["curve"]
+    curve[1]["health/slot_scale"] = 1.0
+    file.write_text(json.dumps({"curve": curve}))
+    assert set(learning_curve(trained["slow"])[1]) == {"samples", "seconds", "MRR", "score"}
     pair = {"first": "slow", "second": "fast", "metric": "MRR"}
     found = training(trained, pair)
     assert (found["samples"], found["seconds"]) == ([16, 16], [30, 20])
@@ -100,6 +111,17 @@ def test_equal_seconds_are_read_off_mean_curves(trained: dict[str, list[Any]]) -
     assert again["ahead"] is None, "nobody is ahead of itself"
     assert set(training(trained, {**pair, "first": "late"})) == {"samples", "seconds"}
     assert training(trained, {**pair, "second": "recommender"}) == {}
+
+
+@pytest.mark.ray
+def test_a_mistake_is_told_as_such_where_trainings_run_side_by_side(
+    tmp_path: Path, random_llm: Path, ray_cluster: str
+) -> None:
+    settings = {"data.source": "movies", "compute.threads": 1, "backbone.source": str(random_llm)}
+    base = replace_in(Experiment(), settings)
+    with pytest.raises(ConfigError, match=r"^no asset is called 'movies'") as raised:
+        train({"a": {}, "b": {}}, base, range(2), tmp_path)
+    assert type(raised.value) is ConfigError
 
 
 class Finished:
