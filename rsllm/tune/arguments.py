@@ -29,7 +29,7 @@ class Budget:
     confirm_top: int = 1
     """The best trials of a search that are trained anew on fresh seeds."""
     seeds: int = 0
-    """On which all that is compared is trained; 0: nothing is."""
+    """How many all that is compared is trained on; 0: nothing is."""
     overrides: Mapping[str, Any] = field(default_factory=dict)
     twin_overrides: Mapping[str, Any] = field(default_factory=dict)
     """The same for the twins of the winner."""
@@ -158,7 +158,7 @@ def _parser(
         parser.add_argument("--trials", type=int, help="number of trials, instead of the budget's")
         parser.add_argument("--seed", type=int, default=0, help="seed of the search (default: 0)")
     if any(budget.seeds for budget in budgets.values()):
-        parser.add_argument("--seeds", type=int, help="trainings of all that is compared")
+        parser.add_argument("--seeds", type=int, help="seeds to train all that is compared on")
     if variants:
         parser.add_argument(
             "--only", choices=variants, action="append", metavar="NAME", help="; ".join(variants)
