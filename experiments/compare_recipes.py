@@ -2,12 +2,15 @@
 
 Tunes one recipe after the other from the same backbone and item table and compares them on the
 validation users: learning curves, mean reciprocal rank and HR@1 with intervals, paired tests
-against the plain recipe, samples and seconds. Only validation is looked at.
+against the plain recipe, samples and seconds. Only validation is looked at. Learning fast is a
+matter of both: a verdict is for each recipe's samples, "ahead" for equal seconds of training.
+--seeds trains every recipe several times (experiments/README.md: how to read it).
 
     python experiments/compare_recipes.py
+    python experiments/compare_recipes.py --only pointer --only "batch 4" --seeds 3
     python experiments/compare_recipes.py --only letters --set stage2.samples=1024
 
-Cost: about 6 min per recipe on 2 cores with bf16. Last measured:
+Cost: about 6 min per recipe and seed on 2 cores with bf16. Last measured:
 experiments/results/compare_recipes/.
 """
 
@@ -36,7 +39,9 @@ BASE = replace_in(
 
 BUDGETS = {
     "short": Budget(
-        summary="6 min per recipe on 2 cores with bf16", overrides={"stage2.samples": 512}
+        summary="6 min per recipe on 2 cores with bf16",
+        seeds=1,
+        overrides={"stage2.samples": 512},
     )
 }
 
@@ -98,6 +103,7 @@ def main() -> None:
         base=base,
         twins=lambda nothing: {name: recipe(name, base.stage2.samples) for name in names},
         twin_seed=0,
+        num_seeds=arguments.seeds,
         claims=[Claim(name, PLAIN) for name in names if name != PLAIN],
         split="validation",
         budget={"name": arguments.budget_name},

@@ -3,7 +3,7 @@
 Fits GRU4Rec, Caser and SASRec with the settings tuned for each data set, a SASRec as LLaRA's origin
 trains it, a MoRec-like one over title vectors and twins on shuffled histories, over several seeds,
 beside rules without gradients. Metrics are exact expectations over uniform candidate draws, means
-over seeds, with 95 % intervals over users; published figures stand beside them.
+over seeds, with 95 % intervals over users x seeds; published figures stand beside them.
 
     python experiments/compare_recommenders.py
     python experiments/compare_recommenders.py --only llara-lastfm --seeds 5
@@ -160,17 +160,17 @@ def compare(source: str, seeds: int, storage: Path) -> dict[str, Any]:
 
 
 def _over_seeds(outcomes: list[Outcome]) -> dict[str, dict[str, np.ndarray]]:
-    """Each method's metrics per user, averaged over its seeds."""
+    """Each method's metrics [seeds, users], and its mean HR@1 of each seed."""
     grouped: dict[str, list[Outcome]] = {}
     for outcome in outcomes:
         grouped.setdefault(outcome.method.name.split("/")[0], []).append(outcome)
     return {
         name: {
-            metric: np.mean([outcome.expected[metric] for outcome in group], axis=0)
+            metric: np.stack([outcome.expected[metric] for outcome in group])
             for metric in group[0].expected
         }
         | {
-            f"{metric} of all titles": np.mean([o.catalogue[metric] for o in group], axis=0)
+            f"{metric} of all titles": np.stack([o.catalogue[metric] for o in group])
             for metric in ("HR@10", "NDCG@10")
         }
         | {"HR@1 of each seed": np.array([outcome.expected["HR@1"].mean() for outcome in group])}

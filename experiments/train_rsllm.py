@@ -2,9 +2,11 @@
 
 Runs the whole pipeline once for one data set: preparation, recommender, stage 1 on text, stage 2 on
 unified prompts; then twins at equal samples without the contrasts and without slots, and compares
-them on the test split, which is opened once. --only chooses others, such as the baselines below.
+them on the test split, which is opened once. --only chooses others, such as the baselines below;
+--seeds trains all of them on several seeds of stage 2 (experiments/README.md: how to read it).
 
     python experiments/train_rsllm.py                            # on this machine
+    python experiments/train_rsllm.py --seeds 3
     python experiments/train_rsllm.py --only LLaRA-like --only TALLRec-like
     python experiments/train_rsllm.py --data llara-lastfm --set data.split=given
     ray submit cluster/gpu.yaml experiments/train_rsllm.py       # on a cluster
@@ -36,6 +38,7 @@ BASE = replace_in(
 BUDGETS = {
     "quick": Budget(
         summary="the shortest, not yet timed: shows the flow",
+        seeds=1,
         overrides={
             "recommender.max_epochs": 3.0,
             "stage1.samples": 32,
@@ -50,6 +53,7 @@ BUDGETS = {
     ),
     "hour": Budget(
         summary="about an hour on 2 cores",
+        seeds=1,
         overrides={
             "stage1.samples": 96,
             "stage2.samples": 640,
@@ -59,7 +63,8 @@ BUDGETS = {
         },
     ),
     "full": Budget(
-        summary="for GPUs, not yet measured: every held-out row, a long schedule",
+        summary="for GPUs, not yet measured: every held-out row, a long schedule, three seeds",
+        seeds=3,
         overrides={
             "stage1.samples": 8192,
             "stage1.batch_size": 32,
@@ -121,6 +126,7 @@ def main() -> None:
         base=arguments.experiment,
         twins=lambda nothing: {name: known[name] for name in names},
         twin_seed=0,
+        num_seeds=arguments.seeds,
         claims=CLAIMS,
         budget={"name": arguments.budget_name},
     )

@@ -1,10 +1,13 @@
 """Which weights should RSLLM's losses have, and do its contrasts help?
 
 Searches alpha, beta and the temperature of the two contrastive losses, and gamma, the weight of
-our ranking loss (gamma = 0 is the paper), for validation MRR. Then trains twins of the winner with
-and without contrasts and ranking loss at equal samples, and compares them on the test split, once.
+our ranking loss (gamma = 0 is the paper), for validation MRR. Trains the best trials anew on fresh
+seeds, of which the best mean on validation wins, then twins of the winner with and without
+contrasts and ranking loss on the same seeds at equal samples, and compares them on the test split,
+once. How to read what comes out: experiments/README.md.
 
     python experiments/tune_loss_weights.py                      # on this machine
+    python experiments/tune_loss_weights.py --budget hour --seeds 3
     ray job submit --working-dir . -- python experiments/tune_loss_weights.py
     ray submit cluster/gpu.yaml experiments/tune_loss_weights.py # on a cluster
 
@@ -30,6 +33,7 @@ BUDGETS = {
     "quick": Budget(
         summary="12 min on 2 cores: shows the flow, no ranking",
         trials=3,
+        seeds=1,
         overrides={
             "recommender.max_epochs": 3.0,
             "stage1.samples": 32,
@@ -43,6 +47,7 @@ BUDGETS = {
     "hour": Budget(
         summary="about an hour on 2 cores (74 min measured on busy ones)",
         trials=4,
+        seeds=1,
         overrides={
             "stage1.samples": 64,
             "stage2.samples": 144,
@@ -53,8 +58,10 @@ BUDGETS = {
         twin_overrides={"stage2.samples": 512},
     ),
     "full": Budget(
-        summary="for GPUs, not yet measured: every held-out row, a long schedule",
+        summary="for GPUs, not yet measured: every held-out row, a long schedule, three seeds",
         trials=24,
+        confirm_top=3,
+        seeds=3,
         overrides={
             "stage1.samples": 8192,
             "stage1.batch_size": 32,
@@ -62,6 +69,7 @@ BUDGETS = {
             "stage2.batch_size": 64,
             "stage2.validations": 6,
         },
+        twin_overrides={"stage2.validations": 6},
     ),
 }
 
@@ -121,6 +129,8 @@ def main() -> None:
         twins=twins,
         twin_overrides={"stage2.validations": 1, **arguments.budget.twin_overrides},
         claims=CLAIMS,
+        num_seeds=arguments.seeds,
+        confirm_top=arguments.budget.confirm_top,
         budget={"name": arguments.budget_name, "trials": arguments.trials},
         seed=arguments.seed,
     )

@@ -279,7 +279,11 @@ class Pipeline:
 
 
 def run_all(pipelines: Sequence[Pipeline]) -> list[Path]:
-    """The watched stages of several pipelines, as many side by side as the machine has room for."""
+    """The watched stages of several pipelines, as many side by side as the machine has room for.
+
+    Raises:
+        RsllmError: what the first to fail raised.
+    """
     import ray
 
     def drive(experiment: Experiment, storage: Path, watched: Stage) -> Path:
@@ -290,7 +294,10 @@ def run_all(pipelines: Sequence[Pipeline]) -> list[Path]:
         if len(pending) >= pipeline.layout.concurrent_trials:
             ray.wait(pending, num_returns=len(pending) - pipeline.layout.concurrent_trials + 1)
         pending.append(work.remote(pipeline.experiment, pipeline.store.root, pipeline.watched))
-    return list(ray.get(pending))
+    try:
+        return list(ray.get(pending))
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from error
 
 
 def _write_title_vectors(

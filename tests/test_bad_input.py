@@ -44,7 +44,8 @@ def files(store: Path) -> list[Path]:
         (["--data", "movies"], "no asset is called 'movies'; choose one of movielens-100k"),
         (["--backbone", "nope"], "backbone 'nope' is no local folder"),
         (["--budget", "nope"], "budget 'nope' is unknown; choose one of ['quick'"),
-        (["--trials", "0"], "--trials is 0; a search needs at least 1"),
+        (["--trials", "0"], "--trials is 0; a study needs at least 1"),
+        (["--seeds", "0"], "--seeds is 0; a study needs at least 1"),
         (["--zero-stage", "7"], "compute.zero_stage is 7; it should be 0, 1, 2 or 3"),
     ],
 )

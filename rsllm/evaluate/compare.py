@@ -1,4 +1,7 @@
-"""Outcomes of methods on the same rows -> the tables of a report: estimates and paired tests."""
+"""Outcomes of methods on the same rows -> the tables of a report: estimates and paired tests.
+
+Axes: D draws, S seeds of training, R rows, C candidates.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from rsllm.data.prepared import PreparedData
 from rsllm.data.sequences import Rows
 from rsllm.errors import EvaluationError
 from rsllm.evaluate.launch import Outcome
-from rsllm.evaluate.metrics import RULES, order_bias, rank_metrics, target_ranks
+from rsllm.evaluate.metrics import METRICS, RULES, order_bias, rank_metrics, target_ranks
 from rsllm.evaluate.rank import candidate_sets, fixed_sample, presented_places, target_places
 from rsllm.evaluate.statistics import holm, mean_interval, paired, verdict_text
 
@@ -41,32 +44,50 @@ def per_user(scores_DRC: np.ndarray, draws: Sequence[Rows]) -> dict[str, np.ndar
     return {name: np.mean([metrics[name] for metrics in found], axis=0) for name in found[0]}
 
 
+def over_seeds(
+    outcomes: Sequence[Outcome], draws: Sequence[Rows], scores: str = "scores_DRC"
+) -> dict[str, np.ndarray]:
+    """`per_user` of one method's outcomes under several seeds, as [S, R]; {} of no such scores."""
+    found = [per_user(s_DRC, draws) for o in outcomes if (s_DRC := getattr(o, scores)) is not None]
+    return {name: np.stack([metrics[name] for metrics in found]) for name in METRICS if found}
+
+
 def method_table(
-    outcomes: Sequence[Outcome], draws: Sequence[Rows], data: PreparedData
+    outcomes: Mapping[str, Sequence[Outcome]], draws: Sequence[Rows], data: PreparedData
 ) -> list[dict[str, Any]]:
-    """One entry per method: each metric with n and a 95 % interval over users."""
+    """One entry per method: each metric with n and a 95 % interval over users and seeds.
 
-    def measured(scores_DRC: np.ndarray | None) -> dict[str, Any] | None:
-        return None if scores_DRC is None else estimates(per_user(scores_DRC, draws))
+    `by_seed` has the same of each seed, where there are several. Answers, orders of the
+    candidates and the seconds of the evaluation are the first seed's.
 
+    Args:
+        outcomes: by the method's name, one per seed.
+        draws: the rows with each draw of their candidates.
+        data: what the rows are of.
+    """
     return [
         {
-            "name": outcome.method.name,
-            "scorer": outcome.method.scorer,
+            "name": name,
+            "scorer": group[0].method.scorer,
             "n": len(draws[0]),
-            "metrics": measured(outcome.scores_DRC),
-            "likelihood_metrics": measured(outcome.likelihood_DRC),
-            "per_token_metrics": measured(outcome.per_token_DRC),
-            "generation": _generation(outcome, draws[0], data),
-            "candidate_orders": _candidate_orders(outcome, draws[0]),
-            "seconds": outcome.seconds,
+            "metrics": estimates(over_seeds(group, draws)),
+            "by_seed": {
+                str(outcome.method.experiment.stage2.seed): estimates(over_seeds([outcome], draws))
+                for outcome in group
+                if len(group) > 1
+            },
+            "likelihood_metrics": estimates(over_seeds(group, draws, "likelihood_DRC")) or None,
+            "per_token_metrics": estimates(over_seeds(group, draws, "per_token_DRC")) or None,
+            "generation": _generation(group[0], draws[0], data),
+            "candidate_orders": _candidate_orders(group[0], draws[0]),
+            "seconds": group[0].seconds,
         }
-        for outcome in outcomes
+        for name, group in outcomes.items()
     ]
 
 
 def estimates(vectors: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Means with intervals, of metrics of one value per user each."""
+    """Means with intervals, of metrics of one value per user, or [S, R] of several seeds."""
     return {name: asdict(mean_interval(values)) for name, values in vectors.items()}
 
 
@@ -130,7 +151,7 @@ def pair_table(
     """Paired differences on the same rows, corrected over the whole table (Holm).
 
     Args:
-        vectors: the metrics of each method, by its name, as `per_user` gives them.
+        vectors: the metrics of each method, by its name, as `per_user` or `over_seeds` give them.
         claims: which to compare.
         metrics: in which.
     """

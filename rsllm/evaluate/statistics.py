@@ -1,4 +1,7 @@
-"""Intervals, paired tests, multiple comparisons and power, all over users and all seeded."""
+"""Intervals, paired tests, multiple comparisons and power, over users or users x training seeds.
+
+Axes: R rows (users), S seeds of training, B bootstrap samples. All is seeded.
+"""
 
 import math
 from collections.abc import Sequence
@@ -24,7 +27,7 @@ VerdictText = Literal["better", "worse", "not distinguishable"]
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A mean over `n` users with its 95 % interval."""
+    """A mean over `n` users (and the seeds) with its 95 % interval."""
 
     value: float
     low: float
@@ -41,43 +44,54 @@ class PairedTest:
     """Two-sided, not adjusted for other comparisons."""
     test: str
     minimum_detectable: float
-    """Smallest true difference this many users would show with 80 % power at the 5 % level."""
+    """Smallest true difference that this many users (and seeds) would show with 80 % power at the
+    5 % level."""
 
 
 def mean_interval(values: ArrayLike, seed: int = 0) -> Estimate:
-    """Mean with a 95 % interval: Wilson's score interval (1927) for 0/1 values, else a bootstrap.
+    """Mean with a 95 % interval over users or, of [S, R] values, over users and seeds.
+
+    Of one seed: Wilson's score interval (1927) for 0/1 values, else a bootstrap over users. Of
+    several: a two-way bootstrap, crossed, since every seed meets the same users.
 
     Raises:
         EvaluationError: no values, or values that are not finite.
     """
-    sample = _checked(values)
-    if not _binary(sample):
-        return _bootstrap(sample, seed)
-    hits, n = int(sample.sum()), len(sample)
+    sample_SR = _checked(values)
+    if not _binary(sample_SR):
+        return _bootstrap(sample_SR, seed)
+    hits, n = int(sample_SR.sum()), sample_SR.size
     interval = stats.binomtest(hits, n).proportion_ci(CONFIDENCE, method="wilson")
     return Estimate(hits / n, float(interval.low), float(interval.high), n)
 
 
 def paired(a: ArrayLike, b: ArrayLike, seed: int = 0) -> PairedTest:
-    """Compare two methods on the same users.
+    """Compare two methods on the same users, seed by seed; one seed stands beside any number.
 
-    The interval of the difference is a paired bootstrap. The p-value is McNemar's exact test if
-    both are 0/1, otherwise a sign-flip permutation test (all flips where they are few enough).
+    The interval of the difference is that of `mean_interval`, never Wilson's. The p-value is
+    McNemar's exact test if both are 0/1 and of one seed, otherwise a sign-flip permutation test of
+    each user's mean over the seeds (all flips where they are few enough). It takes the seeds as
+    they are; what their luck may do is in the interval.
 
     Raises:
-        EvaluationError: vectors of unequal length, shorter than 2, or not finite.
+        EvaluationError: other users or seeds, less than 2 users, or values that are not finite.
     """
     first, second = _checked(a), _checked(b)
-    n, other = len(first), len(second)
-    if n != other or n < 2:
-        raise EvaluationError(f"cannot pair {n} with {other} users; give the same, at least 2")
-    difference = first - second
+    (seeds, n), (other_seeds, other_n) = first.shape, second.shape
+    if n != other_n or n < 2 or (seeds != other_seeds and min(seeds, other_seeds) > 1):
+        raise EvaluationError(
+            f"cannot pair {n} with {other_n} users under {seeds} and {other_seeds} seeds; both"
+            " methods need the same users, at least 2, and the same seeds"
+        )
+    difference_SR = first - second
+    difference_R = difference_SR.mean(axis=0)
     binary = _binary(first) and _binary(second)
+    quantiles = stats.norm.ppf(1 - SIGNIFICANCE / 2) + stats.norm.ppf(POWER)
     return PairedTest(
-        difference=_bootstrap(difference, seed),
-        p=_mcnemar(difference) if binary else _sign_flip(difference, seed),
+        difference=_bootstrap(difference_SR, seed),
+        p=_mcnemar(difference_R) if binary else _sign_flip(difference_R, seed),
         test="exact McNemar" if binary else "sign-flip permutation",
-        minimum_detectable=_minimum_detectable(difference),
+        minimum_detectable=float(quantiles * _standard_error(difference_SR)[0]),
     )
 
 
@@ -108,35 +122,75 @@ def beats_chance(mrr: float, n: int, num_candidates: int, seed: int = 0) -> floa
 
 
 def verdict_text(test: PairedTest, adjusted_p: float) -> VerdictText:
-    """What may be said of the first method at the 5 % level, after adjustment."""
-    if adjusted_p >= SIGNIFICANCE:
+    """What may be said of the first method: the adjusted p is below 5 % and the interval has no 0.
+
+    The interval of several seeds holds their luck, of which the test over users knows nothing.
+    """
+    if adjusted_p >= SIGNIFICANCE or test.difference.low <= 0 <= test.difference.high:
         return "not distinguishable"
     return "better" if test.difference.value > 0 else "worse"
 
 
 def _checked(values: ArrayLike) -> Floats:
-    sample = np.asarray(values, dtype=np.float64)
-    if sample.ndim != 1 or not sample.size:
-        raise EvaluationError(f"values of shape {sample.shape}; expected one value per user")
-    broken = np.flatnonzero(~np.isfinite(sample))
-    if broken.size:
-        raise EvaluationError(f"the value of user {broken[0]} is {sample[broken[0]]}")
-    return sample
+    """The values as [S, R]; one value per user is one seed's."""
+    sample_SR = np.atleast_2d(np.asarray(values, dtype=np.float64))
+    if sample_SR.ndim != 2 or not sample_SR.size or not np.isfinite(sample_SR).all():
+        raise EvaluationError(
+            f"values of shape {np.shape(values)}; expected finite ones, one per user and seed"
+        )
+    return sample_SR
 
 
-def _binary(sample: Floats) -> bool:
-    return bool(np.isin(sample, (0.0, 1.0)).all())
+def _binary(sample_SR: Floats) -> bool:
+    return len(sample_SR) == 1 and bool(np.isin(sample_SR, (0.0, 1.0)).all())
 
 
-def _bootstrap(sample: Floats, seed: int) -> Estimate:
-    """Bias-corrected and accelerated bootstrap of the mean (Efron 1987)."""
-    value, n = float(sample.mean()), len(sample)
-    if np.ptp(sample) < 1e-12:
+def _bootstrap(sample_SR: Floats, seed: int) -> Estimate:
+    """Of one seed bias-corrected and accelerated (Efron 1987), of several two-way.
+
+    The two-way bootstrap (McCullagh 2000; Owen 2007) gives the shape. Its spread is too small for
+    few seeds and counts the interaction of users and seeds three times, so the width is that of
+    the crossed random effects, with Student's quantile for their degrees of freedom.
+    """
+    value, n = float(sample_SR.mean()), sample_SR.shape[1]
+    error, freedom = _standard_error(sample_SR)
+    if error < 1e-12:
         return Estimate(value, value, value, n)
-    how = _resampling(n, seed)
-    found = stats.bootstrap((sample,), np.mean, confidence_level=CONFIDENCE, method="BCa", **how)
-    low, high = found.confidence_interval
+    if len(sample_SR) == 1:
+        how = {"confidence_level": CONFIDENCE, "method": "BCa", **_resampling(n, seed)}
+        low, high = stats.bootstrap(sample_SR, np.mean, **how).confidence_interval
+    else:
+        mean_B, tail = _two_way_means(sample_SR, seed), SIGNIFICANCE / 2
+        wider = error / mean_B.std() * stats.t.ppf(tail, freedom) / stats.norm.ppf(tail)
+        ends = value + wider * (np.quantile(mean_B, (tail, 1 - tail)) - value)
+        low, high = ends.clip(sample_SR.min(), sample_SR.max())
     return Estimate(value, float(low), float(high), n)
+
+
+def _two_way_means(sample_SR: Floats, seed: int) -> Floats:
+    """Means [B] of samples in which users and seeds are drawn anew, each with replacement."""
+    (num_seeds, n), rng = sample_SR.shape, np.random.default_rng(seed)
+    batch, means = _resampling(n, seed)["batch"], []
+    for size in [batch] * (RESAMPLES // batch) + [RESAMPLES % batch]:
+        user_BR = sample_SR[rng.integers(num_seeds, size=(size, num_seeds))].mean(axis=1)
+        means.append(np.take_along_axis(user_BR, rng.integers(n, size=(size, n)), axis=1).mean(1))
+    return np.concatenate(means)
+
+
+def _standard_error(sample_SR: Floats) -> tuple[float, float]:
+    """Of the mean under crossed random effects of users and seeds, with degrees of freedom.
+
+    Unbiased in its square, but never below what users or seeds alone make; Satterthwaite (1946).
+    """
+    (seeds, n), mean = sample_SR.shape, sample_SR.mean()
+    user_R, seed_S1 = sample_SR.mean(axis=0), sample_SR.mean(axis=1, keepdims=True)
+    free_R, free_S = max(1, n - 1), max(1, seeds - 1)
+    by_user = ((user_R - mean) ** 2).sum() / free_R / n
+    by_seed = ((seed_S1 - mean) ** 2).sum() / free_S / seeds
+    by_both = ((sample_SR - user_R - seed_S1 + mean) ** 2).sum() / (free_R * free_S * seeds * n)
+    variance = max(by_user, by_seed, by_user + by_seed - by_both)
+    spread = by_user**2 / free_R + by_seed**2 / free_S
+    return math.sqrt(variance), float(variance**2 / max(spread, np.finfo(float).tiny))
 
 
 def _mcnemar(difference: Floats) -> float:
@@ -150,11 +204,6 @@ def _sign_flip(difference: Floats, seed: int) -> float:
         return 1.0
     how = _resampling(len(moved), seed)
     return float(stats.permutation_test((moved,), np.sum, permutation_type="samples", **how).pvalue)
-
-
-def _minimum_detectable(difference: Floats) -> float:
-    quantiles = stats.norm.ppf(1 - SIGNIFICANCE / 2) + stats.norm.ppf(POWER)
-    return float(quantiles * difference.std(ddof=1) / math.sqrt(len(difference)))
 
 
 def _resampling(n: int, seed: int) -> dict[str, Any]:

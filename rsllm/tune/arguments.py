@@ -26,6 +26,10 @@ class Budget:
     """One line for `--help`, with the time it took and on what."""
     trials: int = 0
     """0: there is no search."""
+    confirm_top: int = 1
+    """The best trials of a search that are trained anew on fresh seeds."""
+    seeds: int = 0
+    """How many all that is compared is trained on; 0: nothing is."""
     overrides: Mapping[str, Any] = field(default_factory=dict)
     twin_overrides: Mapping[str, Any] = field(default_factory=dict)
     """The same for the twins of the winner."""
@@ -41,6 +45,7 @@ class Arguments:
     """The base experiment under this budget and the user's own settings."""
     storage: Path
     trials: int
+    seeds: int
     seed: int
     only: tuple[str, ...]
     """Names of the variants that were asked for; empty leaves the choice to the script."""
@@ -100,13 +105,14 @@ def parse(
     """
     from rsllm.pipeline import Pipeline
 
-    unasked = argparse.Namespace(trials=None, seed=0)
+    unasked = argparse.Namespace(trials=None, seeds=None, seed=0)
     values = _parser(description, budgets, variants).parse_args(namespace=unasked)
     name = values.budget or os.environ.get("RSLLM_BUDGET")
     if name and name not in budgets:
         raise ConfigError(f"budget {name!r} is unknown; choose one of {list(budgets)}")
-    if values.trials is not None and values.trials < 1:
-        raise ConfigError(f"--trials is {values.trials}; a search needs at least 1")
+    for flag, count in {"trials": values.trials, "seeds": values.seeds}.items():
+        if count is not None and count < 1:
+            raise ConfigError(f"--{flag} is {count}; a study needs at least 1")
     asked = overrides(values)
     storage = Path(values.storage or os.environ.get("RSLLM_STORAGE") or "rsllm-store")
     Pipeline(replace_in(base, asked), storage, watched=watched).check()
@@ -118,6 +124,7 @@ def parse(
         experiment=replace_in(base, {**budget.overrides, **asked}),
         storage=storage,
         trials=values.trials or budget.trials,
+        seeds=values.seeds or budget.seeds,
         seed=values.seed,
         only=tuple(values.only or ()) if variants else (),
     )
@@ -136,6 +143,7 @@ def _parser(
 ) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=description,
+        allow_abbrev=False,  # --seed is not short for --seeds
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="budgets:\n"
         + "\n".join(f"  {name:8}{budget.summary}" for name, budget in budgets.items())
@@ -149,6 +157,8 @@ def _parser(
     if any(budget.trials for budget in budgets.values()):
         parser.add_argument("--trials", type=int, help="number of trials, instead of the budget's")
         parser.add_argument("--seed", type=int, default=0, help="seed of the search (default: 0)")
+    if any(budget.seeds for budget in budgets.values()):
+        parser.add_argument("--seeds", type=int, help="seeds to train all that is compared on")
     if variants:
         parser.add_argument(
             "--only", choices=variants, action="append", metavar="NAME", help="; ".join(variants)

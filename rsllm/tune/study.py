@@ -1,4 +1,5 @@
-"""A study: a search on validation, twins of its winner at equal samples, the test split once.
+"""A study: a search on validation, its best trials confirmed on fresh seeds, twins of the winner
+at equal samples on the same seeds, the test split once.
 
 Without a space to search it compares named variants, the first of which stands for the winner.
 """
@@ -13,29 +14,32 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from rsllm.cluster import start_ray
 from rsllm.config import SLOTTED, Experiment, StageConfig
 from rsllm.data.prepared import PreparedData
-from rsllm.evaluate.compare import Claim, estimates, method_table, pair_table, per_user
+from rsllm.evaluate.compare import Claim, estimates, method_table, over_seeds, pair_table
 from rsllm.evaluate.fuse import Fusion
-from rsllm.evaluate.launch import Method, evaluate
+from rsllm.evaluate.launch import SCORES_ONLY, Method, evaluate
 from rsllm.evaluate.rank import held_out
 from rsllm.evaluate.report import tables, write_report
 from rsllm.evaluate.statistics import beats_chance
 from rsllm.pipeline import Pipeline
 from rsllm.plan import Layout
-from rsllm.runs import provenance, read_json
+from rsllm.runs import provenance
 from rsllm.settings import content_hash, replace_in, to_dict
 from rsllm.train.health import warnings
+from rsllm.tune.confirm import Trained, candidates, confirm_table, learning_curve, train, training
 from rsllm.tune.progress import shown
 from rsllm.tune.search import Space, TrialRecord, search
 
 Twins = Callable[[Mapping[str, Any]], dict[str, dict[str, Any]]]
 """The winner's overrides (none without a search) -> named variants of it, the winner first."""
 
-TWIN_SEED = 1000
 PAIR_METRICS = ("MRR", "HR@1")
 SHUFFLED = ", shuffled slots"
+ALONE = "recommender"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,8 +61,12 @@ class Study:
     """Comparisons among the methods by their names, the main one first."""
     split: Literal["validation", "test"] = "test"
     """Where methods are compared; on test, which is opened once, they may be claimed better."""
-    twin_seed: int = TWIN_SEED
+    twin_seed: int = 1000
     """Added to the seed of stage 2, so that twins do not share the winner's luck."""
+    num_seeds: int = 1
+    """Seeds of stage 2 from there on; all that is compared is trained on each of them."""
+    confirm_top: int = 1
+    """Trials that are trained anew on these seeds; the best mean on validation is the winner."""
     budget: Mapping[str, Any] = field(default_factory=dict)
     """What the user chose, for the report."""
     seed: int = 0
@@ -69,6 +77,12 @@ class Study:
         parts = [to_dict(self.base), self.trials, self.seed]
         parts.append(inspect.getsource(self.space) if self.space else self.twins({}))
         return f"{re.sub('[^a-z0-9]+', '-', self.title.lower())[:40]}-{content_hash(parts)}"
+
+    @property
+    def seeds(self) -> range:
+        """Of stage 2."""
+        first = self.base.stage2.seed + self.twin_seed
+        return range(first, first + self.num_seeds)
 
 
 def run(study: Study, storage: str | Path) -> Path:
@@ -89,29 +103,10 @@ def _run(study: Study, pipeline: Pipeline, storage: str | Path) -> Path:
     start = time.monotonic()
     print(f"Ray dashboard: {start_ray()}  (its token: ray get-auth-token)", flush=True)
     print(_describe(pipeline.layout), flush=True)
-    data = _announced("prepared data", pipeline.prepare)
+    data = PreparedData.open(_announced("prepared data", pipeline.prepare))
     recommender = _announced("recommender", pipeline.fit)
     start_folder = _announced("stage 1", pipeline.train_text) if study.base.stage1.steps else None
-    if study.space:
-        records = search(
-            pipeline,
-            study.space,
-            trials=study.trials,
-            first_guesses=study.first_guesses,
-            name=study.name,
-            seed=study.seed,
-        )
-        # Finished trials first: a stopped one was weaker than its peers on fewer samples.
-        tried = [record for record in records if record.curve]
-        best = max(tried, key=lambda trial: (trial.state == "finished", trial.score or 0.0))
-        twins = _train_twins(study, best.overrides, storage)
-        trials = [_trial_row(record) for record in records]
-    else:
-        twins = _train_twins(study, {}, storage)
-        records = [_record(number, twin) for number, twin in enumerate(twins.values())]
-        best = records[0]
-        named = zip(records, twins, strict=True)
-        trials = [_trial_row(record) | {"name": name} for record, name in named]
+    found, twins, best = _chosen(study, pipeline, storage)
     methods = _methods(study, recommender, start_folder, twins)
     results = {
         "title": study.title,
@@ -120,8 +115,9 @@ def _run(study: Study, pipeline: Pipeline, storage: str | Path) -> Path:
         "experiment": to_dict(study.base),
         "layout": _describe(pipeline.layout),
         "provenance": provenance(),
-        "trials": trials,
-        **_judged(study, pipeline, PreparedData.open(data), methods, next(iter(twins)), best),
+        "seeds": list(study.seeds),
+        **found,
+        **_judged(study, pipeline, data, methods, twins, best),
         "budget": {**study.budget, "minutes": round((time.monotonic() - start) / 60, 1)},
     }
     folder = pipeline.store.root / "studies" / study.name
@@ -130,6 +126,37 @@ def _run(study: Study, pipeline: Pipeline, storage: str | Path) -> Path:
     print(tables(results))
     print(f"\nresults: {folder}  (open report.html)", flush=True)
     return folder
+
+
+def _chosen(
+    study: Study, pipeline: Pipeline, storage: str | Path
+) -> tuple[dict[str, Any], Trained, TrialRecord]:
+    """The results' trials and what fresh seeds say of them, the twins, and the winner."""
+    base = replace_in(study.base, study.twin_overrides)
+    if study.space is None:
+        twins = train(study.twins({}), base, study.seeds, storage)
+        records = [
+            TrialRecord(number=number, state="finished", overrides={}, curve=learning_curve(twin))
+            for number, twin in enumerate(twins.values())
+        ]
+        trials = [_trial_row(r) | {"name": name} for r, name in zip(records, twins, strict=True)]
+        return {"trials": trials, "confirm": []}, twins, records[0]
+    records = search(
+        pipeline,
+        study.space,
+        trials=study.trials,
+        first_guesses=study.first_guesses,
+        name=study.name,
+        seed=study.seed,
+    )
+    top = candidates(records, study.confirm_top)
+    print(f"\nfresh seeds for {', '.join(top)}", flush=True)
+    again = {name: trial.overrides for name, trial in top.items()}
+    confirm = confirm_table(train(again, base, study.seeds, storage), top)
+    best = top[max(confirm, key=lambda row: float(row["mean"]))["name"]]
+    print(f"\ntwins of trial {best.number}", flush=True)
+    twins = train(study.twins(best.overrides), base, study.seeds, storage)
+    return {"trials": list(map(_trial_row, records)), "confirm": confirm}, twins, best
 
 
 def _describe(layout: Layout) -> str:
@@ -150,50 +177,35 @@ def _announced(what: str, make: Callable[[], Path]) -> Path:
     return path
 
 
-def _train_twins(
-    study: Study, winner: Mapping[str, Any], storage: str | Path
-) -> dict[str, Pipeline]:
-    """Each twin under one fresh seed and equal samples."""
-    variants = study.twins(winner)
-    trained = {}
-    for number, (name, changes) in enumerate(variants.items(), start=1):
-        print(f"\ntwin {number} of {len(variants)}: {name}  {shown(changes)}", flush=True)
-        seed = {"stage2.seed": study.base.stage2.seed + study.twin_seed}
-        experiment = replace_in(study.base, {**study.twin_overrides, **changes, **seed})
-        trained[name] = Pipeline(experiment, storage)
-        trained[name].train()
-    return trained
-
-
-def _record(number: int, pipeline: Pipeline) -> TrialRecord:
-    """A trained variant as a trial, its curve that of all its stages."""
-    first = [pipeline.train_text()] if pipeline.experiment.stage1.steps else []
-    curve: list[dict[str, float]] = []
-    for folder in (*first, pipeline.train()):
-        before = {name: curve[-1][name] if curve else 0.0 for name in ("samples", "seconds")}
-        for entry in read_json(folder / "training.json")["curve"]:
-            curve.append(entry | {name: entry[name] + start for name, start in before.items()})
-    return TrialRecord(number=number, state="finished", overrides={}, curve=curve)
-
-
 def _methods(
-    study: Study, fitted: Path, text_only: Path | None, twins: Mapping[str, Pipeline]
-) -> list[Method]:
+    study: Study, fitted: Path, text_only: Path | None, twins: Trained
+) -> dict[str, list[Method]]:
+    """By name, one of each seed; what is not a twin has one seed."""
     base = study.base
-    methods = [
-        Method(name="recommender", scorer="recommender", experiment=base, artifact=str(fitted)),
-        Method(name="zero-shot", scorer="likelihood", experiment=base),
-    ]
+    recommender = Method(name=ALONE, scorer="recommender", experiment=base, artifact=str(fitted))
+    untuned = Method(name="zero-shot", scorer="likelihood", experiment=base)
+    methods = {method.name: [method] for method in (recommender, untuned)}
     if text_only:
         name = "text only" if base.stage1.representation == "text" else "stage 1"
-        methods.append(_tuned(name, base, base.stage1, text_only))
+        methods[name] = [_tuned(name, base, base.stage1, text_only)]
+    shuffle = {"projector.shuffle_items": True}
     for place, (name, twin) in enumerate(twins.items()):
-        experiment = twin.experiment
-        methods.append(_tuned(name, experiment, experiment.stage2, twin.train()))
-        if place == 0 and experiment.stage2.representation in SLOTTED:
-            shuffled = replace_in(experiment, {"projector.shuffle_items": True})
-            methods.append(replace(methods[-1], name=name + SHUFFLED, experiment=shuffled))
-    return methods
+        methods[name] = [
+            _tuned(name, pipeline.experiment, pipeline.experiment.stage2, pipeline.train())
+            for pipeline in twin
+        ]
+        if place == 0 and methods[name][0].representation in SLOTTED:
+            methods[name + SHUFFLED] = [
+                replace(m, name=name + SHUFFLED, experiment=replace_in(m.experiment, shuffle))
+                for m in methods[name]
+            ]
+    return {name: [group[0], *map(_scored, group[1:])] for name, group in methods.items()}
+
+
+def _scored(method: Method) -> Method:
+    """A method of a later seed: it ranks, and does not answer again."""
+    name = f"{method.name}, seed {method.experiment.stage2.seed}"
+    return replace(method, name=name, experiment=replace_in(method.experiment, SCORES_ONLY))
 
 
 def _tuned(name: str, experiment: Experiment, stage: StageConfig, folder: Path) -> Method:
@@ -210,11 +222,11 @@ def _judged(
     study: Study,
     pipeline: Pipeline,
     data: PreparedData,
-    methods: Sequence[Method],
-    winner: str,
+    methods: Mapping[str, Sequence[Method]],
+    twins: Trained,
     best: TrialRecord,
 ) -> dict[str, Any]:
-    """The search's outcome on validation, and all methods on the test split.
+    """The search's outcome on validation, and all methods on the test split, after all choices.
 
     The winner also stands there joined with the recommender, by a weight chosen on validation.
     """
@@ -225,44 +237,52 @@ def _judged(
         "layout": pipeline.layout,
         "store": pipeline.store,
     }
-    place = [method.name for method in methods].index(winner)
-    validated = evaluate([methods[0], methods[place]], "validation", **where)
-    config = study.base.evaluation
-    limits = {"validation": config.validation_rows, "test": config.test_rows}
-    validation = held_out(data, "validation", limits["validation"])
-    draws = held_out(data, study.split, limits[study.split])
-    fusion = Fusion.chosen(validated[1].scores_DRC, validated[0].scores_DRC, validation)
-    outcomes = evaluate(methods, study.split, **where)
-    claims = [*study.claims, Claim(winner, winner + SHUFFLED, "the language model reads its slots")]
+    winner, limits = next(iter(twins)), study.base.evaluation
+    alone, *validated = evaluate([*methods[ALONE], *methods[winner]], "validation", **where)
+    draws = validation = held_out(data, "validation", limits.validation_rows)
+    fusion = Fusion.chosen(
+        np.concatenate([outcome.scores_DRC for outcome in validated]),
+        np.concatenate([alone.scores_DRC] * len(validated)),
+        validation * len(validated),
+    )
+    note = (
+        f"{winner} joined with the recommender adds its log-probabilities with the weight"
+        f" {fusion.weight:.3g}, chosen on {len(validation[0])} validation users (MRR"
+        f" {fusion.curve[fusion.weight]:.3f} there)."
+    )
+    found = iter(evaluate([m for group in methods.values() for m in group], study.split, **where))
+    outcomes = {name: [next(found) for _ in group] for name, group in methods.items()}
     if study.split == "test":
-        outcomes.append(fusion.outcome(outcomes[place], outcomes[0]))
-        joined = outcomes[-1].method.name
-        claims += [
-            Claim(joined, methods[0].name, "the language model adds to the recommender"),
-            Claim(joined, winner, "the recommender adds to the language model"),
-        ]
-    vectors = {outcome.method.name: per_user(outcome.scores_DRC, draws) for outcome in outcomes}
-    n = len(validation[0])
+        draws = held_out(data, "test", limits.test_rows)
+        joined = [fusion.outcome(outcome, outcomes[ALONE][0]) for outcome in outcomes[winner]]
+        outcomes[joined[0].method.name] = joined
+    vectors = {name: over_seeds(group, draws) for name, group in outcomes.items()}
     return {
         "split": study.split,
         "data": {"source": study.base.data.source, **data.facts["counts"]},
-        "search": _searched(best, n, study.base.data.num_candidates),
+        "search": _searched(best, len(validation[0]), study.base.data.num_candidates),
         "recommender": {
-            "validation": estimates(validated[0].expected),
-            study.split: estimates(outcomes[0].expected),
+            "validation": estimates(alone.expected),
+            study.split: estimates(outcomes[ALONE][0].expected),
         },
         "methods": method_table(outcomes, draws, data),
         "fusion": {"weight": fusion.weight, "curve": list(fusion.curve.items())},
-        "pairs": pair_table(
-            vectors, [c for c in claims if {c.first, c.second} <= vectors.keys()], PAIR_METRICS
-        ),
-        "notes": [
-            *_notes(study, methods, best),
-            f"{winner} joined with the recommender adds its log-probabilities with the weight"
-            f" {fusion.weight:.3g}, chosen on {n} validation users (MRR"
-            f" {fusion.curve[fusion.weight]:.3f} there).",
-        ],
+        "pairs": _pairs(study, twins, vectors),
+        "notes": [*_notes(study, methods, best), note],
     }
+
+
+def _pairs(study: Study, twins: Trained, vectors: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The study's claims, those about its winner, and what the training of twins cost."""
+    winner = next(iter(twins))
+    claims = [
+        *study.claims,
+        Claim(winner, winner + SHUFFLED, "the language model reads its slots"),
+        Claim(f"{winner} + {ALONE}", ALONE, "the language model adds to the recommender"),
+        Claim(f"{winner} + {ALONE}", winner, "the recommender adds to the language model"),
+    ]
+    known = [claim for claim in claims if {claim.first, claim.second} <= vectors.keys()]
+    return [pair | training(twins, pair) for pair in pair_table(vectors, known, PAIR_METRICS)]
 
 
 def _searched(best: TrialRecord, n: int, num_candidates: int) -> dict[str, Any]:
@@ -293,19 +313,18 @@ def _trial_row(record: TrialRecord) -> dict[str, Any]:
     }
 
 
-def _notes(study: Study, methods: Sequence[Method], best: TrialRecord) -> list[str]:
+def _notes(study: Study, methods: Mapping[str, Sequence[Method]], best: TrialRecord) -> list[str]:
     once = "The test split was opened once, after all training, for all methods together."
     notes = [
         once if study.split == "test" else "These are the users that choices are made on.",
         "The ranking loss (gamma) and the pointer are extensions of ours; gamma = 0 is RSLLM.",
-        f"Twins share the recommender and, unless named, stage 1; one seed each"
-        f" ({study.base.stage2.seed + study.twin_seed}).",
+        "Twins share data, recommender and, unless named, stage 1. Seeds are of stage 2: weights,"
+        f" order of samples, templates, training negatives; here {list(study.seeds)}. Answers and"
+        " orders of the candidates are those of the first.",
         f"A method{SHUFFLED}: the same weights, every slot filled with another item's vector.",
     ]
     if study.base.backbone.source == "smollm2-135m-q4":
         notes.append("The backbone's weights are dequantised from 4 bits.")
-    if any(method.scorer == "pointer" for method in methods):
-        notes.append(
-            "Methods scored by the pointer rank by it; their title likelihoods are in results.json."
-        )
+    if any(group[0].scorer == "pointer" for group in methods.values()):
+        notes.append("The pointer's methods rank by it; title likelihoods are in results.json.")
     return notes + [f"At the end of the best trial, {doubt}." for doubt in warnings(best.curve[-1])]

@@ -13,9 +13,17 @@ from rsllm.config import Experiment
 from rsllm.data.prepared import PreparedData
 from rsllm.data.sequences import Rows
 from rsllm.errors import EvaluationError
-from rsllm.evaluate.compare import Claim, estimates, method_table, pair_table, per_user
+from rsllm.evaluate.compare import (
+    Claim,
+    estimates,
+    method_table,
+    over_seeds,
+    pair_table,
+    per_user,
+)
 from rsllm.evaluate.launch import Method, Outcome
 from rsllm.evaluate.rank import fixed_sample, presented_places, target_places
+from rsllm.settings import replace_in
 
 NUM_ROWS = 12
 
@@ -49,7 +57,7 @@ def test_method_table(rows: Rows, data: PreparedData) -> None:
     ranks = [1] * 6 + [2] * 3 + [4] * 3
     first = outcome("first", rows, ranks)
     second = replace(first, likelihood_DRC=outcome("", rows, [2] * NUM_ROWS).scores_DRC)
-    entry, other = method_table([first, second], [rows], data)
+    entry, other = method_table({"first": [first], "second": [second]}, [rows], data)
     assert (entry["name"], entry["scorer"], entry["n"], entry["seconds"]) == (
         "first",
         "likelihood",
@@ -91,7 +99,7 @@ def test_generated_answers_are_judged_on_the_rows_they_belong_to(
     made_up = replace(
         outcome("first", rows, [1] * NUM_ROWS), answers={"free": free, "constrained": targets[:3]}
     )
-    (entry,) = method_table([made_up], [rows], data)
+    (entry,) = method_table({"first": [made_up]}, [rows], data)
     found = {
         (decoding, rule): judged
         for decoding, rules in entry["generation"].items()
@@ -109,7 +117,7 @@ def test_generated_answers_are_judged_on_the_rows_they_belong_to(
     assert found["constrained", "strict"]["n"] == 3
 
     silent = replace(made_up, answers={"free": [""] * 4})
-    (entry,) = method_table([silent], [rows], data)
+    (entry,) = method_table({"first": [silent]}, [rows], data)
     assert entry["generation"]["free"]["LLaRA"]["hits_of_all"]["value"] == 0
     assert entry["generation"]["free"]["LLaRA"]["hits_of_valid"] is None
 
@@ -128,7 +136,7 @@ def test_a_perfect_answer_that_holds_another_title_is_counted(
     titles[other] = titles[target][:4]
     renamed = SimpleNamespace(titles=titles)
     made_up = replace(outcome("first", rows, [1] * NUM_ROWS), answers={"free": [""] * 4})
-    (entry,) = method_table([made_up], [rows], renamed)
+    (entry,) = method_table({"first": [made_up]}, [rows], renamed)
     rules = entry["generation"]["free"]
     found = {rule: judged["perfect_invalid"] for rule, judged in rules.items()}
     affected = [
@@ -143,7 +151,8 @@ def test_order_bias_of_a_method(rows: Rows, data: PreparedData) -> None:
     plain = outcome("plain", rows, [1] * 9 + [2] * 3)
     steady = replace(plain, orders_PRC=np.repeat(plain.scores_DRC, 3, axis=0))
     swayed = replace(plain, orders_PRC=-presented_places(rows, 3).astype(float))
-    entries = method_table([plain, steady, swayed], [rows], data)
+    methods = {"plain": [plain], "steady": [steady], "swayed": [swayed]}
+    entries = method_table(methods, [rows], data)
     assert entries[0]["candidate_orders"] is None
     steady_found, swayed_found = (entry["candidate_orders"] for entry in entries[1:])
     assert steady_found["orders"] == 4
@@ -192,6 +201,33 @@ def test_metrics_are_means_over_the_draws(rows: Rows) -> None:
     assert found["MRR"].tolist() == [0.75] * 6 + [0.6] * 6
 
 
+def test_methods_of_several_seeds(rows: Rows, data: PreparedData) -> None:
+    """Means over seeds; answers, orders and seconds are the first seed's."""
+
+    def of_seed(seed: int, ranks: list[int]) -> Outcome:
+        found = outcome("tuned", rows, ranks)
+        experiment = replace_in(Experiment(), {"stage2.seed": seed})
+        method = replace(found.method, experiment=experiment)
+        return replace(found, method=method, likelihood_DRC=found.scores_DRC)
+
+    first = replace(of_seed(7, [1] * NUM_ROWS), answers={"free": [""] * 4})
+    second = of_seed(8, [1] * 6 + [4] * 6)
+    (entry,) = method_table({"tuned": [first, second]}, [rows], data)
+    assert entry["metrics"]["MRR"]["value"] == pytest.approx((1 + 0.625) / 2)
+    assert entry["metrics"]["MRR"]["n"] == NUM_ROWS
+    assert entry["likelihood_metrics"] == entry["metrics"]
+    assert entry["per_token_metrics"] is None
+    means = {seed: found["HR@1"]["value"] for seed, found in entry["by_seed"].items()}
+    assert means == {"7": 1.0, "8": 0.5}
+    assert entry["generation"]["free"]["LLaRA"]["n"] == 4
+    vectors = {"tuned": over_seeds([first, second], [rows]), "one": over_seeds([second], [rows])}
+    assert vectors["tuned"]["MRR"].shape == (2, NUM_ROWS)
+    (pair,) = pair_table(vectors, [Claim("tuned", "one")], ["HR@1"])
+    assert pair["difference"]["value"] == 0.25
+    assert pair["test"] == "sign-flip permutation"
+    assert pair["p"] == pytest.approx(2 / 2**6), "six users moved, all up"
+
+
 def test_estimates_of_expectations(rows: Rows) -> None:
     expectations = replace(outcome("r", rows, [1] * NUM_ROWS), expected={"MRR": np.arange(4) / 4})
     table = estimates(expectations.expected)
@@ -203,4 +239,4 @@ def test_estimates_of_expectations(rows: Rows) -> None:
 def test_scores_of_other_rows_are_refused(rows: Rows, data: PreparedData) -> None:
     fewer = outcome("first", fixed_sample(rows, 5), [1] * 5)
     with pytest.raises(EvaluationError, match="1 draws of 5 rows were scored, but 1 of 12"):
-        method_table([fewer], [rows], data)
+        method_table({"fewer": [fewer]}, [rows], data)

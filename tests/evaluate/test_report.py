@@ -348,6 +348,19 @@ def test_terminal_tables_rank_trials_and_state_verdicts() -> None:
     assert "last third" not in orders, "no target stood there"
 
 
+def test_terminal_shows_what_fresh_seeds_left_of_the_search() -> None:
+    row = {"name": "trial 3", "seeds": [1000, 1001], "scores": [0.31, 0.35], "mean": 0.33}
+    results = study() | {"confirm": [row | {"lowest": 0.31, "highest": 0.35, "search_score": 0.41}]}
+    results["pairs"][0] |= {"seconds": [120.5, 95.0], "ahead": "random"}
+    found = {table.splitlines()[0]: table.splitlines() for table in tables(results).split("\n\n")}
+    confirmed = found["Validation MRR on fresh seeds"]
+    shown = "trial 3 0.41 0.33 0.31 0.35"
+    assert " ".join(confirmed[3].split()) == shown
+    assert " ".join(found["Paired comparisons"][3].split()).endswith(
+        "better 0.07 [120.5, 95.0] random"
+    )
+
+
 def test_metrics_stand_in_order_however_they_are_stored(tmp_path: Path) -> None:
     results = study()
     for method in results["methods"]:

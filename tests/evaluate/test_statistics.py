@@ -1,14 +1,18 @@
 from __future__ import annotations
 
 from itertools import product
+from typing import Any
 
 import numpy as np
 import pytest
 
 from rsllm.errors import EvaluationError
+from rsllm.evaluate import statistics
 from rsllm.evaluate.statistics import (
     Estimate,
     PairedTest,
+    _standard_error,
+    _two_way_means,
     beats_chance,
     holm,
     mean_interval,
@@ -53,10 +57,105 @@ def test_constant_values_have_a_point_interval() -> None:
     assert almost.low == almost.value == almost.high
 
 
-@pytest.mark.parametrize("values", [[], [0.1, np.nan], [[1.0]]])
-def test_unusable_values_are_refused(values: list[float]) -> None:
+@pytest.mark.parametrize(
+    "values", [[], [[]], [0.1, np.nan], [[0.1, np.inf], [1.0, 2.0]], [[[1.0]]]]
+)
+def test_unusable_values_are_refused(values: Any) -> None:
     with pytest.raises(EvaluationError):
         mean_interval(values)
+
+
+def crossed(rng: Any, num_seeds: int, n: int, spreads: tuple[float, float, float]) -> np.ndarray:
+    """Values [S, R] of mean 0: an effect of each user (skewed), of each seed, and of both."""
+    users, seeds, both = spreads
+    user_R = users * (rng.exponential(size=n) - 1)
+    seed_S1 = seeds * rng.normal(size=(num_seeds, 1))
+    return np.asarray(user_R + seed_S1 + both * rng.normal(size=(num_seeds, n)))
+
+
+def test_two_way_means_equal_a_double_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(statistics, "RESAMPLES", 25)
+    sample_SR = np.random.default_rng(8).normal(size=(3, 7))
+    found = _two_way_means(sample_SR, seed=4)
+    rng = np.random.default_rng(4)
+    seeds_BS, users_BR = rng.integers(3, size=(25, 3)), rng.integers(7, size=(25, 7))
+    expected = []
+    for seeds, users in zip(seeds_BS, users_BR, strict=True):
+        total = 0.0
+        for seed in seeds:
+            for user in users:
+                total += sample_SR[seed, user]
+        expected.append(total / 21)
+    assert found == pytest.approx(expected)
+    monkeypatch.setattr(statistics, "BATCH_BYTES", 8 * 7 * 10)
+    assert len(_two_way_means(sample_SR, seed=4)) == 25, "in parts of ten"
+
+
+def test_spread_of_two_way_means_has_its_closed_form() -> None:
+    """Users, seeds and what is left of both, each with its own share (Owen 2007)."""
+    num_seeds, n = 4, 30
+    sample_SR = crossed(np.random.default_rng(9), num_seeds, n, (1.0, 0.4, 0.8))
+    user_R, seed_S = sample_SR.mean(axis=0), sample_SR.mean(axis=1)
+    rest_SR = sample_SR - user_R - seed_S[:, None] + sample_SR.mean()
+    expected = user_R.var() / n + seed_S.var() / num_seeds + rest_SR.var() / (n * num_seeds)
+    assert _two_way_means(sample_SR, seed=0).var() == pytest.approx(expected, rel=0.06)
+
+
+def test_standard_error_is_that_of_crossed_random_effects() -> None:
+    num_seeds, n, spreads = 5, 40, (1.0, 0.5, 2.0)
+    rng = np.random.default_rng(10)
+    samples = [crossed(rng, num_seeds, n, spreads) for _ in range(3000)]
+    users, seeds, both = (spread**2 for spread in spreads)
+    variance = users / n + seeds / num_seeds + both / (n * num_seeds)
+    assert np.var([sample.mean() for sample in samples]) == pytest.approx(variance, rel=0.1)
+    squares = [_standard_error(sample)[0] ** 2 for sample in samples]
+    assert np.mean(squares) == pytest.approx(variance, rel=0.05)
+    values = samples[0][0]
+    error, freedom = _standard_error(values[None])
+    assert (error, freedom) == pytest.approx((values.std(ddof=1) / n**0.5, n - 1)), "of one seed"
+
+
+@pytest.mark.parametrize(
+    ("num_seeds", "spreads"),
+    [
+        (2, (1.0, 0.0, 0.5)),
+        (3, (1.0, 0.1, 1.0)),
+        (3, (1.0, 0.3, 0.5)),
+        (3, (0.3, 0.5, 0.3)),
+        (5, (1.0, 0.0, 2.0)),
+        (5, (0.3, 0.3, 0.3)),
+    ],
+)
+def test_intervals_over_users_and_seeds_cover_the_truth(
+    num_seeds: int, spreads: tuple[float, float, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(statistics, "RESAMPLES", 1000)
+    rng = np.random.default_rng(11)
+    samples = [crossed(rng, num_seeds, 60, spreads) for _ in range(500)]
+    found = [mean_interval(sample, seed=number) for number, sample in enumerate(samples)]
+    assert 0.91 <= np.mean([interval.low <= 0 <= interval.high for interval in found]) <= 0.985
+
+
+def test_more_seeds_tell_more_and_users_alone_too_much() -> None:
+    """Where seeds differ, an interval over users of their means is too narrow."""
+    sample_SR = crossed(np.random.default_rng(12), 6, 200, (0.3, 0.5, 0.3))
+    few, many = mean_interval(sample_SR[:3]), mean_interval(sample_SR)
+    users_alone = mean_interval(sample_SR.mean(axis=0))
+    widths = [interval.high - interval.low for interval in (few, many, users_alone)]
+    assert widths[0] > widths[1] > 2 * widths[2]
+    assert few.n == 200
+    assert few.value == pytest.approx(sample_SR[:3].mean())
+
+
+def test_one_seed_is_no_other_than_its_users() -> None:
+    values = np.random.default_rng(13).random((2, 20))
+    assert mean_interval(values[:1]) == mean_interval(values[0])
+    assert paired(values[:1], values[1:]) == paired(values[0], values[1])
+    hits = zeros_and_ones(7, 20)
+    assert mean_interval(hits[None]) == mean_interval(hits)
+    repeated = mean_interval(np.stack([hits, hits]))
+    assert repeated != mean_interval(hits), "Wilson's is for one seed"
+    assert 0 <= repeated.low < 0.35 < repeated.high <= 1
 
 
 def test_mcnemar_by_hand() -> None:
@@ -83,6 +182,19 @@ def test_sign_flip_equals_enumeration() -> None:
     assert paired(second, first).p == pytest.approx(expected)
 
 
+def test_seeds_are_averaged_before_the_flips() -> None:
+    rng = np.random.default_rng(14)
+    first_SR, second_SR = rng.random((3, 8)) + 0.2, rng.random((3, 8))
+    for other_SR in (second_SR, second_SR[:1]):  # one seed stands beside all
+        difference_R = first_SR.mean(axis=0) - other_SR.mean(axis=0)
+        flips = np.array(list(product([1, -1], repeat=8))) @ difference_R
+        result = paired(first_SR, other_SR)
+        assert result.p == pytest.approx(np.mean(np.abs(flips) >= abs(difference_R.sum()) - 1e-12))
+        assert result.difference == mean_interval(first_SR - other_SR)
+        error, _ = _standard_error(first_SR - other_SR)
+        assert result.minimum_detectable == pytest.approx((1.959964 + 0.841621) * error)
+
+
 def test_sign_flip_keeps_its_level_and_is_seeded() -> None:
     rng = np.random.default_rng(5)
     pairs = [1 / rng.integers(1, 21, size=(2, 60)) for _ in range(60)]
@@ -106,6 +218,8 @@ def test_pairs_need_the_same_users() -> None:
         paired([1, 0, 1], [1, 0])
     with pytest.raises(EvaluationError, match="at least 2"):
         paired([1], [0])
+    with pytest.raises(EvaluationError, match="under 2 and 3 seeds"):
+        paired(np.ones((2, 4)), np.zeros((3, 4)))
 
 
 def test_holm_by_hand() -> None:
@@ -140,3 +254,19 @@ def test_beats_chance_is_never_zero_and_checks_its_input() -> None:
 def test_verdict_text(difference: float, p: float, text: str) -> None:
     estimate = Estimate(difference, difference - 0.05, difference + 0.05, 100)
     assert verdict_text(PairedTest(estimate, 0.001, "exact McNemar", 0.05), p) == text
+
+
+@pytest.mark.parametrize(("low", "high"), [(-0.01, 0.21), (0.0, 0.2)])
+def test_no_verdict_where_the_luck_of_seeds_may_explain_it(low: float, high: float) -> None:
+    estimate = Estimate(0.1, low, high, 100)
+    test = PairedTest(estimate, 1e-4, "sign-flip permutation", 0.05)
+    assert verdict_text(test, 1e-3) == "not distinguishable"
+
+
+def test_lucky_seeds_of_equal_methods_are_seldom_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each seed shifts all users, so that the test over users alone would often be wrong."""
+    monkeypatch.setattr(statistics, "RESAMPLES", 1000)
+    rng = np.random.default_rng(15)
+    tests = [paired(crossed(rng, 3, 60, (0.5, 0.3, 0.3)), np.zeros((1, 60))) for _ in range(200)]
+    assert np.mean([test.p < 0.05 for test in tests]) > 0.3
+    assert np.mean([verdict_text(t, t.p) != "not distinguishable" for t in tests]) <= 0.09

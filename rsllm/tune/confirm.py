@@ -1,0 +1,110 @@
+"""Configurations trained anew, all on the same fresh seeds: which is best, and how sure is that?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+
+from rsllm.config import Experiment
+from rsllm.pipeline import Pipeline, run_all
+from rsllm.runs import read_json
+from rsllm.settings import replace_in
+from rsllm.tune.progress import shown
+from rsllm.tune.search import METRIC, TrialRecord
+
+Curve = list[dict[str, float]]
+Trained = Mapping[str, Sequence[Pipeline]]
+"""By a configuration's name, its pipelines of each seed."""
+
+
+def train(
+    variants: Mapping[str, Mapping[str, Any]], base: Experiment, seeds: range, storage: str | Path
+) -> Trained:
+    """Train all variants (overrides of `base` by name) on all seeds of stage 2, each once."""
+    trained = {
+        name: [Pipeline(replace_in(base, {**changes, "stage2.seed": s}), storage) for s in seeds]
+        for name, changes in variants.items()
+    }
+    everything = [pipeline for group in trained.values() for pipeline in group]
+    if everything[0].layout.concurrent_trials > 1:
+        run_all(everything)
+    for number, (name, group) in enumerate(trained.items(), start=1):
+        print(f"\n{number} of {len(variants)}: {name}  {shown(dict(variants[name]))}", flush=True)
+        for pipeline in group:
+            pipeline.train()
+    return trained
+
+
+def learning_curve(trained: Sequence[Pipeline]) -> Curve:
+    """The mean over the seeds, from the start of stage 1 on."""
+    return [
+        {n: fmean(p[n] for p in points) for n in sorted(set.intersection(*map(set, points)))}
+        for points in zip(*map(_curve, trained), strict=True)
+    ]
+
+
+def _curve(pipeline: Pipeline) -> Curve:
+    first = [pipeline.train_text()] if pipeline.experiment.stage1.steps else []
+    curve: Curve = []
+    for folder in (*first, pipeline.train()):
+        before = {name: curve[-1][name] if curve else 0.0 for name in ("samples", "seconds")}
+        for entry in read_json(folder / "training.json")["curve"]:
+            curve.append(entry | {name: entry[name] + start for name, start in before.items()})
+    return curve
+
+
+def candidates(records: Sequence[TrialRecord], top: int) -> dict[str, TrialRecord]:
+    """The best trials of a search by name, no configuration twice, the best first.
+
+    Finished ones come first: a stopped one was weaker than its peers on fewer samples. One that
+    failed would fail again, and comes only where all did.
+    """
+    begun = [record for record in records if record.curve]
+    tried = [record for record in begun if record.state != "failed"] or begun
+    ranked = sorted(tried, key=lambda r: (r.state != "finished", -(r.score or 0.0)))
+    new = [
+        r for at, r in enumerate(ranked) if r.overrides not in [o.overrides for o in ranked[:at]]
+    ]
+    return {f"trial {record.number}": record for record in new[:top]}
+
+
+def confirm_table(trained: Trained, searched: Mapping[str, TrialRecord]) -> list[dict[str, Any]]:
+    """The validation MRR of trials trained anew, measured as in the search, beside that of then."""
+    table = []
+    for name, group in trained.items():
+        scores = [_curve(pipeline)[-1][METRIC] for pipeline in group]
+        seeds = [pipeline.experiment.stage2.seed for pipeline in group]
+        row = {"name": name, "search_score": searched[name].score, "seeds": seeds, "scores": scores}
+        table.append(row | {"mean": fmean(scores), "lowest": min(scores), "highest": max(scores)})
+    return table
+
+
+def training(trained: Trained, pair: Mapping[str, Any]) -> dict[str, Any]:
+    """What training both methods of a comparison took, and who was ahead after equal seconds.
+
+    Returns:
+        "samples" and "seconds" of both, means over seeds. "equal_seconds": the "seconds" of the
+        shorter training and the "values" of the pair's metric on validation then, on straight
+        lines between validations; "ahead": the better method. Without these two where a curve
+        begins only later; nothing where one of both was not trained.
+    """
+    names = [pair["first"], pair["second"]]
+    if not trained.keys() >= set(names):
+        return {}
+    curves = [learning_curve(trained[name]) for name in names]
+    cost = {key: [round(curve[-1][key], 1) for curve in curves] for key in ("samples", "seconds")}
+    end = min(curve[-1]["seconds"] for curve in curves)
+    if max(curve[0]["seconds"] for curve in curves) > end:
+        return cost
+    one, other = (_interpolated(curve, pair["metric"], end) for curve in curves)
+    ahead = None if one == other else names[int(other > one)]
+    return {**cost, "equal_seconds": {"seconds": end, "values": [one, other]}, "ahead": ahead}
+
+
+def _interpolated(curve: Curve, metric: str, seconds: float) -> float:
+    times, values = ([point[name] for point in curve] for name in ("seconds", metric))
+    return float(np.interp(seconds, times, values))

@@ -1,0 +1,288 @@
+"""The confirm stage: its parts on made-up curves, and a real study recomputed from its files."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import jobs
+import numpy as np
+import pytest
+from small_study import PLAIN, SETTINGS, WINNER
+
+from rsllm.config import Experiment
+from rsllm.data.prepared import PreparedData
+from rsllm.errors import ConfigError
+from rsllm.evaluate.launch import read_scores
+from rsllm.evaluate.rank import held_out
+from rsllm.evaluate.statistics import mean_interval, paired
+from rsllm.runs import manifest
+from rsllm.settings import replace_in
+from rsllm.tune.confirm import candidates, confirm_table, learning_curve, train, training
+from rsllm.tune.search import TrialRecord
+
+SEEDS = [1000, 1001]
+
+
+def trial(number: int, score: float, alpha: float, state: str = "finished") -> TrialRecord:
+    curve = [{"score": score}] if state != "failed" else []
+    return TrialRecord(number=number, state=state, overrides={"alpha": alpha}, curve=curve)
+
+
+def test_candidates_are_the_best_distinct_finished_trials() -> None:
+    records = [
+        trial(0, 0.3, alpha=0.1),
+        trial(1, 0.5, alpha=0.2, state="stopped"),
+        trial(2, 0.4, alpha=0.3),
+        trial(3, 0.4, alpha=0.3),
+        replace(trial(4, 0.9, alpha=0.4), state="failed"),
+        trial(5, 0.0, alpha=0.5, state="failed"),
+    ]
+    assert list(candidates(records, 2)) == ["trial 2", "trial 0"]
+    assert list(candidates(records, 9)) == ["trial 2", "trial 0", "trial 1"]
+    assert list(candidates(records[-2:], 9)) == ["trial 4"], "it at least began"
+
+
+def fake(folder: Path, seed: int, points: list[tuple[float, float, float]]) -> Any:
+    """What stands for a trained pipeline: (samples, seconds, MRR) per validation of stage 2."""
+    folder.mkdir()
+    curve = [{"samples": n, "seconds": s, "MRR": mrr, "score": mrr} for n, s, mrr in points]
+    (folder / "training.json").write_text(json.dumps({"curve": curve}))
+    stages = SimpleNamespace(stage1=SimpleNamespace(steps=0), stage2=SimpleNamespace(seed=seed))
+    return SimpleNamespace(experiment=stages, train=lambda: folder)
+
+
+@pytest.fixture
+def trained(tmp_path: Path) -> dict[str, list[Any]]:
+    return {
+        "fast": [
+            fake(tmp_path / "f0", 1000, [(8, 10, 0.2), (16, 20, 0.4)]),
+            fake(tmp_path / "f1", 1001, [(8, 10, 0.3), (16, 20, 0.5)]),
+        ],
+        "slow": [
+            fake(tmp_path / "s0", 1000, [(8, 15, 0.3), (16, 31, 0.7)]),
+            fake(tmp_path / "s1", 1001, [(8, 15, 0.3), (16, 29, 0.6)]),
+        ],
+        "late": [
+            fake(tmp_path / "l0", 1000, [(16, 40, 0.9)]),
+            fake(tmp_path / "l1", 1001, [(16, 40, 0.9)]),
+        ],
+    }
+
+
+def test_confirm_table_has_every_seed_beside_the_search(trained: dict[str, list[Any]]) -> None:
+    found = confirm_table({"fast": trained["fast"]}, {"fast": trial(3, 0.6, alpha=0.1)})
+    (row,) = found
+    assert row.pop("mean") == pytest.approx(0.45)
+    assert row == {
+        "name": "fast",
+        "seeds": SEEDS,
+        "scores": [0.4, 0.5],
+        "lowest": 0.4,
+        "highest": 0.5,
+        "search_score": 0.6,
+    }
+
+
+def test_equal_seconds_are_read_off_mean_curves(trained: dict[str, list[Any]]) -> None:
+    assert learning_curve(trained["slow"])[1] == pytest.approx(
+        {"samples": 16, "seconds": 30, "MRR": 0.65, "score": 0.65}
+    )
+    file = trained["slow"][1].train() / "training.json"
+    curve = json.loads(file.read_text())["curve"]
+    curve[1]["health/slot_scale"] = 1.0
+    file.write_text(json.dumps({"curve": curve}))
+    assert set(learning_curve(trained["slow"])[1]) == {"samples", "seconds", "MRR", "score"}
+    pair = {"first": "slow", "second": "fast", "metric": "MRR"}
+    found = training(trained, pair)
+    assert (found["samples"], found["seconds"]) == ([16, 16], [30, 20])
+    equal = found["equal_seconds"]
+    assert equal["seconds"] == 20
+    # A third of the way from 0.3 after 15 s to 0.65 after 30 s, against the end of the faster one.
+    assert equal["values"] == pytest.approx([0.3 + 0.35 / 3, 0.45])
+    assert found["ahead"] == "fast"
+    again = training(trained, {**pair, "second": "slow"})
+    assert again["ahead"] is None, "nobody is ahead of itself"
+    assert set(training(trained, {**pair, "first": "late"})) == {"samples", "seconds"}
+    assert training(trained, {**pair, "second": "recommender"}) == {}
+
+
+@pytest.mark.ray
+def test_a_mistake_is_told_as_such_where_trainings_run_side_by_side(
+    tmp_path: Path, random_llm: Path, ray_cluster: str
+) -> None:
+    settings = {"data.source": "movies", "compute.threads": 1, "backbone.source": str(random_llm)}
+    base = replace_in(Experiment(), settings)
+    with pytest.raises(ConfigError, match=r"^no asset is called 'movies'") as raised:
+        train({"a": {}, "b": {}}, base, range(2), tmp_path)
+    assert type(raised.value) is ConfigError
+
+
+class Finished:
+    """A study that ran to its end, and what it left."""
+
+    def __init__(self, done: subprocess.CompletedProcess[str], store: Path) -> None:
+        assert done.returncode == 0, done.stdout + done.stderr
+        self.output, self.store = done.stdout, store
+        (self.file,) = store.glob("studies/*/results.json")
+        self.results: dict[str, Any] = json.loads(self.file.read_text())
+
+    def artifacts(self, kind: str) -> dict[Path, int]:
+        found = self.store.glob(f"{kind}/[0-9a-f]*/manifest.json")
+        return {path.parent: path.stat().st_mtime_ns for path in found}
+
+
+@pytest.fixture(scope="module")
+def command(tiny_llm: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    script = Path(__file__).with_name("small_study.py")
+    store = tmp_path_factory.mktemp("confirm") / "store"
+    return [sys.executable, str(script), str(tiny_llm), str(store)]
+
+
+@pytest.fixture(scope="module")
+def study(command: list[str]) -> Finished:
+    return Finished(jobs.run(command, seconds=900), Path(command[-1]))
+
+
+@pytest.fixture(scope="module")
+def trainings(study: Finished) -> dict[tuple[float, int], Path]:
+    """The artifacts of stage 2 by alpha and seed."""
+    found = {}
+    for folder in study.artifacts("stage-2"):
+        stage = manifest(folder)["inputs"]["stage"]
+        found[stage["loss"]["alpha"], stage["seed"]] = folder
+    return found
+
+
+def metrics(study: Finished, split: Any, artifact: str, **inputs: Any) -> np.ndarray:
+    """Reciprocal ranks and hits [2, users], means over draws, from scores in the store."""
+    (data,) = study.artifacts("data")
+    (folder,) = [
+        folder
+        for folder in study.artifacts("evaluation")
+        if {"split": split, "artifact": artifact, "shuffle_items": False, **inputs}.items()
+        <= manifest(folder)["inputs"].items()
+    ]
+    scores_DRC = read_scores(folder)["scores"]
+    draws = held_out(PreparedData.open(data), split, scores_DRC.shape[1])
+    assert len(draws) == len(scores_DRC) == SETTINGS["data.num_draws"]
+    ranks_DR = [
+        [
+            sum(score >= scores[list(candidates).index(target)] for score in scores)
+            for scores, candidates, target in zip(
+                scores_RC, rows.candidates_RC, rows.target_R, strict=True
+            )
+        ]
+        for scores_RC, rows in zip(scores_DRC, draws, strict=True)
+    ]
+    return np.array([1 / np.array(ranks_DR), np.array(ranks_DR) == 1.0]).mean(axis=1)
+
+
+@pytest.mark.timeout(1800)
+def test_every_configuration_is_trained_on_the_same_seeds(
+    study: Finished, trainings: dict[tuple[float, int], Path]
+) -> None:
+    trials = study.results["trials"]
+    tried = {t["parameters"]["alpha"]: t["state"] for t in trials}
+    finished = {(alpha, 0) for alpha, state in tried.items() if state == "finished"}
+    assert set(trainings) == finished | {(a, seed) for a in (*tried, 0.0) for seed in SEEDS}
+    assert len(study.artifacts("stage-2")) == len(trainings)
+    assert len(study.artifacts("recommender")) == len(study.artifacts("data")) == 1
+    assert study.results["seeds"] == SEEDS
+
+
+@pytest.mark.timeout(1800)
+def test_the_best_mean_on_validation_wins(
+    study: Finished, trainings: dict[tuple[float, int], Path]
+) -> None:
+    trials = {f"trial {t['number']}": t for t in study.results["trials"]}
+    confirm = study.results["confirm"]
+    assert {row["name"] for row in confirm} == set(trials)
+    for row in confirm:
+        alpha = trials[row["name"]]["parameters"]["alpha"]
+        curves = [
+            json.loads((trainings[alpha, seed] / "training.json").read_text())["curve"]
+            for seed in SEEDS
+        ]
+        assert row["scores"] == [curve[-1]["MRR"] for curve in curves]
+        assert row["mean"] == pytest.approx(sum(row["scores"]) / 2)
+        assert row["search_score"] == trials[row["name"]]["MRR"]
+    best = max(confirm, key=lambda row: float(row["mean"]))
+    assert study.results["search"]["best"] == trials[best["name"]]["number"]
+    for seed, score in zip(SEEDS, best["scores"], strict=True):
+        folder = trainings[trials[best["name"]]["parameters"]["alpha"], seed]
+        assert (folder / "manifest.json").exists()
+        assert 0 < score <= 1
+
+
+@pytest.mark.timeout(1800)
+def test_numbers_equal_those_recomputed_from_stored_scores(
+    study: Finished, trainings: dict[tuple[float, int], Path]
+) -> None:
+    results = study.results
+    best = next(t for t in results["trials"] if t["number"] == results["search"]["best"])
+    alphas = {WINNER: best["parameters"]["alpha"], PLAIN: 0.0}
+    (recommender,) = study.artifacts("recommender")
+    vectors = {
+        name: np.stack([metrics(study, "test", trainings[a, seed].name) for seed in SEEDS], axis=1)
+        for name, a in alphas.items()
+    }
+    vectors["recommender"] = metrics(study, "test", recommender.name)[:, None]
+    vectors["zero-shot"] = metrics(study, "test", "", scorer="likelihood")[:, None]
+    methods = {method["name"]: method for method in results["methods"]}
+    for name, values_MSR in vectors.items():
+        for metric, values_SR in zip(("MRR", "HR@1"), values_MSR, strict=True):
+            found = methods[name]["metrics"][metric]
+            assert found["value"] == pytest.approx(values_SR.mean())
+            assert found == pytest.approx(vars_of(mean_interval(values_SR)))
+            by_seed = methods[name]["by_seed"]
+            assert list(by_seed) == ([str(s) for s in SEEDS] if name in alphas else [])
+            means = [by_seed[seed][metric]["value"] for seed in by_seed]
+            assert means == pytest.approx(values_SR.mean(axis=1)[: len(means)].tolist())
+    assert Counter(pair["metric"] for pair in results["pairs"]) == {"MRR": 6, "HR@1": 6}
+    for pair in results["pairs"]:
+        if {pair["first"], pair["second"]} <= vectors.keys():
+            row = ("MRR", "HR@1").index(pair["metric"])
+            first_SR, second_SR = vectors[pair["first"]][row], vectors[pair["second"]][row]
+            difference = (first_SR.mean(axis=0) - second_SR.mean(axis=0)).mean()
+            assert pair["difference"]["value"] == pytest.approx(difference)
+            assert pair["p"] == pytest.approx(paired(first_SR, second_SR).p)
+    validated = [metrics(study, "validation", trainings[alphas[WINNER], s].name) for s in SEEDS]
+    assert np.shape(validated) == (2, 2, SETTINGS["evaluation.validation_rows"])
+
+
+def vars_of(estimate: Any) -> dict[str, float]:
+    return {name: getattr(estimate, name) for name in ("value", "low", "high", "n")}
+
+
+@pytest.mark.timeout(1800)
+def test_the_outcome_shows_costs_and_opens_the_test_split_once(study: Finished) -> None:
+    assert study.output.count("opening the test split") == 1
+    assert study.output.index("twins of trial") < study.output.index("opening the test split")
+    assert "Validation MRR on fresh seeds" in study.output
+    pairs = {(pair["first"], pair["second"]): pair for pair in study.results["pairs"]}
+    pair = pairs[WINNER, PLAIN]
+    assert pair["samples"] == [16, 16]
+    assert min(pair["seconds"]) > 0
+    assert "seconds" not in pairs[WINNER, "recommender"]
+    answered = {m["name"] for m in study.results["methods"] if m["generation"]}
+    assert {WINNER, PLAIN, "zero-shot"} <= answered
+
+
+@pytest.mark.timeout(1800)
+def test_the_same_study_again_trains_and_changes_nothing(
+    study: Finished, command: list[str]
+) -> None:
+    kinds = ("stage-2", "evaluation", "recommender", "data")
+    before = [study.artifacts(kind) for kind in kinds]
+    again = Finished(jobs.run(command, seconds=600), study.store)
+    assert [again.artifacts(kind) for kind in kinds] == before
+    for results in (study.results, again.results):
+        del results["provenance"], results["budget"]
+    assert again.results == study.results
