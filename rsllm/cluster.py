@@ -67,7 +67,7 @@ def start_ray() -> str:
     _let_sigterm_end_the_driver()
     address = f"http://{ray.get_runtime_context().worker.node.webui_url}"
     os.environ["RAY_API_SERVER_ADDRESS"] = address
-    _warn_if_open(address)
+    is_open(address)
     return address
 
 
@@ -100,11 +100,13 @@ def _guard_token() -> None:
 
 
 @cache
-def _warn_if_open(dashboard: str) -> None:
-    """Tell the user, once, of a cluster that asks for no token."""
+def is_open(dashboard: str) -> bool:
+    """Whether a cluster says that it asks for no token; the user is warned of that, once."""
     with contextlib.suppress(httpx.HTTPError, httpx.InvalidURL):
         if '"disabled"' in httpx.get(f"{dashboard}/api/authentication_mode", timeout=5).text:
             say("rsllm: warning: this Ray asks for no token; start it with RAY_AUTH_MODE=token")
+            return True
+    return False
 
 
 def leave_quietly() -> None:
