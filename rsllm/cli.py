@@ -119,7 +119,7 @@ def _add_world_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--items", type=int, default=500, metavar="N")
     parser.add_argument("--length", type=int, default=20, metavar="N", help="steps per user")
     parser.add_argument(
-        "--noise", type=float, default=0.0, metavar="P", help="share of steps that follow no rule"
+        "--noise", type=float, default=0.0, metavar="P", help="share of random steps"
     )
     parser.add_argument(
         "--text-share", type=float, default=0.0, metavar="P", help="share of users titles explain"

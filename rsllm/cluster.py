@@ -54,15 +54,13 @@ def start_ray() -> str:
         port = _free_port()
         # Inherited by a Ray started here: two on one machine must not ask each other's dashboard.
         os.environ["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{port}"
+        own = {"env_vars": WORKER_ENVIRONMENT, "worker_process_setup_hook": leave_quietly}
         ray.init(
             include_dashboard=True,
             dashboard_host="127.0.0.1",
             dashboard_port=port,
             logging_level="WARNING",
-            runtime_env={
-                "env_vars": WORKER_ENVIRONMENT,
-                "worker_process_setup_hook": leave_quietly,
-            },
+            runtime_env=own,
         )
     _let_sigterm_end_the_driver()
     address = f"http://{ray.get_runtime_context().worker.node.webui_url}"
@@ -141,12 +139,8 @@ def cluster_resources() -> Resources:
 
     total = ray.cluster_resources()
     nodes = [n for n in ray.nodes() if n["Alive"] and n["Resources"].get("CPU", 0) >= 1]
-    return Resources(
-        cpus=total.get("CPU", 0),
-        gpus=total.get("GPU", 0),
-        nodes=max(1, len(nodes)),
-        bf16=cpu_has_bf16(),
-    )
+    cpus, gpus = total.get("CPU", 0), total.get("GPU", 0)
+    return Resources(cpus=cpus, gpus=gpus, nodes=max(1, len(nodes)), bf16=cpu_has_bf16())
 
 
 def lay_out_on_cluster(compute: ComputeConfig) -> Layout:

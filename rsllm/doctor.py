@@ -3,47 +3,39 @@
 from __future__ import annotations
 
 import os
-import platform
 import shutil
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from datetime import timedelta
+from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import ray
 import torch
-import torch.distributed as dist
 from packaging.requirements import Requirement
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from tabulate import tabulate
-from torch.distributed import TCPStore  # type: ignore[attr-defined]
+from torch.distributed import TCPStore, all_reduce, init_process_group  # type: ignore[attr-defined]
 
 from rsllm.assets import cache_root
 from rsllm.cluster import is_open, start_ray
 from rsllm.errors import ConfigError, RsllmError
 from rsllm.runs import require_writable
 
+HEADERS = ("check", "finding", "verdict", "what to do")
 LIBRARIES = ["rsllm", "torch", "ray", "transformers", "deepspeed"]
 WAIT_SECONDS = 60
 """After which a node that does not answer counts as lost."""
 MEMORY_GIB, DISK_GIB = 4, 10
 """Less is a warning."""
 GIB = 2**30
-
-
-class Check(NamedTuple):
-    """What was looked at, what was found, and what to do about it."""
-
-    check: str
-    finding: str
-    verdict: str = "ok"
-    """ok, warn or fail."""
-    remedy: str = ""
+Check = tuple[str, str, str, str]
+"""What was looked at, what was found, "ok", "warn" or "fail", and what to do about it."""
 
 
 def examine(storage: Path) -> list[Check]:
@@ -51,13 +43,13 @@ def examine(storage: Path) -> list[Check]:
 
     Joins the cluster that this process belongs to, or starts one here, as experiments do.
     """
-    checks = _attempt("versions", "install rsllm again", _look_at_versions, "versions")
-    for name, folder in {"storage": storage, "cache": cache_root()}.items():
-        remedy = "another: --storage, RSLLM_CACHE"
-        checks += _attempt(name, remedy, _look_at_folder, name, folder)
-    shared = [folder for folder in (storage, cache_root()) if os.access(folder, os.W_OK)]
-    remedy = "see that RAY_ADDRESS, RAY_AUTH_MODE and the token are right"
-    return checks + _attempt("ray", remedy, _look_at_ray, checks[0].finding, shared)
+    checks = _attempt("versions", "install rsllm again", partial(_look_at_versions, "versions"))
+    folders = {"storage": storage, "cache (RSLLM_CACHE)": cache_root()}
+    for name, folder in folders.items():
+        checks += _attempt(name, "choose another", partial(_look_at_folder, name, folder))
+    shared = [folder for folder in folders.values() if os.access(folder, os.W_OK)]
+    look = partial(_look_at_ray, checks[0][1], shared)
+    return checks + _attempt("ray", "correct RAY_ADDRESS or the token", look)
 
 
 def report(checks: Sequence[Check]) -> None:
@@ -66,33 +58,29 @@ def report(checks: Sequence[Check]) -> None:
     Raises:
         RsllmError: one fails.
     """
-    print(tabulate(checks, headers=Check._fields, maxcolwidths=[None, 60, None, 40]))
-    if failed := [check.check for check in checks if check.verdict == "fail"]:
+    print(tabulate(checks, headers=HEADERS, maxcolwidths=[None, 60, None, 40]))
+    if failed := [name for name, _, verdict, _ in checks if verdict == "fail"]:
         raise RsllmError(f"{len(failed)} of {len(checks)} checks failed: {', '.join(failed)}")
 
 
 def _judge(name: str, finding: str, bad: object, remedy: str, verdict: str = "fail") -> Check:
-    return Check(name, finding, verdict, remedy) if bad else Check(name, finding)
+    return (name, finding, verdict, remedy) if bad else (name, finding, "ok", "")
 
 
-def _attempt(
-    name: str, remedy: str, look: Callable[..., list[Check]], *args: Any, **options: Any
-) -> list[Check]:
+def _attempt(name: str, remedy: str, look: Callable[[], list[Check]]) -> list[Check]:
     try:
-        return look(*args, **options)
+        return look()
     except (ConfigError, ConnectionError, RayError, metadata.PackageNotFoundError) as error:
-        return [Check(name, str(error).strip().splitlines()[-1], "fail", remedy)]
+        return [(name, str(error).strip().splitlines()[-1], "fail", remedy)]
 
 
 def _look_at_versions(name: str, expected: str = "") -> list[Check]:
     """What is installed, against what rsllm needs and, on a node, what the driver has."""
-    needs = [Requirement(line) for line in metadata.requires("rsllm") or []]
-    needs = [need for need in needs if not need.marker or need.marker.evaluate({"extra": ""})]
-    bad = [n for n in needs if not n.specifier.contains(metadata.version(n.name), prereleases=True)]
-    libraries = [need.name for need in bad] or LIBRARIES
-    found = [f"{library} {metadata.version(library)}" for library in libraries]
-    finding = ", ".join([*found, f"Python {platform.python_version()}"])
-    remedy = f"pip install {' '.join(repr(str(need)) for need in bad)}" if bad else "as elsewhere"
+    needs = {n.name: n for n in map(Requirement, metadata.requires("rsllm") or []) if not n.marker}
+    found = {name: metadata.version(name) for name in [*LIBRARIES, *needs]}
+    bad = [name for name, need in needs.items() if not need.specifier.contains(found[name], True)]
+    finding = ", ".join(f"{name} {found[name]}" for name in bad or LIBRARIES)
+    remedy = f"pip install {' '.join(repr(str(needs[n])) for n in bad) or 'what the driver has'}"
     return [_judge(name, finding, bad or finding != (expected or finding), remedy)]
 
 
@@ -105,36 +93,34 @@ def _look_at_folder(name: str, folder: Path) -> list[Check]:
 def _look_at_ray(versions: str, folders: Sequence[Path]) -> list[Check]:
     checks = _look_at_access(start_ray())
     nodes = [node for node in ray.nodes() if node["Alive"]]
-    remedy = "see ray status, and that rsllm is installed there"
     with ExitStack() as stack:
         files = [stack.enter_context(tempfile.NamedTemporaryFile(dir=f)).name for f in folders]
         tasks = [_on(node, _look_around, node, versions, files) for node in nodes]
         for node, task in zip(nodes, tasks, strict=True):
-            host = node["NodeManagerHostname"]
-            checks += _attempt(host, remedy, ray.get, task, timeout=WAIT_SECONDS)
+            look = partial(ray.get, task, timeout=WAIT_SECONDS)
+            checks += _attempt(node["NodeManagerHostname"], "see ray status; is rsllm there?", look)
     return checks + _send_round(nodes)
 
 
 def _look_at_access(dashboard: str) -> list[Check]:
     """Who can reach the cluster, and who knows the token."""
-    everybody, remedy = is_open(dashboard), "start Ray with RAY_AUTH_MODE=token on every node"
-    checks = [_judge("token", f"asked for: {not everybody}", everybody, remedy)]
+    public, away = is_open(dashboard), not dashboard.startswith("http://127.")
+    checks = [_judge("token", f"asked for: {not public}", public, "ray start, RAY_AUTH_MODE=token")]
     file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
-    if "RAY_AUTH_TOKEN" not in os.environ and file.exists():
+    if not os.environ.get("RAY_AUTH_TOKEN") and file.exists():
         mode = file.stat().st_mode & 0o777
         checks += [_judge("token file", f"{file}, {mode:o}", mode & 0o077, f"chmod 600 {file}")]
-    away, remedy = not dashboard.startswith("http://127."), "--dashboard-host=127.0.0.1"
-    return [*checks, _judge("dashboard", dashboard, away, remedy, "warn")]
+    return [*checks, _judge("dashboard", dashboard, away, "--dashboard-host=127.0.0.1", "warn")]
 
 
 def _look_around(node: dict[str, Any], versions: str, files: Sequence[str]) -> list[Check]:
     """On a node: what Ray has there, and whether the driver's versions and files are there."""
     host, has = node["NodeManagerHostname"], node["Resources"]
-    gpus, memory = has.get("GPU", 0), has["memory"] / GIB
+    gpus, seen = has.get("GPU", 0), torch.cuda.device_count()
+    memory, store = has["memory"] / GIB, has["object_store_memory"] / GIB
     size = f"{has.get('CPU', 0):g} CPUs, {gpus:g} GPUs, {memory:.1f} GiB of memory"
-    seen = torch.cuda.device_count()
     unseen = ", ".join(file for file in files if not os.access(file, os.W_OK))
-    shm, store = shutil.disk_usage("/dev/shm").total / GIB, has["object_store_memory"] / GIB
+    shm = shutil.disk_usage("/dev/shm").total / GIB
     return [
         _judge(f"{host} size", size, memory < MEMORY_GIB, "ask rsllm plan what fits", "warn"),
         _judge(f"{host} CUDA", f"{seen} GPUs", gpus and not seen, "PyTorch for nvidia-smi's CUDA"),
@@ -151,19 +137,17 @@ def _send_round(nodes: Sequence[dict[str, Any]]) -> list[Check]:
     where = (workers, store.host, store.port)
     tasks = [_on(nodes[rank % len(nodes)], _sum_ranks, rank, *where) for rank in range(workers)]
     remedy = "open all ports between nodes; GLOO_SOCKET_IFNAME=the interface that they share"
-    return _attempt("round trip", remedy, ray.get, tasks[0], timeout=WAIT_SECONDS)
+    return _attempt("round trip", remedy, partial(ray.get, tasks[0], timeout=WAIT_SECONDS))
 
 
 def _sum_ranks(rank: int, workers: int, host: str, port: int) -> list[Check]:
     """On a node: the sum of all workers' ranks, judged."""
-    limit = timedelta(seconds=WAIT_SECONDS / 2)
-    store = TCPStore(host, port, is_master=False, timeout=limit)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=workers, timeout=limit)
+    store = TCPStore(host, port, is_master=False)
+    init_process_group("gloo", None, timedelta(seconds=WAIT_SECONDS / 2), workers, rank, store)
     ranks, start = torch.full((1024**2,), float(rank)), time.perf_counter()
-    dist.all_reduce(ranks)
+    all_reduce(ranks)
     finding = f"{workers} workers, 4 MiB summed in {time.perf_counter() - start:.3f} s"
-    wrong = not bool((ranks == workers * (workers - 1) / 2).all())
-    return [_judge("round trip", finding, wrong, "the sum is wrong: test memory and network")]
+    return [_judge("round trip", finding, (ranks != sum(range(workers))).any(), "wrong sum")]
 
 
 def _on(node: dict[str, Any], function: Any, *args: Any) -> Any:

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,15 +21,16 @@ import psutil
 
 LINK = "rsllm"
 SSHD = "/usr/sbin/sshd"
+RAY = f"{tempfile.gettempdir()}/ray"
 INSIDE = """
-mkdir -p /run/sshd /tmp/ray
+mkdir -p /run/sshd "$3"
 for file in passwd hosts; do mount --bind "$1/$file" /etc/$file; done
-for folder in /run/sshd /tmp/ray; do mount -t tmpfs -o mode=755 none $folder; done
+for folder in /run/sshd "$3"; do mount -t tmpfs -o mode=755 none "$folder"; done
 hostname "$2"
 exec /usr/sbin/sshd -D -e -f /dev/null -o HostKey="$1/host_key" -o PidFile=none -o UsePAM=no \
     -o PermitRootLogin=prohibit-password -o PasswordAuthentication=no
 """
-"""What makes a process the first of a host: its folder and name are the arguments."""
+"""What makes a process the first of a host: its folder, its name and Ray's folder."""
 CONNECT = "import socket; socket.create_connection(('127.0.0.1', 22), 1)"
 
 
@@ -116,12 +118,12 @@ def host(name: str, space: str, folder: Path, key: Path) -> Iterator[Host]:
         "[global]\nno-index = true\nno-build-isolation = 0\n"
     )
     _lend_packages(home / ".rsllm" / "venv")
-    users = Path("/etc/passwd").read_text().replace(":/root:", f":{home}:")
+    users = Path("/etc/passwd").read_text().replace(f":{Path.home()}:", f":{home}:")
     (folder / "passwd").write_text(users)
     (folder / "hosts").write_text(f"127.0.0.1 localhost\n127.0.1.1 {name}\n")
     make_key(folder / "host_key")
     own = ["unshare", "--mount", "--propagation=private", "--pid", "--fork", "--kill-child"]
-    own += ["--mount-proc", "--uts", "sh", "-ec", INSIDE, "sh", str(folder), name]
+    own += ["--mount-proc", "--uts", "sh", "-ec", INSIDE, "sh", str(folder), name, RAY]
     with (folder / "sshd.log").open("wb") as log:
         outside = subprocess.Popen(["ip", "netns", "exec", space, *own], stdout=log, stderr=log)
     try:
