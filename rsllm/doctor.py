@@ -27,13 +27,9 @@ from rsllm.cluster import is_open, start_ray
 from rsllm.errors import ConfigError, RsllmError
 from rsllm.runs import require_writable
 
-HEADERS = ("check", "finding", "verdict", "what to do")
 LIBRARIES = ["rsllm", "torch", "ray", "transformers", "deepspeed"]
 WAIT_SECONDS = 60
 """After which a node that does not answer counts as lost."""
-MEMORY_GIB, DISK_GIB = 4, 10
-"""Less is a warning."""
-GIB = 2**30
 Check = tuple[str, str, str, str]
 """What was looked at, what was found, "ok", "warn" or "fail", and what to do about it."""
 
@@ -47,9 +43,8 @@ def examine(storage: Path) -> list[Check]:
     folders = {"storage": storage, "cache (RSLLM_CACHE)": cache_root()}
     for name, folder in folders.items():
         checks += _attempt(name, "choose another", partial(_look_at_folder, name, folder))
-    shared = [folder for folder in folders.values() if os.access(folder, os.W_OK)]
-    look = partial(_look_at_ray, checks[0][1], shared)
-    return checks + _attempt("ray", "correct RAY_ADDRESS or the token", look)
+    seen = [folder for folder in folders.values() if os.access(folder, os.W_OK)]
+    return checks + _attempt("ray", "RAY_ADDRESS and token", partial(_look_at_ray, checks[0], seen))
 
 
 def report(checks: Sequence[Check]) -> None:
@@ -58,7 +53,9 @@ def report(checks: Sequence[Check]) -> None:
     Raises:
         RsllmError: one fails.
     """
-    print(tabulate(checks, headers=HEADERS, maxcolwidths=[None, 60, None, 40]))
+    print(
+        tabulate(checks, ["check", "finding", "", "what to do"], maxcolwidths=[None, 60, None, 40])
+    )
     if failed := [name for name, _, verdict, _ in checks if verdict == "fail"]:
         raise RsllmError(f"{len(failed)} of {len(checks)} checks failed: {', '.join(failed)}")
 
@@ -86,16 +83,16 @@ def _look_at_versions(name: str, expected: str = "") -> list[Check]:
 
 def _look_at_folder(name: str, folder: Path) -> list[Check]:
     require_writable(folder, name, "choose another")
-    free = shutil.disk_usage(folder).free / GIB
-    return [_judge(name, f"{folder}, {free:.0f} GiB free", free < DISK_GIB, "make room", "warn")]
+    free = shutil.disk_usage(folder).free / 2**30
+    return [_judge(name, f"{folder}, {free:.0f} GiB free", free < 10, "make room", "warn")]
 
 
-def _look_at_ray(versions: str, folders: Sequence[Path]) -> list[Check]:
+def _look_at_ray(versions: Check, folders: Sequence[Path]) -> list[Check]:
     checks = _look_at_access(start_ray())
     nodes = [node for node in ray.nodes() if node["Alive"]]
     with ExitStack() as stack:
         files = [stack.enter_context(tempfile.NamedTemporaryFile(dir=f)).name for f in folders]
-        tasks = [_on(node, _look_around, node, versions, files) for node in nodes]
+        tasks = [_on(node, _look_around, node, versions[1], files) for node in nodes]
         for node, task in zip(nodes, tasks, strict=True):
             look = partial(ray.get, task, timeout=WAIT_SECONDS)
             checks += _attempt(node["NodeManagerHostname"], "see ray status; is rsllm there?", look)
@@ -117,12 +114,12 @@ def _look_around(node: dict[str, Any], versions: str, files: Sequence[str]) -> l
     """On a node: what Ray has there, and whether the driver's versions and files are there."""
     host, has = node["NodeManagerHostname"], node["Resources"]
     gpus, seen = has.get("GPU", 0), torch.cuda.device_count()
-    memory, store = has["memory"] / GIB, has["object_store_memory"] / GIB
+    memory, store = has["memory"] / 2**30, has["object_store_memory"] / 2**30
     size = f"{has.get('CPU', 0):g} CPUs, {gpus:g} GPUs, {memory:.1f} GiB of memory"
     unseen = ", ".join(file for file in files if not os.access(file, os.W_OK))
-    shm = shutil.disk_usage("/dev/shm").total / GIB
+    shm = shutil.disk_usage("/dev/shm").total / 2**30
     return [
-        _judge(f"{host} size", size, memory < MEMORY_GIB, "ask rsllm plan what fits", "warn"),
+        _judge(f"{host} size", size, memory < 4, "ask rsllm plan what fits", "warn"),
         _judge(f"{host} CUDA", f"{seen} GPUs", gpus and not seen, "PyTorch for nvidia-smi's CUDA"),
         *_look_at_versions(f"{host} versions", versions),
         _judge(f"{host} folders", unseen or "seen", unseen, "those that every node mounts"),

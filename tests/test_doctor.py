@@ -14,13 +14,13 @@ from typing import Any
 import pytest
 
 from rsllm import doctor
-from rsllm.doctor import GIB, Check, examine, report
+from rsllm.doctor import Check, examine, report
 from rsllm.errors import RsllmError
 
 COMMAND = [sys.executable, "-c", "import sys, rsllm.cli as cli; sys.exit(cli.main())", "doctor"]
 NODE = {
     "NodeManagerHostname": "here",
-    "Resources": {"CPU": 2.0, "memory": 8.0 * GIB, "object_store_memory": 1024.0},
+    "Resources": {"CPU": 2.0, "memory": 8.0 * 2**30, "object_store_memory": 1024.0},
 }
 
 
@@ -121,7 +121,7 @@ def test_a_node_unlike_the_driver(tmp_path: Path) -> None:
     """Other versions, a folder of its own, a small /dev/shm, and a GPU that PyTorch cannot use."""
     versions = doctor._look_at_versions("versions")[0][1]
     assert set(verdicts(doctor._look_around(NODE, versions, [str(tmp_path)])).values()) == {"ok"}
-    has = {"GPU": 64.0, "memory": 1.0 * GIB, "object_store_memory": 2.0**60}
+    has = {"GPU": 64.0, "memory": 1.0 * 2**30, "object_store_memory": 2.0**60}
     node = {**NODE, "Resources": has}
     found = doctor._look_around(node, "torch 1.0", [str(tmp_path / "of the driver")])
     assert verdicts(found) == {
