@@ -96,9 +96,17 @@ class Host:
         return ["nsenter", f"--target={self.pid}", *spaces, "--", *words]
 
     def environment(self) -> dict[str, str]:
-        """A fresh login's, with this test's Ray on the path."""
+        """A fresh login's, with this test's Ray on the path.
+
+        Ray keeps notes of a cluster in a temporary folder. With another one than the host's Ray has
+        it knows as little of that as on another machine.
+        """
         path = f"{Path(sys.executable).parent}:/usr/sbin:/usr/bin:/sbin:/bin"
         return {"HOME": str(self.home), "PATH": path, "TMPDIR": str(self.home), "TERM": "dumb"}
+
+    def runs(self, name: str) -> bool:
+        """Whether a process of that name is there."""
+        return subprocess.run(self.command(["pgrep", "--exact", name])).returncode == 0
 
 
 @contextmanager
