@@ -94,6 +94,8 @@ def build_parser() -> argparse.ArgumentParser:
     plan.add_argument(
         "--title-tokens", type=float, default=8.0, metavar="N", help="mean length of a title"
     )
+    doctor = add("doctor", "check the installation, and the machine or its cluster", _doctor)
+    doctor.add_argument("--storage", type=Path, default=Path("rsllm-store"), metavar="DIR")
     audit = add("audit", "look for leaks and biases in a prepared data set or a run", _audit)
     audit.add_argument("folder", type=Path, metavar="DIR", help="an artifact, as verbs print them")
     evaluate = add("evaluate", "judge another system's scores on our candidate sets", _evaluate)
@@ -117,7 +119,7 @@ def _add_world_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--items", type=int, default=500, metavar="N")
     parser.add_argument("--length", type=int, default=20, metavar="N", help="steps per user")
     parser.add_argument(
-        "--noise", type=float, default=0.0, metavar="P", help="share of steps that follow no rule"
+        "--noise", type=float, default=0.0, metavar="P", help="share of random steps"
     )
     parser.add_argument(
         "--text-share", type=float, default=0.0, metavar="P", help="share of users titles explain"
@@ -204,6 +206,12 @@ def _plan(arguments: argparse.Namespace) -> None:
     path: Path | None = arguments.cluster
     machine = forecast.read_cluster(path) if path else forecast.this_machine()
     forecast.plan(experiment, machine, arguments.title_tokens)
+
+
+def _doctor(arguments: argparse.Namespace) -> None:
+    from rsllm import doctor
+
+    doctor.report(doctor.examine(arguments.storage))
 
 
 def _run_stage(arguments: argparse.Namespace) -> None:

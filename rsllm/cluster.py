@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 
 from rsllm.config import ComputeConfig
 from rsllm.downloads import say
@@ -54,20 +55,18 @@ def start_ray() -> str:
         port = _free_port()
         # Inherited by a Ray started here: two on one machine must not ask each other's dashboard.
         os.environ["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{port}"
+        own = {"env_vars": WORKER_ENVIRONMENT, "worker_process_setup_hook": prepare_worker}
         ray.init(
             include_dashboard=True,
             dashboard_host="127.0.0.1",
             dashboard_port=port,
             logging_level="WARNING",
-            runtime_env={
-                "env_vars": WORKER_ENVIRONMENT,
-                "worker_process_setup_hook": leave_quietly,
-            },
+            runtime_env=own,
         )
     _let_sigterm_end_the_driver()
     address = f"http://{ray.get_runtime_context().worker.node.webui_url}"
     os.environ["RAY_API_SERVER_ADDRESS"] = address
-    _warn_if_open(address)
+    is_open(address)
     return address
 
 
@@ -100,19 +99,29 @@ def _guard_token() -> None:
 
 
 @cache
-def _warn_if_open(dashboard: str) -> None:
-    """Tell the user, once, of a cluster that asks for no token."""
+def is_open(dashboard: str) -> bool:
+    """Whether a cluster says that it asks for no token; the user is warned of that, once."""
     with contextlib.suppress(httpx.HTTPError, httpx.InvalidURL):
         if '"disabled"' in httpx.get(f"{dashboard}/api/authentication_mode", timeout=5).text:
             say("rsllm: warning: this Ray asks for no token; start it with RAY_AUTH_MODE=token")
+            return True
+    return False
 
 
-def leave_quietly() -> None:
-    """Let a worker that Ray ends while it tidies up print no traceback of that; runs in each.
+def prepare_worker() -> None:
+    """Make a process that Ray starts reachable and quiet; runs in each.
 
-    Ray's handler of SIGTERM raises `SystemExit`; inside the callback of a weak reference Python
-    cannot pass that on and would show it as an error.
+    Gloo would listen where the host's own name leads, which Debian and Ubuntu make 127.0.1.1; so
+    it is told the interface of the address by which Ray knows the node, if it was told none.
+
+    Ray's handler of SIGTERM raises `SystemExit` while Ray tidies up; inside the callback of a weak
+    reference Python cannot pass that on and would show it as an error.
     """
+    from ray.util import get_node_ip_address
+
+    for interface, addresses in psutil.net_if_addrs().items():
+        if get_node_ip_address() in [address.address for address in addresses]:
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
     show = sys.unraisablehook
 
     def show_errors(raised: sys.UnraisableHookArgs) -> None:
@@ -124,12 +133,9 @@ def leave_quietly() -> None:
 
 def _free_port() -> int:
     """The dashboard's usual port, or a random one: two that start at once must not both take it."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", DASHBOARD_PORT))
-        except OSError:
-            probe.bind(("127.0.0.1", 0))
+    with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", DASHBOARD_PORT)):
+        return DASHBOARD_PORT
+    with socket.create_server(("127.0.0.1", 0)) as probe:
         return int(probe.getsockname()[1])
 
 
@@ -139,12 +145,8 @@ def cluster_resources() -> Resources:
 
     total = ray.cluster_resources()
     nodes = [n for n in ray.nodes() if n["Alive"] and n["Resources"].get("CPU", 0) >= 1]
-    return Resources(
-        cpus=total.get("CPU", 0),
-        gpus=total.get("GPU", 0),
-        nodes=max(1, len(nodes)),
-        bf16=cpu_has_bf16(),
-    )
+    cpus, gpus = total.get("CPU", 0), total.get("GPU", 0)
+    return Resources(cpus=cpus, gpus=gpus, nodes=max(1, len(nodes)), bf16=cpu_has_bf16())
 
 
 def lay_out_on_cluster(compute: ComputeConfig) -> Layout:

@@ -60,14 +60,13 @@ def lay_out(compute: ComputeConfig, resources: Resources) -> Layout:
         )
     precision = _precision(compute, resources, use_gpu)
     if use_gpu:
-        concurrent = int(resources.gpus) // workers
         return Layout(
             workers=workers,
             cpus_per_worker=min(8.0, _cpus(TRAINING_SHARE * resources.cpus / resources.gpus)),
             use_gpu=True,
             threads=0,
             precision=precision,
-            concurrent_trials=concurrent,
+            concurrent_trials=int(resources.gpus) // workers,
         )
     cores = resources.cpus / resources.nodes
     side_by_side = int(cores) // compute.threads if compute.threads else 1

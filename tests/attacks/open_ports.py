@@ -20,6 +20,7 @@ import psutil
 import ray
 
 from rsllm.cluster import start_ray
+from rsllm.doctor import examine
 
 CALLS = (
     "CoreWorkerService/PushTask",
@@ -86,7 +87,7 @@ def main() -> None:
     if "disabled" in sys.argv:
         os.environ["RAY_AUTH_MODE"] = "disabled"
         ray.init(address="local", num_cpus=1, include_dashboard=True, log_to_driver=False)
-        start_ray()
+        print(json.dumps(examine(folder / "store")))
         return
     dashboard = start_ray()
     ray.get(ray.remote(num_cpus=0)(lambda: print("a task")).remote())

@@ -72,8 +72,10 @@ def test_nobody_gets_in_without_the_token(outputs: dict[str, tuple[Path, str, st
 
 @pytest.mark.ray
 def test_joining_an_open_cluster_is_warned_of(outputs: dict[str, tuple[Path, str, str]]) -> None:
-    _, _, errors = outputs["disabled"]
+    _, out, errors = outputs["disabled"]
     assert errors.count("rsllm: warning: this Ray asks for no token") == 1
+    failed = [check for check in json.loads(out.splitlines()[-1]) if check[2] == "fail"]
+    assert [check[:2] for check in failed] == [["token", "asked for: False"]]
 
 
 def test_rsllm_starts_no_open_cluster(tmp_path: Path) -> None:

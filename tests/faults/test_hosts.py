@@ -8,45 +8,18 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 from driver import CLUSTER
 from fault_runs import Run
+from hosts import LINK, join, may_make_networks, namespace
 
 pytestmark = pytest.mark.faults
 RAY = str(Path(sys.executable).with_name("ray"))
-PORT, LINK = 6397, "rsllm"
+PORT = 6397
 HOSTS = {"a": "10.81.0.1", "b": "10.81.0.2"}
-
-
-def may_make_networks() -> str:
-    """Why not, or nothing."""
-    if os.geteuid():
-        return "making network namespaces needs root"
-    try:
-        done = subprocess.run(["unshare", "--net", "--mount", "ip", "link"], capture_output=True)
-    except FileNotFoundError as error:
-        return f"{error.filename} is not installed"
-    return "" if done.returncode == 0 else f"unshare: {done.stderr.decode().strip()}"
-
-
-def ip(*words: str) -> None:
-    subprocess.run(["ip", *words], check=True)
-
-
-@contextmanager
-def namespace(name: str) -> Iterator[str]:
-    whole = f"{LINK}-{os.getpid()}-{name}"
-    ip("netns", "add", whole)
-    try:
-        yield whole
-    finally:
-        pids = subprocess.run(["ip", "netns", "pids", whole], capture_output=True, text=True)
-        for pid in pids.stdout.split():
-            subprocess.run(["kill", "-9", pid])
-        ip("netns", "delete", whole)
 
 
 def inside(space: str, command: list[str]) -> list[str]:
@@ -66,12 +39,7 @@ def hosts() -> Iterator[tuple[str, list[str]]]:
     environment = os.environ | {"GLOO_SOCKET_IFNAME": LINK}
     with ExitStack() as stack:
         spaces = {name: stack.enter_context(namespace(name)) for name in HOSTS}
-        ip("link", "add", LINK, "netns", spaces["a"], "type", "veth", "peer", "name", LINK,
-           "netns", spaces["b"])  # fmt: skip
-        for name, space in spaces.items():
-            ip("-n", space, "address", "add", f"{HOSTS[name]}/24", "dev", LINK)
-            for link in (LINK, "lo"):
-                ip("-n", space, "link", "set", link, "up")
+        join({HOSTS[name]: space for name, space in spaces.items()})
         jobs = {}
         for name, space in spaces.items():
             head = ["--head", f"--port={PORT}", "--dashboard-host=127.0.0.1"]
