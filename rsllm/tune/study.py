@@ -28,7 +28,7 @@ from rsllm.runs import provenance, read_json
 from rsllm.settings import content_hash, replace_in, to_dict
 from rsllm.train.health import warnings
 from rsllm.tune.progress import shown
-from rsllm.tune.search import Space, TrialRecord, search
+from rsllm.tune.search import Search, Space, TrialRecord
 
 Twins = Callable[[Mapping[str, Any]], dict[str, dict[str, Any]]]
 """The winner's overrides (none without a search) -> named variants of it, the winner first."""
@@ -62,11 +62,13 @@ class Study:
     budget: Mapping[str, Any] = field(default_factory=dict)
     """What the user chose, for the report."""
     seed: int = 0
+    search: Mapping[str, Any] = field(default_factory=dict)
+    """Further keywords of `Search`."""
 
     @property
     def name(self) -> str:
         """Names the search: the same study continues, a changed one starts anew."""
-        parts = [to_dict(self.base), self.trials, self.seed]
+        parts = [to_dict(self.base), self.seed]
         parts.append(inspect.getsource(self.space) if self.space else self.twins({}))
         return f"{re.sub('[^a-z0-9]+', '-', self.title.lower())[:40]}-{content_hash(parts)}"
 
@@ -87,20 +89,21 @@ def run(study: Study, storage: str | Path) -> Path:
 
 def _run(study: Study, pipeline: Pipeline, storage: str | Path) -> Path:
     start = time.monotonic()
+    search = study.space and Search(
+        pipeline=pipeline,
+        space=study.space,
+        name=study.name,
+        first_guesses=study.first_guesses,
+        seed=study.seed,
+        **study.search,
+    )
     print(f"Ray dashboard: {start_ray()}  (its token: ray get-auth-token)", flush=True)
     print(_describe(pipeline.layout), flush=True)
     data = _announced("prepared data", pipeline.prepare)
     recommender = _announced("recommender", pipeline.fit)
     start_folder = _announced("stage 1", pipeline.train_text) if study.base.stage1.steps else None
-    if study.space:
-        records = search(
-            pipeline,
-            study.space,
-            trials=study.trials,
-            first_guesses=study.first_guesses,
-            name=study.name,
-            seed=study.seed,
-        )
+    if search:
+        records = search.run(study.trials)
         # Finished trials first: a stopped one was weaker than its peers on fewer samples.
         tried = [record for record in records if record.curve]
         best = max(tried, key=lambda trial: (trial.state == "finished", trial.score or 0.0))
