@@ -123,6 +123,7 @@ def main() -> None:
         claims=CLAIMS,
         budget={"name": arguments.budget_name, "trials": arguments.trials},
         seed=arguments.seed,
+        search=arguments.search,
     )
     run(study, arguments.storage)
 

@@ -152,7 +152,7 @@ def _parser(
     )
     parser.add_argument(
         "--budget",
-        help="see below (RSLLM_BUDGET; default: the last one with a GPU, else the first)",
+        help="see below (RSLLM_BUDGET; default: the last with a GPU, else the first)",
     )
     if any(budget.trials for budget in budgets.values()):
         parser.add_argument("--trials", type=int, help="number of trials, instead of the budget's")
@@ -167,10 +167,6 @@ def _parser(
     add_setting_flags(parser)
     parser.add_argument("--workers", type=int, help="data-parallel workers per trial")
     parser.add_argument("--zero-stage", type=int, help="DeepSpeed ZeRO stage, 0 to 3")
-    parser.add_argument(
-        "--storage",
-        metavar="DIR",
-        help="folder of all artifacts and results; every node must see it"
-        " (RSLLM_STORAGE; default: rsllm-store)",
-    )
+    where = "folder of artifacts and results, for every node (RSLLM_STORAGE; default: rsllm-store)"
+    parser.add_argument("--storage", metavar="DIR", help=where)
     return parser

@@ -89,20 +89,18 @@ def check_space(search: Pipeline, space: Space, first_guesses: Sequence[Mapping[
         ConfigError, DataError: a space that cannot be sampled, a value that cannot work, or a
             first guess that is none of the space's.
     """
-    study, distinct = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0)), {}
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     for guess in [*first_guesses, *[{}] * SAMPLES]:
         study.enqueue_trial(dict(guess))
         with refused("the search space"):
             trial = study.ask()
             paths = json.loads(json.dumps(space(trial)))
-            e = replace_in(search.experiment, paths)
+            experiment = replace_in(search.experiment, paths)
             unasked = sorted(guess.keys() - trial.params.keys())
             require(not unasked, f"a first guess has {unasked}, which it does not ask for")
             fixed = [path for path in paths if path.startswith("compute.")]
             require(not fixed, f"{fixed} changes no result; set it for all trials, with --set")
-        distinct[e.data, e.mixture, e.backbone.source, e.recommender.items] = e
-    for e in distinct.values():
-        Pipeline(e, search.store.root, watched=search.watched).check()
+        Pipeline(experiment, search.store.root, watched=search.watched).check()
 
 
 def replayed(space: Space, params: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
@@ -157,15 +155,14 @@ class Journal:
             directions=["maximize", "minimize"] if cost else ["maximize"],
         )
         this = {"rsllm": rsllm.__version__, "experiment": base, "cost": cost}
-        if MADE_BY not in self.study.user_attrs:
-            self.study.set_user_attr(MADE_BY, this)
+        made_by = self.study.user_attrs.get(MADE_BY, this)
         with refused(f"the study {name} is another; rename this one, or move that away"):
-            made_by = self.study.user_attrs[MADE_BY]
             require(made_by == this, f"it is of {made_by}, not {this}")
             for trial in self._own():
                 found, distributions = replayed(space, trial.params)
                 same = found == trial.user_attrs[OVERRIDES] and distributions == trial.distributions
                 require(same, f"its space draws {trial.params} otherwise or for another use")
+        self.study.set_user_attr(MADE_BY, this)
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Ray notes its searcher and callbacks, and a database may ask for a password."""
@@ -190,9 +187,7 @@ class Journal:
             require(source.directions == self.study.directions, "it has other objectives")
             done = source.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
             lessons = [self._lesson(trial, source.study_name) for trial in done]
-        for lesson in lessons:
-            if lesson.user_attrs[ORIGIN] not in known:
-                self.study.add_trial(lesson)
+        self.study.add_trials(new for new in lessons if new.user_attrs[ORIGIN] not in known)
 
     def _lesson(self, trial: FrozenTrial, study: str) -> FrozenTrial:
         origin = trial.user_attrs.get(ORIGIN, f"trial {trial.number} of {study}")
@@ -211,12 +206,17 @@ class Journal:
         return [_record(trial) for trial in self._own()]
 
     def begin(self) -> tuple[int, dict[str, Any]]:
-        """Number and overrides of the next trial: one whose driver died, or else a new one."""
+        """Number and overrides of the next trial: one whose driver died, or else a new one.
+
+        Raises:
+            ConfigError: the space cannot draw there.
+        """
         running = self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
         left = [trial for trial in running if trial.number not in self._live]
         trial = optuna.Trial(self.study, left[0]._trial_id) if left else self.study.ask()
         self.study.sampler = _sampler(self.cost, [self.seed, trial.number])
-        overrides = self.space(trial)
+        with refused("the search space"):
+            overrides = self.space(trial)
         trial.set_user_attr(OVERRIDES, overrides)
         self._live[trial.number] = trial
         return trial.number, overrides

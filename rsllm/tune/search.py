@@ -118,10 +118,11 @@ class Search:
 
     def _tune(self, trials: int) -> None:
         layout, root = self.pipeline.layout, self.pipeline.store.root
+        self.pipeline.prepare()
         base, watched = self.pipeline.experiment, self.pipeline.watched
         shutil.rmtree(root / "ray" / self.name, ignore_errors=True)
         trainable = tune.with_parameters(_trial, base=base, storage=root, watched=watched)
-        name = partial(_trial_name, self.name)
+        name, notes = partial(_trial_name, self.name), _Notes(self.journal, layout.workers, trials)
         tune.Tuner(
             tune.with_resources(trainable, {"CPU": DRIVER_CPUS}),
             tune_config=tune.TuneConfig(
@@ -136,10 +137,7 @@ class Search:
                 name=self.name,
                 storage_path=str(root / "ray"),
                 verbose=0,
-                callbacks=[
-                    _Notes(self.journal, layout.workers, trials),
-                    *_trackers(self.track, self.name, root),
-                ],
+                callbacks=[notes, *_trackers(self.track, self.name)],
             ),
         ).fit()
 
@@ -188,6 +186,8 @@ class _Notes(tune.Callback):  # type: ignore[misc]
         else:
             self.journal.report(number, _entry(result, self.workers))
             self._print()
+        for name in [name for name in result if "@" in name]:  # which MLflow would refuse
+            result[name.replace("@", "_at_")] = result.pop(name)
 
     def on_trial_complete(self, *, trial: Any, **info: Any) -> None:
         self.journal.leave(trial.config["number"])
@@ -253,21 +253,17 @@ def _entry(row: Mapping[str, Any], workers: int) -> dict[str, float]:
     return entry | {COST: entry["seconds"] * workers}
 
 
-def _trackers(track: str, search: str, root: Path) -> list[tune.Callback]:
-    from ray.air.integrations.mlflow import MLflowLoggerCallback
-    from ray.air.integrations.wandb import WandbLoggerCallback
-
-    class Mlflow(MLflowLoggerCallback):  # type: ignore[misc]
-        """It takes no @ in a name."""
-
-        def log_trial_result(self, iteration: int, trial: Any, result: dict[str, Any]) -> None:
-            result = {name.replace("@", "_at_"): value for name, value in result.items()}
-            super().log_trial_result(iteration, trial, result)
-
+def _trackers(track: str, search: str) -> list[tune.Callback]:
+    """Ray's own; their environment variables say where they log to."""
     if track == "mlflow":
-        place = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root}/mlflow.db"
-        return [Mlflow(tracking_uri=place, experiment_name=search)]
-    return [WandbLoggerCallback(project="rsllm", group=search)] if track else []
+        from ray.air.integrations.mlflow import MLflowLoggerCallback
+
+        return [MLflowLoggerCallback(experiment_name=search)]
+    if track == "wandb":
+        from ray.air.integrations.wandb import WandbLoggerCallback
+
+        return [WandbLoggerCallback(project="rsllm", group=search)]
+    return []
 
 
 def _quieten() -> None:
