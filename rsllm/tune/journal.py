@@ -148,11 +148,9 @@ class Journal:
     ) -> None:
         self.space, self.cost, self.seed = space, cost, seed
         self._live: dict[int, optuna.Trial] = {}
+        directions: Any = ["maximize", "minimize"][: 1 + cost]
         self.study = optuna.create_study(
-            storage=place,
-            study_name=name,
-            load_if_exists=True,
-            directions=["maximize", "minimize"] if cost else ["maximize"],
+            storage=place, study_name=name, load_if_exists=True, directions=directions
         )
         this = {"rsllm": rsllm.__version__, "experiment": base, "cost": cost}
         made_by = self.study.user_attrs.get(MADE_BY, this)
@@ -185,16 +183,13 @@ class Journal:
             backend = JournalStorage(JournalFileBackend(str(path)))
             source = optuna.load_study(study_name=None, storage=backend)
             require(source.directions == self.study.directions, "it has other objectives")
-            done = source.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-            lessons = [self._lesson(trial, source.study_name) for trial in done]
-        self.study.add_trials(new for new in lessons if new.user_attrs[ORIGIN] not in known)
-
-    def _lesson(self, trial: FrozenTrial, study: str) -> FrozenTrial:
-        origin = trial.user_attrs.get(ORIGIN, f"trial {trial.number} of {study}")
-        _, found = replayed(self.space, trial.params)
-        require(found.keys() == trial.params.keys(), f"{origin} has values {trial.params}")
-        said = {"values": trial.values, "user_attrs": {ORIGIN: origin}}
-        return optuna.trial.create_trial(params=trial.params, distributions=found, **said)
+            done = source.get_trials(states=(TrialState.COMPLETE,))
+            for trial in done:
+                _, trial.distributions = replayed(self.space, trial.params)
+                asked = trial.distributions.keys() == trial.params.keys()
+                require(asked, f"its trial {trial.number} has values {trial.params}")
+                trial.user_attrs = {ORIGIN: f"trial {trial.number} of {source.study_name}"}
+        self.study.add_trials(trial for trial in done if trial.user_attrs[ORIGIN] not in known)
 
     @property
     def ended(self) -> int:

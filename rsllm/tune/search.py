@@ -194,8 +194,9 @@ class _Notes(tune.Callback):  # type: ignore[misc]
         self._print()
 
     def on_trial_error(self, *, trial: Any, **info: Any) -> None:
-        *_, last = str(trial.get_error()).strip().splitlines()
-        self.journal.leave(trial.config["number"], error=re.sub(r"^[\w.]+: ", "", last))
+        _, first, *lines = Path(trial.error_file).read_text().strip().splitlines()
+        error = next((line for line in reversed(lines) if re.match(r"[\w.]+: ", line)), first)
+        self.journal.leave(trial.config["number"], error=re.sub(r"^[\w.]+: ", "", error))
         self._print()
 
     def _print(self) -> None:
