@@ -133,6 +133,7 @@ def main() -> None:
         confirm_top=arguments.budget.confirm_top,
         budget={"name": arguments.budget_name, "trials": arguments.trials},
         seed=arguments.seed,
+        search=arguments.search,
     )
     run(study, arguments.storage)
 

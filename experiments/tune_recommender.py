@@ -22,10 +22,10 @@ from rsllm.cli import run_script
 from rsllm.config import Experiment
 from rsllm.pipeline import Pipeline
 from rsllm.runs import provenance, write_json
-from rsllm.settings import content_hash, replace_in, to_dict
+from rsllm.settings import replace_in
 from rsllm.tune.arguments import Budget, parse
 from rsllm.tune.progress import shown
-from rsllm.tune.search import search
+from rsllm.tune.search import Search
 
 BASE = replace_in(Experiment(), {"compute.threads": 1})
 
@@ -66,18 +66,15 @@ def main() -> None:
     arguments = parse(__doc__ or "", BUDGETS, BASE, watched="recommender")
     print(f"budget {arguments.budget_name}: {arguments.budget.summary}", flush=True)
     experiment = arguments.experiment
-    pipeline = Pipeline(experiment, arguments.storage, watched="recommender")
-    asked = [to_dict(experiment.data), to_dict(experiment.recommender), arguments.trials]
-    name = f"tune-recommender-{content_hash([*asked, arguments.seed])}"
-    pipeline.prepare()
-    records = search(
-        pipeline,
-        space,
-        trials=arguments.trials,
+    search = Search(
+        pipeline=Pipeline(experiment, arguments.storage, watched="recommender"),
+        space=space,
+        name=arguments.named("tune-recommender"),
         first_guesses=FIRST_GUESSES,
-        name=name,
         seed=arguments.seed,
+        **arguments.search,
     )
+    records = search.run(arguments.trials)
     ranked = sorted(records, key=lambda record: record.score or 0.0, reverse=True)
     table = [
         {"MRR": r.score, "HR@1": max(e["HR@1"] for e in r.curve), "state": r.state}
@@ -86,8 +83,6 @@ def main() -> None:
         if r.curve
     ]
     print(tabulate(table, headers="keys", floatfmt=".3g"))
-    folder = pipeline.store.root / "studies" / name
-    folder.mkdir(parents=True, exist_ok=True)
     results = {
         "data": experiment.data.source,
         "model": experiment.recommender.model,
@@ -98,8 +93,8 @@ def main() -> None:
         ],
         "provenance": provenance(),
     }
-    write_json(folder / "results.json", results)
-    print(f"results: {folder}")
+    write_json(search.folder / "results.json", results)
+    print(f"results: {search.folder}")
 
 
 if __name__ == "__main__":

@@ -33,3 +33,9 @@ class Interrupted(TrainingError):
 
 class EvaluationError(RsllmError):
     """Scores or rankings that cannot be evaluated."""
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise ConfigError with `message` unless the condition holds."""
+    if not condition:
+        raise ConfigError(message)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from rsllm.cluster import start_ray
 from rsllm.config import Experiment
 from rsllm.errors import ConfigError
-from rsllm.settings import parse_setting, replace_in
+from rsllm.settings import content_hash, parse_setting, replace_in, to_dict
 
 if TYPE_CHECKING:
     from rsllm.pipeline import Stage
@@ -47,8 +47,14 @@ class Arguments:
     trials: int
     seeds: int
     seed: int
+    search: Mapping[str, Any]
+    """Keywords of `Search`: how it keeps its trials, and what it learns from."""
     only: tuple[str, ...]
     """Names of the variants that were asked for; empty leaves the choice to the script."""
+
+    def named(self, title: str) -> str:
+        """A name of a search: other settings or another seed give another one."""
+        return f"{title}-{content_hash([to_dict(self.experiment), self.seed])}"
 
 
 FLAGS = {
@@ -59,6 +65,7 @@ FLAGS = {
     "zero_stage": "compute.zero_stage",
 }
 """Flags that stand for a setting."""
+SEARCH = ("optuna_storage", "warm_start", "track")
 
 
 def add_setting_flags(parser: argparse.ArgumentParser) -> None:
@@ -105,7 +112,7 @@ def parse(
     """
     from rsllm.pipeline import Pipeline
 
-    unasked = argparse.Namespace(trials=None, seeds=None, seed=0)
+    unasked = argparse.Namespace(trials=None, seeds=None, seed=0, **dict.fromkeys(SEARCH, ""))
     values = _parser(description, budgets, variants).parse_args(namespace=unasked)
     name = values.budget or os.environ.get("RSLLM_BUDGET")
     if name and name not in budgets:
@@ -126,6 +133,7 @@ def parse(
         trials=values.trials or budget.trials,
         seeds=values.seeds or budget.seeds,
         seed=values.seed,
+        search={name: getattr(values, name) for name in SEARCH},
         only=tuple(values.only or ()) if variants else (),
     )
 
@@ -152,11 +160,14 @@ def _parser(
     )
     parser.add_argument(
         "--budget",
-        help="see below (RSLLM_BUDGET; default: the last one with a GPU, else the first)",
+        help="see below (RSLLM_BUDGET; default: the last with a GPU, else the first)",
     )
     if any(budget.trials for budget in budgets.values()):
         parser.add_argument("--trials", type=int, help="number of trials, instead of the budget's")
-        parser.add_argument("--seed", type=int, default=0, help="seed of the search (default: 0)")
+        parser.add_argument("--seed", type=int, help="seed of the search (default: 0)")
+        parser.add_argument("--optuna-storage", metavar="URL", help="database instead of a file")
+        parser.add_argument("--warm-start", metavar="DIR", help="earlier study to learn from")
+        parser.add_argument("--track", choices=("mlflow", "wandb"), help="log trials there too")
     if any(budget.seeds for budget in budgets.values()):
         parser.add_argument("--seeds", type=int, help="seeds to train all that is compared on")
     if variants:
@@ -166,10 +177,6 @@ def _parser(
     add_setting_flags(parser)
     parser.add_argument("--workers", type=int, help="data-parallel workers per trial")
     parser.add_argument("--zero-stage", type=int, help="DeepSpeed ZeRO stage, 0 to 3")
-    parser.add_argument(
-        "--storage",
-        metavar="DIR",
-        help="folder of all artifacts and results; every node must see it"
-        " (RSLLM_STORAGE; default: rsllm-store)",
-    )
+    where = "folder of artifacts and results, for every node (RSLLM_STORAGE; default: rsllm-store)"
+    parser.add_argument("--storage", metavar="DIR", help=where)
     return parser

@@ -1,7 +1,7 @@
 """Ray Tune + Optuna over experiments: each trial is the watched stage under other settings.
 
 A trial is a driver that runs Ray Train and is idempotent: an artifact that exists is not trained
-again. Everything before that stage is made once, before the first trial, and shared.
+again. `rsllm.tune.journal` keeps what is known of the trials; what Ray notes of them is not used.
 """
 
 from __future__ import annotations
@@ -9,125 +9,197 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+import re
+import shutil
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import optuna
 from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
-from ray.tune.search.optuna import OptunaSearch
+from ray.tune.search import Searcher
 
-from rsllm.config import Experiment
-from rsllm.errors import TrainingError
+from rsllm.config import ComputeConfig, Experiment
+from rsllm.errors import TrainingError, require
 from rsllm.pipeline import Pipeline, Stage
 from rsllm.plan import DRIVER_CPUS
 from rsllm.runs import read_json
-from rsllm.settings import replace_in
-from rsllm.tune.progress import TrialTable, overrides
-
-Space = Callable[[optuna.Trial], dict[str, Any]]
-"""Asks Optuna for values and returns paths into `Experiment`."""
-
-METRIC = "score"
-"""Validation MRR that the trial would end with: of its last validation, or of the best where the
-stage goes back to it. Over one shared draw or exact; never a loss, never the test split."""
+from rsllm.settings import content_hash, replace_in
+from rsllm.tune.journal import COST, FILE, METRIC, Journal, check_space, storage
+from rsllm.tune.journal import Space as Space
+from rsllm.tune.journal import TrialRecord as TrialRecord
+from rsllm.tune.journal import pareto_front as pareto_front
+from rsllm.tune.progress import shown, table
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TrialRecord:
-    """One trial, as it ended."""
-
-    number: int
-    state: str
-    """finished, stopped (early) or failed."""
-    overrides: dict[str, Any]
-    curve: list[dict[str, float]] = field(default_factory=list)
-    """One entry per validation."""
-    error: str | None = None
-
-    @property
-    def score(self) -> float | None:
-        """The last validation's score."""
-        return self.curve[-1][METRIC] if self.curve else None
-
-
-def search(
-    pipeline: Pipeline,
-    space: Space,
-    *,
-    trials: int,
-    first_guesses: Sequence[dict[str, Any]],
-    name: str,
-    seed: int,
-) -> list[TrialRecord]:
-    """Run, or continue, a search over what the pipeline watches.
-
-    Returns:
-        Its trials in order of creation.
+@dataclass(frozen=True, kw_only=True)
+class Search:
+    """A search over what a pipeline watches, begun or to be continued.
 
     Raises:
-        TrainingError: every trial failed.
+        ConfigError: a space or a first guess that cannot work, a study that is another, or one
+            that another process is at; before Ray starts.
     """
-    _quieten()
-    base = pipeline.experiment
-    folder = pipeline.store.root / "ray"
-    trainable = tune.with_resources(
-        tune.with_parameters(
-            _trial, base=base, storage=pipeline.store.root, watched=pipeline.watched
-        ),
-        {"CPU": DRIVER_CPUS},
-    )
-    if tune.Tuner.can_restore(str(folder / name)):
-        print(f"continuing the search {name}", flush=True)
-        tuner = tune.Tuner.restore(
-            str(folder / name), trainable, resume_unfinished=True, resume_errored=True
-        )
-    else:
-        tuner = tune.Tuner(
-            trainable,
+
+    pipeline: Pipeline
+    """The base experiment, where it is stored, and the stage that is tuned."""
+    space: Space
+    name: str
+    """Of its folder under `studies`; the same name continues the search."""
+    first_guesses: Sequence[Mapping[str, Any]] = ()
+    """Values, as the space names them, that are tried first."""
+    cost: bool = False
+    """Minimise device-seconds beside maximising the score (see `pareto_front`); then no trial is
+    stopped early."""
+    seed: int = 0
+    optuna_storage: str = ""
+    """URL of a database instead of the journal file."""
+    warm_start: str = ""
+    """Folder or journal of an earlier study, whose trials the sampler learns from."""
+    track: str = ""
+    """mlflow or wandb, beside TensorBoard."""
+
+    def __post_init__(self) -> None:
+        _quieten()
+        check_space(self.pipeline, self.space, self.first_guesses)
+        there = not self.track or find_spec(self.track) is not None
+        require(there, f"--track {self.track} needs it: pip install rsllm[trackers]")
+        with self.pipeline.store.alone(f"search-{self.name}", waits=False):
+            for guess in self.first_guesses:
+                self.journal.study.enqueue_trial(dict(guess), skip_if_exists=True)
+            if self.warm_start:
+                self.journal.learn_from(Path(self.warm_start))
+
+    @property
+    def folder(self) -> Path:
+        """Where the journal is, and results may go."""
+        return self.pipeline.store.root / "studies" / self.name
+
+    @cached_property
+    def journal(self) -> Journal:
+        """What is known of its trials."""
+        place = storage(self.folder / FILE, self.optuna_storage)
+        base = content_hash(replace(self.pipeline.experiment, compute=ComputeConfig()))
+        return Journal(place, self.name, base, self.space, self.cost, self.seed)
+
+    def run(self, trials: int) -> list[TrialRecord]:
+        """Run what is missing of so many trials.
+
+        Returns:
+            All trials in order of creation.
+
+        Raises:
+            ConfigError: more workers than the cluster has, or another process is at it.
+            TrainingError: every trial failed.
+        """
+        store = self.pipeline.store
+        with store.alone(f"search-{self.name}", waits=False):
+            if known := self.journal.records():
+                print(f"continuing the search {self.name}\n{table(known, trials)}", flush=True)
+            if trials > self.journal.ended:
+                self._tune(trials)
+            records = [r for r in self.journal.records() if r.state != "running"]
+            for record in records:
+                if record.state == "stopped":
+                    experiment = replace_in(self.pipeline.experiment, record.overrides)
+                    Pipeline(experiment, store.root, watched=self.pipeline.watched).discard()
+        if not any(record.curve for record in records):
+            reasons = "; ".join(sorted({str(record.error) for record in records}))
+            raise TrainingError(f"every trial failed: {reasons}; more --trials try other values")
+        return records
+
+    def _tune(self, trials: int) -> None:
+        layout, root = self.pipeline.layout, self.pipeline.store.root
+        self.pipeline.prepare()
+        base, watched = self.pipeline.experiment, self.pipeline.watched
+        shutil.rmtree(root / "ray" / self.name, ignore_errors=True)
+        trainable = tune.with_parameters(_trial, base=base, storage=root, watched=watched)
+        name, notes = partial(_trial_name, self.name), _Notes(self.journal, layout.workers, trials)
+        tune.Tuner(
+            tune.with_resources(trainable, {"CPU": DRIVER_CPUS}),
             tune_config=tune.TuneConfig(
-                num_samples=trials,
-                max_concurrent_trials=pipeline.layout.concurrent_trials,
-                search_alg=_sampler(space, first_guesses, trials, seed),
-                scheduler=_scheduler(_num_validations(pipeline)),
-                trial_name_creator=lambda trial: f"trial-{trial.trial_id}",
-                trial_dirname_creator=lambda trial: trial.trial_id,
+                num_samples=trials - self.journal.ended,
+                max_concurrent_trials=layout.concurrent_trials,
+                search_alg=_Suggestions(self.journal),
+                scheduler=self._scheduler(),
+                trial_name_creator=name,
+                trial_dirname_creator=name,
             ),
             run_config=tune.RunConfig(
-                name=name,
-                storage_path=str(folder),
+                name=self.name,
+                storage_path=str(root / "ray"),
                 verbose=0,
-                callbacks=[TrialTable(METRIC, trials)],
+                callbacks=[notes, *_trackers(self.track, self.name)],
             ),
-        )
-    results = sorted(tuner.fit(), key=_first_report)
-    records = [_record(number, result, pipeline) for number, result in enumerate(results)]
-    if not any(record.curve for record in records):
-        reasons = {record.error for record in records}
-        raise TrainingError(f"every trial failed: {'; '.join(str(r) for r in reasons)}")
-    return records
+        ).fit()
+
+    def _scheduler(self) -> TrialScheduler:
+        """In its rungs counts what the trials of earlier drivers reported."""
+        base, of_recommender = self.pipeline.experiment, self.pipeline.watched == "recommender"
+        validations = base.recommender.max_epochs if of_recommender else base.stage2.validations
+        scheduler = FIFOScheduler() if self.cost else _scheduler(math.ceil(validations))
+        for record in self.journal.records():
+            earlier = SimpleNamespace(trial_id=f"{record.number} of an earlier driver")
+            scheduler.on_trial_add(None, earlier)
+            for entry in record.curve:
+                scheduler.on_trial_result(None, earlier, entry)
+        return scheduler
 
 
-def _sampler(
-    space: Space, first_guesses: Sequence[dict[str, Any]], trials: int, seed: int
-) -> OptunaSearch:
-    return OptunaSearch(
-        space,
-        metric=METRIC,
-        mode="max",
-        points_to_evaluate=list(first_guesses),
-        sampler=optuna.samplers.TPESampler(seed=seed, n_startup_trials=min(5, trials)),
-    )
+class _Suggestions(Searcher):  # type: ignore[misc]
+    """The journal's trials, for Tune to run."""
+
+    def __init__(self, journal: Journal) -> None:
+        super().__init__(metric=METRIC, mode="max")
+        self.journal = journal
+
+    def suggest(self, trial_id: str) -> dict[str, Any]:
+        number, overrides = self.journal.begin()
+        return {"number": number, "overrides": overrides}
+
+    def on_trial_complete(self, *args: Any, **more: Any) -> None:
+        """`_Notes` takes it, for a searcher is not told why a trial failed."""
+
+    def save_to_dir(self, *args: Any, **more: Any) -> None:
+        """There is nothing that the journal does not have."""
 
 
-def _num_validations(pipeline: Pipeline) -> int:
-    """Of a trial that is not stopped early."""
-    base = pipeline.experiment
-    epochs, validations = base.recommender.max_epochs, base.stage2.validations
-    return math.ceil(epochs) if pipeline.watched == "recommender" else validations
+class _Notes(tune.Callback):  # type: ignore[misc]
+    """Tells the journal, and the user, what becomes of the trials."""
+
+    def __init__(self, journal: Journal, workers: int, total: int) -> None:
+        self.journal, self.workers, self.total = journal, workers, total
+
+    def on_trial_result(self, *, trial: Any, result: dict[str, Any], **info: Any) -> None:
+        number = trial.config["number"]
+        if artifact := result.get("artifact"):
+            curve = read_json(Path(artifact) / "training.json")["curve"]
+            self.journal.finish(number, [_entry(entry, self.workers) for entry in curve])
+        else:
+            self.journal.report(number, _entry(result, self.workers))
+            self._print()
+        for name in [name for name in result if "@" in name]:  # which MLflow would refuse
+            result[name.replace("@", "_at_")] = result.pop(name)
+
+    def on_trial_complete(self, *, trial: Any, **info: Any) -> None:
+        self.journal.leave(trial.config["number"])
+        self._print()
+
+    def on_trial_error(self, *, trial: Any, **info: Any) -> None:
+        _, first, *lines = Path(trial.error_file).read_text().strip().splitlines()
+        error = next((line for line in reversed(lines) if re.match(r"[\w.]+: ", line)), first)
+        self.journal.leave(trial.config["number"], error=re.sub(r"^[\w.]+: ", "", error))
+        self._print()
+
+    def _print(self) -> None:
+        print(table(self.journal.records(), self.total), flush=True)
 
 
 def _scheduler(validations: int) -> TrialScheduler:
@@ -149,60 +221,56 @@ def _scheduler(validations: int) -> TrialScheduler:
     )
 
 
+def _trial_name(search: str, trial: Any) -> str:
+    """Number and tuned values, and what sets it apart from the trials of other searches."""
+    values = "-".join(
+        f"{name}_{value:.3g}" if isinstance(value, float) else f"{name}_{value}"
+        for name, value in shown(trial.config["overrides"]).items()
+    )
+    safe = re.sub(r"[^A-Za-z0-9._-]+", ".", f"{trial.config['number']:03d}-{values}")
+    return f"{safe[:57]}-{content_hash(search)[:6]}"
+
+
 def _trial(config: dict[str, Any], base: Experiment, storage: Path, watched: Stage) -> None:
-    """One trial: report an artifact that exists, or train it."""
+    """One trial: train what its artifact lacks, and say where it is."""
     pipeline = Pipeline(
-        replace_in(base, overrides(config)),
+        replace_in(base, config["overrides"]),
         storage,
-        run_name=f"train-{tune.get_context().get_trial_id()}",
+        run_name=tune.get_context().get_trial_name(),
         callbacks=[TuneReportCallback()],
         watched=watched,
     )
-    finished = pipeline.finished()
-    if finished is None:
-        pipeline.run()
-        return
-    for entry in read_json(finished / "training.json")["curve"]:
-        tune.report(entry)
+    artifact = pipeline.finished() or pipeline.run()
+    last = read_json(artifact / "training.json")["curve"][-1]
+    tune.report(last | {"artifact": str(artifact)})
 
 
-def _first_report(result: Any) -> float:
-    """When a trial first reported, in seconds since 1970; those that never did come last."""
-    frame = result.metrics_dataframe
-    return float("inf") if frame is None or frame.empty else float(frame["timestamp"].iloc[0])
-
-
-def _record(number: int, result: Any, search: Pipeline) -> TrialRecord:
-    frame, values = result.metrics_dataframe, overrides(result.config)
-    trial = Pipeline(
-        replace_in(search.experiment, values), search.store.root, watched=search.watched
-    )
-    if result.error is not None:
-        state = "failed"
-    elif trial.finished():
-        state = "finished"
-    else:
-        state = "stopped"
-        trial.discard()
-    return TrialRecord(
-        number=number,
-        state=state,
-        overrides=values,
-        curve=[] if frame is None else [_numbers(row) for row in frame.to_dict("records")],
-        error=None if result.error is None else str(result.error).strip().splitlines()[-1],
-    )
-
-
-def _numbers(row: dict[str, Any]) -> dict[str, float]:
+def _entry(row: Mapping[str, Any], workers: int) -> dict[str, float]:
     """rsllm's own metrics of a report, without what Tune adds."""
-    groups = ("loss", "contrast/", "health/", "prompts/", "HR@", "NDCG@", "tokens_per")
-    ours = (*groups, "MRR", "step", "samples", "seconds", "data_wait", "checkpoint_share", METRIC)
-    return {name: float(value) for name, value in row.items() if name.startswith(ours)}
+    groups = ("loss", "contrast/", "health/", "prompts/", "HR@", "NDCG@", "tokens_per", "MRR")
+    ours = (*groups, "step", "samples", "seconds", "data_wait", "checkpoint_share", "validations")
+    entry = {name: float(row[name]) for name in row if name.startswith((*ours, METRIC))}
+    return entry | {COST: entry["seconds"] * workers}
+
+
+def _trackers(track: str, search: str) -> list[tune.Callback]:
+    """Ray's own; their environment variables say where they log to."""
+    if track == "mlflow":
+        from ray.air.integrations.mlflow import MLflowLoggerCallback
+
+        return [MLflowLoggerCallback(experiment_name=search)]
+    if track == "wandb":
+        from ray.air.integrations.wandb import WandbLoggerCallback
+
+        return [WandbLoggerCallback(project="rsllm", group=search)]
+    return []
 
 
 def _quieten() -> None:
     """Leave the terminal to the table of trials, and Ctrl-C to Python: Tune would go on."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
     logging.getLogger("ray.tune").setLevel(logging.WARNING)
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
+    os.environ["TUNE_PRINT_ALL_TRIAL_ERRORS"] = "0"

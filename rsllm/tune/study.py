@@ -32,7 +32,7 @@ from rsllm.settings import content_hash, replace_in, to_dict
 from rsllm.train.health import warnings
 from rsllm.tune.confirm import Trained, candidates, confirm_table, learning_curve, train, training
 from rsllm.tune.progress import shown
-from rsllm.tune.search import Space, TrialRecord, search
+from rsllm.tune.search import Search, Space, TrialRecord
 
 Twins = Callable[[Mapping[str, Any]], dict[str, dict[str, Any]]]
 """The winner's overrides (none without a search) -> named variants of it, the winner first."""
@@ -70,11 +70,13 @@ class Study:
     budget: Mapping[str, Any] = field(default_factory=dict)
     """What the user chose, for the report."""
     seed: int = 0
+    search: Mapping[str, Any] = field(default_factory=dict)
+    """Further keywords of `Search`."""
 
     @property
     def name(self) -> str:
         """Names the search: the same study continues, a changed one starts anew."""
-        parts = [to_dict(self.base), self.trials, self.seed]
+        parts = [to_dict(self.base), self.seed]
         parts.append(inspect.getsource(self.space) if self.space else self.twins({}))
         return f"{re.sub('[^a-z0-9]+', '-', self.title.lower())[:40]}-{content_hash(parts)}"
 
@@ -101,12 +103,20 @@ def run(study: Study, storage: str | Path) -> Path:
 
 def _run(study: Study, pipeline: Pipeline, storage: str | Path) -> Path:
     start = time.monotonic()
+    search = study.space and Search(
+        pipeline=pipeline,
+        space=study.space,
+        name=study.name,
+        first_guesses=study.first_guesses,
+        seed=study.seed,
+        **study.search,
+    )
     print(f"Ray dashboard: {start_ray()}  (its token: ray get-auth-token)", flush=True)
     print(_describe(pipeline.layout), flush=True)
     data = PreparedData.open(_announced("prepared data", pipeline.prepare))
     recommender = _announced("recommender", pipeline.fit)
     start_folder = _announced("stage 1", pipeline.train_text) if study.base.stage1.steps else None
-    found, twins, best = _chosen(study, pipeline, storage)
+    found, twins, best = _chosen(study, search, storage)
     methods = _methods(study, recommender, start_folder, twins)
     results = {
         "title": study.title,
@@ -129,11 +139,11 @@ def _run(study: Study, pipeline: Pipeline, storage: str | Path) -> Path:
 
 
 def _chosen(
-    study: Study, pipeline: Pipeline, storage: str | Path
+    study: Study, search: Search | None, storage: str | Path
 ) -> tuple[dict[str, Any], Trained, TrialRecord]:
     """The results' trials and what fresh seeds say of them, the twins, and the winner."""
     base = replace_in(study.base, study.twin_overrides)
-    if study.space is None:
+    if search is None:
         twins = train(study.twins({}), base, study.seeds, storage)
         records = [
             TrialRecord(number=number, state="finished", overrides={}, curve=learning_curve(twin))
@@ -141,14 +151,7 @@ def _chosen(
         ]
         trials = [_trial_row(r) | {"name": name} for r, name in zip(records, twins, strict=True)]
         return {"trials": trials, "confirm": []}, twins, records[0]
-    records = search(
-        pipeline,
-        study.space,
-        trials=study.trials,
-        first_guesses=study.first_guesses,
-        name=study.name,
-        seed=study.seed,
-    )
+    records = search.run(study.trials)
     top = candidates(records, study.confirm_top)
     print(f"\nfresh seeds for {', '.join(top)}", flush=True)
     again = {name: trial.overrides for name, trial in top.items()}

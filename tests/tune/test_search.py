@@ -1,10 +1,298 @@
-"""Where a search may stop its trials."""
+"""Searches under Ray Tune: killed, torn, stopped early, failing, and what they are called."""
 
 from __future__ import annotations
 
+import json
+import os
+import pickle
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import jobs
+import optuna
 import pytest
 
-from rsllm.tune.search import METRIC, _numbers, _scheduler
+from rsllm.config import Experiment
+from rsllm.errors import ConfigError, TrainingError
+from rsllm.pipeline import Pipeline
+from rsllm.settings import replace_in
+from rsllm.tune import search as module
+from rsllm.tune.journal import FILE, METRIC, OVERRIDES, TrialRecord, _record, check_space
+from rsllm.tune.search import Search, _entry, _scheduler, _trial_name
+
+BASE = replace_in(
+    Experiment(),
+    {
+        "data.source": "synthetic",
+        "data.window": 5,
+        "data.num_candidates": 8,
+        "recommender.max_epochs": 3.0,
+        "compute.threads": 1,
+    },
+)
+
+
+def space(trial: optuna.Trial) -> dict[str, Any]:
+    return {"recommender.dropout": trial.suggest_float("dropout", 0.0, 0.5)}
+
+
+def make_search(store: Path, **changes: Any) -> Search:
+    pipeline = Pipeline(BASE, store, watched="recommender")
+    return Search(**{"pipeline": pipeline, "space": space, "name": "made-up", **changes})
+
+
+# The search of experiments/README.md, as its reader would run it.
+
+TRIALS = 6
+SETTINGS = [word for path in ("data.window=5", "data.num_candidates=8") for word in ("--set", path)]
+SETTINGS += ["--set", "recommender.max_epochs=3.0", "--set", "compute.threads=1"]
+
+
+@pytest.fixture(scope="module")
+def script(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    text = (jobs.ROOT / "experiments" / "README.md").read_text()
+    (block,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert len(block.strip().splitlines()) <= 30
+    path = tmp_path_factory.mktemp("script") / "search.py"
+    path.write_text(block)
+    return [sys.executable, str(path), "--budget", "quick", "--data", "synthetic", *SETTINGS]
+
+
+@dataclass(frozen=True)
+class Rerun:
+    """A search that was killed, whose Ray notes were torn, and that was given again."""
+
+    store: Path
+    before: list[TrialRecord]
+    artifacts: dict[Path, int]
+    done: subprocess.CompletedProcess[str]
+    after: list[TrialRecord]
+
+
+def records(store: Path) -> list[TrialRecord]:
+    """What the journal says, read by plain Optuna."""
+    (path,) = store.glob(f"studies/*/{FILE}")
+    backend = optuna.storages.journal.JournalFileBackend(str(path))
+    storage = optuna.storages.JournalStorage(backend)
+    study = optuna.load_study(study_name=None, storage=storage)
+    return [_record(trial) for trial in study.trials if OVERRIDES in trial.user_attrs]
+
+
+def artifacts(store: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in store.glob("recommender/*/manifest.json")}
+
+
+@pytest.fixture(scope="module")
+def rerun(script: list[str], tmp_path_factory: pytest.TempPathFactory) -> Rerun:
+    folder = tmp_path_factory.mktemp("killed")
+    store, log = folder / "store", folder / "log"
+    command = [*script, "--storage", str(store), "--trials", str(TRIALS)]
+
+    def two_ended() -> bool:
+        found = records(store) if list(store.glob(f"studies/*/{FILE}")) else []
+        return sum(record.state != "running" for record in found) >= 2
+
+    with jobs.started(command, log) as job:
+        jobs.wait_until(two_ended, job, log)
+    before, made = records(store), artifacts(store)
+    tear(store / "ray", folder / "canary")
+    done = jobs.run(command, seconds=800)
+    assert not (folder / "canary").exists(), "a pickle was read"
+    return Rerun(store, before, made, done, records(store))
+
+
+class Payload:
+    """Its pickle makes a file in whoever reads it."""
+
+    def __init__(self, canary: Path) -> None:
+        self.canary = canary
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return open, (str(self.canary), "w")
+
+
+def tear(folder: Path, canary: Path) -> None:
+    """Pickles that run code in place of Ray's, half of its other files, and none of some."""
+    for number, path in enumerate(sorted(p for p in folder.rglob("*") if p.is_file())):
+        if path.suffix == ".pkl":
+            path.write_bytes(pickle.dumps(Payload(canary)))
+        elif number % 3:
+            os.truncate(path, path.stat().st_size // 2)
+        else:
+            path.unlink()
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(1500)
+class TestRerun:
+    def test_it_ends_well(self, rerun: Rerun) -> None:
+        assert rerun.done.returncode == 0, rerun.done.stdout + rerun.done.stderr
+        assert "continuing the search width-and-rate-" in rerun.done.stdout
+        assert f"{TRIALS} of {TRIALS} trials done, 0 failed" in rerun.done.stdout
+        assert "Traceback" not in rerun.done.stdout + rerun.done.stderr
+
+    def test_no_trial_is_lost_or_trained_twice(self, rerun: Rerun) -> None:
+        assert [record.number for record in rerun.after] == list(range(TRIALS))
+        for old, new in zip(rerun.before, rerun.after, strict=False):
+            assert new.overrides == old.overrides
+            if old.state != "running":
+                assert new == old
+        assert {record.state for record in rerun.after} <= {"finished", "stopped"}
+        made = artifacts(rerun.store)
+        assert rerun.artifacts.items() <= made.items()
+        assert len(made) == sum(record.state == "finished" for record in rerun.after)
+
+    def test_a_stopped_trial_makes_room_for_the_next(self, rerun: Rerun) -> None:
+        """Once a stopped trial's workers stayed, and all later ones waited for ever."""
+        stopped = [record for record in rerun.after if record.state == "stopped"]
+        assert stopped, "nothing was stopped; the test shows nothing"
+        later = [r for r in rerun.after if r.number > stopped[0].number and r.curve]
+        assert later
+        for record in stopped:
+            assert len(record.curve) < 3
+        assert not list((rerun.store / "running").glob("*"))
+
+    def test_more_trials_and_a_database(self, rerun: Rerun, script: list[str]) -> None:
+        """One more is one more; what a second study is to learn from is given by its folder."""
+        (folder,) = (rerun.store / "studies").iterdir()
+        url = f"sqlite:///{rerun.store}/optuna.db"
+        command = [*script, "--storage", str(rerun.store), "--seed", "1", "--trials", "1"]
+        done = jobs.run(
+            [*command, "--optuna-storage", url, "--warm-start", str(folder)], seconds=400
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "1 of 1 trials done" in done.stdout
+        (name,) = optuna.get_all_study_names(url)
+        trials = optuna.load_study(study_name=name, storage=url).trials
+        finished = [record.score for record in rerun.after if record.state == "finished"]
+        assert [trial.value for trial in trials[: len(finished)]] == finished
+        assert len(trials) == len(finished) + 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--warm-start", "nowhere"], "--warm-start nowhere has no optuna.journal"),
+        (["--optuna-storage", "nothing"], "nothing is no Optuna storage"),
+        (["--set", "recommender.num_heads=3"], "recommender.width 64 is not a multiple of"),
+    ],
+)
+def test_bad_input_is_refused_at_once(
+    script: list[str], tmp_path: Path, flags: list[str], message: str
+) -> None:
+    start = time.monotonic()
+    done = jobs.run([*script, "--storage", str(tmp_path), *flags], seconds=120)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "ray").exists(), f"Ray ran, {time.monotonic() - start:.0f} s"
+
+
+def test_a_tracker_that_is_not_installed(tmp_path: Path) -> None:
+    missing = [name for name in ("mlflow", "wandb") if not find_spec(name)]
+    for name in missing:
+        with pytest.raises(ConfigError, match=rf"{name}.*pip install rsllm\[trackers\]"):
+            make_search(tmp_path, track=name)
+
+
+# Trials that train nothing, for what only Ray Tune can show.
+
+
+def made_up_trial(notes: Path) -> Callable[..., None]:
+    """A trainable that reports in place of a pipeline; its cells are sent by value."""
+
+    def trial(config: dict[str, Any], **given: Any) -> None:
+        import json
+        import os
+        import time
+
+        from ray import tune
+
+        from rsllm.errors import ConfigError
+
+        number = config["number"]
+        name = tune.get_context().get_trial_name()
+        note = {"number": number, "name": name, "start": time.time()}
+        if number == 1:
+            raise ConfigError("stage2: out of memory; lower stage2.batch_size")
+        if number == 2:
+            os._exit(9)
+        curve = []
+        for validations in (1.0, 2.0, 3.0):
+            time.sleep(0.3)
+            score = 0.5 - config["overrides"]["recommender.dropout"] / 2
+            curve.append({"validations": validations, "score": score, "seconds": validations})
+            tune.report(curve[-1])
+        folder = notes / str(number)
+        folder.mkdir()
+        (folder / "training.json").write_text(json.dumps({"curve": curve}))
+        (folder / "note.json").write_text(json.dumps({**note, "end": time.time()}))
+        tune.report(curve[-1] | {"artifact": str(folder)})
+
+    return trial
+
+
+@pytest.fixture
+def made_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where made-up trials note when they ran."""
+    notes = tmp_path / "notes"
+    notes.mkdir()
+    monkeypatch.setattr(module, "_trial", made_up_trial(notes))
+    monkeypatch.setattr(Pipeline, "prepare", lambda self: tmp_path)
+    monkeypatch.setattr(Pipeline, "discard", lambda self: None)
+    return notes
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(900)
+def test_failures_are_isolated_explained_and_not_retried(
+    ray_cluster: str, made_up: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    guesses = [{"dropout": 0.1 + i / 100} for i in range(6)]
+    search = make_search(tmp_path / "store", first_guesses=guesses, cost=True)
+    found = search.run(6)
+    states = ["finished", "failed", "failed", "finished", "finished", "finished"]
+    assert [record.state for record in found] == states
+    assert [record.overrides["recommender.dropout"] for record in found] == [
+        guess["dropout"] for guess in guesses
+    ], "a space's first guesses come first"
+    assert found[1].error == "stage2: out of memory; lower stage2.batch_size"
+    assert "died" in str(found[2].error)
+    shown = capsys.readouterr().out
+    assert "trial 1 failed: stage2: out of memory" in shown
+    assert "6 of 6 trials done, 2 failed, best score 0.450" in shown
+    notes = [json.loads(path.read_text()) for path in made_up.glob("*/note.json")]
+    assert all(re.fullmatch(r"\w[\w.-]{0,63}", note["name"], re.ASCII) for note in notes)
+    (first,) = (note["name"] for note in notes if note["number"] == 0)
+    assert first.startswith("000-dropout_0.1-")
+    beside = [sum(a["start"] <= b["start"] < a["end"] for a in notes) for b in notes]
+    assert max(beside) <= search.pipeline.layout.concurrent_trials
+    assert make_search(tmp_path / "store", first_guesses=guesses, cost=True).run(6) == found
+    assert [record.curve[-1]["device_seconds"] for record in found if record.curve] == [3.0] * 4
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(900)
+def test_every_trial_fails(ray_cluster: str, made_up: Path, tmp_path: Path) -> None:
+    search = make_search(tmp_path / "store")
+    for _ in range(3):
+        search.journal.leave(search.journal.begin()[0], error="no luck")
+    for _ in range(2):
+        with pytest.raises(TrainingError, match="every trial failed: no luck"):
+            search.run(3)
+    assert len(search.run(4)) == 4, "more trials may help"
+
+
+# What needs no Ray.
 
 
 @pytest.mark.parametrize(
@@ -22,6 +310,56 @@ def test_no_trial_is_stopped_at_its_last_report(validations: int, rungs: list[in
     assert max(found, default=0) < validations
 
 
+def test_trials_of_an_earlier_driver_count_in_the_rungs(tmp_path: Path) -> None:
+    search = make_search(tmp_path)
+    for score in (0.2, 0.4, 0.6):
+        number, _ = search.journal.begin()
+        search.journal.report(number, {"validations": 1.0, METRIC: score})
+        search.journal.leave(number)
+    scheduler = make_search(tmp_path)._scheduler()
+    for score, decision in ((0.3, "STOP"), (0.5, "CONTINUE")):
+        trial = SimpleNamespace(trial_id=str(score))
+        scheduler.on_trial_add(None, trial)
+        entry = {"validations": 1.0, METRIC: score}
+        assert scheduler.on_trial_result(None, trial, entry) == decision
+
+
+def test_one_search_at_a_time(tmp_path: Path) -> None:
+    search = make_search(tmp_path)
+    with (
+        search.pipeline.store.alone("search-made-up", waits=False),
+        pytest.raises(ConfigError, match="runs search-made-up already"),
+    ):
+        make_search(tmp_path)
+
+
+def test_ray_is_told_nothing_of_the_storage(tmp_path: Path) -> None:
+    """It writes its searcher and callbacks into files."""
+    from ray import cloudpickle
+
+    url = f"sqlite:///{tmp_path}/secret.db"
+    journal = make_search(tmp_path, optuna_storage=url).journal
+    for part in (module._Suggestions(journal), module._Notes(journal, 1, 2)):
+        assert b"secret" not in cloudpickle.dumps(part)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "name"),
+    [
+        ({"projector.depth": 2, "stage2.loss.alpha": 0.123456}, "007-depth_2-alpha_0.123-"),
+        ({"backbone.source": "Qwen/Qwen2.5-0.5B"}, "007-source_Qwen.Qwen2.5-0.5B-"),
+        ({"backbone.source": "../../\u00e9 x"}, "007-source_......x-"),
+        ({f"recommender.width{i}": 1e-9 for i in range(20)}, "007-width0_1e-09-width1_1e-09-"),
+    ],
+)
+def test_names_are_short_and_safe(overrides: dict[str, Any], name: str) -> None:
+    trial = SimpleNamespace(config={"number": 7, "overrides": overrides})
+    found = _trial_name("a search", trial)
+    assert found.startswith(name)
+    assert found != _trial_name("another", trial)
+    assert re.fullmatch(r"\w[\w.-]{0,63}", found, re.ASCII)
+
+
 def test_a_curve_keeps_all_that_a_stage_reports_and_nothing_of_tunes() -> None:
     ours = {
         "MRR": 0.5,
@@ -31,6 +369,34 @@ def test_a_curve_keeps_all_that_a_stage_reports_and_nothing_of_tunes() -> None:
         "health/slot_scale": 2.0,
         "prompts/cut_titles": 3.0,
         "samples": 8.0,
+        "seconds": 2.0,
+        "validations": 1.0,
         METRIC: 0.5,
     }
-    assert _numbers({**ours, "trial_id": "x", "training_iteration": 1, "pid": 7}) == ours
+    report = {**ours, "trial_id": "x", "training_iteration": 1, "pid": 7, "time_total_s": 2.0}
+    assert _entry(report, workers=3) == ours | {"device_seconds": 6.0}
+
+
+@pytest.mark.parametrize("name", ["tune_loss_weights", "tune_projector", "tune_recommender"])
+def test_spaces_of_the_experiments(
+    name: str, tmp_path: Path, tiny_llm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(jobs.ROOT / "experiments")
+    experiment = __import__(name)
+    own = {"data.source": "synthetic", "backbone.source": str(tiny_llm)}
+    watched = "recommender" if name == "tune_recommender" else "stage2"
+    for budget in experiment.BUDGETS.values():
+        base = replace_in(experiment.BASE, {**budget.overrides, **own})
+        pipeline = Pipeline(base, tmp_path, watched=watched)  # type: ignore[arg-type]
+        check_space(pipeline, experiment.space, experiment.FIRST_GUESSES)
+
+
+def test_space_of_backbones(
+    tmp_path: Path, tiny_llm: Path, random_llm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(jobs.ROOT / "experiments")
+    experiment = __import__("tune_backbone")
+    backbones = [str(tiny_llm), str(shutil.copytree(random_llm, tmp_path / "other"))]
+    base = replace_in(experiment.BASE, {"data.source": "synthetic"})
+    pipeline = Pipeline(base, tmp_path / "store")
+    check_space(pipeline, experiment.space_over(backbones, "synthetic"), [])
