@@ -14,7 +14,7 @@ from rsllm.pipeline import Pipeline, run_all
 from rsllm.runs import read_json
 from rsllm.settings import replace_in
 from rsllm.tune.progress import shown
-from rsllm.tune.search import METRIC, TrialRecord
+from rsllm.tune.journal import METRIC, TrialRecord
 
 Curve = list[dict[str, float]]
 Trained = Mapping[str, Sequence[Pipeline]]
