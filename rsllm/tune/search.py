@@ -194,7 +194,7 @@ class _Notes(tune.Callback):  # type: ignore[misc]
 
     def on_trial_error(self, *, trial: Any, **info: Any) -> None:
         _, first, *lines = Path(trial.error_file).read_text().strip().splitlines()
-        error = next((line for line in reversed(lines) if re.match(r"[\w.]+: ", line)), first)
+        error = next((line for line in reversed(lines) if re.match(r"[\w.]+(: |$)", line)), first)
         self.journal.leave(trial.config["number"], error=re.sub(r"^[\w.]+: ", "", error))
         self._print()
 

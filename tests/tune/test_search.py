@@ -400,3 +400,24 @@ def test_space_of_backbones(
     base = replace_in(experiment.BASE, {"data.source": "synthetic"})
     pipeline = Pipeline(base, tmp_path / "store")
     check_space(pipeline, experiment.space_over(backbones, "synthetic"), [])
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (
+            "ray::f()\n  File x\nrsllm.errors.ConfigError: stage2: out of memory",
+            "stage2: out of memory",
+        ),
+        ("ray::f()\n  File x\nValueError", "ValueError"),
+        ("The actor died.\n\tclass_name: F\nIts node is gone.", "The actor died."),
+    ],
+)
+def test_why_a_trial_failed(tmp_path: Path, text: str, reason: str) -> None:
+    search = make_search(tmp_path)
+    number, _ = search.journal.begin()
+    file = tmp_path / "error.txt"
+    file.write_text(f"Failure # 1 (occurred at noon)\n{text}\n")
+    trial = SimpleNamespace(config={"number": number}, error_file=str(file))
+    module._Notes(search.journal, 1, 1).on_trial_error(trial=trial)
+    assert [(r.state, r.error) for r in search.journal.records()] == [("failed", reason)]
