@@ -106,7 +106,8 @@ class Host:
 
     def runs(self, name: str) -> bool:
         """Whether a process of that name is there."""
-        return subprocess.run(self.command(["pgrep", "--exact", name])).returncode == 0
+        words = self.command(["pgrep", "--exact", name])
+        return subprocess.run(words, stdout=subprocess.DEVNULL).returncode == 0
 
 
 @contextmanager
