@@ -6,7 +6,6 @@ in order, every file is compared with a known SHA-256, and a folder appears whol
 
 from __future__ import annotations
 
-import os
 import re
 import tomllib
 from collections.abc import Sequence
@@ -15,11 +14,10 @@ from pathlib import Path
 from typing import Literal
 
 import httpx
-import platformdirs
 
 from rsllm.downloads import Source, say, source_of
 from rsllm.errors import ConfigError, DataError
-from rsllm.runs import commit_dir, manifest, require_writable
+from rsllm.runs import cache_root, commit_dir, manifest, require_writable
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
@@ -42,12 +40,6 @@ def _load() -> dict[str, Asset]:
 
 
 ASSETS = _load()
-
-
-def cache_root() -> Path:
-    """Where assets are kept: `$RSLLM_CACHE`, or the user's cache folder."""
-    root = Path(os.environ.get("RSLLM_CACHE") or platformdirs.user_cache_path("rsllm"))
-    return root.expanduser().absolute()
 
 
 def fetch(name: str, *, cache: Path | None = None, sources: Sequence[Source] = ()) -> Path:
@@ -114,6 +106,11 @@ def resolve_backbone(source: str) -> Path | str:
         f"backbone {source!r} is no local folder with a config.json and no hub name"
         f" (organisation/model); known backbones: {known}"
     )
+
+
+def backbone_here(found: str, source: str) -> str:
+    """What `resolve_backbone(source)` found on another node, for this one."""
+    return found if Path(found).exists() else str(resolve_backbone(source))
 
 
 def _require_on_hub(name: str) -> None:

@@ -7,14 +7,13 @@ they have in common, and nothing is computed twice.
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from rsllm.assets import fetch, resolve_backbone
+from rsllm.assets import backbone_here, fetch, resolve_backbone
 from rsllm.cluster import lay_out_on_cluster, start_ray
 from rsllm.config import SLOTTED, DataConfig, Experiment, PromptConfig, StageConfig
 from rsllm.errors import ConfigError
@@ -31,13 +30,13 @@ class Pipeline:
 
     Args:
         experiment: what to run.
-        storage: folder of the artifact store; every node of the cluster must see it.
+        storage: folder of the artifact store, which every node of the cluster must see, or a URI.
         run_name: name of the Ray Train run of `watched`, unique among running ones.
         callbacks: Ray Train callbacks of `watched`.
         watched: the stage that a search tunes.
 
     Raises:
-        ConfigError: a run name that is no plain file name, or a storage that cannot be written.
+        ConfigError: a run name that is no plain file name, or a storage that cannot be used.
     """
 
     def __init__(
@@ -114,10 +113,10 @@ class Pipeline:
         """What fills the slots of stage 2: the recommender's item table, with cross-fitted ones."""
         from rsllm.recommenders.embeddings import ItemEmbeddings
 
-        whole, (inputs, folders) = self.fit(), self._recommender
+        whole, (inputs, names) = self.fit(), self._recommender
         count = self.experiment.recommender.folds
         folds = [
-            self._train("recommender", inputs | {"fold": [fold, count]}, folders, fold=fold)
+            self._train("recommender", inputs | {"fold": [fold, count]}, names, fold=fold)
             for fold in range(count)
         ]
         if not folds:
@@ -135,13 +134,14 @@ class Pipeline:
         data, backbone, prompt = self.prepare(), self.backbone, self.experiment.prompt
         inputs = {"data": data.name, "backbone": self.fingerprint, "prompt": to_dict(prompt)}
 
-        def make(folder: Path) -> None:
+        def commit() -> None:
             import ray
 
-            work = ray.remote(_write_title_vectors).options(num_cpus=self.layout.cpus_per_worker)
-            ray.get(work.remote(data, backbone, prompt, self.layout.threads, folder))
+            work = ray.remote(_commit_title_vectors).options(num_cpus=self.layout.cpus_per_worker)
+            names = (self.store.name(data), backbone, self.experiment.backbone.source)
+            ray.get(work.remote(self.store, inputs, *names, prompt, self.layout.threads))
 
-        return self.store.get("titles", inputs, make)
+        return self.store.ensure(self.store.path("titles", inputs), commit)
 
     def train_text(self) -> Path:
         """Stage 1: the language model, by default on text-only prompts."""
@@ -157,22 +157,16 @@ class Pipeline:
 
     def finished(self) -> Path | None:
         """The watched stage's artifact if it exists; earlier stages must."""
-        return self._watched_path if self._watched_path.exists() else None
+        return self._watched_path if self.store.holds(self._watched_path) else None
 
     def discard(self) -> None:
         """Remove what a watched stage that was stopped early left behind."""
-        path = self._watched_path
-        shutil.rmtree(self._checkpoints(KINDS[self.watched], path.name), ignore_errors=True)
-        for staging in path.parent.glob(f".{path.name}.*.staging"):
-            shutil.rmtree(staging, ignore_errors=True)
+        self.store.remove(f"running/{KINDS[self.watched]}-{self._watched_path.name}")
 
     @property
     def _watched_path(self) -> Path:
         inputs, _ = self._recommender if self.watched == "recommender" else self._stage2
         return self.store.path(KINDS[self.watched], inputs)
-
-    def _checkpoints(self, kind: str, key: str) -> Path:
-        return self.store.root / "running" / f"{kind}-{key}"
 
     @cached_property
     def _recommender(self) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -184,23 +178,24 @@ class Pipeline:
             "recommender": to_dict(replace(config, folds=0)),
             "titles": titles.name if titles else None,
         }
-        return inputs, {"data": str(data), "titles": str(titles or "")}
+        name = self.store.name
+        return inputs, {"data": name(data), "titles": name(titles) if titles else ""}
 
     @cached_property
     def _stage1(self) -> tuple[dict[str, Any], dict[str, Any]]:
         self.check()
         keys = [[folder.name, weight] for folder, weight in self._mixture]
-        mixture = [(str(folder), weight) for folder, weight in self._mixture]
-        inputs, folders = self._language("stage1")
-        return inputs | {"mixture": keys}, folders | {"mixture": mixture}
+        mixture = [(self.store.name(folder), weight) for folder, weight in self._mixture]
+        inputs, names = self._language("stage1")
+        return inputs | {"mixture": keys}, names | {"mixture": mixture}
 
     @cached_property
     def _stage2(self) -> tuple[dict[str, Any], dict[str, Any]]:
         self.check()
         start = self.train_text() if self.experiment.stage1.steps else None
-        inputs, folders = self._language("stage2")
-        return inputs | {"start": start.name if start else None}, folders | {
-            "start": str(start or "")
+        inputs, names = self._language("stage2")
+        return inputs | {"start": start.name if start else None}, names | {
+            "start": self.store.name(start) if start else ""
         }
 
     def _language(self, name: Literal["stage1", "stage2"]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -218,8 +213,12 @@ class Pipeline:
             "validation_rows": experiment.evaluation.validation_rows,
             "precision": self.layout.precision,
         }
-        folders = {"data": str(data), "backbone": self.backbone, "recommender": str(items or "")}
-        return inputs, folders
+        names = {
+            "data": self.store.name(data),
+            "backbone": self.backbone,
+            "recommender": self.store.name(items) if items else "",
+        }
+        return inputs, names
 
     @cached_property
     def _mixture(self) -> list[tuple[Path, float]]:
@@ -243,38 +242,35 @@ class Pipeline:
         return _fingerprint(self.backbone)
 
     def _train(
-        self, stage: Stage, inputs: dict[str, Any], folders: dict[str, Any], **more: Any
+        self, stage: Stage, inputs: dict[str, Any], names: dict[str, Any], **more: Any
     ) -> Path:
         from rsllm.train.attempts import run
         from rsllm.train.launch import Assignment
 
         _check_batch(self.experiment, stage, self.layout.workers)
-        kind = KINDS[stage]
-        key = self.store.path(kind, inputs).name
-        checkpoints = self._checkpoints(kind, key)
         watched = stage == self.watched
+        assignment = Assignment(
+            stage=stage,
+            experiment=self.experiment,
+            layout=self.layout,
+            store=self.store,
+            kind=KINDS[stage],
+            inputs=inputs,
+            **names,
+            **more,
+        )
 
-        def make(staging: Path) -> None:
-            assignment = Assignment(
-                stage=stage,
-                experiment=self.experiment,
-                layout=self.layout,
-                checkpoints=str(checkpoints),
-                curves=str(self.store.root / "tensorboard" / f"{kind}-{key}"),
-                export=str(staging),
-                **folders,
-                **more,
-            )
-            name = self.run_name if watched and self.run_name else f"{kind}-{key}"
+        def commit() -> None:
+            (self.store.root / "running" / assignment.name).mkdir(parents=True, exist_ok=True)
             run(
                 assignment,
-                name=name,
+                name=self.run_name if watched and self.run_name else assignment.name,
                 storage=self.store.root / "ray",
                 callbacks=self.callbacks if watched else (),
             )
 
-        path = self.store.get(kind, inputs, make)
-        shutil.rmtree(checkpoints, ignore_errors=True)
+        path = self.store.ensure(self.store.path(KINDS[stage], inputs), commit)
+        self.store.remove(f"running/{assignment.name}")
         return path
 
 
@@ -282,26 +278,37 @@ def run_all(pipelines: Sequence[Pipeline]) -> list[Path]:
     """The watched stages of several pipelines, as many side by side as the machine has room for."""
     import ray
 
-    def drive(experiment: Experiment, storage: Path, watched: Stage) -> Path:
-        return Pipeline(experiment, storage, watched=watched).run()
+    def drive(experiment: Experiment, storage: str, watched: Stage) -> str:
+        pipeline = Pipeline(experiment, storage, watched=watched)
+        return pipeline.store.name(pipeline.run())
 
     work, pending = ray.remote(drive).options(num_cpus=DRIVER_CPUS), list[Any]()
     for pipeline in pipelines:
         if len(pending) >= pipeline.layout.concurrent_trials:
             ray.wait(pending, num_returns=len(pending) - pipeline.layout.concurrent_trials + 1)
-        pending.append(work.remote(pipeline.experiment, pipeline.store.root, pipeline.watched))
-    return list(ray.get(pending))
+        location = pipeline.store.location
+        pending.append(work.remote(pipeline.experiment, location, pipeline.watched))
+    names = ray.get(pending)
+    return [p.store.local(name) for p, name in zip(pipelines, names, strict=True)]
 
 
-def _write_title_vectors(
-    data: Path, backbone: str, prompt: PromptConfig, threads: int, folder: Path
+def _commit_title_vectors(
+    store: Store,
+    inputs: dict[str, Any],
+    data: str,
+    backbone: str,
+    source: str,
+    prompt: PromptConfig,
+    threads: int,
 ) -> None:
     from rsllm.data.prepared import PreparedData
     from rsllm.model.titles import title_vectors
     from rsllm.recommenders.embeddings import ItemEmbeddings
 
-    vectors_ID = title_vectors(backbone, PreparedData.open(data).titles, prompt, threads)
-    ItemEmbeddings(vectors_ID, source=backbone).save(folder)
+    titles = PreparedData.open(store.local(data)).titles
+    vectors_ID = title_vectors(backbone_here(backbone, source), titles, prompt, threads)
+    with store.commit("titles", inputs) as folder:
+        ItemEmbeddings(vectors_ID, source=backbone).save(folder)
 
 
 @cache

@@ -26,7 +26,7 @@ from rsllm.evaluate.launch import ANSWERS, read_scores
 from rsllm.evaluate.metrics import Floats
 from rsllm.evaluate.rank import candidate_sets, held_out
 from rsllm.evaluate.report import inert, show
-from rsllm.runs import Store, manifest, read_json
+from rsllm.runs import Mirror, Store, manifest, read_json
 
 METRICS = ("HR@1", "MRR")
 _SEPARATORS = {".csv": ",", ".tsv": "\t", ".parquet": ""}
@@ -137,7 +137,8 @@ def judge(path: Path, data: PreparedData, split: Split, store: Store) -> dict[st
 
 
 def _stored(data: PreparedData, split: Split, store: Store) -> Iterator[tuple[str, Floats, float]]:
-    for folder in sorted((store.root / "evaluation").glob("[0-9a-f]*")):
+    for key in Mirror(store.below("evaluation")).names():
+        folder = store.local(f"evaluation/{key}")
         inputs = manifest(folder)["inputs"]
         if inputs["data"] == data.path.name and inputs["split"] == split:
             answers = read_json(folder / ANSWERS)

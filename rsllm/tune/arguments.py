@@ -6,7 +6,6 @@ import argparse
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rsllm.cluster import start_ray
@@ -39,7 +38,7 @@ class Arguments:
     budget_name: str
     experiment: Experiment
     """The base experiment under this budget and the user's own settings."""
-    storage: Path
+    storage: str
     trials: int
     seed: int
     only: tuple[str, ...]
@@ -108,7 +107,7 @@ def parse(
     if values.trials is not None and values.trials < 1:
         raise ConfigError(f"--trials is {values.trials}; a search needs at least 1")
     asked = overrides(values)
-    storage = Path(values.storage or os.environ.get("RSLLM_STORAGE") or "rsllm-store")
+    storage = values.storage or os.environ.get("RSLLM_STORAGE") or "rsllm-store"
     Pipeline(replace_in(base, asked), storage, watched=watched).check()
     name = name or _default_budget(budgets)
     budget = budgets[name]
@@ -158,8 +157,8 @@ def _parser(
     parser.add_argument("--zero-stage", type=int, help="DeepSpeed ZeRO stage, 0 to 3")
     parser.add_argument(
         "--storage",
-        metavar="DIR",
-        help="folder of all artifacts and results; every node must see it"
-        " (RSLLM_STORAGE; default: rsllm-store)",
+        metavar="DIR|URI",
+        help="all artifacts and results: a folder that every node sees, or a URI, such as"
+        " s3://bucket/path (RSLLM_STORAGE; default: rsllm-store)",
     )
     return parser

@@ -11,10 +11,11 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
+import fsspec
 import optuna
+from pyarrow.fs import FSSpecHandler, PyFileSystem
 from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
@@ -24,7 +25,7 @@ from rsllm.config import Experiment
 from rsllm.errors import TrainingError
 from rsllm.pipeline import Pipeline, Stage
 from rsllm.plan import DRIVER_CPUS
-from rsllm.runs import read_json
+from rsllm.runs import Store, read_json
 from rsllm.settings import replace_in
 from rsllm.tune.progress import TrialTable, overrides
 
@@ -73,17 +74,21 @@ def search(
     """
     _quieten()
     base = pipeline.experiment
-    folder = pipeline.store.root / "ray"
+    folder, system = _notes(pipeline.store)
     trainable = tune.with_resources(
         tune.with_parameters(
-            _trial, base=base, storage=pipeline.store.root, watched=pipeline.watched
+            _trial, base=base, storage=pipeline.store.location, watched=pipeline.watched
         ),
         {"CPU": DRIVER_CPUS},
     )
-    if tune.Tuner.can_restore(str(folder / name)):
+    if tune.Tuner.can_restore(f"{folder}/{name}", system):
         print(f"continuing the search {name}", flush=True)
         tuner = tune.Tuner.restore(
-            str(folder / name), trainable, resume_unfinished=True, resume_errored=True
+            f"{folder}/{name}",
+            trainable,
+            resume_unfinished=True,
+            resume_errored=True,
+            storage_filesystem=system,
         )
     else:
         tuner = tune.Tuner(
@@ -98,7 +103,8 @@ def search(
             ),
             run_config=tune.RunConfig(
                 name=name,
-                storage_path=str(folder),
+                storage_path=folder,
+                storage_filesystem=system,
                 verbose=0,
                 callbacks=[TrialTable(METRIC, trials)],
             ),
@@ -109,6 +115,14 @@ def search(
         reasons = {record.error for record in records}
         raise TrainingError(f"every trial failed: {'; '.join(str(r) for r in reasons)}")
     return records
+
+
+def _notes(store: Store) -> tuple[str, Any]:
+    """Where Tune notes how a search stands: a path, and the file system of a URI's."""
+    if store.remote is None:
+        return store.below("ray"), None
+    system, path = fsspec.core.url_to_fs(store.below("ray"))
+    return path, PyFileSystem(FSSpecHandler(system))
 
 
 def _sampler(
@@ -149,7 +163,7 @@ def _scheduler(validations: int) -> TrialScheduler:
     )
 
 
-def _trial(config: dict[str, Any], base: Experiment, storage: Path, watched: Stage) -> None:
+def _trial(config: dict[str, Any], base: Experiment, storage: str, watched: Stage) -> None:
     """One trial: report an artifact that exists, or train it."""
     pipeline = Pipeline(
         replace_in(base, overrides(config)),
@@ -175,7 +189,7 @@ def _first_report(result: Any) -> float:
 def _record(number: int, result: Any, search: Pipeline) -> TrialRecord:
     frame, values = result.metrics_dataframe, overrides(result.config)
     trial = Pipeline(
-        replace_in(search.experiment, values), search.store.root, watched=search.watched
+        replace_in(search.experiment, values), search.store.location, watched=search.watched
     )
     if result.error is not None:
         state = "failed"
