@@ -99,6 +99,7 @@ def main() -> None:
         "provenance": provenance(),
     }
     write_json(folder / "results.json", results)
+    pipeline.store.share(f"studies/{name}")
     print(f"results: {folder}")
 
 

@@ -15,13 +15,13 @@ from typing import Any, Literal
 
 from rsllm.assets import backbone_here, fetch, resolve_backbone
 from rsllm.cluster import lay_out_on_cluster, start_ray
-from rsllm.config import SLOTTED, DataConfig, Experiment, PromptConfig, StageConfig
+from rsllm.config import SLOTTED, DataConfig, Experiment, StageConfig
 from rsllm.errors import ConfigError
 from rsllm.plan import DRIVER_CPUS, Layout
 from rsllm.runs import Store, manifest, read_json, sha256
 from rsllm.settings import to_dict
+from rsllm.train.launch import Assignment, Stage
 
-Stage = Literal["recommender", "stage1", "stage2"]
 KINDS = {"recommender": "recommender", "stage1": "stage-1", "stage2": "stage-2"}
 
 
@@ -113,10 +113,10 @@ class Pipeline:
         """What fills the slots of stage 2: the recommender's item table, with cross-fitted ones."""
         from rsllm.recommenders.embeddings import ItemEmbeddings
 
-        whole, (inputs, names) = self.fit(), self._recommender
+        whole, (inputs, folders) = self.fit(), self._recommender
         count = self.experiment.recommender.folds
         folds = [
-            self._train("recommender", inputs | {"fold": [fold, count]}, names, fold=fold)
+            self._train("recommender", inputs | {"fold": [fold, count]}, folders, fold=fold)
             for fold in range(count)
         ]
         if not folds:
@@ -137,9 +137,21 @@ class Pipeline:
         def commit() -> None:
             import ray
 
-            work = ray.remote(_commit_title_vectors).options(num_cpus=self.layout.cpus_per_worker)
-            names = (self.store.name(data), backbone, self.experiment.backbone.source)
-            ray.get(work.remote(self.store, inputs, *names, prompt, self.layout.threads))
+            from rsllm.data.prepared import PreparedData
+            from rsllm.model.titles import title_vectors
+            from rsllm.recommenders.embeddings import ItemEmbeddings
+
+            store, threads = self.store, self.layout.threads
+            source = self.experiment.backbone.source
+
+            def work() -> None:
+                titles = PreparedData.open(store.local(data)).titles
+                here = backbone_here(backbone, source)
+                vectors_ID = title_vectors(here, titles, prompt, threads)
+                with store.commit("titles", inputs) as folder:
+                    ItemEmbeddings(vectors_ID, source=backbone).save(folder)
+
+            ray.get(ray.remote(work).options(num_cpus=self.layout.cpus_per_worker).remote())
 
         return self.store.ensure(self.store.path("titles", inputs), commit)
 
@@ -178,24 +190,23 @@ class Pipeline:
             "recommender": to_dict(replace(config, folds=0)),
             "titles": titles.name if titles else None,
         }
-        name = self.store.name
-        return inputs, {"data": name(data), "titles": name(titles) if titles else ""}
+        return inputs, {"data": str(data), "titles": str(titles or "")}
 
     @cached_property
     def _stage1(self) -> tuple[dict[str, Any], dict[str, Any]]:
         self.check()
         keys = [[folder.name, weight] for folder, weight in self._mixture]
-        mixture = [(self.store.name(folder), weight) for folder, weight in self._mixture]
-        inputs, names = self._language("stage1")
-        return inputs | {"mixture": keys}, names | {"mixture": mixture}
+        mixture = [(str(folder), weight) for folder, weight in self._mixture]
+        inputs, folders = self._language("stage1")
+        return inputs | {"mixture": keys}, folders | {"mixture": mixture}
 
     @cached_property
     def _stage2(self) -> tuple[dict[str, Any], dict[str, Any]]:
         self.check()
         start = self.train_text() if self.experiment.stage1.steps else None
-        inputs, names = self._language("stage2")
-        return inputs | {"start": start.name if start else None}, names | {
-            "start": self.store.name(start) if start else ""
+        inputs, folders = self._language("stage2")
+        return inputs | {"start": start.name if start else None}, folders | {
+            "start": str(start or "")
         }
 
     def _language(self, name: Literal["stage1", "stage2"]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -213,12 +224,8 @@ class Pipeline:
             "validation_rows": experiment.evaluation.validation_rows,
             "precision": self.layout.precision,
         }
-        names = {
-            "data": self.store.name(data),
-            "backbone": self.backbone,
-            "recommender": self.store.name(items) if items else "",
-        }
-        return inputs, names
+        folders = {"data": str(data), "backbone": self.backbone, "recommender": str(items or "")}
+        return inputs, folders
 
     @cached_property
     def _mixture(self) -> list[tuple[Path, float]]:
@@ -242,10 +249,9 @@ class Pipeline:
         return _fingerprint(self.backbone)
 
     def _train(
-        self, stage: Stage, inputs: dict[str, Any], names: dict[str, Any], **more: Any
+        self, stage: Stage, inputs: dict[str, Any], folders: dict[str, Any], **more: Any
     ) -> Path:
         from rsllm.train.attempts import run
-        from rsllm.train.launch import Assignment
 
         _check_batch(self.experiment, stage, self.layout.workers)
         watched = stage == self.watched
@@ -256,7 +262,7 @@ class Pipeline:
             store=self.store,
             kind=KINDS[stage],
             inputs=inputs,
-            **names,
+            **folders,
             **more,
         )
 
@@ -278,37 +284,17 @@ def run_all(pipelines: Sequence[Pipeline]) -> list[Path]:
     """The watched stages of several pipelines, as many side by side as the machine has room for."""
     import ray
 
-    def drive(experiment: Experiment, storage: str, watched: Stage) -> str:
-        pipeline = Pipeline(experiment, storage, watched=watched)
-        return pipeline.store.name(pipeline.run())
+    def drive(experiment: Experiment, storage: str, watched: Stage) -> Path:
+        return Pipeline(experiment, storage, watched=watched).run()
 
     work, pending = ray.remote(drive).options(num_cpus=DRIVER_CPUS), list[Any]()
     for pipeline in pipelines:
         if len(pending) >= pipeline.layout.concurrent_trials:
             ray.wait(pending, num_returns=len(pending) - pipeline.layout.concurrent_trials + 1)
-        location = pipeline.store.location
-        pending.append(work.remote(pipeline.experiment, location, pipeline.watched))
-    names = ray.get(pending)
-    return [p.store.local(name) for p, name in zip(pipelines, names, strict=True)]
-
-
-def _commit_title_vectors(
-    store: Store,
-    inputs: dict[str, Any],
-    data: str,
-    backbone: str,
-    source: str,
-    prompt: PromptConfig,
-    threads: int,
-) -> None:
-    from rsllm.data.prepared import PreparedData
-    from rsllm.model.titles import title_vectors
-    from rsllm.recommenders.embeddings import ItemEmbeddings
-
-    titles = PreparedData.open(store.local(data)).titles
-    vectors_ID = title_vectors(backbone_here(backbone, source), titles, prompt, threads)
-    with store.commit("titles", inputs) as folder:
-        ItemEmbeddings(vectors_ID, source=backbone).save(folder)
+        where = pipeline.store.location
+        pending.append(work.remote(pipeline.experiment, where, pipeline.watched))
+    made = zip(pipelines, ray.get(pending), strict=True)
+    return [pipeline.store.local(path) for pipeline, path in made]
 
 
 @cache

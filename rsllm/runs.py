@@ -278,10 +278,7 @@ class Mirror:
 
 @dataclass(frozen=True)
 class Store(Mirror):
-    """Content-addressed artifacts in a folder that every node of the cluster sees, or at a URI.
-
-    Artifacts go by a name, KIND/KEY, which is the same on all nodes.
-    """
+    """Content-addressed artifacts, KIND/KEY, in a folder that all nodes see, or at a URI."""
 
     @classmethod
     def open(cls, location: str | Path) -> Store:
@@ -304,20 +301,20 @@ class Store(Mirror):
         return self.root / kind / content_hash({"version": rsllm.__version__, "inputs": inputs})
 
     def name(self, path: Path) -> str:
-        """What other nodes know the artifact by."""
-        return path.relative_to(self.root).as_posix()
+        """What all nodes know an artifact by."""
+        return "/".join(path.parts[-2:])
 
-    def local(self, name: str) -> Path:
-        """The artifact's folder on this node, fetched if need be.
+    def local(self, path: str | Path) -> Path:
+        """Where this node has an artifact that has some path on another one; fetched if need be.
 
         Raises:
             CheckpointError: it is damaged.
             ConfigError: this node does not see it.
         """
-        path = self.root / name
-        if not self.holds(path):
-            raise unseen(self.below(name))
-        return path
+        here = self.root / self.name(Path(path))
+        if not self.holds(here):
+            raise unseen(self.below(self.name(here)))
+        return here
 
     def holds(self, path: Path) -> bool:
         """Whether an artifact exists; if so it is on this node now."""

@@ -1,6 +1,6 @@
-"""A bucket for tests, `objects://FOLDER`: files come whole and are never renamed; accesses are noted.
+"""A bucket for tests, `objects://FOLDER`, in which files come whole and are never renamed.
 
-It is kept in a local folder, so other processes see it too.
+It is kept in a local folder, so other processes see it too, and notes who reads and writes what.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def register() -> None:
 
 
 def search_path(folder: Path) -> str:
-    """What PYTHONPATH must hold for other processes to know `objects://`, as an installed driver."""
+    """The PYTHONPATH with which other processes know `objects://`, as an installed driver."""
     driver = folder / "object_store-1.0.dist-info"
     driver.mkdir(parents=True)
     (driver / "METADATA").write_text("Metadata-Version: 2.1\nName: object-store\nVersion: 1.0\n")

@@ -290,13 +290,21 @@ def _describe(facts: Mapping[str, Any]) -> str:
 
 
 def _configure_ray_data(*, here: bool) -> None:
-    """Quiet, in the order of the tasks and, on demand, on this node only."""
+    """Quiet, in the order of the tasks and, on demand, on this node only.
+
+    Raises:
+        ConfigError: this node has no CPUs for it.
+    """
     import ray
     from ray.data.context import DataContext
 
-    context = DataContext.get_current()
-    node = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
-    context.execution_options.label_selector = node if here else None
+    context, node = DataContext.get_current(), ray.get_runtime_context().get_node_id()
+    if here and not any(n["NodeID"] == node and n["Resources"].get("CPU") for n in ray.nodes()):
+        raise ConfigError(
+            "under a URI data is prepared on the driver's own node, where Ray has no CPUs; start it"
+            " with --num-cpus"
+        )
+    context.execution_options.label_selector = {"ray.io/node-id": node} if here else None
     context.enable_progress_bars = False
     context.execution_options.preserve_order = True
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)

@@ -45,7 +45,7 @@ class Method:
     experiment: Experiment
     representation: Representation = "text"
     artifact: str = ""
-    """Folder in the store of the tuned model, the recommender or the title vectors; empty for the
+    """Folder of the tuned model, the recommender or the title vectors; empty for the
     backbone untuned, and for rules."""
 
     @property
@@ -107,13 +107,10 @@ def evaluate(
             continue
         if len(tasks) >= layout.concurrent_trials:  # more on the same cores would be slower
             ray.wait(list(tasks.values()), num_returns=len(tasks) - layout.concurrent_trials + 1)
-        if method.artifact:
-            method = replace(method, artifact=store.name(Path(method.artifact)))
-        place = (store, store.name(data), key)
-        tasks[folder] = work.remote(method, split, backbone, layout, *place)
+        tasks[folder] = work.remote(method, split, data, backbone, layout, store, key)
     ray.get(list(tasks.values()))
-    names = map(store.name, folders)
-    return [_read(method, store.local(name)) for method, name in zip(methods, names, strict=True)]
+    found = map(store.local, folders)
+    return [_read(method, folder) for method, folder in zip(methods, found, strict=True)]
 
 
 def _inputs(
@@ -164,13 +161,13 @@ def _read(method: Method, folder: Path) -> Outcome:
 def _evaluate(
     method: Method,
     split: Literal["validation", "test"],
+    data_folder: Path,
     backbone: str,
     layout: Layout,
     store: Store,
-    data_name: str,
     key: dict[str, Any],
 ) -> None:
-    data = PreparedData.open(store.local(data_name))
+    data = PreparedData.open(store.local(data_folder))
     if method.artifact:
         method = replace(method, artifact=str(store.local(method.artifact)))
     if layout.threads:

@@ -137,8 +137,8 @@ def judge(path: Path, data: PreparedData, split: Split, store: Store) -> dict[st
 
 
 def _stored(data: PreparedData, split: Split, store: Store) -> Iterator[tuple[str, Floats, float]]:
-    for key in Mirror(store.below("evaluation")).names():
-        folder = store.local(f"evaluation/{key}")
+    for name in Mirror(store.below("evaluation")).names():
+        folder = store.local(f"evaluation/{name}")
         inputs = manifest(folder)["inputs"]
         if inputs["data"] == data.path.name and inputs["split"] == split:
             answers = read_json(folder / ANSWERS)

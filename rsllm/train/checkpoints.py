@@ -106,10 +106,9 @@ class Checkpoints:
         seal(staging, {"state": asdict(state)})
         self.mirror.upload(final.name, staging)
         shutil.rmtree(final, ignore_errors=True)
-        if self.mirror.remote is None:
-            staging.rename(final)
-        else:
-            shutil.rmtree(staging)
+        staging.rename(final)
+        if self.mirror.remote:  # nodes that train for long must not fill up
+            shutil.rmtree(final)
         self._prune(state.best_step)
 
     def restore(self, engine: Engine, step: int | None = None) -> State:

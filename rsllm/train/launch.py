@@ -21,7 +21,7 @@ Stage = Literal["recommender", "stage1", "stage2"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Assignment:
-    """What the workers of one run are to do; artifacts go by their names in the store."""
+    """What the workers of one run are to do; folders are those of the driver's node."""
 
     stage: Stage
     experiment: Experiment
@@ -33,15 +33,15 @@ class Assignment:
     data: str
     backbone: str = ""
     titles: str = ""
-    """The title vectors that stand for the items of a recommender; empty: ids do."""
+    """Folder of the title vectors that stand for the items of a recommender; empty: ids do."""
     fold: int | None = None
     """The part of the training users that a cross-fitted recommender does not see."""
     recommender: str = ""
-    """The item table that fills the slots; empty for prompts without slots."""
+    """Folder of the item table that fills the slots; empty for prompts without slots."""
     mixture: Sequence[tuple[str, float]] = ()
-    """The further data sets of stage 1, and their weights."""
+    """Folders and weights of the further data sets of stage 1."""
     start: str = ""
-    """The adapter to continue from; empty starts fresh."""
+    """Folder of the adapter to continue from; empty starts fresh."""
 
     @property
     def name(self) -> str:
@@ -129,18 +129,18 @@ def _log(assignment: Assignment) -> Iterator[Callable[[int, dict[str, float]], N
         yield lambda step, values: None
         return
     store, curves = assignment.store, f"tensorboard/{assignment.name}"
-    with contextlib.closing(SummaryWriter(str(store.root / curves), flush_secs=10)) as writer:
+    writer = SummaryWriter(str(store.root / curves), flush_secs=10)
 
-        def log(step: int, values: dict[str, float]) -> None:
-            for name, value in values.items():
-                writer.add_scalar(name, value, step)
+    def log(step: int, values: dict[str, float]) -> None:
+        for name, value in values.items():
+            writer.add_scalar(name, value, step)
 
-        try:
-            yield log
-        finally:
-            writer.flush()
-            with contextlib.suppress(CheckpointError):
-                store.share(curves)
+    try:
+        yield log
+    finally:
+        writer.close()
+        with contextlib.suppress(CheckpointError):
+            store.share(curves)
 
 
 def _prepare_process(layout: Layout) -> None:
@@ -204,5 +204,5 @@ def _task(assignment: Assignment) -> Any:
         model,
         name=assignment.stage,
         autocast=bf16 and not layout.use_gpu,
-        mixture=[(PreparedData.open(local(name)), weight) for name, weight in assignment.mixture],
+        mixture=[(PreparedData.open(local(path)), weight) for path, weight in assignment.mixture],
     )

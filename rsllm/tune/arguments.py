@@ -14,7 +14,7 @@ from rsllm.errors import ConfigError
 from rsllm.settings import parse_setting, replace_in
 
 if TYPE_CHECKING:
-    from rsllm.pipeline import Stage
+    from rsllm.train.launch import Stage
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -23,10 +23,11 @@ from ray.tune.search.optuna import OptunaSearch
 
 from rsllm.config import Experiment
 from rsllm.errors import TrainingError
-from rsllm.pipeline import Pipeline, Stage
+from rsllm.pipeline import Pipeline
 from rsllm.plan import DRIVER_CPUS
 from rsllm.runs import Store, read_json
 from rsllm.settings import replace_in
+from rsllm.train.launch import Stage
 from rsllm.tune.progress import TrialTable, overrides
 
 Space = Callable[[optuna.Trial], dict[str, Any]]
