@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import fsspec
-
 from rsllm.errors import CheckpointError, ConfigError
 
 
@@ -26,6 +24,8 @@ class Remote:
     @contextlib.contextmanager
     def _system(self) -> Iterator[tuple[Any, str]]:
         """The file system, rid of what it remembers of earlier looks, and the URI's path there."""
+        import fsspec  # most runs need none, and the command line is to start at once
+
         try:
             system, root = fsspec.core.url_to_fs(self.uri)
             system.invalidate_cache()

@@ -61,7 +61,6 @@ def work(config: dict[str, Assignment]) -> None:
         ConfigError: this node does not see the storage.
     """
     assignment = config["assignment"]
-    store = assignment.store
     _require_storage(assignment)
     _prepare_process(assignment.layout)
 
@@ -82,11 +81,11 @@ def work(config: dict[str, Assignment]) -> None:
         state = train(task, engine, checkpoints, watch, ray.train.report, log)
     tensors = engine.trainable()
     if dist.get_rank() == 0:
-        with store.commit(assignment.kind, assignment.inputs) as staging:
+        with assignment.store.commit(assignment.kind, assignment.inputs) as staging:
             task.export(tensors, staging)
             write_json(staging / "training.json", asdict(state))
     dist.barrier()
-    if store.remote:
+    if assignment.store.remote:
         shutil.rmtree(checkpoints.folder, ignore_errors=True)
 
 

@@ -69,7 +69,7 @@ def test_nodes_that_share_nothing_but_a_uri(
 def test_a_study_goes_on_from_another_head(
     random_llm: Path, bucket: str, go_to: Callable[[str], None], tmp_path: Path
 ) -> None:
-    """One that has nothing yet: it finds the search, its trials and the twins, and trains nothing."""
+    """It has nothing yet, finds the search, its trials and the twins, and trains nothing."""
     command = [*jobs.SCRIPT, *jobs.TINY, "--backbone", str(random_llm), "--storage", bucket]
     log, results = tmp_path / "log", list[Any]()
     for node in ("node-a", "node-b"):
