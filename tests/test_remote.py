@@ -56,7 +56,7 @@ def test_another_node_gets_what_was_made(
     assert (second / "a.bin").read_bytes() == bytes(range(256))
     assert (second / "below" / "b.txt").read_text() == "b"
     assert manifest(second, verify=True) == manifest(first)
-    assert store.local(f"kind/{second.name}") == second
+    assert store.local(f"kind/{second.name}") == store.local(first) == second
     assert [p.name for p in second.parent.iterdir() if p.suffix == ".staging"] == []
 
 
