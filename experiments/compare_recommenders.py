@@ -36,7 +36,7 @@ from rsllm.recommenders import SEEN
 from rsllm.recommenders.embeddings import ItemEmbeddings
 from rsllm.recommenders.presets import preset
 from rsllm.recommenders.rules import RULES
-from rsllm.runs import provenance, read_json, write_json
+from rsllm.runs import Store, provenance, read_json, write_json
 
 GIVEN = {"data.split": "given"}
 DATA: dict[str, dict[str, Any]] = {
@@ -98,7 +98,7 @@ def variants(source: str) -> dict[str, dict[str, Any]]:
     }
 
 
-def compare(source: str, seeds: int, storage: Path) -> dict[str, Any]:
+def compare(source: str, seeds: int, storage: str) -> dict[str, Any]:
     """Fit and judge everything on one data set."""
     base = replace_in(
         Experiment(),
@@ -248,8 +248,9 @@ def main() -> None:
     parser.add_argument(
         "--seeds", type=int, default=3, help="fits of each recommender (default: 3)"
     )
-    parser.add_argument("--storage", type=Path, default=Path("rsllm-store"), metavar="DIR")
+    parser.add_argument("--storage", default="rsllm-store", metavar="DIR|URI")
     arguments = parser.parse_args()
+    store = Store.open(arguments.storage)
     print(f"Ray dashboard: {start_ray()}  (its token: ray get-auth-token)", flush=True)
     for source in arguments.only or DATA:
         try:
@@ -257,11 +258,12 @@ def main() -> None:
         except RsllmError as error:
             print(f"{source} is left out: {str(error).splitlines()[-1].strip()}\n", flush=True)
             continue
-        folder = arguments.storage / "studies" / "compare_recommenders"
+        folder = store.root / "studies" / "compare_recommenders"
         folder.mkdir(parents=True, exist_ok=True)
         write_json(
             folder / f"{source}.json", {"data": source, **result, "provenance": provenance()}
         )
+        store.share("studies/compare_recommenders")
         print(f"\n{source}, test\n{_printed(result['tables']['test'])}\n", flush=True)
         for title, near in result["neighbours"].items():
             print(f"{title}: {', '.join(near)}")

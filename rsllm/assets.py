@@ -4,7 +4,6 @@ An asset is a folder in the cache with a manifest (`rsllm.runs.commit_dir`). Its
 in order, every file is compared with a known SHA-256, and a folder appears whole or not at all.
 """
 
-import os
 import re
 import tomllib
 from collections.abc import Sequence
@@ -13,12 +12,11 @@ from pathlib import Path
 from typing import Literal
 
 import httpx
-import platformdirs
 from pydantic import TypeAdapter
 
 from rsllm.downloads import HubModel, LlaraFolder, Source, UrlZip, Wheel, say
 from rsllm.errors import ConfigError, DataError
-from rsllm.runs import commit_dir, manifest, require_writable
+from rsllm.runs import cache_root, commit_dir, manifest, require_writable
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
@@ -34,12 +32,6 @@ class Asset:
 
 TABLE = tomllib.loads(Path(__file__).with_name("assets.toml").read_text())
 ASSETS = TypeAdapter(dict[str, Asset]).validate_python(TABLE)
-
-
-def cache_root() -> Path:
-    """Where assets are kept: `$RSLLM_CACHE`, or the user's cache folder."""
-    root = Path(os.environ.get("RSLLM_CACHE") or platformdirs.user_cache_path("rsllm"))
-    return root.expanduser().absolute()
 
 
 def fetch(name: str, *, cache: Path | None = None, sources: Sequence[Source] = ()) -> Path:
@@ -106,6 +98,11 @@ def resolve_backbone(source: str) -> Path | str:
         f"backbone {source!r} is no local folder with a config.json and no hub name"
         f" (organisation/model); known backbones: {known}"
     )
+
+
+def backbone_here(found: str, source: str) -> str:
+    """What `resolve_backbone(source)` found on another node, for this one."""
+    return found if Path(found).exists() else str(resolve_backbone(source))
 
 
 def _require_on_hub(name: str) -> None:

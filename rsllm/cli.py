@@ -131,15 +131,14 @@ def _add_experiment_flags(parser: argparse.ArgumentParser) -> None:
     add_setting_flags(parser)
     parser.add_argument(
         "--storage",
-        type=Path,
-        default=Path("rsllm-store"),
-        metavar="DIR",
-        help="folder of all artifacts (default: %(default)s)",
+        default="rsllm-store",
+        metavar="DIR|URI",
+        help="all artifacts: a folder, or a URI, such as s3://bucket/path (default: %(default)s)",
     )
 
 
 def _fetch(arguments: argparse.Namespace) -> None:
-    from rsllm import assets
+    from rsllm import assets, runs
 
     for name in arguments.names:
         if arguments.folder:
@@ -149,7 +148,7 @@ def _fetch(arguments: argparse.Namespace) -> None:
         else:
             print(assets.fetch(name))
     if not arguments.names:
-        print(f"cache: {assets.cache_root()} (RSLLM_CACHE)")
+        print(f"cache: {runs.cache_root()} (RSLLM_CACHE)")
         for name, asset in assets.ASSETS.items():
             print(f"{name:22}  {asset.kind:8}  {asset.licence}")
 

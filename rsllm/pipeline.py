@@ -7,22 +7,21 @@ they have in common, and nothing is computed twice.
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from rsllm.assets import fetch, resolve_backbone
+from rsllm.assets import backbone_here, fetch, resolve_backbone
 from rsllm.cluster import lay_out_on_cluster, start_ray
-from rsllm.config import SLOTTED, DataConfig, Experiment, PromptConfig, StageConfig
+from rsllm.config import SLOTTED, DataConfig, Experiment, StageConfig
 from rsllm.errors import ConfigError
 from rsllm.plan import DRIVER_CPUS, Layout
 from rsllm.runs import Store, manifest, read_json, sha256
 from rsllm.settings import to_dict
+from rsllm.train.launch import Assignment, Stage
 
-Stage = Literal["recommender", "stage1", "stage2"]
 KINDS = {"recommender": "recommender", "stage1": "stage-1", "stage2": "stage-2"}
 
 
@@ -31,13 +30,13 @@ class Pipeline:
 
     Args:
         experiment: what to run.
-        storage: folder of the artifact store; every node of the cluster must see it.
+        storage: folder of the artifact store, which every node of the cluster must see, or a URI.
         run_name: name of the Ray Train run of `watched`, unique among running ones.
         callbacks: Ray Train callbacks of `watched`.
         watched: the stage that a search tunes.
 
     Raises:
-        ConfigError: a run name that is no plain file name, or a storage that cannot be written.
+        ConfigError: a run name that is no plain file name, or a storage that cannot be used.
     """
 
     def __init__(
@@ -135,13 +134,26 @@ class Pipeline:
         data, backbone, prompt = self.prepare(), self.backbone, self.experiment.prompt
         inputs = {"data": data.name, "backbone": self.fingerprint, "prompt": to_dict(prompt)}
 
-        def make(folder: Path) -> None:
+        def commit() -> None:
             import ray
 
-            work = ray.remote(_write_title_vectors).options(num_cpus=self.layout.cpus_per_worker)
-            ray.get(work.remote(data, backbone, prompt, self.layout.threads, folder))
+            from rsllm.data.prepared import PreparedData
+            from rsllm.model.titles import title_vectors
+            from rsllm.recommenders.embeddings import ItemEmbeddings
 
-        return self.store.get("titles", inputs, make)
+            store, threads = self.store, self.layout.threads
+            source = self.experiment.backbone.source
+
+            def work() -> None:
+                titles = PreparedData.open(store.local(data)).titles
+                here = backbone_here(backbone, source)
+                vectors_ID = title_vectors(here, titles, prompt, threads)
+                with store.commit("titles", inputs) as folder:
+                    ItemEmbeddings(vectors_ID, source=backbone).save(folder)
+
+            ray.get(ray.remote(work).options(num_cpus=self.layout.cpus_per_worker).remote())
+
+        return self.store.ensure(self.store.path("titles", inputs), commit)
 
     def train_text(self) -> Path:
         """Stage 1: the language model, by default on text-only prompts."""
@@ -157,22 +169,16 @@ class Pipeline:
 
     def finished(self) -> Path | None:
         """The watched stage's artifact if it exists; earlier stages must."""
-        return self._watched_path if self._watched_path.exists() else None
+        return self._watched_path if self.store.holds(self._watched_path) else None
 
     def discard(self) -> None:
         """Remove what a watched stage that was stopped early left behind."""
-        path = self._watched_path
-        shutil.rmtree(self._checkpoints(KINDS[self.watched], path.name), ignore_errors=True)
-        for staging in path.parent.glob(f".{path.name}.*.staging"):
-            shutil.rmtree(staging, ignore_errors=True)
+        self.store.remove(f"running/{KINDS[self.watched]}-{self._watched_path.name}")
 
     @property
     def _watched_path(self) -> Path:
         inputs, _ = self._recommender if self.watched == "recommender" else self._stage2
         return self.store.path(KINDS[self.watched], inputs)
-
-    def _checkpoints(self, kind: str, key: str) -> Path:
-        return self.store.root / "running" / f"{kind}-{key}"
 
     @cached_property
     def _recommender(self) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -246,35 +252,31 @@ class Pipeline:
         self, stage: Stage, inputs: dict[str, Any], folders: dict[str, Any], **more: Any
     ) -> Path:
         from rsllm.train.attempts import run
-        from rsllm.train.launch import Assignment
 
         _check_batch(self.experiment, stage, self.layout.workers)
-        kind = KINDS[stage]
-        key = self.store.path(kind, inputs).name
-        checkpoints = self._checkpoints(kind, key)
         watched = stage == self.watched
+        assignment = Assignment(
+            stage=stage,
+            experiment=self.experiment,
+            layout=self.layout,
+            store=self.store,
+            kind=KINDS[stage],
+            inputs=inputs,
+            **folders,
+            **more,
+        )
 
-        def make(staging: Path) -> None:
-            assignment = Assignment(
-                stage=stage,
-                experiment=self.experiment,
-                layout=self.layout,
-                checkpoints=str(checkpoints),
-                curves=str(self.store.root / "tensorboard" / f"{kind}-{key}"),
-                export=str(staging),
-                **folders,
-                **more,
-            )
-            name = self.run_name if watched and self.run_name else f"{kind}-{key}"
+        def commit() -> None:
+            (self.store.root / "running" / assignment.name).mkdir(parents=True, exist_ok=True)
             run(
                 assignment,
-                name=name,
+                name=self.run_name if watched and self.run_name else assignment.name,
                 storage=self.store.root / "ray",
                 callbacks=self.callbacks if watched else (),
             )
 
-        path = self.store.get(kind, inputs, make)
-        shutil.rmtree(checkpoints, ignore_errors=True)
+        path = self.store.ensure(self.store.path(KINDS[stage], inputs), commit)
+        self.store.remove(f"running/{assignment.name}")
         return path
 
 
@@ -286,29 +288,20 @@ def run_all(pipelines: Sequence[Pipeline]) -> list[Path]:
     """
     import ray
 
-    def drive(experiment: Experiment, storage: Path, watched: Stage) -> Path:
+    def drive(experiment: Experiment, storage: str, watched: Stage) -> Path:
         return Pipeline(experiment, storage, watched=watched).run()
 
     work, pending = ray.remote(drive).options(num_cpus=DRIVER_CPUS), list[Any]()
     for pipeline in pipelines:
         if len(pending) >= pipeline.layout.concurrent_trials:
             ray.wait(pending, num_returns=len(pending) - pipeline.layout.concurrent_trials + 1)
-        pending.append(work.remote(pipeline.experiment, pipeline.store.root, pipeline.watched))
+        where = pipeline.store.location
+        pending.append(work.remote(pipeline.experiment, where, pipeline.watched))
     try:
-        return list(ray.get(pending))
+        made = zip(pipelines, ray.get(pending), strict=True)
+        return [pipeline.store.local(path) for pipeline, path in made]
     except ray.exceptions.RayTaskError as error:
         raise error.cause from error
-
-
-def _write_title_vectors(
-    data: Path, backbone: str, prompt: PromptConfig, threads: int, folder: Path
-) -> None:
-    from rsllm.data.prepared import PreparedData
-    from rsllm.model.titles import title_vectors
-    from rsllm.recommenders.embeddings import ItemEmbeddings
-
-    vectors_ID = title_vectors(backbone, PreparedData.open(data).titles, prompt, threads)
-    ItemEmbeddings(vectors_ID, source=backbone).save(folder)
 
 
 @cache

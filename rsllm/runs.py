@@ -1,8 +1,9 @@
-"""Artifacts on disk: committed whole, hashed, keyed by what made them, computed once.
+"""Artifacts: committed whole, hashed, keyed by what made them, computed once.
 
 An artifact is a folder. `commit_dir` stages it beside its final place, writes `manifest.json`
 (path, size and SHA-256 of every file) last and renames it in, so a folder that has a manifest is
-complete. `Store` keys artifacts by the hash of their inputs, and `Store.get` makes each one once.
+complete. `Mirror` keeps such folders on a disk or at a URI. `Store` keys artifacts by the hash of
+their inputs, and `Store.get` makes each one once.
 """
 
 from __future__ import annotations
@@ -22,13 +23,21 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import platformdirs
 from filelock import FileLock, Timeout
 
 import rsllm
 from rsllm.errors import CheckpointError, ConfigError
+from rsllm.remote import Remote
 from rsllm.settings import content_hash
 
 MANIFEST = "manifest.json"
+
+
+def cache_root() -> Path:
+    """Where a node keeps what it fetched: `$RSLLM_CACHE`, or the user's cache folder."""
+    root = Path(os.environ.get("RSLLM_CACHE") or platformdirs.user_cache_path("rsllm"))
+    return root.expanduser().absolute()
 
 
 def sha256(path: Path) -> str:
@@ -81,6 +90,13 @@ def commit_dir(final: Path, **facts: Any) -> Iterator[Path]:
     meanwhile, that one stays and this one is dropped. What processes that were killed staged for
     the same folder on this machine is removed.
     """
+    with _staged(final) as staging:
+        yield staging
+        seal(staging, facts)
+
+
+@contextlib.contextmanager
+def _staged(final: Path) -> Iterator[Path]:
     final.parent.mkdir(parents=True, exist_ok=True)
     # Process ids mean the same on one machine, and in one container of it.
     host = content_hash([platform.node(), Path("/proc/self/ns/pid").resolve().name])[:8]
@@ -95,7 +111,6 @@ def commit_dir(final: Path, **facts: Any) -> Iterator[Path]:
     staging.mkdir()
     try:
         yield staging
-        seal(staging, facts)
         try:
             staging.rename(final)
         except OSError:
@@ -132,21 +147,35 @@ def manifest(folder: Path, *, verify: bool = False) -> dict[str, Any]:
     Raises:
         CheckpointError: no manifest, or a file that is missing, elsewhere, extra-short or altered.
     """
-    facts: dict[str, Any] = read_json(folder / MANIFEST)
-    stated = facts.pop("digest", None) if isinstance(facts, dict) else None
-    if stated not in (None, content_hash(facts)):
-        raise CheckpointError(f"{folder} is damaged: {MANIFEST} was altered; delete it to rebuild")
-    try:
-        files = [(name, file["bytes"], file["sha256"]) for name, file in facts["files"].items()]
-    except (AttributeError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{folder} is damaged: {MANIFEST} lists no files") from error
-    for name, size, digest in files:
+    facts, files = _stated(folder)
+    for name, (size, digest) in files.items():
         path = folder / name
         if not path.is_file() or not path.resolve().is_relative_to(folder.resolve()):
             raise CheckpointError(f"{folder} is damaged: {name} is not in it; delete it to rebuild")
         if path.stat().st_size != size or (verify and sha256(path) != digest):
             raise CheckpointError(f"{folder} is damaged: {name} was altered; delete it to rebuild")
     return facts
+
+
+def _stated(folder: Path) -> tuple[dict[str, Any], dict[str, tuple[int, str]]]:
+    """A folder's manifest, checked by its digest, and size and hash of each file in it."""
+    facts: dict[str, Any] = read_json(folder / MANIFEST)
+    stated = facts.pop("digest", None) if isinstance(facts, dict) else None
+    if stated not in (None, content_hash(facts)):
+        raise CheckpointError(f"{folder} is damaged: {MANIFEST} was altered; delete it to rebuild")
+    try:
+        files = {name: (file["bytes"], file["sha256"]) for name, file in facts["files"].items()}
+    except (AttributeError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{folder} is damaged: {MANIFEST} lists no files") from error
+    return facts, files
+
+
+def unseen(location: str) -> ConfigError:
+    """Of what should be in the storage."""
+    return ConfigError(
+        f"{location} is not on storage that {platform.node()} sees; give --storage a folder that"
+        " every node of the cluster mounts, or a URI, such as s3://bucket/path"
+    )
 
 
 def provenance() -> dict[str, Any]:
@@ -162,49 +191,174 @@ def provenance() -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Store:
-    """Content-addressed artifacts under one folder that every node of the cluster can see."""
+class Mirror:
+    """Committed folders by name: in a local folder, or at a URI with a copy on nodes that need one.
 
-    root: Path
+    Renaming is not atomic at a URI. There, files lie below their manifest's digest, so that two who
+    upload one name at the same time do not mix theirs, and a folder is there once its manifest is,
+    which comes last.
+    """
+
+    location: str
+    """The local folder, or the URI."""
+
+    @property
+    def remote(self) -> Remote | None:
+        """What is at the URI, if it is one."""
+        return Remote(self.location) if "://" in self.location else None
+
+    @property
+    def root(self) -> Path:
+        """The local folder, or this node's for copies."""
+        scheme, separator, path = self.location.partition("://")
+        return cache_root() / "stores" / scheme / path.lstrip("/") if separator else Path(scheme)
+
+    def below(self, name: str) -> str:
+        """The location of one of the folders."""
+        return f"{self.location}/{name}"
+
+    def names(self) -> list[str]:
+        """Of all folders, sorted; at a URI, of those that are complete."""
+        if self.remote is None:
+            return sorted(path.name for path in self.root.glob("[!.]*"))
+        found = self.remote.names()
+        return [name for name in found if self.remote.read(f"{name}/{MANIFEST}")]
+
+    def fetch(self, name: str) -> bool:
+        """Whether there is such a folder; a copy is on this node then, compared hash by hash.
+
+        Raises:
+            CheckpointError: what is at the URI is damaged.
+        """
+        final = self.root / name
+        if self.remote is None:
+            return (final / MANIFEST).exists()
+        final.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(final.with_name(f".{final.name}.lock")):
+            stated = self.remote.read(f"{name}/{MANIFEST}")
+            copied = final / MANIFEST
+            if stated and not (copied.exists() and copied.read_bytes() == stated):
+                shutil.rmtree(final, ignore_errors=True)
+                with _staged(final) as staging:
+                    self._copy(self.remote, name, stated, staging)
+        return stated is not None
+
+    def _copy(self, remote: Remote, name: str, stated: bytes, staging: Path) -> None:
+        (staging / MANIFEST).write_bytes(stated)
+        try:
+            facts, files = _stated(staging)
+            remote.download(f"{name}/{content_hash(facts)}", files, staging)
+            manifest(staging, verify=True)
+        except CheckpointError as error:
+            named = str(error).replace(str(staging), self.below(name))
+            raise CheckpointError(named) from error
+
+    def upload(self, name: str, folder: Path) -> None:
+        """Put a sealed folder to the URI, if it is one."""
+        if self.remote is not None:
+            facts, files = _stated(folder)
+            self.remote.upload(folder, files, f"{name}/{content_hash(facts)}")
+            self.remote.upload(folder, [MANIFEST], name)
+
+    def share(self, name: str) -> None:
+        """Put a folder for people, such as a report, to the URI, if it is one, as it is."""
+        if self.remote is not None:
+            files = [path for path in (self.root / name).rglob("*") if path.is_file()]
+            names = [path.relative_to(self.root / name).as_posix() for path in files]
+            self.remote.upload(self.root / name, names, name)
+
+    def remove(self, name: str) -> None:
+        """Remove a folder, its manifest first; what cannot be removed stays."""
+        if self.remote is not None:
+            with contextlib.suppress(CheckpointError):
+                self.remote.remove(f"{name}/{MANIFEST}")
+                self.remote.remove(name)
+        shutil.rmtree(self.root / name, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class Store(Mirror):
+    """Content-addressed artifacts, KIND/KEY, in a folder that all nodes see, or at a URI."""
 
     @classmethod
-    def open(cls, root: str | Path) -> Store:
+    def open(cls, location: str | Path) -> Store:
         """Open (or create) a store after proving that it can be written.
 
         Raises:
-            ConfigError: the folder cannot be created or written.
+            ConfigError: it cannot, or the package is missing that reaches the URI.
         """
-        path = Path(root).expanduser().absolute()
-        require_writable(path, "storage", "choose another with --storage")
-        return cls(path)
+        remedy = "choose another with --storage"
+        if "://" in str(location):
+            store = cls(str(location).rstrip("/"))
+            Remote(store.location).require_writable(remedy)
+        else:
+            store = cls(str(Path(location).expanduser().absolute()))
+        require_writable(store.root, "storage", remedy)
+        return store
 
     def path(self, kind: str, inputs: Any) -> Path:
-        """Where the artifact of `kind` made from `inputs` (JSON-ready) lives."""
+        """Where this node has the artifact of `kind` made from `inputs` (JSON-ready)."""
         return self.root / kind / content_hash({"version": rsllm.__version__, "inputs": inputs})
+
+    def name(self, path: Path) -> str:
+        """What all nodes know an artifact by."""
+        return "/".join(path.parts[-2:])
+
+    def local(self, path: str | Path) -> Path:
+        """Where this node has an artifact that has some path on another one; fetched if need be.
+
+        Raises:
+            CheckpointError: it is damaged.
+            ConfigError: this node does not see it.
+        """
+        here = self.root / self.name(Path(path))
+        if not self.holds(here):
+            raise unseen(self.below(self.name(here)))
+        return here
+
+    def holds(self, path: Path) -> bool:
+        """Whether an artifact exists; if so it is on this node now."""
+        return (path / MANIFEST).exists() or self.fetch(self.name(path))
 
     def get(self, kind: str, inputs: Any, make: Callable[[Path], Any]) -> Path:
         """The artifact's folder; `make(staging)` fills it if it does not exist yet."""
-        path = self.path(kind, inputs)
+
+        def commit() -> None:
+            with self.commit(kind, inputs) as staging:
+                make(staging)
+
+        return self.ensure(self.path(kind, inputs), commit)
+
+    def ensure(self, path: Path, commit: Callable[[], Any]) -> Path:
+        """The artifact's folder; `commit()`, perhaps on another node, if it does not exist yet."""
         if not (path / MANIFEST).exists():
-            with self.alone(f"{kind}-{path.name}", waits=True):
-                self._make(path, make, kind=kind, inputs=inputs)
+            with self.alone(f"{path.parent.name}-{path.name}", waits=True):
+                if not self.holds(path):
+                    commit()
+                    self.holds(path)
         manifest(path)
         return path
 
-    def _make(self, path: Path, make: Callable[[Path], Any], **facts: Any) -> None:
-        if not (path / MANIFEST).exists():
-            with commit_dir(path, **facts, provenance=provenance()) as staging:
-                make(staging)
+    @contextlib.contextmanager
+    def commit(self, kind: str, inputs: Any) -> Iterator[Path]:
+        """Yield a staging folder that becomes the artifact, at the URI before it does here."""
+        path = self.path(kind, inputs)
+        with _staged(path) as staging:
+            yield staging
+            seal(staging, {"kind": kind, "inputs": inputs, "provenance": provenance()})
+            self.upload(self.name(path), staging)
 
     @contextlib.contextmanager
     def alone(self, name: str, *, waits: bool) -> Iterator[None]:
         """Keep others from the same work while the block runs; who dies, lets go.
 
+        Under a URI only processes of the same machine are kept from it.
+
         Raises:
             ConfigError: another process is at it, and this one does not wait.
         """
         path = self.root / "locks" / f"{name}.lock"
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         holder, lock = path.with_suffix(".holder"), FileLock(path)
         try:
             lock.acquire(timeout=0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -115,6 +115,24 @@ def _save_model(folder: Path, vocab_size: int) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         LlamaForCausalLM(config).save_pretrained(folder)
+
+
+@pytest.fixture
+def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The URI of an empty bucket, seen from node a; subprocesses see it too."""
+    import object_store
+
+    object_store.register()
+    monkeypatch.setenv("RSLLM_CACHE", str(tmp_path / "node-a"))
+    monkeypatch.setenv(object_store.LOG, str(tmp_path / "log"))
+    monkeypatch.setenv("PYTHONPATH", object_store.search_path(tmp_path / "driver"))
+    return f"objects://{tmp_path}/bucket"
+
+
+@pytest.fixture
+def go_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Makes this process one of another node."""
+    return lambda node: monkeypatch.setenv("RSLLM_CACHE", str(tmp_path / node))
 
 
 @pytest.fixture(scope="session")

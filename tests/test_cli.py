@@ -112,7 +112,7 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     calls: list[Any] = []
 
     class Recorder:
-        def __init__(self, experiment: Experiment, storage: Path) -> None:
+        def __init__(self, experiment: Experiment, storage: str) -> None:
             self.call = (experiment, storage)
 
         def __getattr__(self, verb: str) -> Any:
@@ -129,7 +129,7 @@ def test_verb_runs_its_stage_on_the_default_experiment(
     verb: str, runs: list[Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([verb]) == 0
-    assert runs == [(verb, Experiment(), Path("rsllm-store"))]
+    assert runs == [(verb, Experiment(), "rsllm-store")]
     assert capsys.readouterr().out == "artifact\n"
 
 
@@ -153,7 +153,7 @@ def test_flags_become_settings(runs: list[Any]) -> None:
         "backbone.lora_targets": ["q_proj"],
         "backbone.source": "org/name",
     }
-    assert runs == [("train", replace_in(Experiment(), expected), Path("/s"))]
+    assert runs == [("train", replace_in(Experiment(), expected), "/s")]
 
 
 def test_a_recommender_comes_with_its_tuned_settings(runs: list[Any]) -> None:
@@ -162,7 +162,7 @@ def test_a_recommender_comes_with_its_tuned_settings(runs: list[Any]) -> None:
     assert main(["train", *arguments, "--data", "synthetic"]) == 0
     tuned = preset("caser", "synthetic")
     expected = tuned | {"data.source": "synthetic", "recommender.width": 24}
-    assert runs == [("train", replace_in(Experiment(), expected), Path("rsllm-store"))]
+    assert runs == [("train", replace_in(Experiment(), expected), "rsllm-store")]
     assert runs[0][1].recommender.model == "caser"
 
 

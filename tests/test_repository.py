@@ -32,6 +32,7 @@ LAYERS = (
     {"assets"},
     {"downloads"},
     {"runs"},
+    {"remote"},
     {"config", "settings", "errors"},
 )
 LAYER = {part: depth for depth, parts in enumerate(LAYERS) for part in parts}

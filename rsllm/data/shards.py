@@ -60,7 +60,7 @@ def prepare(
 
     Args:
         config: what to prepare, and how.
-        store: where the folder is kept; all nodes must see it.
+        store: where the folder is kept; under a URI it is made on this node alone.
         fetch: gives the raw folder of a named data set.
         start_ray: called if there is something to make; by default Ray must be initialised.
 
@@ -78,6 +78,7 @@ def prepare(
 
         def make(folder: Path) -> None:
             start_ray()
+            _configure_ray_data(here=store.remote is not None)
             _run(Job(config, data, folder), rejects)
 
         return store.get("data", inputs, make)
@@ -115,7 +116,6 @@ def _check_split(config: DataConfig, data: sources.RawData) -> None:
 
 def _run(job: Job, listed: Path) -> None:
     """All passes; `listed` takes the rejected lines."""
-    _configure_ray_data()
     job.scratch.mkdir()
     items, rejects, span, counts = _read(job)
     rows_read = counts["used"] + counts["rejected"] + items.rows_read
@@ -287,10 +287,22 @@ def _describe(facts: Mapping[str, Any]) -> str:
     return tabulate(shown.items(), tablefmt="plain")
 
 
-def _configure_ray_data() -> None:
+def _configure_ray_data(*, here: bool) -> None:
+    """Quiet, in the order of the tasks and, on demand, on this node only.
+
+    Raises:
+        ConfigError: this node has no CPUs for it.
+    """
+    import ray
     from ray.data.context import DataContext
 
-    context = DataContext.get_current()
+    context, node = DataContext.get_current(), ray.get_runtime_context().get_node_id()
+    if here and not any(n["NodeID"] == node and n["Resources"].get("CPU") for n in ray.nodes()):
+        raise ConfigError(
+            "under a URI data is prepared on the driver's own node, where Ray has no CPUs; start it"
+            " with --num-cpus"
+        )
+    context.execution_options.label_selector = {"ray.io/node-id": node} if here else None
     context.enable_progress_bars = False
     context.execution_options.preserve_order = True
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)

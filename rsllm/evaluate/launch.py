@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from rsllm import recommenders
+from rsllm.assets import backbone_here
 from rsllm.config import SLOTTED, Decoding, Experiment, LossConfig, Representation, Scorer
 from rsllm.data.prepared import PreparedData
 from rsllm.data.sequences import Rows
@@ -44,8 +45,8 @@ class Method:
     experiment: Experiment
     representation: Representation = "text"
     artifact: str = ""
-    """Folder of the tuned model, the recommender or the title vectors; empty for the backbone
-    untuned, and for rules."""
+    """Folder of the tuned model, the recommender or the title vectors; empty for the
+    backbone untuned, and for rules."""
 
     @property
     def speaks(self) -> bool:
@@ -102,13 +103,14 @@ def evaluate(
     folders = [store.path("evaluation", key) for key in keys]
     tasks: dict[Path, Any] = {}
     for method, key, folder in zip(methods, keys, folders, strict=True):
-        if folder.exists() or folder in tasks:
+        if folder in tasks or store.holds(folder):
             continue
         if len(tasks) >= layout.concurrent_trials:  # more on the same cores would be slower
             ray.wait(list(tasks.values()), num_returns=len(tasks) - layout.concurrent_trials + 1)
         tasks[folder] = work.remote(method, split, data, backbone, layout, store, key)
     ray.get(list(tasks.values()))
-    return [_read(method, folder) for method, folder in zip(methods, folders, strict=True)]
+    found = map(store.local, folders)
+    return [_read(method, folder) for method, folder in zip(methods, found, strict=True)]
 
 
 def _inputs(
@@ -165,7 +167,9 @@ def _evaluate(
     store: Store,
     key: dict[str, Any],
 ) -> None:
-    data = PreparedData.open(data_folder)
+    data = PreparedData.open(store.local(data_folder))
+    if method.artifact:
+        method = replace(method, artifact=str(store.local(method.artifact)))
     if layout.threads:
         torch.set_num_threads(layout.threads)
     config = method.experiment.evaluation
@@ -235,7 +239,7 @@ def _objective(
     model = tuned.build(
         method.experiment,
         method.representation,
-        backbone,
+        backbone_here(backbone, method.experiment.backbone.source),
         data,
         ItemEmbeddings.load(Path(method.artifact)) if slotted else None,
         dtype=torch.bfloat16 if layout.use_gpu and bf16 else torch.float32,

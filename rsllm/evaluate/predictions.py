@@ -24,7 +24,7 @@ from rsllm.evaluate.launch import ANSWERS, read_scores
 from rsllm.evaluate.metrics import Floats
 from rsllm.evaluate.rank import candidate_sets, held_out
 from rsllm.evaluate.tables import inert, show
-from rsllm.runs import Store, manifest, read_json
+from rsllm.runs import Mirror, Store, manifest, read_json
 
 METRICS = ("HR@1", "MRR")
 _SEPARATORS = {".csv": ",", ".tsv": "\t", ".parquet": ""}
@@ -135,7 +135,8 @@ def judge(path: Path, data: PreparedData, split: Split, store: Store) -> dict[st
 
 
 def _stored(data: PreparedData, split: Split, store: Store) -> Iterator[tuple[str, Floats, float]]:
-    for folder in sorted((store.root / "evaluation").glob("[0-9a-f]*")):
+    for name in Mirror(store.below("evaluation")).names():
+        folder = store.local(f"evaluation/{name}")
         inputs = manifest(folder)["inputs"]
         if inputs["data"] == data.path.name and inputs["split"] == split:
             answers = read_json(folder / ANSWERS)

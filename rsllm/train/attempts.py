@@ -19,12 +19,13 @@ from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 
 from rsllm.errors import ConfigError, Interrupted, RsllmError, TrainingError
 from rsllm.plan import Layout
+from rsllm.runs import Mirror
 from rsllm.train.launch import Assignment, out_of_memory, work
 from rsllm.train.watch import hear_sigterm
 
 
 def run(assignment: Assignment, *, name: str, storage: Path, callbacks: Sequence[Any] = ()) -> None:
-    """Train one stage with Ray Train and wait for it; the artifact is in `assignment.export`.
+    """Train one stage with Ray Train and wait for it; the workers commit the artifact.
 
     Every attempt goes on from the newest checkpoint. What Ray notes of an attempt is not used by
     the next one.
@@ -110,8 +111,8 @@ def _resources(layout: Layout) -> dict[str, float]:
 
 def _newest_step(assignment: Assignment) -> int:
     """Of the checkpoints; what an attempt gained is judged by it."""
-    steps = [int(path.name[5:]) for path in Path(assignment.checkpoints).glob("step-*")]
-    return max(steps, default=0)
+    names = Mirror(assignment.checkpoints).names()
+    return max((int(name.removeprefix("step-")) for name in names), default=0)
 
 
 def _explained(error: Exception, assignment: Assignment) -> RsllmError:

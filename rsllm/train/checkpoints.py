@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from rsllm.errors import CheckpointError
-from rsllm.runs import manifest, seal
+from rsllm.runs import Mirror, manifest, seal
 from rsllm.train.engine import Engine
 
 PART_BYTES = 2**30
@@ -58,23 +58,27 @@ class State:
 
 
 class Checkpoints:
-    """The checkpoints in one folder that all workers see. Every rank must call each method.
+    """The checkpoints at one location, as all workers see it. Every rank must call each method.
 
     A checkpoint is a folder with safetensors of whole weights and moments, and a manifest; it is
-    staged, flushed and renamed in. No file says which is the newest: they are looked at.
+    staged, flushed and renamed in, or uploaded where the location is a URI. No file says which is
+    the newest: they are looked at.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, location: str | Path) -> None:
+        self.mirror = Mirror(str(location))
+        self.folder = self.mirror.root
         self.failures = 0
 
     def commit(self, engine: Engine, state: State) -> None:
-        """Save everything at this step, then prune; a full disk costs this checkpoint only.
+        """Save everything at this step, then prune.
+
+        A full disk or a URI that cannot be reached costs this checkpoint only.
 
         Raises:
             CheckpointError: it failed for the third time in a row.
         """
-        staging, problem = self.folder / f".step-{state.step:08d}.staging", ""
+        staging, problem = self.folder / f".{_name(state.step)}.staging", ""
         for number, part in enumerate(_parts(engine.state())):
             if dist.get_rank() == 0 and not problem:
                 problem = self._attempt(partial(_write, part, staging, number), staging)
@@ -89,7 +93,7 @@ class Checkpoints:
         """Nothing, or what went wrong; nothing half-written stays then."""
         try:
             write()
-        except (OSError, SafetensorError) as error:
+        except (OSError, SafetensorError, CheckpointError) as error:
             shutil.rmtree(staging, ignore_errors=True)
             free = shutil.disk_usage(self.folder.parent).free / 1e6
             problem = f"{staging} could not be written ({error}; {free:.0f} MB free)"
@@ -98,10 +102,13 @@ class Checkpoints:
         return ""
 
     def _finish(self, staging: Path, state: State) -> None:
-        final = self._path(state.step)
+        final = self.folder / _name(state.step)
         seal(staging, {"state": asdict(state)})
+        self.mirror.upload(final.name, staging)
         shutil.rmtree(final, ignore_errors=True)
         staging.rename(final)
+        if self.mirror.remote:  # nodes that train for long must not fill up
+            shutil.rmtree(final)
         self._prune(state.best_step)
 
     def restore(self, engine: Engine, step: int | None = None) -> State:
@@ -122,9 +129,10 @@ class Checkpoints:
         if choice is None:
             return State()
         state: State = choice
+        self.mirror.fetch(_name(state.step))
         with contextlib.ExitStack() as stack:
             where: dict[str, Any] = {}
-            for path in sorted(self._path(state.step).glob("*.safetensors")):
+            for path in sorted((self.folder / _name(state.step)).glob("*.safetensors")):
                 file = stack.enter_context(safe_open(path, "pt"))
                 where |= dict.fromkeys(file.keys(), file)
             engine.load_state(lambda name: where[name].get_tensor(name), state.step)
@@ -133,34 +141,35 @@ class Checkpoints:
     def _choose(self, step: int | None) -> State | None:
         for left in self.folder.glob(".step-*.staging"):
             shutil.rmtree(left, ignore_errors=True)
-        paths = [self._path(step)] if step is not None else sorted(self.folder.glob("step-*"))[::-1]
-        for path in paths:
+        names = [_name(step)] if step is not None else self.mirror.names()[::-1]
+        for name in names:
             try:
-                return State(**manifest(path, verify=True)["state"])
+                self.mirror.fetch(name)
+                return State(**manifest(self.folder / name, verify=True)["state"])
             except CheckpointError as error:
                 if step is not None:
                     raise
-                print(f"rsllm: skipping {path.name}: {error}", flush=True)
-        if paths:
+                print(f"rsllm: skipping {name}: {error}", flush=True)
+        if names:
             raise CheckpointError(
-                f"no checkpoint in {self.folder} is whole; delete the folder to start over"
+                f"no checkpoint in {self.mirror.location} is whole; delete the folder to start over"
             )
         return None
 
-    def _path(self, step: int) -> Path:
-        return self.folder / f"step-{step:08d}"
-
     def _prune(self, best_step: int) -> None:
         """Keep the best and the newest two that are whole, should the newest turn out damaged."""
-        for path in list(filter(_is_whole, sorted(self.folder.glob("step-*"))))[:-2]:
-            if path != self._path(best_step):
-                shutil.rmtree(path, ignore_errors=True)
+        for name in list(filter(self._is_whole, self.mirror.names()))[:-2]:
+            if name != _name(best_step):
+                self.mirror.remove(name)
+
+    def _is_whole(self, name: str) -> bool:
+        with contextlib.suppress(CheckpointError):
+            return bool(self.mirror.remote or manifest(self.folder / name))
+        return False
 
 
-def _is_whole(path: Path) -> bool:
-    with contextlib.suppress(CheckpointError):
-        return bool(manifest(path))
-    return False
+def _name(step: int) -> str:
+    return f"step-{step:08d}"
 
 
 def _parts(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[dict[str, Tensor]]:

@@ -1,31 +1,37 @@
-"""One worker of a stage, from imports to the exported artifact."""
+"""One worker of a stage, from imports to the artifact in the store."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import platform
 import re
-from collections.abc import Iterator, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
+from rsllm.assets import backbone_here
 from rsllm.config import Experiment
-from rsllm.errors import ConfigError
+from rsllm.errors import CheckpointError, ConfigError
 from rsllm.plan import Layout
+from rsllm.runs import Store, unseen, write_json
 
 Stage = Literal["recommender", "stage1", "stage2"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Assignment:
-    """What the workers of one run are to do; paths are on storage that all of them see."""
+    """What the workers of one run are to do; folders are those of the driver's node."""
 
     stage: Stage
     experiment: Experiment
     layout: Layout
+    store: Store
+    kind: str
+    inputs: dict[str, Any]
+    """With its kind, what decides the artifact."""
     data: str
     backbone: str = ""
     titles: str = ""
@@ -38,10 +44,16 @@ class Assignment:
     """Folders and weights of the further data sets of stage 1."""
     start: str = ""
     """Folder of the adapter to continue from; empty starts fresh."""
-    checkpoints: str
-    curves: str
-    """Folder of TensorBoard's events."""
-    export: str
+
+    @property
+    def name(self) -> str:
+        """Names the run."""
+        return f"{self.kind}-{self.store.path(self.kind, self.inputs).name}"
+
+    @property
+    def checkpoints(self) -> str:
+        """Their location."""
+        return self.store.below(f"running/{self.name}")
 
 
 def work(config: dict[str, Assignment]) -> None:
@@ -51,13 +63,12 @@ def work(config: dict[str, Assignment]) -> None:
         ConfigError: this node does not see the storage.
     """
     assignment = config["assignment"]
-    _require_storage(Path(assignment.export))
+    _require_storage(assignment)
     _prepare_process(assignment.layout)
 
     import ray.train
     import torch.distributed as dist
 
-    from rsllm.runs import write_json
     from rsllm.train.checkpoints import Checkpoints
     from rsllm.train.engine import Engine
     from rsllm.train.loop import train
@@ -66,23 +77,24 @@ def work(config: dict[str, Assignment]) -> None:
     compute = assignment.experiment.compute
     task = build_task(assignment)
     engine = Engine(task.objective, task.optimization, **_engine_settings(assignment))
-    checkpoints = Checkpoints(Path(assignment.checkpoints))
+    checkpoints = Checkpoints(assignment.checkpoints)
     watch = Watch(compute.checkpoint_seconds, compute.timeout_seconds)
-    with _memory_explained(assignment):
-        state = train(task, engine, checkpoints, watch, ray.train.report, _log(assignment))
+    with _memory_explained(assignment), _log(assignment) as log:
+        state = train(task, engine, checkpoints, watch, ray.train.report, log)
     tensors = engine.trainable()
     if dist.get_rank() == 0:
-        task.export(tensors, Path(assignment.export))
-        write_json(Path(assignment.export) / "training.json", asdict(state))
+        with assignment.store.commit(assignment.kind, assignment.inputs) as staging:
+            task.export(tensors, staging)
+            write_json(staging / "training.json", asdict(state))
     dist.barrier()
+    if assignment.store.remote:
+        shutil.rmtree(checkpoints.folder, ignore_errors=True)
 
 
-def _require_storage(export: Path) -> None:
-    if not export.is_dir():
-        raise ConfigError(
-            f"{export.parent} is not on storage that {platform.node()} sees; give --storage a"
-            " folder that every node of the cluster mounts"
-        )
+def _require_storage(assignment: Assignment) -> None:
+    """In a folder that this node sees is what the driver made for the run."""
+    if not assignment.store.remote and not Path(assignment.checkpoints).is_dir():
+        raise unseen(assignment.checkpoints)
 
 
 @contextlib.contextmanager
@@ -108,22 +120,30 @@ def out_of_memory(assignment: Assignment) -> str:
     )
 
 
-def _log(assignment: Assignment) -> Any:
-    """Scalars of rank 0, for TensorBoard and as Ray's metrics."""
+@contextlib.contextmanager
+def _log(assignment: Assignment) -> Iterator[Callable[[int, dict[str, float]], None]]:
+    """Takes scalars of rank 0 as Ray's metrics and for TensorBoard, at a URI once training ends."""
     import torch.distributed as dist
     from tensorboardX import SummaryWriter
 
     if dist.get_rank():
-        return lambda step, values: None
-    writer = SummaryWriter(assignment.curves, flush_secs=10)
-    tags = {"run": Path(assignment.checkpoints).name}
+        yield lambda step, values: None
+        return
+    store, curves = assignment.store, f"tensorboard/{assignment.name}"
+    writer = SummaryWriter(str(store.root / curves), flush_secs=10)
+    tags = {"run": assignment.name}
 
     def log(step: int, values: dict[str, float]) -> None:
         for name, value in values.items():
             writer.add_scalar(name, value, step)
             _gauge(name).set(value, tags)
 
-    return log
+    try:
+        yield log
+    finally:
+        writer.close()
+        with contextlib.suppress(CheckpointError):
+            store.share(curves)
 
 
 @cache
@@ -171,25 +191,25 @@ def build_task(assignment: Assignment) -> Any:
     from rsllm.train.stages import LanguageTask
     from rsllm.train.stream import streamed
 
-    experiment, layout = assignment.experiment, assignment.layout
-    data = PreparedData.open(Path(assignment.data))
+    experiment, layout, local = assignment.experiment, assignment.layout, assignment.store.local
+    data = PreparedData.open(local(assignment.data))
     if assignment.stage == "recommender":
         titles = assignment.titles
-        titles_ID = ItemEmbeddings.load(Path(titles)).standardised() if titles else None
+        titles_ID = ItemEmbeddings.load(local(titles)).standardised() if titles else None
         return RecommenderTask(experiment, data, titles_ID, assignment.fold)
     stage = experiment.stage1 if assignment.stage == "stage1" else experiment.stage2
     bf16 = layout.precision == "bf16"
     model = tuned.build(
         experiment,
         stage.representation,
-        assignment.backbone,
+        backbone_here(assignment.backbone, experiment.backbone.source),
         data,
-        ItemEmbeddings.load(Path(assignment.recommender)) if assignment.recommender else None,
+        ItemEmbeddings.load(local(assignment.recommender)) if assignment.recommender else None,
         dtype=torch.bfloat16 if layout.use_gpu and bf16 else torch.float32,
         seed=stage.seed,
     )
     if assignment.start:
-        tuned.load(model, Path(assignment.start))
+        tuned.load(model, local(assignment.start))
     return LanguageTask(
         experiment,
         stage,
@@ -197,6 +217,6 @@ def build_task(assignment: Assignment) -> Any:
         model,
         name=assignment.stage,
         autocast=bf16 and not layout.use_gpu,
-        mixture=[(PreparedData.open(Path(path)), weight) for path, weight in assignment.mixture],
+        mixture=[(PreparedData.open(local(path)), weight) for path, weight in assignment.mixture],
         stream=partial(streamed, cpus=layout.encoder_cpus),
     )

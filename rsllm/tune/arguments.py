@@ -6,7 +6,6 @@ import argparse
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rsllm.cluster import start_ray
@@ -15,7 +14,7 @@ from rsllm.errors import ConfigError
 from rsllm.settings import content_hash, parse_setting, replace_in, to_dict
 
 if TYPE_CHECKING:
-    from rsllm.pipeline import Stage
+    from rsllm.train.launch import Stage
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,7 +42,7 @@ class Arguments:
     budget_name: str
     experiment: Experiment
     """The base experiment under this budget and the user's own settings."""
-    storage: Path
+    storage: str
     trials: int
     seeds: int
     seed: int
@@ -121,7 +120,7 @@ def parse(
         if count is not None and count < 1:
             raise ConfigError(f"--{flag} is {count}; a study needs at least 1")
     asked = overrides(values)
-    storage = Path(values.storage or os.environ.get("RSLLM_STORAGE") or "rsllm-store")
+    storage = values.storage or os.environ.get("RSLLM_STORAGE") or "rsllm-store"
     Pipeline(replace_in(base, asked), storage, watched=watched).check()
     name = name or _default_budget(budgets)
     budget = budgets[name]
@@ -177,6 +176,10 @@ def _parser(
     add_setting_flags(parser)
     parser.add_argument("--workers", type=int, help="data-parallel workers per trial")
     parser.add_argument("--zero-stage", type=int, help="DeepSpeed ZeRO stage, 0 to 3")
-    where = "folder of artifacts and results, for every node (RSLLM_STORAGE; default: rsllm-store)"
-    parser.add_argument("--storage", metavar="DIR", help=where)
+    parser.add_argument(
+        "--storage",
+        metavar="DIR|URI",
+        help="all artifacts and results: a folder that every node sees, or a URI, such as"
+        " s3://bucket/path (RSLLM_STORAGE; default: rsllm-store)",
+    )
     return parser

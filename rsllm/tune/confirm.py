@@ -13,8 +13,8 @@ from rsllm.config import Experiment
 from rsllm.pipeline import Pipeline, run_all
 from rsllm.runs import read_json
 from rsllm.settings import replace_in
-from rsllm.tune.progress import shown
 from rsllm.tune.journal import METRIC, TrialRecord
+from rsllm.tune.progress import shown
 
 Curve = list[dict[str, float]]
 Trained = Mapping[str, Sequence[Pipeline]]

@@ -99,7 +99,7 @@ def check_space(search: Pipeline, space: Space, first_guesses: Sequence[Mapping[
             require(not unasked, f"a first guess has {unasked}, which it does not ask for")
             fixed = [path for path in paths if path.startswith("compute.")]
             require(not fixed, f"{fixed} changes no result; set it for all trials, with --set")
-        Pipeline(experiment, search.store.root, watched=search.watched).check()
+        Pipeline(experiment, search.store.location, watched=search.watched).check()
 
 
 def replayed(space: Space, params: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:

@@ -13,6 +13,7 @@ import re
 import shutil
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from importlib.util import find_spec
@@ -27,11 +28,12 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from rsllm.config import ComputeConfig, Experiment
-from rsllm.errors import TrainingError, require
-from rsllm.pipeline import Pipeline, Stage
+from rsllm.errors import CheckpointError, TrainingError, require
+from rsllm.pipeline import Pipeline
 from rsllm.plan import DRIVER_CPUS
 from rsllm.runs import read_json
 from rsllm.settings import content_hash, replace_in
+from rsllm.train.launch import Stage
 from rsllm.tune.journal import COST, FILE, METRIC, Journal, check_space, storage
 from rsllm.tune.journal import Space as Space
 from rsllm.tune.journal import TrialRecord as TrialRecord
@@ -85,7 +87,12 @@ class Search:
     @cached_property
     def journal(self) -> Journal:
         """What is known of its trials."""
-        place = storage(self.folder / FILE, self.optuna_storage)
+        file, remote = self.folder / FILE, self.pipeline.store.remote
+        there = remote.read(f"studies/{self.name}/{FILE}") if remote else None
+        if there and not (file.exists() and file.stat().st_size >= len(there)):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(there)
+        place = storage(file, self.optuna_storage)
         base = content_hash(replace(self.pipeline.experiment, compute=ComputeConfig()))
         return Journal(place, self.name, base, self.space, self.cost, self.seed)
 
@@ -109,7 +116,7 @@ class Search:
             for record in records:
                 if record.state == "stopped":
                     experiment = replace_in(self.pipeline.experiment, record.overrides)
-                    Pipeline(experiment, store.root, watched=self.pipeline.watched).discard()
+                    Pipeline(experiment, store.location, watched=self.pipeline.watched).discard()
         if not any(record.curve for record in records):
             reasons = "; ".join(sorted({str(record.error) for record in records}))
             raise TrainingError(f"every trial failed: {reasons}; more --trials try other values")
@@ -120,8 +127,10 @@ class Search:
         self.pipeline.prepare()
         base, watched = self.pipeline.experiment, self.pipeline.watched
         shutil.rmtree(root / "ray" / self.name, ignore_errors=True)
-        trainable = tune.with_parameters(_trial, base=base, storage=root, watched=watched)
-        name, notes = partial(_trial_name, self.name), _Notes(self.journal, layout.workers, trials)
+        trainable = tune.with_parameters(
+            _trial, base=base, storage=self.pipeline.store.location, watched=watched
+        )
+        name, notes = partial(_trial_name, self.name), _Notes(self, layout.workers, trials)
         tune.Tuner(
             tune.with_resources(trainable, {"CPU": DRIVER_CPUS}),
             tune_config=tune.TuneConfig(
@@ -174,13 +183,14 @@ class _Suggestions(Searcher):  # type: ignore[misc]
 class _Notes(tune.Callback):  # type: ignore[misc]
     """Tells the journal, and the user, what becomes of the trials."""
 
-    def __init__(self, journal: Journal, workers: int, total: int) -> None:
-        self.journal, self.workers, self.total = journal, workers, total
+    def __init__(self, search: Search, workers: int, total: int) -> None:
+        self.journal, self.store = search.journal, search.pipeline.store
+        self.place, self.workers, self.total = f"studies/{search.name}", workers, total
 
     def on_trial_result(self, *, trial: Any, result: dict[str, Any], **info: Any) -> None:
         number = trial.config["number"]
         if artifact := result.get("artifact"):
-            curve = read_json(Path(artifact) / "training.json")["curve"]
+            curve = read_json(self.store.local(artifact) / "training.json")["curve"]
             self.journal.finish(number, [_entry(entry, self.workers) for entry in curve])
         else:
             self.journal.report(number, _entry(result, self.workers))
@@ -200,6 +210,8 @@ class _Notes(tune.Callback):  # type: ignore[misc]
 
     def _print(self) -> None:
         print(table(self.journal.records(), self.total), flush=True)
+        with suppress(CheckpointError):  # it comes to the URI with the next one
+            self.store.share(self.place)
 
 
 def _scheduler(validations: int) -> TrialScheduler:
@@ -231,7 +243,7 @@ def _trial_name(search: str, trial: Any) -> str:
     return f"{safe[:57]}-{content_hash(search)[:6]}"
 
 
-def _trial(config: dict[str, Any], base: Experiment, storage: Path, watched: Stage) -> None:
+def _trial(config: dict[str, Any], base: Experiment, storage: str, watched: Stage) -> None:
     """One trial: train what its artifact lacks, and say where it is."""
     pipeline = Pipeline(
         replace_in(base, config["overrides"]),

@@ -91,7 +91,7 @@ def run(study: Study, storage: str | Path) -> Path:
     """Run or continue a study; print its tables.
 
     Returns:
-        The folder of results.json, trials.csv and report.html.
+        The folder of results.json, trials.csv and report.html on this node.
 
     Raises:
         ConfigError: the same study is running on the same storage.
@@ -133,6 +133,7 @@ def _run(study: Study, pipeline: Pipeline, storage: str | Path) -> Path:
     folder = pipeline.store.root / "studies" / study.name
     folder.mkdir(parents=True, exist_ok=True)
     write_report(folder, results)
+    pipeline.store.share(f"studies/{study.name}")
     print(tables(results))
     print(f"\nresults: {folder}  (open report.html)", flush=True)
     return folder

@@ -7,12 +7,14 @@ import itertools
 import json
 import shutil
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import ray
 from raw_folders import write_csv, write_dat, write_grouplens, write_lines, write_recbole
 
 from rsllm.config import DataConfig, TableConfig
@@ -387,3 +389,20 @@ def test_a_second_prepare_changes_nothing(world: PreparedData) -> None:
     store = Store.open(world.path.parent.parent)
     assert prepare(DataConfig(source="synthetic"), store, _no_fetch) == world.path
     assert (world.path / "manifest.json").stat().st_mtime_ns == before
+
+
+def test_a_uri_gets_the_same_files(
+    world: PreparedData, bucket: str, go_to: Callable[[str], None]
+) -> None:
+    prepare(DataConfig(source="synthetic"), Store.open(bucket), _no_fetch)
+    go_to("node-b")
+    fetched = prepare(DataConfig(source="synthetic"), Store.open(bucket), _no_fetch)
+    assert _hashes(fetched) == _hashes(world.path)
+
+
+def test_a_uri_needs_cpus_where_the_driver_is(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rather than wait for ever for room on its node."""
+    without = [node | {"Resources": {}} for node in ray.nodes()]
+    monkeypatch.setattr(ray, "nodes", lambda: without)
+    with pytest.raises(ConfigError, match="Ray has no CPUs; start it with --num-cpus"):
+        prepare(DataConfig(source="synthetic"), Store.open(bucket), _no_fetch)

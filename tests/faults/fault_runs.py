@@ -51,6 +51,8 @@ class Run:
     environment: dict[str, str] = field(default_factory=dict)
     prefix: list[str] = field(default_factory=list)
     """What puts the command where it is to run."""
+    scheme: str = ""
+    """Makes a URI of the store's folder, such as objects://."""
 
     def __post_init__(self) -> None:
         self.faults.folder = str(self.store / "notes")
@@ -61,7 +63,7 @@ class Run:
         settings = SETTINGS | {"backbone.source": self.backbone} | self.settings
         sets = [word for path, value in settings.items() for word in ("--set", f"{path}={value}")]
         driver = [sys.executable, str(HERE / "driver.py"), self.faults.json()]
-        return [*self.prefix, *driver, "train", "--storage", str(self.store), *sets]
+        return [*self.prefix, *driver, "train", "--storage", f"{self.scheme}{self.store}", *sets]
 
     def finish(self, seconds: float = 180) -> subprocess.CompletedProcess[str]:
         """Run it to its end."""

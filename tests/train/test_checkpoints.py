@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from object_store import ObjectStore
 from small_tasks import language_task, recommender_task
 from torch import Tensor
 
@@ -257,6 +258,109 @@ def test_a_full_disk_costs_the_checkpoint_only(
     assert "MB free" in shown
     names = sorted(path.name for path in checkpoints.folder.iterdir())
     assert names == ["step-00000001", "step-00000003", "step-00000004"], "nothing half-written"
+    assert checkpoints.restore(engine).step == 4
+    assert equal(engine.trainable(), weights[4])
+
+
+def test_resumed_from_a_uri_equals_uninterrupted(
+    data: PreparedData,
+    random_llm: Path,
+    bucket: str,
+    go_to: Callable[[str], None],
+    tmp_path: Path,
+) -> None:
+    """On a node that has none of the checkpoints."""
+    task = language_task(data, random_llm)
+    whole = make_engine(task)
+    expected = train(task, whole, Checkpoints(tmp_path / "whole"), patient(), ignore, unlogged)
+    task = language_task(data, random_llm)
+    kill_at(task, step=5)
+    with pytest.raises(Killed):
+        train(task, make_engine(task), Checkpoints(bucket), patient(), ignore, unlogged)
+    assert not list((tmp_path / "node-a").rglob("*.safetensors")), "all is at the URI"
+    go_to("node-b")
+    task = language_task(data, random_llm)
+    resumed, reports = make_engine(task), list[Report]()
+    state = train(task, resumed, Checkpoints(bucket), patient(), reports.append, unlogged)
+    assert 0 < len(reports) < len(expected.curve), "it did not start over"
+    assert [timeless(entry) for entry in state.curve] == [timeless(e) for e in expected.curve]
+    assert equal(resumed.trainable(), whole.trainable())
+
+
+@pytest.fixture
+def run_at_uri(
+    run: tuple[Engine, Checkpoints, list[dict[str, Tensor]]], bucket: str
+) -> tuple[Engine, Checkpoints, list[dict[str, Tensor]]]:
+    """The checkpoints of `run` at a URI."""
+    engine, local, weights = run
+    checkpoints = Checkpoints(bucket)
+    for step in (1, 2, 3, 4):
+        if step != 2:
+            local.restore(engine, step)
+        checkpoints.commit(engine, State(step=step, best_step=1, best_score=0.5))
+    return engine, checkpoints, weights
+
+
+def test_newest_two_and_best_are_kept_at_a_uri(
+    run_at_uri: tuple[Engine, Checkpoints, list[dict[str, Tensor]]], bucket: str
+) -> None:
+    engine, checkpoints, weights = run_at_uri
+    folders = sorted(path.name for path in Path(bucket.removeprefix("objects://")).iterdir())
+    assert folders == ["step-00000001", "step-00000003", "step-00000004"]
+    for step in (1, 3, 4):
+        assert checkpoints.restore(engine, step=step).step == step
+        assert equal(engine.trainable(), weights[step])
+
+
+@pytest.mark.parametrize("damage", [truncate, empty, flip_bit, Path.unlink])
+@pytest.mark.parametrize("file", ["state-00000.safetensors", MANIFEST])
+def test_a_checkpoint_that_is_damaged_at_a_uri_is_never_loaded(
+    run_at_uri: tuple[Engine, Checkpoints, list[dict[str, Tensor]]],
+    bucket: str,
+    damage: Callable[[Path], None],
+    file: str,
+) -> None:
+    engine, checkpoints, weights = run_at_uri
+    (path,) = Path(bucket.removeprefix("objects://"), "step-00000004").rglob(file)
+    damage(path)
+    with pytest.raises(CheckpointError, match="step-00000004"):
+        checkpoints.restore(engine, step=4)
+    assert checkpoints.restore(engine).step == 3
+    assert equal(engine.trainable(), weights[3])
+
+
+def test_a_copy_from_another_attempt_is_not_taken_for_what_is_at_the_uri(
+    run_at_uri: tuple[Engine, Checkpoints, list[dict[str, Tensor]]],
+    go_to: Callable[[str], None],
+) -> None:
+    engine, checkpoints, weights = run_at_uri
+    assert checkpoints.restore(engine).step == 4, "node a has a copy"
+    checkpoints.restore(engine, step=1)
+    go_to("node-b")
+    Checkpoints(checkpoints.mirror.location).commit(engine, State(step=4))
+    go_to("node-a")
+    assert checkpoints.restore(engine) == State(step=4)
+    assert equal(engine.trainable(), weights[1])
+
+
+def test_a_uri_that_cannot_be_reached_costs_the_checkpoint_only(
+    run_at_uri: tuple[Engine, Checkpoints, list[dict[str, Tensor]]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    engine, checkpoints, weights = run_at_uri
+
+    def fail(self: ObjectStore, path1: str, path2: str, **options: Any) -> None:
+        raise TimeoutError("no route to the bucket")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ObjectStore, "put_file", fail)
+        for step in (5, 6):
+            checkpoints.commit(engine, State(step=step))
+        with pytest.raises(CheckpointError, match=r"3 checkpoints in a row.*no route"):
+            checkpoints.commit(engine, State(step=7))
+    assert capsys.readouterr().out.count("training goes on without this checkpoint") == 3
+    assert not list(checkpoints.folder.glob(".step-*")), "nothing half-written"
     assert checkpoints.restore(engine).step == 4
     assert equal(engine.trainable(), weights[4])
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from rsllm.errors import ConfigError
+from rsllm.runs import Store
 from rsllm.train import launch
 
 
@@ -38,5 +39,7 @@ def test_other_errors_stay_what_they_are() -> None:
 
 
 def test_storage_of_another_node_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="every node of the cluster mounts"):
-        launch._require_storage(tmp_path / "not here")
+    checkpoints = str(tmp_path / "not here")
+    seen: Any = SimpleNamespace(store=Store(str(tmp_path)), checkpoints=checkpoints)
+    with pytest.raises(ConfigError, match="every node of the cluster mounts, or a URI"):
+        launch._require_storage(seen)
