@@ -94,7 +94,7 @@ def main() -> None:
         "provenance": provenance(),
     }
     write_json(search.folder / "results.json", results)
-    pipeline.store.share(f"studies/{search.name}")
+    search.pipeline.store.share(f"studies/{search.name}")
     print(f"results: {search.folder}")
 
 

@@ -22,10 +22,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from tabulate import tabulate
 from torch.distributed import TCPStore, all_reduce, init_process_group  # type: ignore[attr-defined]
 
-from rsllm.assets import cache_root
 from rsllm.cluster import is_open, start_ray
 from rsllm.errors import ConfigError, RsllmError
-from rsllm.runs import require_writable
+from rsllm.runs import cache_root, require_writable
 
 LIBRARIES = ["rsllm", "torch", "ray", "transformers", "deepspeed"]
 WAIT_SECONDS = 60

@@ -123,10 +123,10 @@ class Search:
         return records
 
     def _tune(self, trials: int) -> None:
-        layout, root = self.pipeline.layout, self.pipeline.store.root
+        layout, store = self.pipeline.layout, self.pipeline.store
         self.pipeline.prepare()
         base, watched = self.pipeline.experiment, self.pipeline.watched
-        shutil.rmtree(root / "ray" / self.name, ignore_errors=True)
+        shutil.rmtree(store.root / "ray" / self.name, ignore_errors=True)
         trainable = tune.with_parameters(
             _trial, base=base, storage=self.pipeline.store.location, watched=watched
         )
@@ -143,7 +143,7 @@ class Search:
             ),
             run_config=tune.RunConfig(
                 name=self.name,
-                storage_path=str(root / "ray"),
+                storage_path=str(store.root / "ray"),
                 verbose=0,
                 callbacks=[notes, *_trackers(self.track, self.name)],
             ),
