@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import socket
 import stat
 import sys
 from pathlib import Path
@@ -86,7 +87,10 @@ def main() -> None:
     folder = Path(sys.argv[1])
     if "disabled" in sys.argv:
         os.environ["RAY_AUTH_MODE"] = "disabled"
-        ray.init(address="local", num_cpus=1, include_dashboard=True, log_to_driver=False)
+        with socket.create_server(("127.0.0.1", 0)) as probe:  # the other one takes the usual port
+            port = probe.getsockname()[1]
+        where = {"include_dashboard": True, "dashboard_host": "127.0.0.1", "dashboard_port": port}
+        ray.init(address="local", num_cpus=1, log_to_driver=False, **where)
         print(json.dumps(examine(folder / "store")))
         return
     dashboard = start_ray()
