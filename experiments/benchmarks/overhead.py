@@ -21,7 +21,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -45,54 +44,56 @@ SHORT = {
 }
 
 
-def assign(storage: Path) -> Assignment:
+def pipeline_at(storage: str) -> Pipeline:
     """Stage 2 of the default experiment, on its real data and recommender."""
-    pipeline = Pipeline(replace_in(Experiment(), SHORT), storage)
-    return Assignment(
-        stage="stage2",
-        experiment=pipeline.experiment,
-        layout=pipeline.layout,
-        data=str(pipeline.prepare()),
-        backbone=pipeline.backbone,
-        recommender=str(pipeline.fit()),
-        checkpoints="",
-        curves="",
-        export="",
-    )
+    return Pipeline(replace_in(Experiment(), SHORT), storage)
 
 
-def under_ray(assignment: Assignment, folder: Path) -> tuple[list[float], dict[str, float]]:
+def under_ray(storage: str) -> tuple[list[float], dict[str, float]]:
     """Seconds of each step as a user's run has them, and the run's own account of its time."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    from rsllm.train.attempts import run
-
-    places = {name: folder / name for name in ("checkpoints", "curves", "export")}
-    places["export"].mkdir()
     start_ray()
-    own = replace(assignment, **{name: str(path) for name, path in places.items()})
-    run(own, name=f"overhead-{folder.name}", storage=folder / "ray")
+    pipeline = pipeline_at(storage)
+    store = pipeline.store
+    if earlier := pipeline.finished():
+        store.remove(store.name(earlier))
+    artifact = pipeline.train()
+    curves = store.root / "tensorboard" / f"stage-2-{artifact.name}"
     ray.shutdown()
-    events = EventAccumulator(str(places["curves"]))
+    events = EventAccumulator(str(curves))
     events.Reload()
-    ends = sorted(event.wall_time for event in events.Scalars("next_item"))
-    return _steps(ends[:STEPS]), read_json(places["export"] / "training.json")["curve"][-1]
+    ends = sorted(event.wall_time for event in events.Scalars("loss"))
+    return _steps(ends[-STEPS:]), read_json(artifact / "training.json")["curve"][-1]
 
 
-def bare(storage: Path) -> list[float]:
+def bare(storage: str) -> list[float]:
     """The same from a process that knows nothing of Ray."""
-    command = [sys.executable, __file__, "--bare", "--storage", str(storage), "--out", os.devnull]
+    command = [sys.executable, __file__, "--bare", "--storage", storage, "--out", os.devnull]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     return _steps(json.loads(done.stdout.splitlines()[-1]))
 
 
-def print_bare_steps(assignment: Assignment) -> None:
+def print_bare_steps(storage: str) -> None:
     """When each step of a plain loop around the engine ended, as one line of JSON."""
     import torch
     import torch.distributed as dist
 
     from rsllm.train.engine import Engine
 
+    pipeline = pipeline_at(storage)
+    assignment = Assignment(
+        stage="stage2",
+        experiment=pipeline.experiment,
+        layout=pipeline.layout,
+        store=pipeline.store,
+        kind="stage-2",
+        inputs={},
+        data=str(pipeline.prepare()),
+        backbone=pipeline.backbone,
+        recommender=str(pipeline.fit()),
+    )
+    ray.shutdown()
     torch.set_num_threads(assignment.layout.threads)
     os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "DS_ACCELERATOR": "cpu"}
     with tempfile.TemporaryDirectory() as folder:
@@ -115,20 +116,19 @@ def _steps(ends: Sequence[float]) -> list[float]:
 def main() -> None:
     """Let both take turns; print and write what a step costs."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--storage", type=Path, default=Path("rsllm-store"), metavar="DIR")
+    parser.add_argument("--storage", default="rsllm-store", metavar="DIR")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--bare", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    assignment = assign(arguments.storage)
-    ray.shutdown()
     if arguments.bare:
-        return print_bare_steps(assignment)
+        return print_bare_steps(arguments.storage)
+    pipeline_at(arguments.storage).fit()
+    ray.shutdown()
     ratios: list[float] = []
     accounts, medians = list[dict[str, float]](), list[dict[str, float]]()
     for _ in range(ROUNDS):
         plain = bare(arguments.storage)
-        with tempfile.TemporaryDirectory() as folder:
-            ours, account = under_ray(assignment, Path(folder))
+        ours, account = under_ray(arguments.storage)
         ratios += [mine / other for mine, other in zip(ours, plain, strict=True)]
         medians.append({"rsllm": statistics.median(ours), "bare": statistics.median(plain)})
         accounts.append(account)
