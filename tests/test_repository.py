@@ -47,6 +47,7 @@ MAY_IMPORT = {
         "serve/",
         "train/attempts.py",
         "train/launch.py",
+        "train/stream.py",
         "tune/",
     ),
     "deepspeed": ("train/engine.py", "train/zero.py"),

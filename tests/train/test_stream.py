@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ import ray
 import torch
 from small_tasks import language_task
 
-from rsllm.cluster import start_ray
 from rsllm.data.prepared import PreparedData
 from rsllm.errors import DataError
 from rsllm.prompts.collate import Batch
@@ -20,13 +18,6 @@ from rsllm.train.batches import POOL_STEPS, StepBatches
 from rsllm.train.stream import streamed
 
 STEPS = 3 * POOL_STEPS + 5
-
-
-@pytest.fixture(scope="module")
-def running_ray() -> Iterator[None]:
-    start_ray()
-    yield
-    ray.shutdown()
 
 
 def parts(value: Any) -> list[Any]:
@@ -49,7 +40,7 @@ def worker_streams(batches: StepBatches, start: int) -> tuple[list[list[Batch]],
 @pytest.mark.ray
 @pytest.mark.parametrize(("start", "rank"), [(0, 0), (POOL_STEPS + 3, 1), (STEPS - 2, 0)])
 def test_a_stream_is_the_batches_of_its_steps(
-    data: PreparedData, random_llm: Path, running_ray: None, start: int, rank: int
+    data: PreparedData, random_llm: Path, ray_cluster: str, start: int, rank: int
 ) -> None:
     task = language_task(data, random_llm, samples=4 * STEPS, accumulation=2, curriculum=True)
     task.batches.sets[0].encoder.config = dataclasses.replace(
@@ -78,7 +69,7 @@ def worker_meets(batches: StepBatches) -> tuple[int, str]:
 
 @pytest.mark.ray
 def test_an_error_of_the_other_process_is_raised_at_its_step(
-    data: PreparedData, random_llm: Path, running_ray: None
+    data: PreparedData, random_llm: Path, ray_cluster: str
 ) -> None:
     class BadRow(StepBatches):
         def __call__(self, step: int) -> list[Batch]:
