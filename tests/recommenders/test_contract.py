@@ -213,6 +213,5 @@ def test_the_item_table_is_the_projection_of_the_titles() -> None:
 
 
 def test_unknown_model_is_refused() -> None:
-    config = RecommenderConfig(model="bert4rec")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"bert4rec.*sasrec"):
-        build(config, NUM_ITEMS, WINDOW)
+        RecommenderConfig(model="bert4rec")  # type: ignore[arg-type]

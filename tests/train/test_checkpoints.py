@@ -6,7 +6,7 @@ import contextlib
 import resource
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -79,14 +79,15 @@ def make(request: pytest.FixtureRequest, data: PreparedData, random_llm: Path) -
 
 def kill_at(task: Any, step: int) -> None:
     """Let `task` raise when it is asked for the batches of `step`."""
-    original = task.batches
+    whole = task.feed
 
-    def batches(asked: int) -> Any:
-        if asked == step:
-            raise Killed
-        return original(asked)
+    def feed(start: int) -> Iterator[Any]:
+        for asked, batches in enumerate(whole(start), start=start):
+            if asked == step:
+                raise Killed
+            yield batches
 
-    task.batches = batches
+    task.feed = feed
 
 
 def test_resumed_equals_uninterrupted(make: Maker, tmp_path: Path) -> None:

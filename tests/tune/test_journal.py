@@ -343,7 +343,7 @@ BAD: dict[str, tuple[Space, str]] = {
     ),
     "a wrong type": (
         lambda trial: {"projector.depth": trial.suggest_float("d", 0.5, 1.0)},
-        "expected int",
+        "should be a valid integer",
     ),
     "not JSON": (lambda trial: {"projector.depth": {1}}, "not JSON serializable"),
     "nothing": (lambda trial: None, "NoneType"),  # type: ignore[arg-type,return-value]

@@ -149,7 +149,9 @@ class TestRerun:
         assert {record.state for record in rerun.after} <= {"finished", "stopped"}
         made = artifacts(rerun.store)
         assert rerun.artifacts.items() <= made.items()
-        assert len(made) == sum(record.state == "finished" for record in rerun.after)
+        # A trial that is stopped may have reached its end before it heard of it.
+        finished = sum(record.state == "finished" for record in rerun.after)
+        assert finished <= len(made) <= TRIALS
 
     def test_a_stopped_trial_makes_room_for_the_next(self, rerun: Rerun) -> None:
         """Once a stopped trial's workers stayed, and all later ones waited for ever."""
@@ -235,6 +237,7 @@ def made_up_trial(notes: Path) -> Callable[..., None]:
         folder = notes / str(number)
         folder.mkdir()
         (folder / "training.json").write_text(json.dumps({"curve": curve}))
+        (folder / "manifest.json").write_text("{}")
         (folder / "note.json").write_text(json.dumps({**note, "end": time.time()}))
         tune.report(curve[-1] | {"artifact": str(folder)})
 
@@ -244,8 +247,8 @@ def made_up_trial(notes: Path) -> Callable[..., None]:
 @pytest.fixture
 def made_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where made-up trials note when they ran."""
-    notes = tmp_path / "notes"
-    notes.mkdir()
+    notes = tmp_path / "store" / "notes"
+    notes.mkdir(parents=True)
     monkeypatch.setattr(module, "_trial", made_up_trial(notes))
     monkeypatch.setattr(Pipeline, "prepare", lambda self: tmp_path)
     monkeypatch.setattr(Pipeline, "discard", lambda self: None)
@@ -338,8 +341,8 @@ def test_ray_is_told_nothing_of_the_storage(tmp_path: Path) -> None:
     from ray import cloudpickle
 
     url = f"sqlite:///{tmp_path}/secret.db"
-    journal = make_search(tmp_path, optuna_storage=url).journal
-    for part in (module._Suggestions(journal), module._Notes(journal, 1, 2)):
+    search = make_search(tmp_path, optuna_storage=url)
+    for part in (module._Suggestions(search.journal), module._Notes(search, 1, 2)):
         assert b"secret" not in cloudpickle.dumps(part)
 
 
@@ -419,5 +422,5 @@ def test_why_a_trial_failed(tmp_path: Path, text: str, reason: str) -> None:
     file = tmp_path / "error.txt"
     file.write_text(f"Failure # 1 (occurred at noon)\n{text}\n")
     trial = SimpleNamespace(config={"number": number}, error_file=str(file))
-    module._Notes(search.journal, 1, 1).on_trial_error(trial=trial)
+    module._Notes(search, 1, 1).on_trial_error(trial=trial)
     assert [(r.state, r.error) for r in search.journal.records()] == [("failed", reason)]
