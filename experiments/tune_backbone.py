@@ -23,7 +23,7 @@ from rsllm.cli import run_script
 from rsllm.config import Experiment
 from rsllm.pipeline import Pipeline
 from rsllm.recommenders.presets import preset
-from rsllm.runs import provenance, write_json
+from rsllm.runs import provenance
 from rsllm.settings import replace_in, to_dict
 from rsllm.tune.arguments import Budget, parse
 from rsllm.tune.progress import table
@@ -112,8 +112,7 @@ def main() -> None:
         "trials": [asdict(record) for record in records],
         "provenance": provenance(),
     }
-    write_json(search.folder / "results.json", results)
-    print(f"results: {search.folder}")
+    search.publish(results)
 
 
 if __name__ == "__main__":

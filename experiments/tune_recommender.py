@@ -21,7 +21,7 @@ from tabulate import tabulate
 from rsllm.cli import run_script
 from rsllm.config import Experiment
 from rsllm.pipeline import Pipeline
-from rsllm.runs import provenance, write_json
+from rsllm.runs import provenance
 from rsllm.settings import replace_in
 from rsllm.tune.arguments import Budget, parse
 from rsllm.tune.progress import shown
@@ -93,9 +93,7 @@ def main() -> None:
         ],
         "provenance": provenance(),
     }
-    write_json(search.folder / "results.json", results)
-    search.pipeline.store.share(f"studies/{search.name}")
-    print(f"results: {search.folder}")
+    search.publish(results)
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ from rsllm.config import ComputeConfig, Experiment
 from rsllm.errors import CheckpointError, TrainingError, require
 from rsllm.pipeline import Pipeline
 from rsllm.plan import DRIVER_CPUS
-from rsllm.runs import read_json
+from rsllm.runs import read_json, write_json
 from rsllm.settings import content_hash, replace_in
 from rsllm.train.launch import Stage
 from rsllm.tune.journal import COST, FILE, METRIC, Journal, check_space, storage
@@ -122,14 +122,18 @@ class Search:
             raise TrainingError(f"every trial failed: {reasons}; more --trials try other values")
         return records
 
+    def publish(self, results: Mapping[str, Any]) -> None:
+        """Write results.json beside the journal, also at the URI, and say where it is."""
+        write_json(self.folder / "results.json", results)
+        self.pipeline.store.share(f"studies/{self.name}")
+        print(f"results: {self.folder}")
+
     def _tune(self, trials: int) -> None:
         layout, store = self.pipeline.layout, self.pipeline.store
         self.pipeline.prepare()
         base, watched = self.pipeline.experiment, self.pipeline.watched
         shutil.rmtree(store.root / "ray" / self.name, ignore_errors=True)
-        trainable = tune.with_parameters(
-            _trial, base=base, storage=self.pipeline.store.location, watched=watched
-        )
+        trainable = tune.with_parameters(_trial, base=base, storage=store.location, watched=watched)
         name, notes = partial(_trial_name, self.name), _Notes(self, layout.workers, trials)
         tune.Tuner(
             tune.with_resources(trainable, {"CPU": DRIVER_CPUS}),
