@@ -7,7 +7,7 @@ turns; a step is compared with the same step, and ratios are medians over steps.
 
     python experiments/benchmarks/overhead.py --out results.json
 
-Cost: about 12 min on 2 cores. Last measured: experiments/results/benchmarks/.
+Cost: not yet measured.
 """
 
 from __future__ import annotations
@@ -58,13 +58,15 @@ def under_ray(storage: str) -> tuple[list[float], dict[str, float]]:
     store = pipeline.store
     if earlier := pipeline.finished():
         store.remove(store.name(earlier))
+        store.remove(f"tensorboard/stage-2-{earlier.name}")
     artifact = pipeline.train()
-    curves = store.root / "tensorboard" / f"stage-2-{artifact.name}"
     ray.shutdown()
-    events = EventAccumulator(str(curves))
+    events = EventAccumulator(str(store.root / "tensorboard" / f"stage-2-{artifact.name}"))
     events.Reload()
-    ends = sorted(event.wall_time for event in events.Scalars("loss"))
-    return _steps(ends[-STEPS:]), read_json(artifact / "training.json")["curve"][-1]
+    ends: dict[int, float] = {}
+    for event in events.Scalars("loss"):  # the last step's stands there again, once validated
+        ends.setdefault(event.step, event.wall_time)
+    return _steps([*ends.values()]), read_json(artifact / "training.json")["curve"][-1]
 
 
 def bare(storage: str) -> list[float]:
