@@ -95,7 +95,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--title-tokens", type=float, default=8.0, metavar="N", help="mean length of a title"
     )
     doctor = add("doctor", "check the installation, and the machine or its cluster", _doctor)
-    doctor.add_argument("--storage", type=Path, default=Path("rsllm-store"), metavar="DIR")
+    doctor.add_argument("--storage", default="rsllm-store", metavar="DIR|URI")
     audit = add("audit", "look for leaks and biases in a prepared data set or a run", _audit)
     audit.add_argument("folder", type=Path, metavar="DIR", help="an artifact, as verbs print them")
     evaluate = add("evaluate", "judge another system's scores on our candidate sets", _evaluate)

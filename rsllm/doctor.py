@@ -24,7 +24,7 @@ from torch.distributed import TCPStore, all_reduce, init_process_group  # type: 
 
 from rsllm.cluster import is_open, start_ray
 from rsllm.errors import ConfigError, RsllmError
-from rsllm.runs import cache_root, require_writable
+from rsllm.runs import Store, cache_root, require_writable
 
 LIBRARIES = ["rsllm", "torch", "ray", "transformers", "deepspeed"]
 WAIT_SECONDS = 60
@@ -33,13 +33,17 @@ Check = tuple[str, str, str, str]
 """What was looked at, what was found, "ok", "warn" or "fail", and what to do about it."""
 
 
-def examine(storage: Path) -> list[Check]:
+def examine(storage: str | Path) -> list[Check]:
     """Look at the installation, the storage and the cache, at Ray and at every node of it.
 
     Joins the cluster that this process belongs to, or starts one here, as experiments do.
     """
     checks = _attempt("versions", "install rsllm again", partial(_look_at_versions, "versions"))
-    folders = {"storage": storage, "cache (RSLLM_CACHE)": cache_root()}
+    folders = {"cache (RSLLM_CACHE)": cache_root()}
+    if "://" in str(storage):
+        checks += _attempt("storage", "choose another", partial(_look_at_uri, str(storage)))
+    else:
+        folders = {"storage": Path(storage)} | folders
     for name, folder in folders.items():
         checks += _attempt(name, "choose another", partial(_look_at_folder, name, folder))
     seen = [folder for folder in folders.values() if os.access(folder, os.W_OK)]
@@ -84,6 +88,10 @@ def _look_at_folder(name: str, folder: Path) -> list[Check]:
     require_writable(folder, name, "choose another")
     free = shutil.disk_usage(folder).free / 2**30
     return [_judge(name, f"{folder}, {free:.0f} GiB free", free < 10, "make room", "warn")]
+
+
+def _look_at_uri(storage: str) -> list[Check]:
+    return [_judge("storage", f"{Store.open(storage).location}, writable", False, "")]
 
 
 def _look_at_ray(versions: Check, folders: Sequence[Path]) -> list[Check]:

@@ -76,6 +76,13 @@ def test_nodes_that_do_not_answer_in_time(
     assert "timed out" in last[0][1]
 
 
+def test_a_bucket_is_reached_as_one(bucket: str) -> None:
+    found = doctor._attempt("storage", "choose another", partial(doctor._look_at_uri, bucket))
+    assert verdicts(found) == {"storage": "ok"}
+    unknown = partial(doctor._look_at_uri, "nowhere://bucket")
+    assert verdicts(doctor._attempt("storage", "choose another", unknown)) == {"storage": "fail"}
+
+
 def test_a_library_that_is_too_old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     install(tmp_path, "transformers", "4.40.0")
     monkeypatch.syspath_prepend(tmp_path)
