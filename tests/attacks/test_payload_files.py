@@ -143,49 +143,37 @@ LOADERS = {
 TENSORS = ("adapter", "projector", "items", "recommender", "scores")
 
 
+@pytest.fixture
+def artifact(name: str, wholes: dict[Any, Path], tmp_path: Path) -> Path:
+    """A whole folder of the loader that the test is about."""
+    return shutil.copytree(wholes[LOADERS[name].write], tmp_path / "artifact")
+
+
 @pytest.mark.parametrize("name", LOADERS)
-def test_whole_files_are_read(
-    name: str, random_llm: Path, tmp_path: Path, wholes: dict[Any, Path]
-) -> None:
+def test_whole_files_are_read(name: str, random_llm: Path, artifact: Path) -> None:
     """Or the refusals below would have another reason."""
-    folder = shutil.copytree(wholes[LOADERS[name].write], tmp_path / "artifact")
-    LOADERS[name].read(folder, random_llm)
+    LOADERS[name].read(artifact, random_llm)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", LOADERS)
 def test_nothing_runs(
-    name: str,
-    kind: str,
-    random_llm: Path,
-    canary: Path,
-    tmp_path: Path,
-    refused: Any,
-    wholes: dict[Any, Path],
+    name: str, kind: str, random_llm: Path, canary: Path, refused: Any, artifact: Path
 ) -> None:
-    loader = LOADERS[name]
-    folder = shutil.copytree(wholes[loader.write], tmp_path / "artifact")
-    path = folder / loader.file
+    path = artifact / LOADERS[name].file
     path.write_bytes(contents(canary, path.read_bytes())[kind])
     with refused():
-        loader.read(folder, random_llm)
+        LOADERS[name].read(artifact, random_llm)
 
 
 @pytest.mark.parametrize("name", TENSORS)
 def test_bytes_behind_the_tensors_are_refused(
-    name: str,
-    random_llm: Path,
-    canary: Path,
-    tmp_path: Path,
-    refused: Any,
-    wholes: dict[Any, Path],
+    name: str, random_llm: Path, canary: Path, refused: Any, artifact: Path
 ) -> None:
-    loader = LOADERS[name]
-    folder = shutil.copytree(wholes[loader.write], tmp_path / "artifact")
-    with (folder / loader.file).open("ab") as file:
+    with (artifact / LOADERS[name].file).open("ab") as file:
         file.write(pickled(canary))
     with refused():
-        loader.read(folder, random_llm)
+        LOADERS[name].read(artifact, random_llm)
 
 
 @pytest.mark.parametrize("name", ["../elsewhere", "/etc/hostname", "link"])

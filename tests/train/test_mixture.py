@@ -187,9 +187,7 @@ def test_data_sets_with_the_same_users_are_not_mixed(
 @pytest.mark.parametrize("settings", [{"samples": 0}, {"representation": "unified"}])
 def test_a_mixture_needs_a_stage_1_of_text(settings: dict[str, Any]) -> None:
     overrides = {f"stage1.{name}": value for name, value in settings.items()}
-    with pytest.raises(
-        ConfigError, match="mixture needs stage1"
-    ):
+    with pytest.raises(ConfigError, match="mixture needs stage1"):
         replace_in(Experiment(), {"mixture": [{"data": {}}], **overrides})
 
 
