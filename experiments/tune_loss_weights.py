@@ -31,7 +31,7 @@ BASE = replace_in(Experiment(), {"stage2.loss.scorer": "pointer", "stage2.valida
 
 BUDGETS = {
     "quick": Budget(
-        summary="12 min on 2 cores: shows the flow, no ranking",
+        summary="12 to 21 min on 2 cores: shows the flow, no ranking",
         trials=3,
         seeds=1,
         overrides={
