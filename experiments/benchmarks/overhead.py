@@ -20,7 +20,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -49,8 +48,8 @@ def pipeline_at(storage: str) -> Pipeline:
     return Pipeline(replace_in(Experiment(), SHORT), storage)
 
 
-def under_ray(storage: str) -> tuple[list[float], dict[str, float]]:
-    """Seconds of each step as a user's run has them, and the run's own account of its time."""
+def under_ray(storage: str) -> dict[str, Any]:
+    """Train as a user's run does: when each step ended, and the run's own account of its time."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     start_ray()
@@ -60,24 +59,16 @@ def under_ray(storage: str) -> tuple[list[float], dict[str, float]]:
         store.remove(store.name(earlier))
         store.remove(f"tensorboard/stage-2-{earlier.name}")
     artifact = pipeline.train()
-    ray.shutdown()
     events = EventAccumulator(str(store.root / "tensorboard" / f"stage-2-{artifact.name}"))
     events.Reload()
     ends: dict[int, float] = {}
     for event in events.Scalars("loss"):  # the last step's stands there again, once validated
         ends.setdefault(event.step, event.wall_time)
-    return _steps([*ends.values()]), read_json(artifact / "training.json")["curve"][-1]
+    return {"ends": [*ends.values()], **read_json(artifact / "training.json")["curve"][-1]}
 
 
-def bare(storage: str) -> list[float]:
-    """The same from a process that knows nothing of Ray."""
-    command = [sys.executable, __file__, "--bare", "--storage", storage, "--out", os.devnull]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    return _steps(json.loads(done.stdout.splitlines()[-1]))
-
-
-def print_bare_steps(storage: str) -> None:
-    """When each step of a plain loop around the engine ended, as one line of JSON."""
+def bare(storage: str) -> dict[str, Any]:
+    """Train the same in a plain loop around the engine: when each step ended."""
     import torch
     import torch.distributed as dist
 
@@ -107,12 +98,20 @@ def print_bare_steps(storage: str) -> None:
         for step in range(STEPS):
             engine.step(task.batches(step), step)
             ends.append(time.time())
-        print(json.dumps(ends))
         dist.destroy_process_group()
+    return {"ends": ends}
 
 
-def _steps(ends: Sequence[float]) -> list[float]:
-    return [end - start for start, end in pairwise(ends)][WARM_UP:]
+SIDES = {"bare": bare, "ray": under_ray}
+
+
+def measured(side: str, storage: str) -> tuple[list[float], dict[str, Any]]:
+    """Seconds of each step of one side, in a process of its own, and what else it says."""
+    command = [sys.executable, __file__, "--side", side, "--storage", storage, "--out", os.devnull]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    account = json.loads(done.stdout.splitlines()[-1])
+    steps = [end - start for start, end in pairwise(account.pop("ends"))]
+    return steps[WARM_UP:], account
 
 
 def main() -> None:
@@ -120,17 +119,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--storage", default="rsllm-store", metavar="DIR")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--bare", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.bare:
-        return print_bare_steps(arguments.storage)
+    if arguments.side:
+        print(json.dumps(SIDES[arguments.side](arguments.storage)))
+        return
+    start_ray()
     pipeline_at(arguments.storage).fit()
     ray.shutdown()
     ratios: list[float] = []
     accounts, medians = list[dict[str, float]](), list[dict[str, float]]()
     for _ in range(ROUNDS):
-        plain = bare(arguments.storage)
-        ours, account = under_ray(arguments.storage)
+        plain, _ = measured("bare", arguments.storage)
+        ours, account = measured("ray", arguments.storage)
         ratios += [mine / other for mine, other in zip(ours, plain, strict=True)]
         medians.append({"rsllm": statistics.median(ours), "bare": statistics.median(plain)})
         accounts.append(account)
@@ -145,7 +146,6 @@ def main() -> None:
         arguments.out, {**found, "rounds": ROUNDS, "steps": STEPS, "provenance": provenance()}
     )
     print(tabulate([(name, found[name]) for name in ("step_ratio", *shares)], floatfmt=".3f"))
-    return None
 
 
 if __name__ == "__main__":
