@@ -77,6 +77,7 @@ BUDGETS = {
 
 NO_CONTRASTS = {"stage2.loss.alpha": 0.0, "stage2.loss.beta": 0.0}
 LANGUAGE_MODEL = {**NO_CONTRASTS, "stage2.loss.gamma": 0.0}
+LLARA = {"stage1.samples": 0, "stage2.representation": "llara", "stage2.curriculum": True}
 MAIN, NO_CONTRAST, NO_SLOTS = "RSLLM + pointer", "without contrasts", "without slots"
 TWINS: dict[str, dict[str, Any]] = {
     MAIN: {},
@@ -85,12 +86,8 @@ TWINS: dict[str, dict[str, Any]] = {
 }
 BASELINES: dict[str, dict[str, Any]] = {
     "RSLLM, no extension": {"stage2.loss.gamma": 0.0},
-    "LLaRA-like": {
-        **LANGUAGE_MODEL,
-        "stage1.samples": 0,
-        "stage2.representation": "llara",
-        "stage2.curriculum": True,
-    },
+    "LLaRA-like": {**LANGUAGE_MODEL, **LLARA},
+    "LLaRA-like + pointer": {**NO_CONTRASTS, **LLARA},
     "TALLRec-like": {**LANGUAGE_MODEL, "stage2.representation": "text"},
     "LlamaRec-like": {
         **NO_CONTRASTS,
@@ -102,7 +99,8 @@ BASELINES: dict[str, dict[str, Any]] = {
 }
 """Language-model baselines as configurations of the same parts, on the same rows and samples.
 
-LLaRA (arXiv 2312.02445): title and slot, curriculum, language-model loss. TALLRec (arXiv
+LLaRA (arXiv 2312.02445): title and slot, curriculum, language-model loss; with the pointer it has
+our ranking loss too, as the twins have. TALLRec (arXiv
 2305.00447): text alone, tuned. LlamaRec (arXiv 2311.02089): text, one letter per candidate.
 """
 CLAIMS = [
