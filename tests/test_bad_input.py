@@ -9,6 +9,7 @@ from pathlib import Path
 
 import jobs
 import pytest
+from hosts import may_make_networks
 
 SECONDS, SECONDS_WITH_RAY = 20, 60
 
@@ -66,6 +67,16 @@ def test_script_refuses_storage_below_a_file(script: list[str], tmp_path: Path) 
     (tmp_path / "file").touch()
     message = refused([*script, "--storage", str(tmp_path / "file" / "sub")], code=2)
     assert "cannot be written (Not a directory); choose another with --storage" in message
+
+
+def test_script_refuses_storage_that_is_read_only(script: list[str], store: Path) -> None:
+    if reason := may_make_networks():
+        pytest.skip(reason)
+    store.mkdir()
+    mount = 'mount --bind "$0" "$0" && mount -o remount,bind,ro "$0" && exec "$@"'
+    apart = ["unshare", "--mount", "sh", "-c", mount, str(store)]
+    message = refused([*apart, *script], code=2)
+    assert "cannot be written (Read-only file system); choose another with --storage" in message
 
 
 @pytest.mark.parametrize(
