@@ -38,14 +38,13 @@ def test_a_driver_that_ends(
     assert [step for _, step in run.notes(0, "restored")] == [0, INTERVAL]
 
 
-@pytest.mark.parametrize("content", ["{", ""])
-def test_torn_notes_of_ray(make_run: Callable[..., Run], uninterrupted: Run, content: str) -> None:
+def test_torn_notes_of_ray(make_run: Callable[..., Run], uninterrupted: Run) -> None:
     """Ray Train would not start on these; rsllm gives it no checkpoints to take notes of."""
     run = make_run(Faults().wait(rank=0, step=INTERVAL + 2, seconds=60))
     end(run, signal.SIGKILL)
     (folder,) = (run.store / "ray").iterdir()
     assert not list(folder.rglob("*.json"))
-    (folder / CHECKPOINT_MANAGER_SNAPSHOT_FILENAME).write_text(content)
+    (folder / CHECKPOINT_MANAGER_SNAPSHOT_FILENAME).write_text("{")
     assert run.finish().returncode == 0
     assert run.weights() == uninterrupted.weights()
 

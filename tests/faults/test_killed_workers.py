@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 from fault_runs import STEPS, Run
@@ -10,6 +11,12 @@ from faults import COMMIT_POINTS, Faults
 
 pytestmark = pytest.mark.faults
 INTERVAL = STEPS // 3
+
+
+@pytest.fixture
+def make_run(make_run: Callable[..., Run], one_node: dict[str, str]) -> Callable[..., Run]:
+    """Makes runs on one Ray: a start of it takes longer than most of what is tested."""
+    return partial(make_run, environment=one_node)
 
 
 def check(run: Run, twin: Run, *, lost: int) -> None:
