@@ -20,6 +20,7 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = (
     {"__main__"},
     {"cli"},
+    {"reproduce"},
     {"tune", "serve"},
     {"pipeline"},
     {"train"},
