@@ -51,7 +51,7 @@ GRID = Grid(
         for other in OTHERS
     ],
     notes=[
-        "Stage 1 is on titles for all; stage 2 differs in how items are written and in nothing else.",
+        "Stage 1 is on titles for all; stage 2 differs in how items are written alone.",
         "The figures of RSLLM and LLaRA on this question are only drawn, so none stand here.",
     ],
 )

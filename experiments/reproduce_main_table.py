@@ -8,7 +8,7 @@ again; a run that was stopped goes on by the same command.
     python experiments/reproduce_main_table.py                              # MovieLens-100K
     python experiments/reproduce_main_table.py --budget hour --only SASRec --only "RSLLM (SASRec)"
     python experiments/reproduce_main_table.py --data "movielens-100k, all users" --seeds 3
-    python experiments/reproduce_main_table.py --budget hour --render       # what is on file, at once
+    python experiments/reproduce_main_table.py --budget hour --render   # what is on file
     ray submit cluster/gpu.yaml experiments/reproduce_main_table.py -- --budget full
 
 LLaRA's LastFM is in one global order of items: its figures say nothing about sequences and stand
@@ -64,7 +64,7 @@ def traditional(name: str, settings: Mapping[str, Any]) -> Entry:
 
 
 def by_data(figures: Mapping[str, tuple[float, ...]]) -> dict[str, dict[str, dict[str, Any]]]:
-    """Rows of ValidRatio and HitRatio@1 on MovieLens, Steam and LastFM -> data set, entry, metric."""
+    """Rows of ValidRatio and HitRatio@1 on MovieLens, Steam, LastFM -> data set, entry, metric."""
     columns = {"movielens-100k": 0, "llara-steam-sample": 2, "llara-lastfm": 4}
     return {
         source: {

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rsllm.config import Experiment
-from rsllm.recommenders.presets import preset
+from rsllm.config.presets import preset
 from rsllm.reproduce import paper
 from rsllm.reproduce.cells import Cell, Cells, Entry, slug
 from rsllm.reproduce.claims import Claim

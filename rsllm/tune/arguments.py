@@ -95,7 +95,7 @@ def overrides(values: argparse.Namespace) -> dict[str, Any]:
     given = {path: getattr(values, flag, None) for flag, path in FLAGS.items()}
     tuned = {}
     if values.recommender:
-        from rsllm.recommenders.presets import preset
+        from rsllm.config.presets import preset
 
         tuned = preset(values.recommender, values.data or "")
     named = {path: value for path, value in given.items() if value is not None}
