@@ -67,11 +67,10 @@ def claim_rows(
         source: the data's, for published gains.
     """
     known = [c for c in claims if c.first in cells and (not c.second or c.second in cells)]
-    tests = {c: found["tests"] for c in known if (found := comparisons.get((c.first, c.second)))}
-    adjusted = holm([test[METRICS[0]]["p"] for test in tests.values()])
-    p_holm = dict(zip(tests, adjusted, strict=True))
+    found = [comparisons.get((claim.first, claim.second)) for claim in known]
+    adjusted = iter(holm([each["tests"][METRICS[0]]["p"] for each in found if each]))
     rows = []
-    for claim in known:
+    for claim, compared in zip(known, found, strict=True):
         gain = claim.gains.get(source)
         row: dict[str, Any] = {
             "claim": claim.text,
@@ -79,8 +78,8 @@ def claim_rows(
             "second": claim.second,
             "gain": gain,
         }
-        if claim in tests:
-            row |= _compared(tests[claim], p_holm[claim], gain)
+        if compared:
+            row |= _compared(compared["tests"], next(adjusted), gain)
         elif not claim.second:
             row |= {"second": f"{claim.above:g}"} | _valid(cells[claim.first], claim.above)
         rows.append({"verdict": NOT_COMPUTED} | row)

@@ -28,6 +28,7 @@ from rsllm.reproduce.claims import METRICS
 from rsllm.reproduce.grid import Asked, Grid, Site, sites
 from rsllm.runs import provenance, read_json
 from rsllm.settings import replace_in, to_dict
+from rsllm.train.launch import Stage
 from rsllm.tune.confirm import answering_once, language_method, stages, train
 
 
@@ -39,7 +40,7 @@ def fill(grid: Grid, asked: Asked) -> dict[str, str]:
     """
     left_out = {}
     for site in sites(grid, asked):
-        if reason := _absent(site.experiment, asked.storage):
+        if site.name in grid.data and (reason := _absent(site.experiment, asked.storage)):
             left_out[site.name] = reason
             print(f"{site.name} is left out: {reason}", flush=True)
             continue
@@ -106,8 +107,9 @@ class Bench:
             outcomes, joined = self._fused(methods, outcomes, experiment)
         draws = held_out(self.data, "test", experiment.evaluation.test_rows)
         (row,) = method_table({entry.name: outcomes}, draws, self.data)
+        named = {"entry": row.pop("name"), "ranking_seconds": row.pop("seconds")}
         return {
-            "entry": row.pop("name"),
+            **named,
             "key": self.site.key(entry.name),
             "kind": entry.kind,
             "judged": dict(entry.judged),
@@ -115,7 +117,6 @@ class Bench:
             "data": self._described(),
             "backbone": self.pipeline.fingerprint if entry.speaks else "",
             **row,
-            "ranking_seconds": row.pop("seconds"),
             "gamma": experiment.stage2.loss.gamma if entry.kind == "tuned" else None,
             **cost,
             "predictions": {"scores": names, **joined},
@@ -144,19 +145,17 @@ class Bench:
         if not entry.seeded:
             scorer: Any = "likelihood" if entry.speaks else entry.kind
             return [Method(name=entry.name, scorer=scorer, experiment=experiment)], {}
-        alone = entry.kind == "recommender"
-        watched: Any = "recommender" if alone else "stage2"
-        found = train({entry.name: {}}, experiment, self.site.seeds, self.storage, watched)
-        trained = found[entry.name]
+        seeds, alone = self.site.seeds, entry.kind == "recommender"
+        watched: Stage = "recommender" if alone else "stage2"
+        (trained,) = train({entry.name: {}}, experiment, seeds, self.storage, watched).values()
         methods = [
             language_method(entry.name, p.experiment, p.experiment.stage2, p.run()) for p in trained
         ]
         if alone:
+            seeded = ({"stage2.seed": seed} for seed in seeds)
             methods = [
                 replace(m, scorer="recommender", experiment=replace_in(m.experiment, seed))
-                for m, seed in zip(
-                    methods, ({"stage2.seed": s} for s in self.site.seeds), strict=True
-                )
+                for m, seed in zip(methods, seeded, strict=True)
             ]
         return methods, training_cost(trained)
 

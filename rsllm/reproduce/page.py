@@ -26,19 +26,13 @@ LATEX = {char: f"\\{char}" for char in "&%$#_{}"} | {
 }
 
 
-def missing(shown: Sequence[Shown], left_out: Mapping[str, str]) -> dict[str, str]:
-    """What was asked for and is not on file, with the reason."""
-    found = {}
+def missing(shown: Sequence[Shown], left_out: Mapping[str, str]) -> dict[str, list[str]]:
+    """What was asked for and is not on file, by data set and reason."""
+    found: dict[str, list[str]] = {}
     for part in shown:
-        absent = [name for name in part.site.entries if name not in part.cells]
-        if reason := left_out.get(part.site.name):
-            found[part.title] = reason
-        elif absent and not part.cells:
-            found[part.title] = "not run yet"
-        elif absent:
-            for name in absent:
-                named = f"{part.site.name}: {name}"
-                found[named] = left_out.get(named, "not run yet")
+        for name in (name for name in part.site.entries if name not in part.cells):
+            reason = left_out.get(f"{part.site.name}: {name}") or left_out.get(part.site.name)
+            found.setdefault(f"{part.title}, {reason or 'not run yet'}", []).append(name)
     return found
 
 
@@ -74,7 +68,7 @@ def write_page(folder: Path, grid: Grid, asked: Asked, left_out: Mapping[str, st
         (folder / name).write_text(page, encoding="utf-8")
     papers = [table for part in known for table in (part.methods, part.verdicts) if table.rows]
     (folder / "tables.tex").write_text("\n\n".join(map(latex, papers)) + "\n", encoding="utf-8")
-    said = [f"not run: {name}: {reason}" for name, reason in results["missing"].items()]
+    said = [f"{why}: {', '.join(names)}" for why, names in results["missing"].items()]
     tables = [f"{show(table.title)}\n{plain(table)}" for part in known for table in part.tables]
     return "\n\n".join([*tables, "\n".join(map(show, said))])
 

@@ -66,16 +66,8 @@ class Shown:
     @property
     def tables(self) -> list[Table]:
         """All in which anything stands."""
-        made = (self.methods, self.verdicts, self._by_seed(), self._cost())
+        made = (self.methods, self.verdicts, self._cost())
         return [table for table in made if table.rows]
-
-    def _by_seed(self) -> Table:
-        rows = [
-            {"method": name, "seed": seed} | {metric: found.get(metric) for metric in BRIEF}
-            for name, cell in self.cells.items()
-            for seed, found in cell["by_seed"].items()
-        ]
-        return Table(f"By training seed, {self.title}", rows)
 
     def _cost(self) -> Table:
         rows = [
