@@ -34,8 +34,8 @@ def judge(
 
     Reproduced: p is below 5 % and the interval above 0. Not reproduced: the interval is nowhere
     above 0, or excludes the published gain although that was large enough to be detected.
-    Underpowered: all else. The interval holds 0 and the gain, the smallest detectable difference
-    is above the gain, or no gain was published and a small one may be there.
+    Underpowered: all else. The interval holds the gain without being surely above 0, the smallest
+    detectable difference is above the gain, or none was published and a small one may be there.
 
     Args:
         difference: its estimate, first minus second.
@@ -48,8 +48,8 @@ def judge(
         return "reproduced"
     if high <= 0:
         return "not reproduced"
-    missed = gain is None or (low <= 0 and gain <= high) or detectable > gain
-    return "underpowered" if missed else "not reproduced"
+    excluded = gain is not None and high < gain and detectable <= gain
+    return "not reproduced" if excluded else "underpowered"
 
 
 def claim_rows(
