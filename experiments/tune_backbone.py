@@ -21,8 +21,8 @@ import optuna
 
 from rsllm.cli import run_script
 from rsllm.config import Experiment
+from rsllm.config.presets import preset
 from rsllm.pipeline import Pipeline
-from rsllm.recommenders.presets import preset
 from rsllm.runs import provenance
 from rsllm.settings import replace_in, to_dict
 from rsllm.tune.arguments import Budget, parse

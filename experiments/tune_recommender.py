@@ -8,7 +8,7 @@ candidate draws; the test split stays closed. Every trial runs on one core.
     python experiments/tune_recommender.py --recommender caser --data llara-lastfm \
         --set data.split=given
 
-Cost: see `--help`. Chosen settings: rsllm/recommenders/presets.toml, with the result of each.
+Cost: see `--help`. Chosen settings: rsllm/config/presets.toml, with the result of each.
 """
 
 from __future__ import annotations

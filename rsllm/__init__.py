@@ -8,6 +8,7 @@ The pipeline, each arrow a function from artifacts to an artifact on disk:
     prompts, items    -> train    -> projector and LoRA, in two stages  (rsllm.model, rsllm.train)
     tuned model       -> evaluate -> rankings, intervals, paired tests  (rsllm.evaluate)
     a search space    -> tune     -> the best of many such runs         (rsllm.tune)
+    a paper's grid    -> cells    -> its tables, figures and verdicts   (rsllm.reproduce)
 
 `Experiment` says everything a run depends on; `Pipeline` runs it, computing nothing twice.
 """

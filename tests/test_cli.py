@@ -15,8 +15,8 @@ import pytest
 import rsllm
 from rsllm.cli import _print_fit, build_parser, main, run_script
 from rsllm.config import Experiment
+from rsllm.config.presets import preset
 from rsllm.errors import DataError
-from rsllm.recommenders.presets import preset
 from rsllm.runs import write_json
 from rsllm.settings import replace_in
 

@@ -20,6 +20,7 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = (
     {"__main__"},
     {"cli"},
+    {"reproduce"},
     {"tune", "serve"},
     {"pipeline"},
     {"train"},
@@ -247,7 +248,7 @@ def code_lines(path: Path) -> int:
 
 
 def test_package_stays_small() -> None:
-    assert sum(map(code_lines, SOURCES)) <= 8600
+    assert sum(map(code_lines, SOURCES)) <= 9350
 
 
 def test_imports_point_downwards() -> None:

@@ -26,9 +26,9 @@ from tabulate import tabulate
 
 from rsllm import Experiment, Pipeline, replace_in
 from rsllm.cli import run_script
+from rsllm.config.presets import preset
 from rsllm.data.prepared import PreparedData
 from rsllm.recommenders import MODELS, build
-from rsllm.recommenders.presets import preset
 from rsllm.runs import provenance, write_json
 
 ROUNDS, STEPS, WARM_UP = 9, 30, 10

@@ -77,6 +77,8 @@ class EvaluationConfig:
     """Any answer, or only titles of the row's candidates."""
     candidate_orders: NonNegativeInt = 0
     """Random orders of the candidates in which test rows are ranked again, for order bias."""
+    shuffle_history: bool = False
+    """Ablation: every history in random order, in evaluation alone."""
     max_new_tokens: PositiveInt = 64
     """Token limit of a generated answer (LLaRA uses 64)."""
     batch_size: PositiveInt = 8

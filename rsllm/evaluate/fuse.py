@@ -41,6 +41,17 @@ class Fusion:
             curve[weight] = float(per_user(scores_DRC, validation)["MRR"].mean())
         return cls(max(curve, key=curve.__getitem__), curve)
 
+    @classmethod
+    def over_seeds(
+        cls, language: Sequence[Outcome], alone: Outcome, validation: Sequence[Rows]
+    ) -> Fusion:
+        """One weight for a method's outcomes under several seeds, all on validation."""
+        return cls.chosen(
+            np.concatenate([outcome.scores_DRC for outcome in language]),
+            np.concatenate([alone.scores_DRC] * len(language)),
+            [*validation] * len(language),
+        )
+
     def outcome(self, language: Outcome, recommender: Outcome) -> Outcome:
         """Both on the test rows, as one method."""
         name = f"{language.method.name} + {recommender.method.name}"

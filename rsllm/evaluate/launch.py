@@ -32,6 +32,7 @@ from rsllm.settings import replace_in, to_dict
 
 SCORES, ANSWERS = "scores.safetensors", "answers.json"
 SCORES_ONLY = {"evaluation.generation_rows": -1, "evaluation.candidate_orders": 0}
+SHUFFLE_SEED = 0
 Rule = Literal["popularity", "markov", "item-knn", "order-rule", "title-similarity"]
 """What scores the whole catalogue beside a fitted recommender: `rsllm.recommenders.rules`."""
 
@@ -74,6 +75,8 @@ class Outcome:
     """Of the first draw again, under each random order of the candidates."""
     answers: dict[Decoding, list[str]] | None = None
     """Greedy answers to a fixed sample of the rows, by how they were decoded."""
+    name: str = ""
+    """The evaluation's, in the store."""
 
 
 def evaluate(
@@ -155,6 +158,7 @@ def _read(method: Method, folder: Path) -> Outcome:
         expected=rank.named(scores, rank.EXPECTED),
         catalogue=rank.named(scores, rank.CATALOGUE),
         answers=answers["answers"],
+        name=folder.name,
     )
 
 
@@ -175,6 +179,8 @@ def _evaluate(
     config = method.experiment.evaluation
     limit = config.test_rows if split == "test" else config.validation_rows
     draws = rank.held_out(data, split, limit)
+    if config.shuffle_history:
+        draws = [rows.shuffled(SHUFFLE_SEED) for rows in draws]
 
     def make(folder: Path) -> None:
         start, answers = time.monotonic(), None

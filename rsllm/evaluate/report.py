@@ -36,7 +36,8 @@ def write_report(folder: Path, results: Results) -> None:
     _write_csv(folder / "trials.csv", trials, leave_out=("parameters", "curve"))
     _write_csv(folder / "methods.csv", list(map(_method_row, results["methods"])))
     for name in ("report.html", "report.md"):
-        (folder / name).write_text(_rendered(name, results), encoding="utf-8")
+        page = rendered(Path(__file__).with_name(name), results=results)
+        (folder / name).write_text(page, encoding="utf-8")
 
 
 def tables(results: Results) -> str:
@@ -72,20 +73,21 @@ def _method_row(method: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _inert_text(value: Any) -> Markup:
+def inert_text(value: Any) -> Markup:
     """Text of which neither HTML nor Markdown makes a tag, a link or a cell."""
     if isinstance(value, Markup | Mapping):
         return Markup(value if isinstance(value, Markup) else show(value))
     return Markup(re.sub(r"[<>&\"|`\[\]\\*~]", lambda char: f"&#{ord(char[0])};", show(value)))
 
 
-def _rendered(template: str, results: Results) -> str:
+def rendered(template: Path, **context: Any) -> str:
+    """A template filled in, all text inert; it may include its neighbours and those here."""
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
+        loader=FileSystemLoader([template.parent, Path(__file__).parent]),
         autoescape=True,
-        finalize=_inert_text,
+        finalize=inert_text,
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
-    return environment.get_template(template).render(results=results, made=made, plots=plots)
+    return environment.get_template(template.name).render(made=made, plots=plots, **context)

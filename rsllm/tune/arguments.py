@@ -67,9 +67,16 @@ FLAGS = {
 SEARCH = ("optuna_storage", "warm_start", "track")
 
 
-def add_setting_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags by which scripts and verbs alike change an `Experiment`; see `overrides`."""
-    parser.add_argument("--data", metavar="SOURCE", help="data set name, or a folder of raw files")
+def add_setting_flags(parser: argparse.ArgumentParser, data_sets: Sequence[str] = ()) -> None:
+    """The flags by which scripts and verbs alike change an `Experiment`; see `overrides`.
+
+    Where a script has data sets of its own, --data chooses among them, again and again.
+    """
+    about = "data set name, or a folder of raw files"
+    if data_sets:
+        about = f"repeatable (default: {'; '.join(data_sets)}), or another {about}"
+    action = "append" if data_sets else "store"
+    parser.add_argument("--data", metavar="SOURCE", action=action, help=about)
     parser.add_argument("--backbone", metavar="SOURCE", help="asset, model folder or hub name")
     parser.add_argument(
         "--recommender", metavar="MODEL", help="gru4rec, caser or sasrec, as tuned for the data"
@@ -88,7 +95,7 @@ def overrides(values: argparse.Namespace) -> dict[str, Any]:
     given = {path: getattr(values, flag, None) for flag, path in FLAGS.items()}
     tuned = {}
     if values.recommender:
-        from rsllm.recommenders.presets import preset
+        from rsllm.config.presets import preset
 
         tuned = preset(values.recommender, values.data or "")
     named = {path: value for path, value in given.items() if value is not None}
@@ -112,17 +119,11 @@ def parse(
     from rsllm.pipeline import Pipeline
 
     unasked = argparse.Namespace(trials=None, seeds=None, seed=0, **dict.fromkeys(SEARCH, ""))
-    values = _parser(description, budgets, variants).parse_args(namespace=unasked)
-    name = values.budget or os.environ.get("RSLLM_BUDGET")
-    if name and name not in budgets:
-        raise ConfigError(f"budget {name!r} is unknown; choose one of {list(budgets)}")
-    for flag, count in {"trials": values.trials, "seeds": values.seeds}.items():
-        if count is not None and count < 1:
-            raise ConfigError(f"--{flag} is {count}; a study needs at least 1")
+    values = make_parser(description, budgets, variants).parse_args(namespace=unasked)
+    name, storage = checked(values, budgets)
     asked = overrides(values)
-    storage = values.storage or os.environ.get("RSLLM_STORAGE") or "rsllm-store"
     Pipeline(replace_in(base, asked), storage, watched=watched).check()
-    name = name or _default_budget(budgets)
+    name = name or default_budget(budgets)
     budget = budgets[name]
     return Arguments(
         budget=budget,
@@ -137,7 +138,22 @@ def parse(
     )
 
 
-def _default_budget(budgets: Mapping[str, Budget]) -> str:
+def checked(values: argparse.Namespace, budgets: Mapping[str, Budget]) -> tuple[str, str]:
+    """The budget that was asked for (perhaps none) and the storage.
+
+    Raises:
+        ConfigError: an unknown budget, or no trial or seed.
+    """
+    name = values.budget or os.environ.get("RSLLM_BUDGET") or ""
+    if name and name not in budgets:
+        raise ConfigError(f"budget {name!r} is unknown; choose one of {list(budgets)}")
+    for flag, count in {"trials": values.trials, "seeds": values.seeds}.items():
+        if count is not None and count < 1:
+            raise ConfigError(f"--{flag} is {count}; a study needs at least 1")
+    return name, values.storage or os.environ.get("RSLLM_STORAGE") or "rsllm-store"
+
+
+def default_budget(budgets: Mapping[str, Budget]) -> str:
     """The last budget (the full one) where a GPU is in reach, else the first."""
     import ray
 
@@ -145,9 +161,13 @@ def _default_budget(budgets: Mapping[str, Budget]) -> str:
     return list(budgets)[-1 if ray.cluster_resources().get("GPU", 0) else 0]
 
 
-def _parser(
-    description: str, budgets: Mapping[str, Budget], variants: Sequence[str]
+def make_parser(
+    description: str,
+    budgets: Mapping[str, Budget],
+    variants: Sequence[str] = (),
+    data_sets: Sequence[str] = (),
 ) -> argparse.ArgumentParser:
+    """The flags that all scripts share, and those of what the budgets and variants ask for."""
     parser = argparse.ArgumentParser(
         description=description,
         allow_abbrev=False,  # --seed is not short for --seeds
@@ -173,7 +193,7 @@ def _parser(
         parser.add_argument(
             "--only", choices=variants, action="append", metavar="NAME", help="; ".join(variants)
         )
-    add_setting_flags(parser)
+    add_setting_flags(parser, data_sets)
     parser.add_argument("--workers", type=int, help="data-parallel workers per trial")
     parser.add_argument("--zero-stage", type=int, help="DeepSpeed ZeRO stage, 0 to 3")
     parser.add_argument(

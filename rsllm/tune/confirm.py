@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import numpy as np
 
-from rsllm.config import Experiment
+from rsllm.config import Experiment, StageConfig
+from rsllm.evaluate.launch import SCORES_ONLY, Method
 from rsllm.pipeline import Pipeline, run_all
 from rsllm.runs import read_json
 from rsllm.settings import replace_in
+from rsllm.train.launch import Stage
 from rsllm.tune.journal import METRIC, TrialRecord
 from rsllm.tune.progress import shown
 
@@ -22,21 +25,56 @@ Trained = Mapping[str, Sequence[Pipeline]]
 
 
 def train(
-    variants: Mapping[str, Mapping[str, Any]], base: Experiment, seeds: range, storage: str | Path
+    variants: Mapping[str, Mapping[str, Any]],
+    base: Experiment,
+    seeds: range,
+    storage: str | Path,
+    watched: Stage = "stage2",
 ) -> Trained:
-    """Train all variants (overrides of `base` by name) on all seeds of stage 2, each once."""
+    """Train all variants (overrides of `base` by name) on all seeds of a stage, each once."""
+
+    def pipeline(changes: Mapping[str, Any], seed: int) -> Pipeline:
+        experiment = replace_in(base, {**changes, f"{watched}.seed": seed})
+        return Pipeline(experiment, storage, watched=watched)
+
     trained = {
-        name: [Pipeline(replace_in(base, {**changes, "stage2.seed": s}), storage) for s in seeds]
-        for name, changes in variants.items()
+        name: [pipeline(changes, seed) for seed in seeds] for name, changes in variants.items()
     }
     everything = [pipeline for group in trained.values() for pipeline in group]
     if everything[0].layout.concurrent_trials > 1:
         run_all(everything)
     for number, (name, group) in enumerate(trained.items(), start=1):
         print(f"\n{number} of {len(variants)}: {name}  {shown(dict(variants[name]))}", flush=True)
-        for pipeline in group:
-            pipeline.train()
+        for one in group:
+            one.run()
     return trained
+
+
+def language_method(name: str, experiment: Experiment, stage: StageConfig, folder: Path) -> Method:
+    """What a stage of language-model tuning left in `folder`, as something that ranks."""
+    return Method(
+        name=name,
+        scorer=stage.loss.ranks_by,
+        experiment=experiment,
+        representation=stage.representation,
+        artifact=str(folder),
+    )
+
+
+def answering_once(group: Sequence[Method]) -> list[Method]:
+    """A method under several seeds: later ones rank, and do not answer again."""
+
+    def scored(method: Method) -> Method:
+        name = f"{method.name}, seed {method.experiment.stage2.seed}"
+        return replace(method, name=name, experiment=replace_in(method.experiment, SCORES_ONLY))
+
+    return [group[0], *map(scored, group[1:])]
+
+
+def stages(pipeline: Pipeline) -> list[Path]:
+    """The artifacts of what was trained and is watched, stage 1 first."""
+    text = pipeline.watched != "recommender" and pipeline.experiment.stage1.steps
+    return [*([pipeline.train_text()] if text else []), pipeline.run()]
 
 
 def learning_curve(trained: Sequence[Pipeline]) -> Curve:
@@ -48,9 +86,8 @@ def learning_curve(trained: Sequence[Pipeline]) -> Curve:
 
 
 def _curve(pipeline: Pipeline) -> Curve:
-    first = [pipeline.train_text()] if pipeline.experiment.stage1.steps else []
     curve: Curve = []
-    for folder in (*first, pipeline.train()):
+    for folder in stages(pipeline):
         before = {name: curve[-1][name] if curve else 0.0 for name in ("samples", "seconds")}
         for entry in read_json(folder / "training.json")["curve"]:
             curve.append(entry | {name: entry[name] + start for name, start in before.items()})

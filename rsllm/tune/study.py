@@ -14,14 +14,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
 from rsllm.cluster import start_ray
-from rsllm.config import SLOTTED, Experiment, StageConfig
+from rsllm.config import SLOTTED, Experiment
 from rsllm.data.prepared import PreparedData
 from rsllm.evaluate.compare import Claim, estimates, method_table, over_seeds, pair_table
 from rsllm.evaluate.fuse import Fusion
-from rsllm.evaluate.launch import SCORES_ONLY, Method, evaluate
+from rsllm.evaluate.launch import Method, evaluate
 from rsllm.evaluate.rank import held_out
 from rsllm.evaluate.report import tables, write_report
 from rsllm.evaluate.statistics import beats_chance
@@ -30,7 +28,16 @@ from rsllm.plan import Layout
 from rsllm.runs import provenance
 from rsllm.settings import content_hash, replace_in, to_dict
 from rsllm.train.health import warnings
-from rsllm.tune.confirm import Trained, candidates, confirm_table, learning_curve, train, training
+from rsllm.tune.confirm import (
+    Trained,
+    answering_once,
+    candidates,
+    confirm_table,
+    language_method,
+    learning_curve,
+    train,
+    training,
+)
 from rsllm.tune.progress import shown
 from rsllm.tune.search import Search, Space, TrialRecord
 
@@ -191,35 +198,18 @@ def _methods(
     methods = {method.name: [method] for method in (recommender, untuned)}
     if text_only:
         name = "text only" if base.stage1.representation == "text" else "stage 1"
-        methods[name] = [_tuned(name, base, base.stage1, text_only)]
+        methods[name] = [language_method(name, base, base.stage1, text_only)]
     shuffle = {"projector.shuffle_items": True}
     for place, (name, twin) in enumerate(twins.items()):
         methods[name] = [
-            _tuned(name, pipeline.experiment, pipeline.experiment.stage2, pipeline.train())
-            for pipeline in twin
+            language_method(name, p.experiment, p.experiment.stage2, p.train()) for p in twin
         ]
         if place == 0 and methods[name][0].representation in SLOTTED:
             methods[name + SHUFFLED] = [
                 replace(m, name=name + SHUFFLED, experiment=replace_in(m.experiment, shuffle))
                 for m in methods[name]
             ]
-    return {name: [group[0], *map(_scored, group[1:])] for name, group in methods.items()}
-
-
-def _scored(method: Method) -> Method:
-    """A method of a later seed: it ranks, and does not answer again."""
-    name = f"{method.name}, seed {method.experiment.stage2.seed}"
-    return replace(method, name=name, experiment=replace_in(method.experiment, SCORES_ONLY))
-
-
-def _tuned(name: str, experiment: Experiment, stage: StageConfig, folder: Path) -> Method:
-    return Method(
-        name=name,
-        scorer=stage.loss.ranks_by,
-        experiment=experiment,
-        representation=stage.representation,
-        artifact=str(folder),
-    )
+    return {name: answering_once(group) for name, group in methods.items()}
 
 
 def _judged(
@@ -244,11 +234,7 @@ def _judged(
     winner, limits = next(iter(twins)), study.base.evaluation
     alone, *validated = evaluate([*methods[ALONE], *methods[winner]], "validation", **where)
     draws = validation = held_out(data, "validation", limits.validation_rows)
-    fusion = Fusion.chosen(
-        np.concatenate([outcome.scores_DRC for outcome in validated]),
-        np.concatenate([alone.scores_DRC] * len(validated)),
-        validation * len(validated),
-    )
+    fusion = Fusion.over_seeds(validated, alone, validation)
     note = (
         f"{winner} joined with the recommender adds its log-probabilities with the weight"
         f" {fusion.weight:.3g}, chosen on {len(validation[0])} validation users (MRR"

@@ -20,13 +20,13 @@ import rsllm
 from rsllm import Pipeline, recommenders
 from rsllm.cli import SAFE_FROM, main
 from rsllm.config import Experiment, RecommenderConfig
+from rsllm.config.presets import preset
 from rsllm.data.audit import audit, table
 from rsllm.data.prepared import PreparedData
 from rsllm.errors import ConfigError
 from rsllm.evaluate.predictions import export_candidates
 from rsllm.evaluate.report import tables, write_report
 from rsllm.evaluate.tables import show
-from rsllm.recommenders.presets import preset
 from rsllm.runs import Store, provenance
 from rsllm.tune.arguments import Budget, parse
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from rsllm.config import Experiment
+from rsllm.config.presets import FILE, USUAL, preset
 from rsllm.errors import ConfigError
 from rsllm.recommenders import MODELS
-from rsllm.recommenders.presets import FILE, USUAL, preset
 from rsllm.settings import replace_in, to_dict
 
 ROOT = Path(__file__).parents[2]

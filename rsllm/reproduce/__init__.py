@@ -1,0 +1,1 @@
+"""A paper's tables and figures: a grid of data sets, methods and claims, one small file a cell."""

@@ -1,0 +1,112 @@
+"""Finished cells of a grid as files: aggregates and what made them, never a user's row.
+
+DATA/ENTRY-KEY.json          an entry on a data set, over its seeds; the key is of its settings
+DATA/FIRST--SECOND-KEY.json  a paired comparison of two of them
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from rsllm.config import Experiment
+from rsllm.runs import read_json, write_json
+from rsllm.settings import content_hash, to_dict
+
+Kind = Literal[
+    "tuned", "zero-shot", "recommender", "popularity", "markov", "item-knn", "order-rule"
+]
+Cell = dict[str, Any]
+DECIDES = {
+    "zero-shot": ("data", "backbone", "prompt", "evaluation"),
+    "recommender": ("data", "recommender", "evaluation"),
+}
+"""The sections that an entry's kind depends on; of a tuned one all but compute, of rules fewest."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Entry:
+    """A line of the paper's table: what is trained, and how it is judged."""
+
+    name: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Paths into `Experiment`."""
+    kind: Kind = "tuned"
+    judged: Mapping[str, Any] = field(default_factory=dict)
+    """Paths that hold in evaluation alone, such as projector.shuffle_items."""
+    fused: bool = False
+    """Joined with the recommender of its slots, by a weight chosen on validation."""
+
+    @property
+    def speaks(self) -> bool:
+        """Whether it is a language model."""
+        return self.kind in ("tuned", "zero-shot")
+
+    @property
+    def seeded(self) -> bool:
+        """Whether a seed changes it."""
+        return self.kind in ("tuned", "recommender")
+
+    def key(self, experiment: Experiment, seeds: Sequence[int]) -> str:
+        """Of all that decides its numbers beside the data themselves."""
+        parts = to_dict(experiment)
+        decides = DECIDES.get(self.kind, ("data", "evaluation"))
+        if self.kind == "tuned":
+            decides = tuple(name for name in parts if name != "compute")
+        elif parts["recommender"]["items"] == "title":
+            decides = (*decides, "backbone", "prompt")
+        made = [self.kind, dict(self.judged), self.fused, list(seeds) if self.seeded else []]
+        return content_hash([*made, {name: parts[name] for name in decides}])
+
+
+def slug(name: str) -> str:
+    """A name as part of a file's."""
+    return re.sub("[^a-z0-9]+", "-", name.lower()).strip("-")[:60] or "unnamed"
+
+
+@dataclass(frozen=True, slots=True)
+class Cells:
+    """A folder of finished cells and comparisons."""
+
+    root: Path
+
+    def read(self, data: str, name: str, key: str) -> Cell | None:
+        """What is on file, if anything.
+
+        Raises:
+            CheckpointError: the file is damaged.
+        """
+        path = self._path(data, name, key)
+        return read_json(path) if path.exists() else None
+
+    def write(self, data: str, name: str, key: str, value: Mapping[str, Any]) -> None:
+        """Put it on file; a crash leaves the old file or the new one."""
+        path = self._path(data, name, key)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, value)
+
+    def comparison(self, data: str, first: Cell, second: Cell) -> Cell | None:
+        """The comparison of two cells, unless it was made of others."""
+        found = self.read(data, *_pair(first, second))
+        return found if found and found["of"] == _of(first, second) else None
+
+    def write_comparison(self, data: str, first: Cell, second: Cell, found: Cell) -> None:
+        """Put a comparison of two cells on file."""
+        named = {"first": first["entry"], "second": second["entry"]}
+        self.write(data, *_pair(first, second), {**found, **named, "of": _of(first, second)})
+
+    def _path(self, data: str, name: str, key: str) -> Path:
+        return self.root / slug(data) / f"{name}-{key}.json"
+
+
+def _pair(first: Cell, second: Cell) -> tuple[str, str]:
+    name = f"{slug(first['entry'])}--{slug(second['entry'])}"
+    return name, content_hash([first["key"], second["key"]])
+
+
+def _of(first: Cell, second: Cell) -> list[Any]:
+    """The predictions that a comparison stands on."""
+    return [first["predictions"], second["predictions"]]

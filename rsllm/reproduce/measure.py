@@ -1,0 +1,239 @@
+"""Trains and judges what a grid lacks; every cell is on file as soon as it is known."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from math import prod
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+from safetensors import safe_open
+
+from rsllm.config import Experiment
+from rsllm.data.prepared import PreparedData
+from rsllm.errors import RsllmError
+from rsllm.evaluate.compare import method_table, per_user
+from rsllm.evaluate.fuse import Fusion, fused
+from rsllm.evaluate.launch import Method, Outcome, evaluate, read_scores
+from rsllm.evaluate.rank import held_out
+from rsllm.evaluate.statistics import paired
+from rsllm.pipeline import Pipeline
+from rsllm.recommenders.embeddings import FILE as ITEM_TABLE
+from rsllm.reproduce.cells import Cell, Entry, slug
+from rsllm.reproduce.claims import METRICS
+from rsllm.reproduce.grid import Asked, Grid, Site, sites
+from rsllm.runs import provenance, read_json
+from rsllm.settings import replace_in, to_dict
+from rsllm.train.launch import Stage
+from rsllm.tune.confirm import answering_once, language_method, stages, train
+
+
+def fill(grid: Grid, asked: Asked) -> dict[str, str]:
+    """Compute all cells and comparisons that are not on file.
+
+    Returns:
+        What was left out, data sets and entries ("DATA: ENTRY"), each with its reason.
+    """
+    left_out = {}
+    for site in sites(grid, asked):
+        if site.name in grid.data and (reason := _absent(site.experiment, asked.storage)):
+            left_out[site.name] = reason
+            print(f"{site.name} is left out: {reason}", flush=True)
+            continue
+        bench = Bench(site, asked.storage)
+        with bench.pipeline.store.alone(f"cells-{slug(site.name)}", waits=True):
+            for name, (entry, experiment) in site.entries.items():
+                if bench.known(name):
+                    continue
+                if experiment.mixture and (reason := _absent(experiment, asked.storage)):
+                    left_out[f"{site.name}: {name}"] = reason
+                    print(f"{site.name}, {name} is left out: {reason}", flush=True)
+                    continue
+                print(f"\n{site.name}: {name}", flush=True)
+                cell = bench.measure(entry, experiment)
+                site.cells.write(site.name, slug(name), site.key(name), cell)
+            for claim in grid.claims:
+                bench.compare(claim.first, claim.second)
+    return left_out
+
+
+def _absent(experiment: Experiment, storage: str) -> str:
+    """Why raw data are not at hand, in one line; empty if they are."""
+    try:
+        Pipeline(experiment, storage, watched="recommender").check()
+    except RsllmError as error:
+        return str(error).splitlines()[-1].strip()
+    return ""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Where the entries of one data set are trained and judged."""
+
+    site: Site
+    storage: str
+
+    @cached_property
+    def pipeline(self) -> Pipeline:
+        """Of the data set's experiment."""
+        return Pipeline(self.site.experiment, self.storage)
+
+    @cached_property
+    def data(self) -> PreparedData:
+        """The prepared data set."""
+        return PreparedData.open(self.pipeline.prepare())
+
+    def known(self, name: str) -> Cell | None:
+        """An entry's cell, if it is on file and of these data and this backbone."""
+        cell = self.site.cell(name)
+        if cell is None or cell["data"]["key"] != self.data.path.name:
+            return None
+        other = cell["backbone"] and cell["backbone"] != self.pipeline.fingerprint
+        return None if other else cell
+
+    def measure(self, entry: Entry, experiment: Experiment) -> Cell:
+        """Train an entry on all seeds and judge it on the test rows."""
+        methods, cost = self._trained(entry, experiment)
+        judged = [replace(m, experiment=replace_in(m.experiment, entry.judged)) for m in methods]
+        methods = answering_once(judged)
+        outcomes = self._evaluate(methods, "test")
+        joined: dict[str, Any] = {}
+        names = [outcome.name for outcome in outcomes]
+        if entry.fused:
+            outcomes, joined = self._fused(methods, outcomes, experiment)
+        draws = held_out(self.data, "test", experiment.evaluation.test_rows)
+        (row,) = method_table({entry.name: outcomes}, draws, self.data)
+        named = {"entry": row.pop("name"), "ranking_seconds": row.pop("seconds")}
+        return {
+            **named,
+            "key": self.site.key(entry.name),
+            "kind": entry.kind,
+            "judged": dict(entry.judged),
+            "seeds": list(self.site.seeds) if entry.seeded else [],
+            "data": self._described(),
+            "backbone": self.pipeline.fingerprint if entry.speaks else "",
+            **row,
+            "gamma": experiment.stage2.loss.gamma if entry.kind == "tuned" else None,
+            **cost,
+            "predictions": {"scores": names, **joined},
+            "experiment": to_dict(experiment),
+            "layout": to_dict(self.pipeline.layout),
+            "provenance": provenance(),
+        }
+
+    def compare(self, first: str, second: str) -> None:
+        """Put a comparison on file, unless it is, or the predictions are not at hand."""
+        if not {first, second} <= self.site.entries.keys():
+            return
+        one, other = self.known(first), self.known(second)
+        if not one or not other or self.site.cells.comparison(self.site.name, one, other):
+            return
+        vectors = [self._vectors(cell["predictions"]) for cell in (one, other)]
+        if not all(vectors):
+            return
+        tests = {m: asdict(paired(vectors[0][m], vectors[1][m])) for m in METRICS}
+        seeds = [one["seeds"], other["seeds"]]
+        found = {"n": one["n"], "seeds": seeds, "tests": tests, "provenance": provenance()}
+        self.site.cells.write_comparison(self.site.name, one, other, found)
+
+    def _trained(self, entry: Entry, experiment: Experiment) -> tuple[list[Method], dict[str, Any]]:
+        """The methods of an entry, one a seed, and what their training took."""
+        if not entry.seeded:
+            scorer: Any = "likelihood" if entry.speaks else entry.kind
+            return [Method(name=entry.name, scorer=scorer, experiment=experiment)], {}
+        seeds, alone = self.site.seeds, entry.kind == "recommender"
+        watched: Stage = "recommender" if alone else "stage2"
+        (trained,) = train({entry.name: {}}, experiment, seeds, self.storage, watched).values()
+        methods = [
+            language_method(entry.name, p.experiment, p.experiment.stage2, p.run()) for p in trained
+        ]
+        if alone:
+            seeded = ({"stage2.seed": seed} for seed in seeds)
+            methods = [
+                replace(m, scorer="recommender", experiment=replace_in(m.experiment, seed))
+                for m, seed in zip(methods, seeded, strict=True)
+            ]
+        return methods, training_cost(trained)
+
+    def _fused(
+        self, methods: Sequence[Method], outcomes: Sequence[Outcome], experiment: Experiment
+    ) -> tuple[list[Outcome], dict[str, Any]]:
+        """Joined with the recommender of the slots; its evaluation and the weight."""
+        fitted = str(Pipeline(experiment, self.storage).fit())
+        alone = Method(
+            name="recommender",
+            scorer="recommender",
+            experiment=methods[0].experiment,
+            artifact=fitted,
+        )
+        single, *validated = self._evaluate([alone, *methods], "validation")
+        rows = held_out(self.data, "validation", experiment.evaluation.validation_rows)
+        fusion = Fusion.over_seeds(validated, single, rows)
+        (beside,) = self._evaluate([alone], "test")
+        joined = [fusion.outcome(outcome, beside) for outcome in outcomes]
+        return joined, {"recommender": beside.name, "weight": fusion.weight}
+
+    def _evaluate(self, methods: Sequence[Method], split: Any) -> list[Outcome]:
+        speaks, pipeline = any(method.speaks for method in methods), self.pipeline
+        return evaluate(
+            methods,
+            split,
+            data=self.data.path,
+            backbone=pipeline.backbone if speaks else "",
+            fingerprint=pipeline.fingerprint if speaks else "",
+            layout=pipeline.layout,
+            store=pipeline.store,
+        )
+
+    def _vectors(self, predictions: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """The metrics [S, R] of stored predictions; none if one of them is not in the store."""
+        store = self.pipeline.store
+        names = [*predictions["scores"], *filter(None, [predictions.get("recommender")])]
+        folders = [store.root / "evaluation" / Path(name).name for name in names]
+        if not all(map(store.holds, folders)):
+            return {}
+        scores = [read_scores(folder)["scores"] for folder in folders]
+        if "recommender" in predictions:
+            alone_DRC = scores.pop()
+            scores = [fused(own_DRC, alone_DRC, predictions["weight"]) for own_DRC in scores]
+        draws = held_out(self.data, "test", scores[0].shape[1])
+        found = [per_user(scores_DRC, draws) for scores_DRC in scores]
+        return {metric: np.stack([one[metric] for one in found]) for metric in METRICS}
+
+    def _described(self) -> dict[str, Any]:
+        facts = self.data.facts
+        counts = {n: v for n, v in facts["counts"].items() if isinstance(v, int | float | str)}
+        config = self.data.config
+        return {
+            "set": self.site.name,
+            "source": config["source"],
+            "split": config["split"],
+            "key": self.data.path.name,
+            "raw": facts["inputs"]["raw"],
+            "counts": counts,
+        }
+
+
+def training_cost(trained: Sequence[Pipeline]) -> dict[str, Any]:
+    """Means over the seeds, stage 1 included, and how many numbers the last stage trained."""
+    ends = [
+        [read_json(folder / "training.json")["curve"][-1] for folder in stages(pipeline)]
+        for pipeline in trained
+    ]
+    each = {
+        "samples": lambda end: end["samples"],
+        "seconds": lambda end: end["seconds"],
+        "tokens": lambda end: end["tokens_per_second"] * end["seconds"],
+    }
+    cost = {n: round(fmean(sum(map(of, e)) for e in ends), 1) for n, of in each.items()}
+    files = stages(trained[0])[-1].glob("*.safetensors")
+    return cost | {"trainable": sum(map(_numbers, (f for f in files if f.name != ITEM_TABLE)))}
+
+
+def _numbers(path: Path) -> int:
+    with safe_open(path, "np") as file:
+        return sum(prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118

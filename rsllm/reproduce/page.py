@@ -1,0 +1,113 @@
+"""What is on file as tables (Markdown, LaTeX), figures (SVG, PDF, PNG) and one HTML page."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+from tabulate import tabulate
+
+from rsllm.evaluate.report import inert_text, rendered
+from rsllm.evaluate.tables import Table, show
+from rsllm.reproduce.figure import draw
+from rsllm.reproduce.grid import Asked, Grid
+from rsllm.reproduce.shown import Shown, gather
+
+LATEX = {char: f"\\{char}" for char in "&%$#_{}"} | {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+}
+
+
+def missing(shown: Sequence[Shown], left_out: Mapping[str, str]) -> dict[str, list[str]]:
+    """What was asked for and is not on file, by data set and reason."""
+    found: dict[str, list[str]] = {}
+    for part in shown:
+        for name in (name for name in part.site.entries if name not in part.cells):
+            reason = left_out.get(f"{part.site.name}: {name}") or left_out.get(part.site.name)
+            found.setdefault(f"{part.title}, {reason or 'not run yet'}", []).append(name)
+    return found
+
+
+def write_page(folder: Path, grid: Grid, asked: Asked, left_out: Mapping[str, str]) -> str:
+    """Write page.html, page.md, tables.tex and, with matplotlib, the figure.
+
+    Returns:
+        The tables for the terminal.
+    """
+    shown = gather(grid, asked)
+    known = [part for part in shown if part.cells]
+    drawn = draw(known, folder) if known else None
+    results: dict[str, Any] = {
+        "title": grid.title,
+        "question": grid.question,
+        "budget": f"{asked.budget_name}: {asked.budget.summary}",
+        "backbone": shown[0].site.experiment.backbone.source,
+        "seeds": asked.num_seeds,
+        "command": asked.command,
+        "done": f"{sum(len(s.cells) for s in shown)} of {sum(len(s.site.entries) for s in shown)}",
+        "missing": missing(shown, left_out),
+        "notes": grid.notes,
+    }
+    figure = drawn and base64.b64encode(drawn.read_bytes()).decode()
+    for name in ("page.html", "page.md"):
+        page = rendered(
+            Path(__file__).with_name(name),
+            results=results,
+            shown=known,
+            figure=figure,
+            grid=markdown,
+        )
+        (folder / name).write_text(page, encoding="utf-8")
+    papers = [table for part in known for table in (part.methods, part.verdicts) if table.rows]
+    (folder / "tables.tex").write_text("\n\n".join(map(latex, papers)) + "\n", encoding="utf-8")
+    said = [f"{why}: {', '.join(names)}" for why, names in results["missing"].items()]
+    tables = [f"{show(table.title)}\n{plain(table)}" for part in known for table in part.tables]
+    return "\n\n".join([*tables, "\n".join(map(show, said))])
+
+
+def plain(table: Table) -> str:
+    """For the terminal."""
+    return tabulate(_cells(table, show), list(map(show, table.header)), disable_numparse=True)
+
+
+def markdown(table: Table) -> Markup:
+    """For Markdown, where text stays text."""
+    header = [inert_text(name) for name in table.header]
+    return Markup(tabulate(_cells(table, inert_text), header, "github", disable_numparse=True))
+
+
+def latex(table: Table) -> str:
+    """For LaTeX with booktabs and graphicx."""
+    rows = [" & ".join(row) + r" \\" for row in _cells(table, tex)]
+    return "\n".join(
+        [
+            r"\begin{table}",
+            rf"\caption{{{tex(table.title)}}}",
+            r"\resizebox{\textwidth}{!}{%",
+            rf"\begin{{tabular}}{{l{'r' * (len(table.header) - 1)}}}",
+            r"\toprule",
+            " & ".join(map(tex, table.header)) + r" \\",
+            r"\midrule",
+            *rows,
+            r"\bottomrule",
+            r"\end{tabular}}",
+            r"\end{table}",
+        ]
+    )
+
+
+def tex(cell: Any) -> str:
+    """Text of which LaTeX makes no command."""
+    return "".join(LATEX.get(char, char) for char in show(cell))
+
+
+def _cells(table: Table, as_text: Any) -> list[list[str]]:
+    return [[str(as_text(row.get(name))) for name in table.header] for row in table.rows]

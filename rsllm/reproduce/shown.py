@@ -1,0 +1,105 @@
+"""What is on file of a grid, data set by data set, as tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rsllm.evaluate.tables import BRIEF, Table
+from rsllm.reproduce import paper
+from rsllm.reproduce.cells import Cell
+from rsllm.reproduce.claims import claim_rows
+from rsllm.reproduce.grid import Asked, Grid, Site, sites
+
+RULES = {"LLaRA": "", "strict": ", strict"}
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """One data set of a grid, as far as it is on file."""
+
+    title: str
+    site: Site
+    cells: Mapping[str, Cell]
+    claims: Sequence[Mapping[str, Any]]
+    published: Mapping[str, Mapping[str, Mapping[str, float | str]]]
+    """Figures of others on this data set, by publication and entry."""
+
+    @property
+    def names(self) -> list[str]:
+        """Of the entries that anything is known of, and of what others alone have measured."""
+        elsewhere = [name for found in self.published.values() for name in found]
+        known = {*self.cells, *elsewhere}
+        return [n for n in dict.fromkeys([*self.site.entries, *elsewhere]) if n in known]
+
+    @property
+    def methods(self) -> Table:
+        """Every entry's metrics, with published ones in columns of their own."""
+        chance = 1 / self.site.experiment.data.num_candidates
+        rows = [self._row(name) for name in self.names]
+        return Table(self.title, rows, "paper", levels={"HR@1": chance})
+
+    def _row(self, name: str) -> dict[str, Any]:
+        row: dict[str, Any] = {"method": name}
+        if cell := self.cells.get(name):
+            row |= {key: cell.get(key) for key in ("gamma", "samples", "n")}
+            row |= {"seeds": len(cell["seeds"]) or None}
+            row |= {metric: cell["metrics"].get(metric) for metric in BRIEF}
+            free = (cell["generation"] or {}).get("free", {})
+            for rule, suffix in RULES.items():
+                judged = free.get(rule, {})
+                row[f"HitRatio@1{suffix}"] = judged.get("hits_of_all")
+                row[f"ValidRatio{suffix}"] = judged.get("ValidRatio")
+                row[f"hits of valid{suffix}"] = judged.get("hits_of_valid")
+            row["answers"] = judged.get("n")
+        for publication, found in self.published.items():
+            row |= {f"{publication}: {m}": v for m, v in found.get(name, {}).items()}
+        return row
+
+    @property
+    def verdicts(self) -> Table:
+        """The claims with their tests."""
+        levels = {"difference": 0.0, "MRR difference": 0.0}
+        return Table(f"Claims, {self.title}", self.claims, "verdicts", levels=levels)
+
+    @property
+    def tables(self) -> list[Table]:
+        """All in which anything stands."""
+        made = (self.methods, self.verdicts, self._cost())
+        return [table for table in made if table.rows]
+
+    def _cost(self) -> Table:
+        rows = [
+            {"method": name, "training, s": cell.get("seconds"), "tokens": cell.get("tokens")}
+            | {"trained": cell.get("trainable"), "ranking, s": cell["ranking_seconds"]}
+            | {"precision": cell["layout"]["precision"], "cell": cell["key"]}
+            | {name: cell["provenance"][name] for name in ("machine", "rsllm", "time")}
+            for name, cell in self.cells.items()
+        ]
+        return Table(f"Cost and provenance, {self.title}", rows, "spent")
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What every entry sets beside the experiment of the data set."""
+        entries = (entry for entry, _ in self.site.entries.values())
+        return {
+            e.name: {"kind": e.kind, "joined": e.fused, **e.settings, **e.judged} for e in entries
+        }
+
+
+def gather(grid: Grid, asked: Asked) -> list[Shown]:
+    """All that is on file of a grid, as the user asked for it."""
+    return [_shown(grid, site) for site in sites(grid, asked)]
+
+
+def _shown(grid: Grid, site: Site) -> Shown:
+    cells = {name: cell for name in site.entries if (cell := site.cell(name))}
+    pairs = {(c.first, c.second) for c in grid.claims if {c.first, c.second} <= cells.keys()}
+    compared = {p: site.cells.comparison(site.name, cells[p[0]], cells[p[1]]) for p in pairs}
+    comparisons = {pair: one for pair, one in compared.items() if one}
+    source = site.experiment.data.source
+    label = f" ({paper.LABELS[source]})" if source in paper.LABELS else ""
+    published = {name: of[site.name] for name, of in grid.published.items() if site.name in of}
+    claims = claim_rows(grid.claims, cells, comparisons, source)
+    return Shown(site.name + label, site, cells, claims, published)
