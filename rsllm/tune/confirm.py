@@ -12,9 +12,10 @@ import numpy as np
 from rsllm.config import Experiment
 from rsllm.pipeline import Pipeline, run_all
 from rsllm.runs import read_json
-from rsllm.settings import replace_in
+from rsllm.settings import replace_in, to_dict
+from rsllm.train.launch import Stage
 from rsllm.tune.journal import METRIC, TrialRecord
-from rsllm.tune.progress import shown
+from rsllm.tune.progress import run_name, shown
 
 Curve = list[dict[str, float]]
 Trained = Mapping[str, Sequence[Pipeline]]
@@ -22,20 +23,27 @@ Trained = Mapping[str, Sequence[Pipeline]]
 
 
 def train(
-    variants: Mapping[str, Mapping[str, Any]], base: Experiment, seeds: range, storage: str | Path
+    variants: Mapping[str, Mapping[str, Any]],
+    base: Experiment,
+    seeds: range,
+    storage: str | Path,
+    watched: Stage = "stage2",
 ) -> Trained:
-    """Train all variants (overrides of `base` by name) on all seeds of stage 2, each once."""
-    trained = {
-        name: [Pipeline(replace_in(base, {**changes, "stage2.seed": s}), storage) for s in seeds]
-        for name, changes in variants.items()
-    }
+    """Train all variants (overrides of `base` by name) on all seeds of a stage, each once."""
+
+    def made(name: str, seed: int) -> Pipeline:
+        experiment = replace_in(base, {**variants[name], f"{watched}.seed": seed})
+        named = run_name(f"{name}-seed-{seed}", to_dict(experiment))
+        return Pipeline(experiment, storage, run_name=named, watched=watched)
+
+    trained = {name: [made(name, seed) for seed in seeds] for name in variants}
     everything = [pipeline for group in trained.values() for pipeline in group]
     if everything[0].layout.concurrent_trials > 1:
         run_all(everything)
     for number, (name, group) in enumerate(trained.items(), start=1):
         print(f"\n{number} of {len(variants)}: {name}  {shown(dict(variants[name]))}", flush=True)
         for pipeline in group:
-            pipeline.train()
+            pipeline.run()
     return trained
 
 
@@ -48,9 +56,10 @@ def learning_curve(trained: Sequence[Pipeline]) -> Curve:
 
 
 def _curve(pipeline: Pipeline) -> Curve:
-    first = [pipeline.train_text()] if pipeline.experiment.stage1.steps else []
+    begins = pipeline.watched == "stage2" and pipeline.experiment.stage1.steps
+    first = [pipeline.train_text()] if begins else []
     curve: Curve = []
-    for folder in (*first, pipeline.train()):
+    for folder in (*first, pipeline.run()):
         before = {name: curve[-1][name] if curve else 0.0 for name in ("samples", "seconds")}
         for entry in read_json(folder / "training.json")["curve"]:
             curve.append(entry | {name: entry[name] + start for name, start in before.items()})
@@ -77,10 +86,26 @@ def confirm_table(trained: Trained, searched: Mapping[str, TrialRecord]) -> list
     table = []
     for name, group in trained.items():
         scores = [_curve(pipeline)[-1][METRIC] for pipeline in group]
-        seeds = [pipeline.experiment.stage2.seed for pipeline in group]
+        seeds = [getattr(p.experiment, p.watched).seed for p in group]
         row = {"name": name, "search_score": searched[name].score, "seeds": seeds, "scores": scores}
         table.append(row | {"mean": fmean(scores), "lowest": min(scores), "highest": max(scores)})
     return table
+
+
+def confirmed(
+    records: Sequence[TrialRecord],
+    top: int,
+    base: Experiment,
+    seeds: range,
+    storage: str | Path,
+    watched: Stage = "stage2",
+) -> tuple[list[dict[str, Any]], TrialRecord]:
+    """The best trials of a search trained anew (see `confirm_table`), and that of the best mean."""
+    found = candidates(records, top)
+    print(f"\nfresh seeds for {', '.join(found)}", flush=True)
+    again = {name: trial.overrides for name, trial in found.items()}
+    confirm = confirm_table(train(again, base, seeds, storage, watched), found)
+    return confirm, found[max(confirm, key=lambda row: float(row["mean"]))["name"]]
 
 
 def training(trained: Trained, pair: Mapping[str, Any]) -> dict[str, Any]:

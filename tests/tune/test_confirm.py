@@ -55,7 +55,7 @@ def fake(folder: Path, seed: int, points: list[tuple[float, float, float]]) -> A
     curve = [{"samples": n, "seconds": s, "MRR": mrr, "score": mrr} for n, s, mrr in points]
     (folder / "training.json").write_text(json.dumps({"curve": curve}))
     stages = SimpleNamespace(stage1=SimpleNamespace(steps=0), stage2=SimpleNamespace(seed=seed))
-    return SimpleNamespace(experiment=stages, train=lambda: folder)
+    return SimpleNamespace(experiment=stages, watched="stage2", run=lambda: folder)
 
 
 @pytest.fixture
@@ -94,7 +94,7 @@ def test_equal_seconds_are_read_off_mean_curves(trained: dict[str, list[Any]]) -
     assert learning_curve(trained["slow"])[1] == pytest.approx(
         {"samples": 16, "seconds": 30, "MRR": 0.65, "score": 0.65}
     )
-    file = trained["slow"][1].train() / "training.json"
+    file = trained["slow"][1].run() / "training.json"
     curve = json.loads(file.read_text())["curve"]
     curve[1]["health/slot_scale"] = 1.0
     file.write_text(json.dumps({"curve": curve}))
