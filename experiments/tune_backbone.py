@@ -2,7 +2,7 @@
 
 Searches the pair, the adapter's rank and, where there is a recommender, the projector's width, for
 two objectives: validation MRR against the device-seconds of tuning. No trial is stopped early, and
-there is no stage 1, so that the seconds are all of a trial's tuning. The outcome is the Pareto
+there is no stage 1, so that the seconds are all of a trial's tuning. The report shows the Pareto
 front: the trials that no other beats in MRR for as little. The test split stays closed.
 
     python experiments/tune_backbone.py --budget quick
@@ -14,7 +14,6 @@ Cost: see `--help`. Not yet run.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any
 
 import optuna
@@ -23,11 +22,9 @@ from rsllm.cli import run_script
 from rsllm.config import Experiment
 from rsllm.config.presets import preset
 from rsllm.pipeline import Pipeline
-from rsllm.runs import provenance
-from rsllm.settings import replace_in, to_dict
+from rsllm.settings import replace_in
 from rsllm.tune.arguments import Budget, parse
-from rsllm.tune.progress import table
-from rsllm.tune.search import Search, Space, pareto_front
+from rsllm.tune.search import Search, Space
 
 BASE = replace_in(
     Experiment(),
@@ -90,7 +87,7 @@ def space_over(backbones: Sequence[str], data: str) -> Space:
 
 
 def main() -> None:
-    """Search, print the trials and the front, write both."""
+    """Search, and report the trials and their front."""
     arguments = parse(__doc__ or "", BUDGETS, BASE)
     print(f"budget {arguments.budget_name}: {arguments.budget.summary}", flush=True)
     experiment = arguments.experiment
@@ -103,16 +100,11 @@ def main() -> None:
         seed=arguments.seed,
         **arguments.search,
     )
-    records = search.run(arguments.trials)
-    front = pareto_front(records)
-    print(f"\nThe Pareto front, cheapest first\n{table(front, len(front))}")
-    results = {
-        "experiment": to_dict(experiment),
-        "front": [record.number for record in front],
-        "trials": [asdict(record) for record in records],
-        "provenance": provenance(),
-    }
-    search.publish(results)
+    search.publish(
+        search.run(arguments.trials),
+        title="Tune the backbone",
+        question="Which recommender and which language model, at which cost?",
+    )
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
 Published baselines of LLM recommendation are often untuned, and a language model that beats them
 shows little. Searches one recommender's settings for validation MRR, as an exact expectation over
-candidate draws; the test split stays closed. Every trial runs on one core.
+candidate draws, and trains the best trials anew on fresh seeds, of which the best mean wins; the
+test split stays closed. Every trial runs on one core.
 
     python experiments/tune_recommender.py --recommender sasrec
     python experiments/tune_recommender.py --recommender caser --data llara-lastfm \
@@ -16,32 +17,36 @@ from __future__ import annotations
 from typing import Any
 
 import optuna
-from tabulate import tabulate
 
 from rsllm.cli import run_script
 from rsllm.config import Experiment
 from rsllm.pipeline import Pipeline
-from rsllm.runs import provenance
 from rsllm.settings import replace_in
 from rsllm.tune.arguments import Budget, parse
-from rsllm.tune.progress import shown
+from rsllm.tune.confirm import confirmed
 from rsllm.tune.search import Search
 
 BASE = replace_in(Experiment(), {"compute.threads": 1})
 
 BUDGETS = {
     "quick": Budget(
-        summary="10 trials of at most 12 epochs",
+        summary="10 trials of at most 12 epochs, the best 3 on 3 fresh seeds",
         trials=10,
+        confirm_top=3,
+        seeds=3,
         overrides={"recommender.max_epochs": 12.0},
     ),
     "full": Budget(
-        summary="60 trials of at most 40 epochs",
+        summary="60 trials of at most 40 epochs, the best 5 on 5 fresh seeds",
         trials=60,
+        confirm_top=5,
+        seeds=5,
         overrides={"recommender.max_epochs": 40.0, "recommender.patience": 5},
     ),
 }
 
+FRESH = 1000
+"""The first of the seeds that the search does not use."""
 FIRST_GUESSES = [
     {"width": 64, "depth": 1, "dropout": 0.2, "rate": 2e-3, "l2": 1e-3},
     {"width": 64, "depth": 2, "dropout": 0.4, "rate": 1e-3, "l2": 1e-2},
@@ -62,7 +67,7 @@ def space(trial: optuna.Trial) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Search, print the trials, write what was found."""
+    """Search, try the best on fresh seeds, and report what was found."""
     arguments = parse(__doc__ or "", BUDGETS, BASE, watched="recommender")
     print(f"budget {arguments.budget_name}: {arguments.budget.summary}", flush=True)
     experiment = arguments.experiment
@@ -75,25 +80,16 @@ def main() -> None:
         **arguments.search,
     )
     records = search.run(arguments.trials)
-    ranked = sorted(records, key=lambda record: record.score or 0.0, reverse=True)
-    table = [
-        {"MRR": r.score, "HR@1": max(e["HR@1"] for e in r.curve), "state": r.state}
-        | shown(r.overrides)
-        for r in ranked
-        if r.curve
-    ]
-    print(tabulate(table, headers="keys", floatfmt=".3g"))
-    results = {
-        "data": experiment.data.source,
-        "model": experiment.recommender.model,
-        "best": ranked[0].overrides,
-        "trials": [
-            {"number": r.number, "state": r.state, "overrides": r.overrides, "curve": r.curve}
-            for r in ranked
-        ],
-        "provenance": provenance(),
-    }
-    search.publish(results)
+    fresh, top = range(FRESH, FRESH + arguments.seeds), arguments.budget.confirm_top
+    confirm, best = confirmed(records, top, experiment, fresh, arguments.storage, "recommender")
+    search.publish(
+        records,
+        best,
+        title=f"Tune {experiment.recommender.model}",
+        question="Which width, depth, dropout, learning rate and L2 does it need?",
+        confirm=confirm,
+        seeds=list(fresh),
+    )
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 import socket
@@ -29,6 +30,7 @@ WORKER_ENVIRONMENT = {
 }
 """Leaves the terminal to progress, warnings and errors (the print patch prints lines twice), and
 ends the group of a hung worker soon."""
+CLEANER = "ray.train.v2._internal.execution.controller.placement_group_cleaner"
 DASHBOARD_PORT = 8265
 interrupt_code = 128 + signal.SIGINT
 """Exit code of a process that was interrupted."""
@@ -116,12 +118,16 @@ def prepare_worker() -> None:
 
     Ray's handler of SIGTERM raises `SystemExit` while Ray tidies up; inside the callback of a weak
     reference Python cannot pass that on and would show it as an error.
+
+    That Ray tidies up behind a trial that was stopped early is no warning.
     """
     from ray.util import get_node_ip_address
 
     for interface, addresses in psutil.net_if_addrs().items():
         if get_node_ip_address() in [address.address for address in addresses]:
             os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+    tidying = logging.getLogger(CLEANER)
+    tidying.addFilter(lambda record: "is dead. Cleaning up" not in record.getMessage())
     show = sys.unraisablehook
 
     def show_errors(raised: sys.UnraisableHookArgs) -> None:

@@ -288,15 +288,16 @@ def run_all(pipelines: Sequence[Pipeline]) -> list[Path]:
     """
     import ray
 
-    def drive(experiment: Experiment, storage: str, watched: Stage) -> Path:
-        return Pipeline(experiment, storage, watched=watched).run()
+    def drive(experiment: Experiment, storage: str, run_name: str, watched: Stage) -> Path:
+        return Pipeline(experiment, storage, run_name=run_name, watched=watched).run()
 
     work, pending = ray.remote(drive).options(num_cpus=DRIVER_CPUS), list[Any]()
     for pipeline in pipelines:
         if len(pending) >= pipeline.layout.concurrent_trials:
             ray.wait(pending, num_returns=len(pending) - pipeline.layout.concurrent_trials + 1)
-        where = pipeline.store.location
-        pending.append(work.remote(pipeline.experiment, where, pipeline.watched))
+        where, name = pipeline.store.location, pipeline.run_name
+        named = work.options(name=name or "drive")
+        pending.append(named.remote(pipeline.experiment, where, name, pipeline.watched))
     try:
         made = zip(pipelines, ray.get(pending), strict=True)
         return [pipeline.store.local(path) for pipeline, path in made]

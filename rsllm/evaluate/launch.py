@@ -110,7 +110,8 @@ def evaluate(
             continue
         if len(tasks) >= layout.concurrent_trials:  # more on the same cores would be slower
             ray.wait(list(tasks.values()), num_returns=len(tasks) - layout.concurrent_trials + 1)
-        tasks[folder] = work.remote(method, split, data, backbone, layout, store, key)
+        named = work.options(name=f"{method.name} on {split}")
+        tasks[folder] = named.remote(method, split, data, backbone, layout, store, key)
     ray.get(list(tasks.values()))
     found = map(store.local, folders)
     return [_read(method, folder) for method, folder in zip(methods, found, strict=True)]

@@ -42,7 +42,8 @@ def write_report(folder: Path, results: Results) -> None:
 
 def tables(results: Results) -> str:
     """The trials, if there are any, the methods and the paired tests, for the terminal."""
-    searched = [made.recommender(results), made.trials(results)] if "search" in results else []
+    of_trials = (made.recommender, made.trials, made.front)
+    searched = [make(results) for make in of_trials] if "search" in results else []
     methods = [made.methods(results, made.BRIEF), made.generated(results), made.orders(results)]
     shown = [*searched, made.confirm(results), *methods, made.pairs(results)]
     return "\n\n".join(f"{show(table.title)}\n{_grid(table)}" for table in shown if table.rows)

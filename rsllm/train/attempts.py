@@ -16,6 +16,9 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.torch.config import _TorchBackend
 from ray.train.v2._internal.constants import WORKER_GROUP_START_TIMEOUT_S_ENV_VAR
 from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
+from ray.train.v2._internal.execution.callback import ControllerCallback
+from ray.train.v2._internal.execution.worker_group import worker_group
+from ray.util import get_current_placement_group, placement_group_table
 
 from rsllm.errors import ConfigError, Interrupted, RsllmError, TrainingError
 from rsllm.plan import Layout
@@ -33,6 +36,7 @@ def run(assignment: Assignment, *, name: str, storage: Path, callbacks: Sequence
     Raises:
         TrainingError: workers were lost too often without a step forward, the cluster has no room
             for them, or the same error of ours came twice.
+        Interrupted: Ray Tune stopped the trial that this is.
     """
     allowed = assignment.experiment.compute.max_failures
     reached, fruitless, last = _newest_step(assignment), 0, ""
@@ -43,6 +47,8 @@ def run(assignment: Assignment, *, name: str, storage: Path, callbacks: Sequence
             _trainer(assignment, attempt_name, storage, callbacks).fit()
             return
         except Exception as error:
+            if _stopped():
+                raise Interrupted(f"the trial {name} was stopped") from error
             reason = _explained(error, assignment)
             before, reached = reached, _newest_step(assignment)
             fruitless = 0 if reached > before else fruitless + 1
@@ -52,6 +58,12 @@ def run(assignment: Assignment, *, name: str, storage: Path, callbacks: Sequence
                 raise reason from error
         last = str(reason)
         print(f"rsllm: {last}; attempt {attempt + 1} goes on from step {reached}", flush=True)
+
+
+def _stopped() -> bool:
+    """Whether this is a trial whose resources Ray Tune took away; its process ends next."""
+    group = get_current_placement_group()
+    return group is not None and placement_group_table(group).get("state") == "REMOVED"
 
 
 class _NoRoomError(TrainingError):
@@ -77,6 +89,18 @@ class _Backend(_TorchBackend):  # type: ignore[misc]
         worker_group.execute(hear_sigterm)
 
 
+class _Named(ControllerCallback):  # type: ignore[misc]
+    """Has Ray's dashboard and logs call the workers by their run."""
+
+    def __init__(self, run: str) -> None:
+        self.run = run
+
+    def after_controller_start(self, train_run_context: Any) -> None:
+        run, worker = self.run, worker_group.RayTrainWorker
+        named = type(worker.__name__, (worker,), {"__repr__": lambda self: run})
+        worker_group.WorkerGroup._worker_cls = named
+
+
 def _trainer(
     assignment: Assignment, name: str, storage: Path, callbacks: Sequence[Any]
 ) -> TorchTrainer:
@@ -96,7 +120,7 @@ def _trainer(
             name=name,
             storage_path=str(storage),
             failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),
-            callbacks=list(callbacks),
+            callbacks=[_Named(name), *callbacks],
             logging_config=LoggingConfig(log_level="CRITICAL"),
         ),
     )

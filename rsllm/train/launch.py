@@ -134,6 +134,8 @@ def _log(assignment: Assignment) -> Iterator[Callable[[int, dict[str, float]], N
     tags = {"run": assignment.name}
 
     def log(step: int, values: dict[str, float]) -> None:
+        if "seconds" in values:
+            values = values | _spent(values["seconds"], assignment.layout.workers)
         for name, value in values.items():
             writer.add_scalar(name, value, step)
             _gauge(name).set(value, tags)
@@ -144,6 +146,18 @@ def _log(assignment: Assignment) -> Iterator[Callable[[int, dict[str, float]], N
         writer.close()
         with contextlib.suppress(CheckpointError):
             store.share(curves)
+
+
+def _spent(seconds: float, workers: int) -> dict[str, float]:
+    """Device-seconds, and dollars where the node has labels like those of cluster/gpu.yaml."""
+    import ray
+
+    labels = ray.get_runtime_context().get_node_labels()
+    found = {"device_seconds": seconds * workers}
+    if price := labels.get("dollars-per-hour"):
+        nodes = workers / max(1.0, float(labels.get("gpus", 1)))
+        found["dollars"] = float(price) * nodes * seconds / 3600
+    return found
 
 
 @cache

@@ -14,10 +14,10 @@ from rsllm.config import Experiment, StageConfig
 from rsllm.evaluate.launch import SCORES_ONLY, Method
 from rsllm.pipeline import Pipeline, run_all
 from rsllm.runs import read_json
-from rsllm.settings import replace_in
+from rsllm.settings import replace_in, to_dict
 from rsllm.train.launch import Stage
 from rsllm.tune.journal import METRIC, TrialRecord
-from rsllm.tune.progress import shown
+from rsllm.tune.progress import run_name, shown
 
 Curve = list[dict[str, float]]
 Trained = Mapping[str, Sequence[Pipeline]]
@@ -33,20 +33,19 @@ def train(
 ) -> Trained:
     """Train all variants (overrides of `base` by name) on all seeds of a stage, each once."""
 
-    def pipeline(changes: Mapping[str, Any], seed: int) -> Pipeline:
-        experiment = replace_in(base, {**changes, f"{watched}.seed": seed})
-        return Pipeline(experiment, storage, watched=watched)
+    def made(name: str, seed: int) -> Pipeline:
+        experiment = replace_in(base, {**variants[name], f"{watched}.seed": seed})
+        named = run_name(f"{name}-seed-{seed}", to_dict(experiment))
+        return Pipeline(experiment, storage, run_name=named, watched=watched)
 
-    trained = {
-        name: [pipeline(changes, seed) for seed in seeds] for name, changes in variants.items()
-    }
+    trained = {name: [made(name, seed) for seed in seeds] for name in variants}
     everything = [pipeline for group in trained.values() for pipeline in group]
     if everything[0].layout.concurrent_trials > 1:
         run_all(everything)
     for number, (name, group) in enumerate(trained.items(), start=1):
         print(f"\n{number} of {len(variants)}: {name}  {shown(dict(variants[name]))}", flush=True)
-        for one in group:
-            one.run()
+        for pipeline in group:
+            pipeline.run()
     return trained
 
 
@@ -114,10 +113,26 @@ def confirm_table(trained: Trained, searched: Mapping[str, TrialRecord]) -> list
     table = []
     for name, group in trained.items():
         scores = [_curve(pipeline)[-1][METRIC] for pipeline in group]
-        seeds = [pipeline.experiment.stage2.seed for pipeline in group]
+        seeds = [getattr(p.experiment, p.watched).seed for p in group]
         row = {"name": name, "search_score": searched[name].score, "seeds": seeds, "scores": scores}
         table.append(row | {"mean": fmean(scores), "lowest": min(scores), "highest": max(scores)})
     return table
+
+
+def confirmed(
+    records: Sequence[TrialRecord],
+    top: int,
+    base: Experiment,
+    seeds: range,
+    storage: str | Path,
+    watched: Stage = "stage2",
+) -> tuple[list[dict[str, Any]], TrialRecord]:
+    """The best trials of a search trained anew (see `confirm_table`), and that of the best mean."""
+    found = candidates(records, top)
+    print(f"\nfresh seeds for {', '.join(found)}", flush=True)
+    again = {name: trial.overrides for name, trial in found.items()}
+    confirm = confirm_table(train(again, base, seeds, storage, watched), found)
+    return confirm, found[max(confirm, key=lambda row: float(row["mean"]))["name"]]
 
 
 def training(trained: Trained, pair: Mapping[str, Any]) -> dict[str, Any]:

@@ -59,16 +59,6 @@ class TrialRecord:
         return self.curve[-1][METRIC] if self.curve else None
 
 
-def pareto_front(records: Sequence[TrialRecord]) -> list[TrialRecord]:
-    """The finished trials whose score no other reaches at as few device-seconds, cheapest first."""
-    done = [record for record in records if record.state == "finished"]
-    front: list[TrialRecord] = []
-    for record in sorted(done, key=lambda r: (r.curve[-1][COST], -r.curve[-1][METRIC])):
-        if not front or record.curve[-1][METRIC] > front[-1].curve[-1][METRIC]:
-            front.append(record)
-    return front
-
-
 @contextmanager
 def refused(what: str) -> Iterator[None]:
     """Turn what a space's code, Optuna or a database raises, or warns of, into the user's error."""

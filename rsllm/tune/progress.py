@@ -1,12 +1,15 @@
-"""A table of trials in the terminal, printed whenever one reports."""
+"""What is shown of trials: the table that is printed whenever one reports, a report's, names."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tabulate import tabulate
 
+from rsllm.evaluate.statistics import beats_chance
+from rsllm.settings import content_hash
 from rsllm.tune.journal import COST, METRIC, TrialRecord
 
 COLUMNS = ("samples", METRIC, "HR@1", COST)
@@ -35,3 +38,39 @@ def _row(record: TrialRecord) -> dict[str, Any]:
 def shown(overrides: Mapping[str, Any]) -> dict[str, Any]:
     """The tuned values by the last part of their path."""
     return {path.rsplit(".", 1)[-1]: value for path, value in overrides.items()}
+
+
+def run_name(text: str, unique: Any) -> str:
+    """A text as the name of a run, and what sets it apart from the runs of others."""
+    safe = re.sub(r"[^A-Za-z0-9._-]+", ".", text).lstrip(".-")
+    return f"{safe[:57]}-{content_hash(unique)[:6]}"
+
+
+def trial_row(record: TrialRecord, *, cost: bool = False) -> dict[str, Any]:
+    """A trial in a report; `cost` names what it was to be good at."""
+    last = record.curve[-1] if record.curve else {}
+    row = {
+        "number": record.number,
+        "state": record.state,
+        "parameters": shown(record.overrides),
+        "samples": int(last.get("samples", 0)),
+        "seconds": round(last.get("seconds", 0.0), 1),
+        "curve": record.curve,
+        "MRR": record.score,
+        "HR@1": last.get("HR@1"),
+        "error": record.error,
+    }
+    return row | ({"objectives": {"MRR": record.score, COST: last[COST]}} if cost and last else {})
+
+
+def searched(best: TrialRecord, n: int, num_candidates: int) -> dict[str, Any]:
+    """The best trial on `n` validation rows, and what chance would have reached."""
+    chance = sum(1 / rank for rank in range(1, num_candidates + 1)) / num_candidates
+    return {
+        "metric": "MRR",
+        "split": "validation",
+        "n": n,
+        "best": best.number,
+        "p_beats_chance": beats_chance(best.score or 0.0, n, num_candidates),
+        "chance": {"MRR": chance, "HR@1": 1 / num_candidates},
+    }

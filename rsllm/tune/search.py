@@ -26,19 +26,23 @@ from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
+from ray.tune.trainable.function_trainable import FunctionTrainable
 
 from rsllm.config import ComputeConfig, Experiment
+from rsllm.data.prepared import PreparedData
 from rsllm.errors import CheckpointError, TrainingError, require
+from rsllm.evaluate.rank import held_out
+from rsllm.evaluate.report import tables, write_report
 from rsllm.pipeline import Pipeline
 from rsllm.plan import DRIVER_CPUS
-from rsllm.runs import read_json, write_json
-from rsllm.settings import content_hash, replace_in
+from rsllm.runs import provenance, read_json
+from rsllm.settings import content_hash, replace_in, to_dict
 from rsllm.train.launch import Stage
-from rsllm.tune.journal import COST, FILE, METRIC, Journal, check_space, storage
+from rsllm.tune.confirm import candidates
+from rsllm.tune.journal import COST, FILE, METRIC, Journal, check_space, refused, storage
 from rsllm.tune.journal import Space as Space
 from rsllm.tune.journal import TrialRecord as TrialRecord
-from rsllm.tune.journal import pareto_front as pareto_front
-from rsllm.tune.progress import shown, table
+from rsllm.tune.progress import run_name, searched, shown, table, trial_row
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +62,8 @@ class Search:
     first_guesses: Sequence[Mapping[str, Any]] = ()
     """Values, as the space names them, that are tried first."""
     cost: bool = False
-    """Minimise device-seconds beside maximising the score (see `pareto_front`); then no trial is
-    stopped early."""
+    """Minimise device-seconds beside maximising the score; then no trial is stopped early, and the
+    report has the Pareto front."""
     seed: int = 0
     optuna_storage: str = ""
     """URL of a database instead of the journal file."""
@@ -73,6 +77,9 @@ class Search:
         check_space(self.pipeline, self.space, self.first_guesses)
         there = not self.track or find_spec(self.track) is not None
         require(there, f"--track {self.track} needs it: pip install rsllm[trackers]")
+        with refused(f"--track {self.track}"):
+            for tracker in _trackers(self.track, self.name):
+                tracker.setup()
         with self.pipeline.store.alone(f"search-{self.name}", waits=False):
             for guess in self.first_guesses:
                 self.journal.study.enqueue_trial(dict(guess), skip_if_exists=True)
@@ -122,11 +129,27 @@ class Search:
             raise TrainingError(f"every trial failed: {reasons}; more --trials try other values")
         return records
 
-    def publish(self, results: Mapping[str, Any]) -> None:
-        """Write results.json beside the journal, also at the URI, and say where it is."""
-        write_json(self.folder / "results.json", results)
-        self.pipeline.store.share(f"studies/{self.name}")
-        print(f"results: {self.folder}")
+    def publish(
+        self, records: Sequence[TrialRecord], best: TrialRecord | None = None, **found: Any
+    ) -> Path:
+        """Report its trials, `best` or the best score among them, and what else was found."""
+        best = best or next(iter(candidates(records, 1).values()))
+        experiment, data = self.pipeline.experiment, PreparedData.open(self.pipeline.prepare())
+        speaks = self.pipeline.watched != "recommender"
+        limit = experiment.evaluation.validation_rows if speaks else 0
+        rows = held_out(data, "validation", limit)[0]
+        results = {
+            "methods": [],
+            "pairs": [],
+            "notes": [],
+            "recommender": {},
+            "budget": {},
+            "backbone": experiment.backbone.source if speaks else "",
+            "trials": [trial_row(record, cost=self.cost) for record in records],
+            "search": searched(best, len(rows), experiment.data.num_candidates),
+            "data": {"source": experiment.data.source, **data.facts["counts"]},
+        }
+        return publish(self.pipeline, self.name, results | found)
 
     def _tune(self, trials: int) -> None:
         layout, store = self.pipeline.layout, self.pipeline.store
@@ -134,6 +157,7 @@ class Search:
         base, watched = self.pipeline.experiment, self.pipeline.watched
         shutil.rmtree(store.root / "ray" / self.name, ignore_errors=True)
         trainable = tune.with_parameters(_trial, base=base, storage=store.location, watched=watched)
+        trainable.__mixins__ = (_Named,)
         name, notes = partial(_trial_name, self.name), _Notes(self, layout.workers, trials)
         tune.Tuner(
             tune.with_resources(trainable, {"CPU": DRIVER_CPUS}),
@@ -164,6 +188,30 @@ class Search:
             for entry in record.curve:
                 scheduler.on_trial_result(None, earlier, entry)
         return scheduler
+
+
+def publish(pipeline: Pipeline, name: str, results: Mapping[str, Any]) -> Path:
+    """Write results.json and its report under `studies/NAME`, also at the URI; print the tables.
+
+    Returns:
+        The folder on this node.
+    """
+    made = {"experiment": to_dict(pipeline.experiment), "provenance": provenance(), **results}
+    folder = pipeline.store.root / "studies" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    write_report(folder, made)
+    pipeline.store.share(f"studies/{name}")
+    print(tables(made))
+    print(f"\nresults: {folder}  (open report.html)", flush=True)
+    return folder
+
+
+class _Named(FunctionTrainable):  # type: ignore[misc]
+    """Has Ray's dashboard and logs call a trial's driver by the trial's name."""
+
+    def setup(self, config: dict[str, Any]) -> None:
+        super().setup(config)
+        self._name = self.trial_name
 
 
 class _Suggestions(Searcher):  # type: ignore[misc]
@@ -243,8 +291,7 @@ def _trial_name(search: str, trial: Any) -> str:
         f"{name}_{value:.3g}" if isinstance(value, float) else f"{name}_{value}"
         for name, value in shown(trial.config["overrides"]).items()
     )
-    safe = re.sub(r"[^A-Za-z0-9._-]+", ".", f"{trial.config['number']:03d}-{values}")
-    return f"{safe[:57]}-{content_hash(search)[:6]}"
+    return run_name(f"{trial.config['number']:03d}-{values}", search)
 
 
 def _trial(config: dict[str, Any], base: Experiment, storage: str, watched: Stage) -> None:

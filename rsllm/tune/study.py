@@ -21,25 +21,21 @@ from rsllm.evaluate.compare import Claim, estimates, method_table, over_seeds, p
 from rsllm.evaluate.fuse import Fusion
 from rsllm.evaluate.launch import Method, evaluate
 from rsllm.evaluate.rank import held_out
-from rsllm.evaluate.report import tables, write_report
-from rsllm.evaluate.statistics import beats_chance
 from rsllm.pipeline import Pipeline
 from rsllm.plan import Layout
-from rsllm.runs import provenance
 from rsllm.settings import content_hash, replace_in, to_dict
 from rsllm.train.health import warnings
 from rsllm.tune.confirm import (
     Trained,
     answering_once,
-    candidates,
-    confirm_table,
+    confirmed,
     language_method,
     learning_curve,
     train,
     training,
 )
-from rsllm.tune.progress import shown
-from rsllm.tune.search import Search, Space, TrialRecord
+from rsllm.tune.progress import searched, trial_row
+from rsllm.tune.search import Search, Space, TrialRecord, publish
 
 Twins = Callable[[Mapping[str, Any]], dict[str, dict[str, Any]]]
 """The winner's overrides (none without a search) -> named variants of it, the winner first."""
@@ -129,21 +125,13 @@ def _run(study: Study, pipeline: Pipeline, storage: str | Path) -> Path:
         "title": study.title,
         "question": study.question,
         "backbone": study.base.backbone.source,
-        "experiment": to_dict(study.base),
         "layout": _describe(pipeline.layout),
-        "provenance": provenance(),
         "seeds": list(study.seeds),
         **found,
         **_judged(study, pipeline, data, methods, twins, best),
         "budget": {**study.budget, "minutes": round((time.monotonic() - start) / 60, 1)},
     }
-    folder = pipeline.store.root / "studies" / study.name
-    folder.mkdir(parents=True, exist_ok=True)
-    write_report(folder, results)
-    pipeline.store.share(f"studies/{study.name}")
-    print(tables(results))
-    print(f"\nresults: {folder}  (open report.html)", flush=True)
-    return folder
+    return publish(pipeline, study.name, results)
 
 
 def _chosen(
@@ -157,17 +145,13 @@ def _chosen(
             TrialRecord(number=number, state="finished", overrides={}, curve=learning_curve(twin))
             for number, twin in enumerate(twins.values())
         ]
-        trials = [_trial_row(r) | {"name": name} for r, name in zip(records, twins, strict=True)]
+        trials = [trial_row(r) | {"name": name} for r, name in zip(records, twins, strict=True)]
         return {"trials": trials, "confirm": []}, twins, records[0]
     records = search.run(study.trials)
-    top = candidates(records, study.confirm_top)
-    print(f"\nfresh seeds for {', '.join(top)}", flush=True)
-    again = {name: trial.overrides for name, trial in top.items()}
-    confirm = confirm_table(train(again, base, study.seeds, storage), top)
-    best = top[max(confirm, key=lambda row: float(row["mean"]))["name"]]
+    confirm, best = confirmed(records, study.confirm_top, base, study.seeds, storage)
     print(f"\ntwins of trial {best.number}", flush=True)
     twins = train(study.twins(best.overrides), base, study.seeds, storage)
-    return {"trials": list(map(_trial_row, records)), "confirm": confirm}, twins, best
+    return {"trials": list(map(trial_row, records)), "confirm": confirm}, twins, best
 
 
 def _describe(layout: Layout) -> str:
@@ -250,7 +234,7 @@ def _judged(
     return {
         "split": study.split,
         "data": {"source": study.base.data.source, **data.facts["counts"]},
-        "search": _searched(best, len(validation[0]), study.base.data.num_candidates),
+        "search": searched(best, len(validation[0]), study.base.data.num_candidates),
         "recommender": {
             "validation": estimates(alone.expected),
             study.split: estimates(outcomes[ALONE][0].expected),
@@ -273,34 +257,6 @@ def _pairs(study: Study, twins: Trained, vectors: Mapping[str, Any]) -> list[dic
     ]
     known = [claim for claim in claims if {claim.first, claim.second} <= vectors.keys()]
     return [pair | training(twins, pair) for pair in pair_table(vectors, known, PAIR_METRICS)]
-
-
-def _searched(best: TrialRecord, n: int, num_candidates: int) -> dict[str, Any]:
-    """The best trial on `n` validation rows, and what chance would have reached."""
-    chance = sum(1 / rank for rank in range(1, num_candidates + 1)) / num_candidates
-    return {
-        "metric": "MRR",
-        "split": "validation",
-        "n": n,
-        "best": best.number,
-        "p_beats_chance": beats_chance(best.score or 0.0, n, num_candidates),
-        "chance": {"MRR": chance, "HR@1": 1 / num_candidates},
-    }
-
-
-def _trial_row(record: TrialRecord) -> dict[str, Any]:
-    last = record.curve[-1] if record.curve else {}
-    return {
-        "number": record.number,
-        "state": record.state,
-        "parameters": shown(record.overrides),
-        "samples": int(last.get("samples", 0)),
-        "seconds": round(last.get("seconds", 0.0), 1),
-        "curve": record.curve,
-        "MRR": record.score,
-        "HR@1": last.get("HR@1"),
-        "error": record.error,
-    }
 
 
 def _notes(study: Study, methods: Mapping[str, Sequence[Method]], best: TrialRecord) -> list[str]:

@@ -37,6 +37,21 @@ def test_the_front_has_the_trials_that_none_beats(score: str) -> None:
     assert pareto_front([trial(0, 0.1)]) == []
 
 
+def test_equal_trials_stand_on_the_front_together() -> None:
+    """Against the definition, by comparing all with all."""
+    points = [(0.5, 9), (0.4, 4), (0.4, 5), (0.2, 1), (0.1, 1), (0.5, 9), (0.3, 8)]
+    trials = [
+        trial(number, None, objectives={"MRR": score, "device_seconds": cost})
+        for number, (score, cost) in enumerate(points)
+    ]
+    naive = [
+        number
+        for number, (score, cost) in enumerate(points)
+        if not any(s >= score and c <= cost and (s, c) != (score, cost) for s, c in points)
+    ]
+    assert [t["number"] for t in pareto_front(trials)] == naive == [0, 1, 3, 5]
+
+
 def searched(num_trials: int) -> list[dict[str, Any]]:
     """Trials whose score is decided by `rate` alone, best near 0.01 on a logarithmic scale."""
     draw = random.Random(0)

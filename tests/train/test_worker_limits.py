@@ -43,3 +43,22 @@ def test_storage_of_another_node_is_refused(tmp_path: Path) -> None:
     seen: Any = SimpleNamespace(store=Store(str(tmp_path)), checkpoints=checkpoints)
     with pytest.raises(ConfigError, match="every node of the cluster mounts, or a URI"):
         launch._require_storage(seen)
+
+
+@pytest.mark.parametrize(
+    ("labels", "dollars"),
+    [
+        ({}, None),
+        ({"gpus": "1", "dollars-per-hour": "0.98"}, 1.96),
+        ({"gpus": "4", "dollars-per-hour": "8"}, 4.0),
+        ({"gpus": "0", "dollars-per-hour": "0.2"}, 0.4),
+    ],
+)
+def test_what_an_hour_of_two_workers_costs(
+    labels: dict[str, str], dollars: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = SimpleNamespace(get_node_labels=lambda: labels)
+    monkeypatch.setattr("ray.get_runtime_context", lambda: node)
+    spent = launch._spent(3600, workers=2)
+    assert spent.pop("device_seconds") == 7200
+    assert spent == ({} if dollars is None else {"dollars": pytest.approx(dollars)})

@@ -17,6 +17,7 @@ import pytest
 import rsllm
 from rsllm.config import Experiment
 from rsllm.errors import ConfigError, DataError
+from rsllm.evaluate.trials import pareto_front
 from rsllm.pipeline import Pipeline
 from rsllm.settings import replace_in
 from rsllm.tune.journal import (
@@ -27,9 +28,9 @@ from rsllm.tune.journal import (
     Space,
     TrialRecord,
     check_space,
-    pareto_front,
     storage,
 )
+from rsllm.tune.progress import trial_row
 
 TRIALS = 9
 FILE_AND_DATABASE = ("", "sqlite:///{}/optuna.db")
@@ -212,36 +213,11 @@ def test_trials_side_by_side_draw_apart(tmp_path: Path) -> None:
     assert sum(abs(value - 0.3) < 0.2 for value in beside) >= 4, "the sampler has learnt"
 
 
-def test_the_front_is_of_those_that_none_beats() -> None:
-    def record(number: int, score: float, cost: float, state: str = "finished") -> TrialRecord:
-        entry = {METRIC: score, COST: cost}
-        return TrialRecord(number=number, state=state, overrides={}, curve=[entry])
-
-    values = [(0.5, 9), (0.4, 4), (0.4, 5), (0.2, 1), (0.1, 1), (0.5, 9), (0.3, 8)]
-    records = [record(i, *value) for i, value in enumerate(values)]
-    records.append(record(7, 0.9, 1, state="stopped"))
-    naive = [
-        r
-        for r in records[:7]
-        if not any(
-            (o.score >= r.score and o.curve[0][COST] <= r.curve[0][COST])  # type: ignore[operator]
-            and (o.score, o.curve[0][COST]) != (r.score, r.curve[0][COST])
-            for o in records[:7]
-        )
-    ]
-    front = pareto_front(records)
-    assert [r.number for r in front] == [3, 1, 0]
-    assert {(r.score, r.curve[0][COST]) for r in naive} == {
-        (r.score, r.curve[0][COST]) for r in front
-    }
-
-
 def test_two_objectives_find_a_front(tmp_path: Path) -> None:
     records = drive(opened(tmp_path, cost=True), 40)
     study = opened(tmp_path, cost=True).study
-    assert {(t.values[0], t.values[1]) for t in study.best_trials} == {
-        (r.score, r.curve[-1][COST]) for r in pareto_front(records)
-    }
+    front = pareto_front([trial_row(record, cost=True) for record in records])
+    assert {trial.number for trial in study.best_trials} == {row["number"] for row in front}
 
 
 def test_warm_start(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from typing import Any
 import jobs
 import optuna
 import pytest
+import ray.util.state
 
 from rsllm.config import Experiment
 from rsllm.errors import ConfigError, TrainingError
@@ -138,7 +139,8 @@ class TestRerun:
         assert rerun.done.returncode == 0, rerun.done.stdout + rerun.done.stderr
         assert "continuing the search width-and-rate-" in rerun.done.stdout
         assert f"{TRIALS} of {TRIALS} trials done, 0 failed" in rerun.done.stdout
-        assert "Traceback" not in rerun.done.stdout + rerun.done.stderr
+        for noise in ("Traceback", "lost a worker", "PlacementGroupCleaner"):
+            assert noise not in rerun.done.stdout + rerun.done.stderr
 
     def test_no_trial_is_lost_or_trained_twice(self, rerun: Rerun) -> None:
         assert [record.number for record in rerun.after] == list(range(TRIALS))
@@ -197,6 +199,72 @@ def test_bad_input_is_refused_at_once(
     assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "ray").exists(), f"Ray ran, {time.monotonic() - start:.0f} s"
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("tune_recommender", ["--recommender", "gru4rec", "--seeds", "2"]),
+        ("tune_backbone", ["--set", "stage2.samples=8", "--set", "evaluation.validation_rows=8"]),
+    ],
+)
+@pytest.mark.ray
+@pytest.mark.timeout(900)
+def test_searches_without_twins_are_reported_too(
+    name: str,
+    changes: list[str],
+    ray_cluster: str,
+    tmp_path: Path,
+    tiny_llm: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(jobs.ROOT / "experiments")
+    flags = ["--budget", "quick", "--data", "synthetic", "--backbone", str(tiny_llm), *SETTINGS]
+    flags += ["--set", "recommender.max_epochs=1.0", "--trials", "2", *changes]
+    monkeypatch.setattr(sys, "argv", [name, *flags, "--storage", str(tmp_path)])
+    __import__(name).main()
+    (folder,) = (path.parent for path in tmp_path.glob("studies/*/report.html"))
+    results = json.loads((folder / "results.json").read_text())
+    assert [trial["state"] for trial in results["trials"]] == ["finished"] * 2
+    page = (folder / "report.html").read_text()
+    if name == "tune_backbone":
+        assert all(trial["objectives"]["device_seconds"] > 0 for trial in results["trials"])
+        assert "Pareto front of MRR and device_seconds" in page
+        return
+    assert [row["seeds"] for row in results["confirm"]] == [[1000, 1001]] * 2
+    best = max(results["confirm"], key=lambda row: row["mean"])
+    assert best["name"] == f"trial {results['search']['best']}"
+    assert "Validation MRR on fresh seeds" in page
+    names = {actor.repr_name for actor in ray.util.state.list_actors(limit=1000, detail=True)}
+    assert any(found.startswith("trial.0-seed-1000-") for found in names)
+
+
+@pytest.mark.parametrize(
+    ("name", "environment", "reason"),
+    [
+        ("wandb", {"WANDB_MODE": "online"}, "No WandB API key found"),
+        ("wandb", {"WANDB_MODE": "offline"}, ""),
+        ("mlflow", {}, ""),
+    ],
+)
+def test_a_tracker_is_asked_before_anything_runs(
+    name: str,
+    environment: dict[str, str],
+    reason: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip(name)
+    for key in ("WANDB_API_KEY", "MLFLOW_TRACKING_URI"):
+        monkeypatch.delenv(key, raising=False)
+    local = {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db", "HOME": str(tmp_path)}
+    for key, value in (local | environment).items():
+        monkeypatch.setenv(key, value)
+    if not reason:
+        assert make_search(tmp_path, track=name).track == name
+        return
+    with pytest.raises(ConfigError, match=f"--track {name}: {reason}"):
+        make_search(tmp_path, track=name)
 
 
 def test_a_tracker_that_is_not_installed(tmp_path: Path) -> None:
@@ -281,6 +349,8 @@ def test_failures_are_isolated_explained_and_not_retried(
     assert max(beside) <= search.pipeline.layout.concurrent_trials
     assert make_search(tmp_path / "store", first_guesses=guesses, cost=True).run(6) == found
     assert [record.curve[-1]["device_seconds"] for record in found if record.curve] == [3.0] * 4
+    called = {actor.repr_name for actor in ray.util.state.list_actors(limit=1000, detail=True)}
+    assert {note["name"] for note in notes} <= called, "the dashboard shows which trial is which"
 
 
 @pytest.mark.ray
