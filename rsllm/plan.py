@@ -58,26 +58,22 @@ def lay_out(compute: ComputeConfig, resources: Resources) -> Layout:
             f"compute.workers is {workers}, but the cluster has {slots}"
             f" {'GPUs' if use_gpu else 'CPU cores'}; lower it"
         )
-    precision = _precision(compute, resources, use_gpu)
     if use_gpu:
-        return Layout(
-            workers=workers,
-            cpus_per_worker=min(8.0, _cpus(TRAINING_SHARE * resources.cpus / resources.gpus)),
-            use_gpu=True,
-            threads=0,
-            precision=precision,
-            concurrent_trials=int(resources.gpus) // workers,
-        )
-    cores = resources.cpus / resources.nodes
-    side_by_side = int(cores) // compute.threads if compute.threads else 1
-    concurrent = max(1, resources.nodes * max(1, side_by_side) // workers)
-    per_node = -(-workers * concurrent // resources.nodes)
+        concurrent, threads = int(resources.gpus) // workers, 0
+        cpus = min(8.0, _cpus(TRAINING_SHARE * resources.cpus / resources.gpus))
+    else:
+        cores = resources.cpus / resources.nodes
+        side_by_side = int(cores) // compute.threads if compute.threads else 1
+        concurrent = max(1, resources.nodes * max(1, side_by_side) // workers)
+        per_node = -(-workers * concurrent // resources.nodes)
+        threads = compute.threads or max(1, int(cores) // per_node)
+        cpus = _cpus(TRAINING_SHARE * cores / per_node)
     return Layout(
         workers=workers,
-        cpus_per_worker=_cpus(TRAINING_SHARE * cores / per_node),
-        use_gpu=False,
-        threads=compute.threads or max(1, int(cores) // per_node),
-        precision=precision,
+        cpus_per_worker=cpus,
+        use_gpu=use_gpu,
+        threads=threads,
+        precision=_precision(compute, resources, use_gpu),
         concurrent_trials=concurrent,
     )
 

@@ -6,7 +6,6 @@ same rows and candidate sets. Where it has nothing to say, the more popular item
 
 # Axes: R rows, H history, I items of the catalogue, U training users, D width of title vectors.
 
-import heapq
 from collections.abc import Callable
 from typing import Any
 
@@ -88,27 +87,14 @@ def linear_order(before_II: csr_matrix) -> NDArray[np.int64]:
     """
     pairs = csr_matrix(before_II)
     pairs.setdiag(0)
-    waiting_I = np.asarray(pairs.sum(axis=0)).ravel()
-    queue = [(weight, item) for item, weight in enumerate(waiting_I)]
-    heapq.heapify(queue)
+    waiting_I = np.asarray(pairs.sum(axis=0), np.float64).ravel()
     place_I = np.full(len(waiting_I), -1)
     for place in range(len(waiting_I)):
-        item = _next(queue, place_I, waiting_I)
-        place_I[item] = place
+        item = int(waiting_I.argmin())
+        place_I[item], waiting_I[item] = place, np.inf
         after = slice(pairs.indptr[item], pairs.indptr[item + 1])
-        for other, weight in zip(pairs.indices[after], pairs.data[after], strict=True):
-            waiting_I[other] -= weight
-            if place_I[other] < 0:
-                heapq.heappush(queue, (waiting_I[other], other))
+        waiting_I[pairs.indices[after]] -= pairs.data[after]
     return place_I
-
-
-def _next(queue: list[tuple[float, int]], place_I: Any, waiting_I: Floats) -> int:
-    """The first item of the queue that is not placed, by what it waits for now."""
-    while True:
-        weight, item = heapq.heappop(queue)
-        if place_I[item] < 0 and weight == waiting_I[item]:
-            return item
 
 
 def _share(data: PreparedData) -> Floats:
