@@ -3,6 +3,7 @@
 # Axes: R rows, I items.
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, get_args
@@ -14,10 +15,21 @@ from small_data import NUM_CANDIDATES, TITLES, WINDOW, small_data
 
 from rsllm.config import Experiment
 from rsllm.data.prepared import PreparedData
-from rsllm.evaluate.launch import Method, Rule, _catalogue_scorer, _inputs, _language_scores
-from rsllm.evaluate.rank import catalogue_scores
+from rsllm.evaluate.launch import (
+    SHUFFLE_SEED,
+    Method,
+    Rule,
+    _catalogue_scorer,
+    _evaluate,
+    _inputs,
+    _language_scores,
+    read_scores,
+)
+from rsllm.evaluate.rank import candidate_scores, catalogue_scores, held_out
 from rsllm.recommenders import build, save
 from rsllm.recommenders.embeddings import ItemEmbeddings
+from rsllm.recommenders.rules import RULES
+from rsllm.runs import Store
 from rsllm.settings import content_hash, replace_in
 
 
@@ -105,3 +117,22 @@ def test_a_language_model_ranks_reorders_and_answers(
         "constrained": 3,
     }
     assert set(answers["constrained"]) <= set(TITLES)
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_histories_may_be_shuffled_in_evaluation_alone(
+    data: PreparedData, shuffle: bool, tmp_path: Path
+) -> None:
+    settings = {"data.window": WINDOW, "evaluation.shuffle_history": shuffle}
+    chosen = Method(name="m", scorer="markov", experiment=replace_in(Experiment(), settings))
+    store, layout = Store.open(tmp_path / "store"), SimpleNamespace(threads=0)
+    here = tmp_path / "store" / "data" / "small"
+    shutil.copytree(data.path, here)
+    made: Any = (chosen, "test", here, "", layout, store, {"of": shuffle})
+    _evaluate(*made)
+    found = read_scores(store.path("evaluation", {"of": shuffle}))["scores"]
+    (rows,) = held_out(data, "test")
+    seen = rows.shuffled(SHUFFLE_SEED) if shuffle else rows
+    expected_RI = RULES["markov"](data)(seen)
+    np.testing.assert_array_equal(found[0], candidate_scores(expected_RI, rows))
+    assert (RULES["markov"](data)(rows.shuffled(SHUFFLE_SEED)) != RULES["markov"](data)(rows)).any()
