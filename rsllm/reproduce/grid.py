@@ -39,6 +39,9 @@ class Grid:
     data: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: paper.DATA)
     """Data sets by name, as paths into `Experiment`."""
     notes: Sequence[str] = ()
+    curves: Mapping[str, Mapping[str, Sequence[str]]] = field(default_factory=dict)
+    """What the figure shows instead of a line per entry: by what was spent, as cells name it
+    (samples, seconds, tokens, trainable), curves of HR@1 by name, through these entries."""
 
     @property
     def names(self) -> list[str]:
