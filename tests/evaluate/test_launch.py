@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, get_args
@@ -27,7 +28,7 @@ from rsllm.evaluate.launch import (
 )
 from rsllm.evaluate.rank import candidate_scores, catalogue_scores, held_out
 from rsllm.recommenders import build, save
-from rsllm.recommenders.embeddings import ItemEmbeddings
+from rsllm.recommenders.embeddings import ItemEmbeddings, other_items
 from rsllm.recommenders.rules import RULES
 from rsllm.runs import Store
 from rsllm.settings import content_hash, replace_in
@@ -90,7 +91,8 @@ def test_what_changes_the_scores_has_a_key_of_its_own(tmp_path: Path) -> None:
 
     keys = {key(changes) for changes in [{}, *DIFFERENT]}
     keys |= {key({}, representation="unified"), key({}, representation="llara")}
-    assert len(keys) == len(DIFFERENT) + 3
+    keys |= {key({}, shuffle_titles=True)}
+    assert len(keys) == len(DIFFERENT) + 4
     assert key({"stage1.samples": 7}) == key({}), "the artifact has its own"
 
 
@@ -136,3 +138,29 @@ def test_histories_may_be_shuffled_in_evaluation_alone(
     expected_RI = RULES["markov"](data)(seen)
     np.testing.assert_array_equal(found[0], candidate_scores(expected_RI, rows))
     assert (RULES["markov"](data)(rows.shuffled(SHUFFLE_SEED)) != RULES["markov"](data)(rows)).any()
+
+
+def test_shuffled_titles_are_read_in_place_of_an_items_own(
+    data: PreparedData, random_llm: Path
+) -> None:
+    experiment = replace_in(Experiment(), {"evaluation.generation_rows": -1})
+    plain = Method(name="m", scorer="likelihood", experiment=experiment)
+    answering = replace_in(experiment, {"evaluation.generation_rows": 3})
+    shuffled = replace(plain, experiment=answering, shuffle_titles=True)
+    others = other_items(len(TITLES)).tolist()
+    renamed = replace(data, titles=[TITLES[item] for item in others])
+    layout: Any = SimpleNamespace(precision="fp32", use_gpu=False)
+    rows = [data.rows("test")]
+
+    def scored(method: Method, of: PreparedData) -> Any:
+        return _language_scores(method, of, rows, str(random_llm), layout)
+
+    (found, answers), (expected, _), (own, _) = (
+        scored(shuffled, data),
+        scored(plain, renamed),
+        scored(plain, data),
+    )
+    assert answers is None
+    np.testing.assert_array_equal(found["scores"], expected["scores"])
+    np.testing.assert_array_equal(found["per_token"], expected["per_token"])
+    assert np.abs(found["scores"] - own["scores"]).max() > 1e-3
