@@ -19,6 +19,11 @@ from rsllm.evaluate.metrics import METRICS, RULES, order_bias, rank_metrics, tar
 from rsllm.evaluate.rank import candidate_sets, fixed_sample, presented_places, target_places
 from rsllm.evaluate.statistics import holm, mean_interval, paired, verdict_text
 
+BUCKETS = ("popular", "middle", "rare", "cold")
+BUCKET_METRICS = ("HR@1", "MRR")
+FEWEST_USERS = 5
+"""Of fewer users a bucket's metrics say nothing, and almost what each one did."""
+
 
 @dataclass(frozen=True, slots=True)
 class Claim:
@@ -78,6 +83,7 @@ def method_table(
             },
             "likelihood_metrics": estimates(over_seeds(group, draws, "likelihood_DRC")) or None,
             "per_token_metrics": estimates(over_seeds(group, draws, "per_token_DRC")) or None,
+            "by_popularity": by_popularity(over_seeds(group, draws), draws[0], data),
             "generation": _generation(group[0], draws[0], data),
             "candidate_orders": _candidate_orders(group[0], draws[0]),
             "seconds": group[0].seconds,
@@ -89,6 +95,31 @@ def method_table(
 def estimates(vectors: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """Means with intervals, of metrics of one value per user, or [S, R] of several seeds."""
     return {name: asdict(mean_interval(values)) for name, values in vectors.items()}
+
+
+def popularity_buckets(counts_I: np.ndarray) -> np.ndarray:
+    """The place of each item in `BUCKETS`, by its training interactions. [I]
+
+    Popular: interactions with items above it make up less than a third of all; middle: less than
+    two thirds; rare: less than all; cold: it has none. Equally popular items share a bucket.
+    """
+    ordered_I, total = np.sort(counts_I), counts_I.sum()
+    up_to_I = ordered_I.cumsum()[np.searchsorted(ordered_I, counts_I, side="right") - 1]
+    return np.asarray(3 * (total - up_to_I) // total)
+
+
+def by_popularity(
+    vectors: Mapping[str, np.ndarray], rows: Rows, data: PreparedData
+) -> dict[str, Any]:
+    """By bucket of the targets: how many users, and where these are enough, metrics of [S, R]."""
+    bucket_R = popularity_buckets(data.catalogue.counts_I)[rows.target_R]
+    found: dict[str, Any] = {}
+    for bucket, name in enumerate(BUCKETS):
+        own_R = bucket_R == bucket
+        of_own = {metric: vectors[metric][:, own_R] for metric in BUCKET_METRICS}
+        enough = own_R.sum() >= FEWEST_USERS
+        found[name] = {"n": int(own_R.sum()), **(estimates(of_own) if enough else {})}
+    return found
 
 
 def _generation(outcome: Outcome, rows: Rows, data: PreparedData) -> dict[str, Any] | None:

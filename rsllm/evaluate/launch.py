@@ -25,7 +25,7 @@ from rsllm.model import tuned
 from rsllm.model.objective import LanguageObjective
 from rsllm.plan import Layout
 from rsllm.prompts.encode import PromptEncoder
-from rsllm.recommenders.embeddings import ItemEmbeddings
+from rsllm.recommenders.embeddings import ItemEmbeddings, other_items
 from rsllm.recommenders.rules import RULES, title_similarity
 from rsllm.runs import Store, read_json, write_json
 from rsllm.settings import replace_in, to_dict
@@ -48,6 +48,9 @@ class Method:
     artifact: str = ""
     """Folder of the tuned model, the recommender or the title vectors; empty for the
     backbone untuned, and for rules."""
+    shuffle_titles: bool = False
+    """Ablation: a language model reads, for every item, the title of another one, always the same;
+    slots stay. It does not answer, for its answers would name other items."""
 
     @property
     def speaks(self) -> bool:
@@ -132,6 +135,7 @@ def _inputs(
         "shuffle_items": method.experiment.projector.shuffle_items,
         "tuning": method.experiment.backbone.tuning,
         "precision": layout.precision,
+        **({"shuffle_titles": True} if method.shuffle_titles else {}),
     }
 
 
@@ -212,6 +216,9 @@ def _catalogue_scorer(method: Method, data: PreparedData) -> Callable[[Rows], np
 def _language_scores(
     method: Method, data: PreparedData, draws: Sequence[Rows], backbone: str, layout: Layout
 ) -> tuple[dict[str, np.ndarray], dict[Decoding, list[str]] | None]:
+    if method.shuffle_titles:
+        others = other_items(len(data.titles)).tolist()
+        data = replace(data, titles=[data.titles[item] for item in others])
     objective, encoder = _objective(method, data, backbone, layout)
     config = method.experiment.evaluation
 
@@ -228,7 +235,7 @@ def _language_scores(
     scores["per_token"] = scores.get("likelihood", scores["scores"]) / length_DRC
     if orders := config.candidate_orders:
         scores["orders"] = rank.reordered_scores(lambda rows: score(rows, own), draws[0], orders)
-    if config.generation_rows < 0:
+    if config.generation_rows < 0 or method.shuffle_titles:
         return scores, None
     asked = rank.fixed_sample(draws[0], config.generation_rows)
     limits = {"max_new_tokens": config.max_new_tokens, "batch_size": config.batch_size}

@@ -137,6 +137,20 @@ def by_seed(results: Results) -> Table:
     )
 
 
+def popularity(results: Results) -> Table:
+    """How good each method is by how popular the targets are."""
+    return Table(
+        "By training interactions of the target",
+        [
+            {"method": method["name"], "targets": bucket, **found}
+            for method in results["methods"]
+            for bucket, found in (method.get("by_popularity") or {}).items()
+            if found["n"]
+        ],
+        "popularity",
+    )
+
+
 def likelihoods(results: Results) -> Table:
     """How language models rank by what they would write, whatever they are ranked by above."""
     kinds = {"sum": "likelihood_metrics", "mean per token": "per_token_metrics"}

@@ -80,8 +80,7 @@ class ItemEmbeddings:
 
     def shuffled(self) -> ItemEmbeddings:
         """Ablation: every item with the vector of another one, in all tables the same."""
-        order_I = torch.randperm(len(self.table_IE), generator=torch.Generator().manual_seed(0))
-        other_I = order_I.roll(1)[order_I.argsort()]
+        other_I = other_items(len(self.table_IE))
         folds = tuple(table_IE[other_I] for table_IE in self.fold_tables)
         return ItemEmbeddings(self.table_IE[other_I], self.source, folds)
 
@@ -104,6 +103,12 @@ class ItemEmbeddings:
         similar_I = unit_IE @ unit_IE[item]
         similar_I[[item, *torch.where(~self.table_IE.any(dim=1))[0].tolist()]] = -torch.inf
         return similar_I.topk(count).indices.tolist()
+
+
+def other_items(count: int) -> Tensor:
+    """For every item another one, always the same: the next in a random cycle of all. [I]"""
+    order_I = torch.randperm(count, generator=torch.Generator().manual_seed(0))
+    return order_I.roll(1)[order_I.argsort()]
 
 
 def _check(table: Tensor) -> None:

@@ -36,7 +36,7 @@ class Entry:
     """Paths into `Experiment`."""
     kind: Kind = "tuned"
     judged: Mapping[str, Any] = field(default_factory=dict)
-    """Paths that hold in evaluation alone, such as projector.shuffle_items."""
+    """What holds in evaluation alone: paths, such as projector.shuffle_items; shuffle_titles."""
     fused: bool = False
     """Joined with the recommender of its slots, by a weight chosen on validation."""
 

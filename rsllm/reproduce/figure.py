@@ -1,8 +1,8 @@
-"""A grid as one figure: a panel per data set, a line per entry, in vectors and pixels."""
+"""A grid as one figure: a line per entry, or quality by cost; in vectors and pixels."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,18 @@ KINDS = ("svg", "pdf", "png")
 MARKERS = "DsPX"
 INCHES = (4.6, 0.28)
 """A panel's width, and a line's height."""
+CURVES_INCHES = (3.2, 2.8)
+"""Width and height of a panel of curves."""
+Curves = Mapping[str, Mapping[str, Sequence[str]]]
 
 
-def draw(panels: Sequence[Shown], folder: Path) -> Path | None:
+def draw(panels: Sequence[Shown], folder: Path, curves: Curves | None = None) -> Path | None:
     """Write figure.svg, figure.pdf and figure.png.
+
+    Args:
+        panels: data sets of which something is on file.
+        folder: where.
+        curves: see `Grid`.
 
     Returns:
         The SVG; nothing, and a message in the terminal, without matplotlib.
@@ -28,16 +36,9 @@ def draw(panels: Sequence[Shown], folder: Path) -> Path | None:
     except ImportError:
         print(MISSING, flush=True)
         return None
-    names = list(dict.fromkeys(name for panel in panels for name in panel.names))
-    width, height = INCHES
-    size = (width * len(panels) + 2, height * len(names) + 1.6)
     with rc_context({"svg.hashsalt": "rsllm", "font.size": 8}):
-        figure = Figure(figsize=size, layout="constrained")
-        axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-        for axis, panel in zip(axes, panels, strict=True):
-            _draw_panel(axis, panel, names)
-        axes[0].set_yticks(range(len(names)), names, parse_math=False)
-        axes[0].invert_yaxis()
+        figure = Figure(layout="constrained")
+        axes = _draw_curves(figure, panels, curves) if curves else _draw_lines(figure, panels)
         handles = {label: h for axis in axes for h, label in zip(*_legend(axis), strict=True)}
         figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4)
         for kind in KINDS:
@@ -51,17 +52,68 @@ def _legend(axis: Any) -> tuple[list[Any], list[str]]:
     return handles, labels
 
 
+def _draw_lines(figure: Any, panels: Sequence[Shown]) -> list[Any]:
+    """A panel per data set."""
+    names = list(dict.fromkeys(name for panel in panels for name in panel.names))
+    width, height = INCHES
+    figure.set_size_inches(width * len(panels) + 2, height * len(names) + 1.6)
+    axes = list(figure.subplots(1, len(panels), sharey=True, squeeze=False)[0])
+    for axis, panel in zip(axes, panels, strict=True):
+        _draw_panel(axis, panel, names)
+    axes[0].set_yticks(range(len(names)), names, parse_math=False)
+    axes[0].invert_yaxis()
+    return axes
+
+
 def _draw_panel(axis: Any, panel: Shown, names: Sequence[str]) -> None:
     ours = [(names.index(n), c["metrics"][METRIC]) for n, c in panel.cells.items()]
-    low_high = [[e["value"] - e["low"] for _, e in ours], [e["high"] - e["value"] for _, e in ours]]
     values, places = [e["value"] for _, e in ours], [place for place, _ in ours]
-    axis.errorbar(values, places, xerr=low_high, fmt="o", capsize=2, label="ours, 95 % interval")
+    error = _error([e for _, e in ours])
+    axis.errorbar(values, places, xerr=error, fmt="o", capsize=2, label="ours, 95 % interval")
     for marker, (publication, found) in zip(MARKERS, panel.published.items(), strict=False):
         lines = {n: e.get(PUBLISHED) for n, e in found.items()}
         at = [names.index(name) for name, value in lines.items() if isinstance(value, float)]
         known = [value for value in lines.values() if isinstance(value, float)]
         axis.plot(known, at, marker, fillstyle="none", label=publication)
-    users = max(cell["n"] for cell in panel.cells.values())
-    axis.set_title(f"{panel.title}, {users} users", parse_math=False)
+    axis.set_title(_title(panel), parse_math=False)
     axis.set_xlabel(METRIC)
     axis.grid(axis="x", alpha=0.3)
+
+
+def _draw_curves(figure: Any, panels: Sequence[Shown], curves: Curves) -> list[Any]:
+    """A row per data set, a column per kind of cost, on a logarithmic axis."""
+    width, height = CURVES_INCHES
+    figure.set_size_inches(width * len(curves) + 1, height * len(panels) + 1)
+    labels = list(dict.fromkeys(label for lines in curves.values() for label in lines))
+    axes = figure.subplots(len(panels), len(curves), sharex="col", sharey="row", squeeze=False)
+    for row, panel in zip(axes, panels, strict=True):
+        for axis, (cost, lines) in zip(row, curves.items(), strict=True):
+            for label, names in lines.items():
+                cells = [panel.cells[name] for name in names if name in panel.cells]
+                _draw_curve(axis, cost, cells, {"label": label, "color": f"C{labels.index(label)}"})
+            axis.set_xscale("log")
+            axis.set_xlabel(cost)
+            axis.grid(alpha=0.3)
+        row[0].set_title(_title(panel), parse_math=False, loc="left")
+        row[0].set_ylabel(METRIC)
+    return list(axes.flat)
+
+
+def _draw_curve(axis: Any, cost: str, cells: Sequence[Mapping[str, Any]], style: Any) -> None:
+    """Through the cells that know what they cost; one alone is also a level to compare with."""
+    known = sorted((c for c in cells if c.get(cost)), key=lambda cell: float(cell[cost]))
+    found = [cell["metrics"][METRIC] for cell in known]
+    spent, values = [cell[cost] for cell in known], [estimate["value"] for estimate in found]
+    if known:
+        axis.errorbar(spent, values, yerr=_error(found), fmt="o-", capsize=2, **style)
+    if len(known) == 1:
+        axis.axhline(values[0], color=style["color"], linestyle=":")
+
+
+def _error(estimates: Sequence[Mapping[str, float]]) -> list[list[float]]:
+    """How far the ends of intervals are below and above their values."""
+    return [[e["value"] - e["low"] for e in estimates], [e["high"] - e["value"] for e in estimates]]
+
+
+def _title(panel: Shown) -> str:
+    return f"{panel.title}, {max(cell['n'] for cell in panel.cells.values())} users"

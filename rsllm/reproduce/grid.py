@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -38,6 +39,9 @@ class Grid:
     data: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: paper.DATA)
     """Data sets by name, as paths into `Experiment`."""
     notes: Sequence[str] = ()
+    curves: Mapping[str, Mapping[str, Sequence[str]]] = field(default_factory=dict)
+    """What the figure shows instead of a line per entry: by what was spent, as cells name it
+    (samples, seconds, tokens, trainable), curves of HR@1 by name, through these entries."""
 
     @property
     def names(self) -> list[str]:
@@ -135,7 +139,7 @@ def parse(grid: Grid, description: str, script: Path) -> Asked:
         cells = Store.open(storage).root / "cells"
     repeated = {"budget": [name], "seeds": [values.seeds or budget.seeds], "data": data}
     repeated |= {"only": values.only or []}
-    repeated |= {"set": [f"{path}={value}" for path, value in settings.items()]}
+    repeated |= {"set": [f"{path}={json.dumps(value)}" for path, value in settings.items()]}
     words = [w for flag, each in repeated.items() for one in each for w in (f"--{flag}", str(one))]
     return Asked(
         budget_name=name,

@@ -98,8 +98,7 @@ class Bench:
     def measure(self, entry: Entry, experiment: Experiment) -> Cell:
         """Train an entry on all seeds and judge it on the test rows."""
         methods, cost = self._trained(entry, experiment)
-        judged = [replace(m, experiment=replace_in(m.experiment, entry.judged)) for m in methods]
-        methods = answering_once(judged)
+        methods = answering_once([judged(method, entry.judged) for method in methods])
         outcomes = self._evaluate(methods, "test")
         joined: dict[str, Any] = {}
         names = [outcome.name for outcome in outcomes]
@@ -216,6 +215,14 @@ class Bench:
             "raw": facts["inputs"]["raw"],
             "counts": counts,
         }
+
+
+def judged(method: Method, changes: Mapping[str, Any]) -> Method:
+    """A method under what holds in evaluation alone: settings by paths, and `shuffle_titles`."""
+    paths = dict(changes)
+    shuffled = paths.pop("shuffle_titles", method.shuffle_titles)
+    experiment = replace_in(method.experiment, paths)
+    return replace(method, experiment=experiment, shuffle_titles=shuffled)
 
 
 def training_cost(trained: Sequence[Pipeline]) -> dict[str, Any]:

@@ -44,7 +44,7 @@ def write_page(folder: Path, grid: Grid, asked: Asked, left_out: Mapping[str, st
     """
     shown = gather(grid, asked)
     known = [part for part in shown if part.cells]
-    drawn = draw(known, folder) if known else None
+    drawn = draw(known, folder, grid.curves) if known else None
     results: dict[str, Any] = {
         "title": grid.title,
         "question": grid.question,

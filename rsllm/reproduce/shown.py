@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from rsllm.evaluate.tables import BRIEF, Table
+from rsllm.evaluate.tables import BRIEF, Table, popularity
 from rsllm.reproduce import paper
 from rsllm.reproduce.cells import Cell
 from rsllm.reproduce.claims import claim_rows
@@ -66,8 +66,13 @@ class Shown:
     @property
     def tables(self) -> list[Table]:
         """All in which anything stands."""
-        made = (self.methods, self.verdicts, self._cost())
+        made = (self.methods, self.verdicts, self._popularity(), self._cost())
         return [table for table in made if table.rows]
+
+    def _popularity(self) -> Table:
+        methods = [{"name": name, **cell} for name, cell in self.cells.items()]
+        found = popularity({"methods": methods})
+        return replace(found, title=f"{found.title}, {self.title}")
 
     def _cost(self) -> Table:
         rows = [

@@ -69,6 +69,7 @@ def work(config: dict[str, Assignment]) -> None:
     import ray.train
     import torch.distributed as dist
 
+    from rsllm.train.card import write_card
     from rsllm.train.checkpoints import Checkpoints
     from rsllm.train.engine import Engine
     from rsllm.train.loop import train
@@ -86,6 +87,8 @@ def work(config: dict[str, Assignment]) -> None:
         with assignment.store.commit(assignment.kind, assignment.inputs) as staging:
             task.export(tensors, staging)
             write_json(staging / "training.json", asdict(state))
+            if assignment.stage != "recommender":
+                write_card(staging, assignment, task, state, tensors)
     dist.barrier()
     if assignment.store.remote:
         shutil.rmtree(checkpoints.folder, ignore_errors=True)

@@ -3,6 +3,8 @@
 # Axes: R rows, I items.
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, get_args
@@ -14,10 +16,21 @@ from small_data import NUM_CANDIDATES, TITLES, WINDOW, small_data
 
 from rsllm.config import Experiment
 from rsllm.data.prepared import PreparedData
-from rsllm.evaluate.launch import Method, Rule, _catalogue_scorer, _inputs, _language_scores
-from rsllm.evaluate.rank import catalogue_scores
+from rsllm.evaluate.launch import (
+    SHUFFLE_SEED,
+    Method,
+    Rule,
+    _catalogue_scorer,
+    _evaluate,
+    _inputs,
+    _language_scores,
+    read_scores,
+)
+from rsllm.evaluate.rank import candidate_scores, catalogue_scores, held_out
 from rsllm.recommenders import build, save
-from rsllm.recommenders.embeddings import ItemEmbeddings
+from rsllm.recommenders.embeddings import ItemEmbeddings, other_items
+from rsllm.recommenders.rules import RULES
+from rsllm.runs import Store
 from rsllm.settings import content_hash, replace_in
 
 
@@ -78,7 +91,8 @@ def test_what_changes_the_scores_has_a_key_of_its_own(tmp_path: Path) -> None:
 
     keys = {key(changes) for changes in [{}, *DIFFERENT]}
     keys |= {key({}, representation="unified"), key({}, representation="llara")}
-    assert len(keys) == len(DIFFERENT) + 3
+    keys |= {key({}, shuffle_titles=True)}
+    assert len(keys) == len(DIFFERENT) + 4
     assert key({"stage1.samples": 7}) == key({}), "the artifact has its own"
 
 
@@ -105,3 +119,48 @@ def test_a_language_model_ranks_reorders_and_answers(
         "constrained": 3,
     }
     assert set(answers["constrained"]) <= set(TITLES)
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_histories_may_be_shuffled_in_evaluation_alone(
+    data: PreparedData, shuffle: bool, tmp_path: Path
+) -> None:
+    settings = {"data.window": WINDOW, "evaluation.shuffle_history": shuffle}
+    chosen = Method(name="m", scorer="markov", experiment=replace_in(Experiment(), settings))
+    store, layout = Store.open(tmp_path / "store"), SimpleNamespace(threads=0)
+    here = tmp_path / "store" / "data" / "small"
+    shutil.copytree(data.path, here)
+    made: Any = (chosen, "test", here, "", layout, store, {"of": shuffle})
+    _evaluate(*made)
+    found = read_scores(store.path("evaluation", {"of": shuffle}))["scores"]
+    (rows,) = held_out(data, "test")
+    seen = rows.shuffled(SHUFFLE_SEED) if shuffle else rows
+    expected_RI = RULES["markov"](data)(seen)
+    np.testing.assert_array_equal(found[0], candidate_scores(expected_RI, rows))
+    assert (RULES["markov"](data)(rows.shuffled(SHUFFLE_SEED)) != RULES["markov"](data)(rows)).any()
+
+
+def test_shuffled_titles_are_read_in_place_of_an_items_own(
+    data: PreparedData, random_llm: Path
+) -> None:
+    experiment = replace_in(Experiment(), {"evaluation.generation_rows": -1})
+    plain = Method(name="m", scorer="likelihood", experiment=experiment)
+    answering = replace_in(experiment, {"evaluation.generation_rows": 3})
+    shuffled = replace(plain, experiment=answering, shuffle_titles=True)
+    others = other_items(len(TITLES)).tolist()
+    renamed = replace(data, titles=[TITLES[item] for item in others])
+    layout: Any = SimpleNamespace(precision="fp32", use_gpu=False)
+    rows = [data.rows("test")]
+
+    def scored(method: Method, of: PreparedData) -> Any:
+        return _language_scores(method, of, rows, str(random_llm), layout)
+
+    (found, answers), (expected, _), (own, _) = (
+        scored(shuffled, data),
+        scored(plain, renamed),
+        scored(plain, data),
+    )
+    assert answers is None
+    np.testing.assert_array_equal(found["scores"], expected["scores"])
+    np.testing.assert_array_equal(found["per_token"], expected["per_token"])
+    assert np.abs(found["scores"] - own["scores"]).max() > 1e-3

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from rsllm.errors import CheckpointError
-from rsllm.recommenders.embeddings import ItemEmbeddings
+from rsllm.recommenders.embeddings import ItemEmbeddings, other_items
 
 
 def test_save_and_load_are_inverse(tmp_path: Path) -> None:
@@ -145,3 +145,13 @@ def test_nearest_against_a_loop() -> None:
         others = [other for other in range(25) if other not in (item, 3, 11)]
         expected = sorted(others, key=lambda other, own=item: -cosine(own, other))
         assert embeddings.nearest(item, 6) == expected[:6]
+
+
+@pytest.mark.parametrize("count", [2, 3, 50])
+def test_other_items_is_one_cycle(count: int) -> None:
+    others, item, seen = other_items(count).tolist(), 0, []
+    for _ in range(count):
+        seen.append(item)
+        item = others[item]
+    assert sorted(seen) == list(range(count))
+    assert item == 0

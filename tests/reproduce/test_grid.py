@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import runpy
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -96,11 +97,11 @@ def chosen(monkeypatch: pytest.MonkeyPatch, folder: Path, *flags: str) -> Asked:
 
 def test_flags(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     flags = ["--budget", "hour", "--data", "llara-lastfm", "--data", "mine", "--only", "b"]
-    flags += ["--seeds", "3", "--recommender", "caser", "--set", "stage2.loss.gamma=0"]
+    flags += ["--seeds", "3", "--recommender", "caser", "--set", "stage2.curriculum=true"]
     found = chosen(monkeypatch, tmp_path, *flags)
     assert (found.data, found.only, found.num_seeds) == (["llara-lastfm", "mine"], ["b"], 3)
-    assert found.settings == {"recommender.model": "caser", "stage2.loss.gamma": 0}
-    again = found.command.split()
+    assert found.settings == {"recommender.model": "caser", "stage2.curriculum": True}
+    again = shlex.split(found.command)
     assert again[:2] == ["python", "experiments/x.py"]
     assert str(tmp_path) not in found.command
     assert chosen(monkeypatch, tmp_path, *again[2:]) == found

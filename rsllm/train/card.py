@@ -1,0 +1,91 @@
+"""A model card beside every tuned language model, as the Hugging Face hub reads it."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+import rsllm
+from rsllm.assets import ASSETS
+from rsllm.evaluate.report import rendered
+from rsllm.evaluate.statistics import mean_interval
+from rsllm.settings import to_dict
+from rsllm.train.batches import TrainingSet
+from rsllm.train.checkpoints import State
+from rsllm.train.launch import Assignment
+from rsllm.train.stages import LanguageTask
+
+CARD = "README.md"
+HITS = ("HR@1", "HR@5", "HR@10")
+"""Of these a mean over users gives the interval too."""
+
+
+def write_card(
+    folder: Path,
+    assignment: Assignment,
+    task: LanguageTask,
+    state: State,
+    tensors: Mapping[str, Tensor],
+) -> None:
+    """Write README.md: data with hashes and licences, training, validation, use, limits, cost.
+
+    Args:
+        folder: with what was tuned; nothing there depends on the card.
+        assignment: what was to be done.
+        task: what was done.
+        state: of its end.
+        tensors: what was trained.
+    """
+    experiment, inputs = assignment.experiment, assignment.inputs
+    backbone, end, n = experiment.backbone, state.curve[-1], len(task.validation)
+    card = rendered(
+        Path(__file__).with_name("card.md"),
+        backbone=backbone.source,
+        fingerprint=inputs["backbone"]["source"],
+        licence=_licence(backbone.source),
+        library="peft" if backbone.tuning == "lora" else "transformers",
+        tuning=backbone.tuning,
+        version=rsllm.__version__,
+        stage=f"stage {task.name[-1]}",
+        start=f"artifact {Path(assignment.start).name}" if assignment.start else "the backbone",
+        slots=inputs["recommender"] and f"{experiment.recommender.model} ({inputs['recommender']})",
+        settings=to_dict(task.stage),
+        scorer=task.stage.loss.ranks_by,
+        num_candidates=experiment.data.num_candidates,
+        data=[_described(part) for part in task.batches.sets],
+        validated={name: _interval(end[name], n) for name in HITS},
+        cost={
+            "seconds": round(state.seconds),
+            "tokens": round(end["tokens_per_second"] * end["seconds"]),
+            "trained": sum(tensor.numel() for tensor in tensors.values()),
+        },
+        machine=platform.machine(),
+        precision=assignment.layout.precision,
+    )
+    (folder / CARD).write_text(card, encoding="utf-8")
+
+
+def _described(part: TrainingSet) -> dict[str, Any]:
+    source, raw = part.data.config["source"], part.data.facts["inputs"]["raw"]
+    return {
+        "name": source if source in ASSETS else Path(source).name,
+        "key": part.data.path.name,
+        "users": len(np.unique(part.rows.user_R)),
+        "licence": _licence(source),
+        "files": {name: digest for files in raw.values() for name, digest in files.items()},
+    }
+
+
+def _licence(source: str) -> str:
+    return ASSETS[source].licence if source in ASSETS else "as its owner states"
+
+
+def _interval(share: float, n: int) -> dict[str, Any]:
+    """Wilson's, of a share of n users."""
+    return asdict(mean_interval(np.arange(n) < round(share * n)))

@@ -1,0 +1,163 @@
+"""Where a gain comes from and what quality costs: the two scripts, and one at tiny scale."""
+
+from __future__ import annotations
+
+import json
+import runpy
+import sys
+from pathlib import Path
+from typing import Any
+
+import jobs
+import pytest
+from made_up import asked, cell
+
+from rsllm.reproduce import paper
+from rsllm.reproduce.cells import slug
+from rsllm.reproduce.figure import draw
+from rsllm.reproduce.grid import Grid, run, sites
+from rsllm.reproduce.page import write_page
+from rsllm.reproduce.shown import gather
+from rsllm.runs import manifest
+from rsllm.settings import to_dict
+
+WHOLE, TITLES, HISTORY = "RSLLM", "RSLLM, shuffled titles", "RSLLM, shuffled history"
+
+
+def script(name: str) -> Grid:
+    found: Grid = runpy.run_path(str(jobs.ROOT / "experiments" / f"{name}.py"))["GRID"]
+    return found
+
+
+@pytest.mark.parametrize("name", ["explain_gain", "measure_efficiency"])
+def test_claims_and_curves_are_of_entries(name: str) -> None:
+    of = script(name)
+    assert len(set(of.names)) == len(of.names)
+    assert {name for c in of.claims for name in (c.first, c.second)} <= set(of.names)
+    drawn = {name for lines in of.curves.values() for names in lines.values() for name in names}
+    assert drawn == (set(of.names) if name == "measure_efficiency" else set())
+
+
+@pytest.mark.parametrize("budget", paper.BUDGETS)
+def test_what_is_spoilt_is_not_trained_again(budget: str, tmp_path: Path) -> None:
+    of = script("explain_gain")
+    to = asked(tmp_path, of, budget=paper.BUDGETS[budget], data=["movielens-100k"])
+    (site,) = sites(of, to)
+    whole = site.entries[WHOLE][1]
+    same = {name for name, (_, experiment) in site.entries.items() if experiment == whole}
+    assert {name for name in site.entries if name.startswith("RSLLM")} <= same
+    assert len({site.key(name) for name in site.entries}) == len(site.entries)
+
+
+@pytest.mark.parametrize("budget", ["quick", "hour", "full"])
+def test_points_differ_in_what_they_cost_alone(budget: str, tmp_path: Path) -> None:
+    of = script("measure_efficiency")
+    to = asked(tmp_path, of, budget=paper.BUDGETS[budget], data=["movielens-100k"])
+    (site,) = sites(of, to)
+    for names in of.curves["samples"].values():
+        each = [to_dict(site.entries[name][1]) for name in names]
+        samples = [experiment["stage2"].pop("samples") for experiment in each]
+        assert samples == sorted(set(samples))
+        assert all(experiment == each[0] for experiment in each)
+    for _, experiment in site.entries.values():
+        assert experiment.stage2.samples % experiment.stage2.batch_size == 0
+        assert experiment.stage1.samples == site.experiment.stage1.samples
+
+
+def test_a_figure_of_curves(tmp_path: Path) -> None:
+    """Every known point stands where its cost and its HR@1 are."""
+    pytest.importorskip("matplotlib")
+    of = script("measure_efficiency")
+    to = asked(tmp_path, of, budget=paper.BUDGETS["hour"], data=["movielens-100k"])
+    (site,) = sites(of, to)
+    for place, name in enumerate(of.names[:-1], start=1):
+        costs = {"samples": 10.0 * place, "seconds": 2.0 * place, "trainable": place}
+        made = cell(name, site.key(name), 0.02 * place, **costs)
+        site.cells.write(site.name, slug(name), site.key(name), made)
+    write_page(tmp_path, of, to, {})
+    figure = (tmp_path / "figure.svg").read_text()
+    assert (tmp_path / "page.html").read_text().count("data:image/svg") == 1
+    for said in ("samples", "seconds", "tokens", "trainable", "RSLLM (Caser)", "text only"):
+        assert f"<!-- {said} -->" in figure
+    points = curves(gather(of, to), tmp_path, of)
+    text = {name: place for place, name in enumerate(of.names, start=1)}
+    names = [f"text only{suffix}" for suffix in (", 1/8", ", 1/4", ", 1/2", "")]
+    expected = [(10.0 * text[name], pytest.approx(0.02 * text[name])) for name in names]
+    assert points["samples", "text only"] == expected
+    assert len(points["trainable", "RSLLM (SASRec), by LoRA rank"]) == 2, "one is not on file"
+
+
+def curves(shown: Any, folder: Path, of: Grid) -> dict[tuple[str, str], list[tuple[float, float]]]:
+    """The points that matplotlib was given, by axis and label."""
+    from matplotlib.axes import Axes
+
+    found: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    plain = Axes.errorbar
+
+    def noted(self: Axes, x: Any, y: Any, **style: Any) -> Any:
+        column = list(of.curves)[self.get_subplotspec().colspan.start]
+        found[column, style["label"]] = list(zip(x, y, strict=True))
+        return plain(self, x, y, **style)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Axes, "errorbar", noted)
+        draw(shown, folder, of.curves)
+    return found
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_llm: Path, tmp_path_factory: pytest.TempPathFactory, ray_cluster: str) -> Path:
+    """Store, cells and page of RSLLM and of two spoilt ones at tiny scale."""
+    folder = tmp_path_factory.mktemp("gain")
+    words = ["--budget", "tiny", "--data", "synthetic", "--backbone", str(tiny_llm)]
+    words += ["--storage", str(folder / "store"), "--cells", str(folder / "cells")]
+    words += ["--set", "compute.threads=1"]
+    words += [word for name in (WHOLE, TITLES, HISTORY) for word in ("--only", name)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["explain_gain.py", *words])
+        run(script("explain_gain"), "", str(folder / "explain_gain.py"))
+    return folder
+
+
+def on_file(folder: Path, name: str) -> dict[str, Any]:
+    (path,) = folder.glob(f"cells/*/{slug(name)}-[0-9a-f]*.json")
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(900)
+def test_one_training_is_judged_again(folder: Path) -> None:
+    assert len(list(folder.glob("store/stage-2/[0-9a-f]*/manifest.json"))) == 1
+    cells = {name: on_file(folder, name) for name in (WHOLE, TITLES, HISTORY)}
+    scores = {name: one["predictions"]["scores"][0] for name, one in cells.items()}
+    assert len(set(scores.values())) == 3
+    inputs = {
+        name: manifest(folder / "store" / "evaluation" / one)["inputs"]
+        for name, one in scores.items()
+    }
+    changed = {
+        name: {key for key in facts if facts[key] != inputs[WHOLE].get(key)}
+        for name, facts in inputs.items()
+    }
+    assert changed == {WHOLE: set(), TITLES: {"shuffle_titles"}, HISTORY: {"evaluation"}}
+    assert "shuffle_titles" not in inputs[WHOLE], "so that older keys stay"
+    assert (cells[WHOLE]["generation"] is None, cells[TITLES]["generation"]) == (False, None)
+    assert len(list(folder.glob(f"cells/*/rsllm--{slug(TITLES)}-*.json"))) == 1
+    buckets = cells[WHOLE]["by_popularity"]
+    assert sum(bucket["n"] for bucket in buckets.values()) == cells[WHOLE]["n"] == 12
+    (page,) = folder.glob("store/studies/*/page.html")
+    text = page.read_text()
+    for said in ("shuffled titles cost quality", "By training interactions of the target"):
+        assert said in text
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(900)
+def test_adapters_come_with_a_card(folder: Path) -> None:
+    for stage, start in (("stage-1", "from the backbone"), ("stage-2", "from artifact ")):
+        (path,) = folder.glob(f"store/{stage}/[0-9a-f]*/README.md")
+        assert "README.md" in manifest(path.parent, verify=True)["files"]
+        text = path.read_text()
+        assert text.startswith("---\nbase_model: ")
+        assert start in text

@@ -1,0 +1,99 @@
+"""The card beside an adapter, read as the Hugging Face hub reads it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from scipy.stats import binomtest
+from small_tasks import SMALL, language_task
+
+from rsllm.assets import ASSETS
+from rsllm.data.prepared import PreparedData
+from rsllm.runs import commit_dir, manifest
+from rsllm.settings import replace_in
+from rsllm.train.card import CARD, write_card
+from rsllm.train.checkpoints import State
+
+HOSTILE = 'x"\n---\nlicense: mit\n<script>alert(1)</script> [x](javascript:1) `b` | \\'
+
+
+def written(
+    folder: Path, data: PreparedData, backbone: Path, *, source: str = "org/model", **inputs: Any
+) -> str:
+    task = language_task(data, backbone)
+    known = {"backbone": {"source": "beef"}, "recommender": "cafe", **inputs}
+    assignment: Any = SimpleNamespace(
+        experiment=replace_in(SMALL, {"backbone.source": source}),
+        inputs=known,
+        start=str(folder / "abcd"),
+        layout=SimpleNamespace(precision="fp32"),
+    )
+    metrics = {"HR@1": 0.4, "HR@5": 1.0, "HR@10": 1.0, "tokens_per_second": 30.0, "seconds": 10.0}
+    state = State(step=6, seconds=12.3, curve=[metrics])
+    tensors = {"llm.a": torch.zeros(3, 4), "slots.b": torch.zeros(5)}
+    with commit_dir(folder / "artifact") as staging:
+        write_card(staging, assignment, task, state, tensors)
+    assert CARD in manifest(folder / "artifact", verify=True)["files"]
+    return (folder / "artifact" / CARD).read_text()
+
+
+def test_a_card_says_what_was_done(tmp_path: Path, data: PreparedData, random_llm: Path) -> None:
+    text = written(tmp_path, data, random_llm)
+    card = ModelCard(text)
+    assert card.data.to_dict() == {
+        "base_model": "org/model",
+        "library_name": "peft",
+        "license": "other",
+        "license_name": "of-backbone-and-data",
+        "tags": ["rsllm", "sequential-recommendation", "lora"],
+        "datasets": ["small"],
+    }
+    interval = binomtest(2, 5).proportion_ci(0.95, method="wilson")
+    shown = f"| HR@1 | 0.400 [{interval.low:.3f}, {interval.high:.3f}] | 5 |"
+    assert shown in text, "2 of 5 validation users"
+    loss = SMALL.stage2.loss
+    for said in (
+        "stage 2 on small",
+        "after [RSLLM]",
+        "title, marker and slot; slots hold vectors of sasrec (cafe)",
+        f"alpha {loss.alpha:.4g}",
+        "gamma 0.5",
+        "samples 24 (4 a step), seed 0, from artifact abcd",
+        "12 s, 300 tokens, 17 trained numbers",
+        f"prepared as {data.path.name}, 10 users): as its owner states",
+        "weights beef",
+    ):
+        assert said in text
+
+
+def test_licences_and_hashes_are_those_of_the_data(
+    tmp_path: Path, data: PreparedData, random_llm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = data.facts["inputs"]
+    config = inputs["config"] | {"source": "movielens-100k"}
+    raw = {"interactions": {"u.data": "06416e"}, "items": {"u.item": "553841"}}
+    monkeypatch.setitem(data.facts, "inputs", {**inputs, "config": config, "raw": raw})
+    text = written(tmp_path, data, random_llm, source="smollm2-135m")
+    assert ModelCard(text).data.to_dict()["datasets"] == ["movielens-100k"]
+    assert "research only" in ASSETS["movielens-100k"].licence
+    for said in ("research only", "u.data, SHA-256 06416e", "u.item, SHA-256 553841", "Apache-2.0"):
+        assert said in text
+
+
+def test_names_are_inert(
+    tmp_path: Path, data: PreparedData, random_llm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = data.facts["inputs"]
+    config, raw = inputs["config"] | {"source": HOSTILE}, {"interactions": {HOSTILE: "1"}}
+    monkeypatch.setitem(data.facts, "inputs", {**inputs, "config": config, "raw": raw})
+    text = written(tmp_path, data, random_llm, source=HOSTILE)
+    facts = ModelCard(text).data.to_dict()
+    assert facts["license"] == "other"
+    assert "<script" not in text
+    assert "](javascript" not in text
+    assert text.count("\n---\n") == 1, "where the front matter ends"
