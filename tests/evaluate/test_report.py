@@ -211,7 +211,7 @@ def test_what_only_some_studies_have_is_shown(tmp_path: Path) -> None:
     text = " ".join(page.text.split())
     for shown in (
         "After 32 s of training each, tuned was ahead on validation (0.500 against 0.250).",
-        "Trial 7 was chosen of 8: MRR 0.44 on 94 validation users (p against chance 1e-05)",
+        "Trial 7 has the best score of 8: MRR 0.44 on 94 validation users (p against chance 1e-05)",
         "Under 2 fresh seeds trial 7 has 0.410 on average, where the search had 0.440.",
         "Validation MRR on fresh seeds",
         "Methods by training seed",
