@@ -291,7 +291,7 @@ def run_all(pipelines: Sequence[Pipeline]) -> list[Path]:
     def drive(experiment: Experiment, storage: str, run_name: str, watched: Stage) -> Path:
         return Pipeline(experiment, storage, run_name=run_name, watched=watched).run()
 
-    work, pending = ray.remote(drive).options(num_cpus=DRIVER_CPUS), list[Any]()
+    work, pending = ray.remote(num_cpus=DRIVER_CPUS)(drive), list[Any]()
     for pipeline in pipelines:
         if len(pending) >= pipeline.layout.concurrent_trials:
             ray.wait(pending, num_returns=len(pending) - pipeline.layout.concurrent_trials + 1)

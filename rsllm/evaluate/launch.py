@@ -102,9 +102,8 @@ def evaluate(
     print(f"opening the {split} split for {', '.join(m.name for m in methods)}", flush=True)
     if split == "validation":
         methods = [replace(m, experiment=replace_in(m.experiment, SCORES_ONLY)) for m in methods]
-    work = ray.remote(_evaluate).options(
-        num_cpus=layout.cpus_per_worker, num_gpus=1 if layout.use_gpu else 0, max_retries=1
-    )
+    gpus = 1 if layout.use_gpu else 0
+    work = ray.remote(num_cpus=layout.cpus_per_worker, num_gpus=gpus, max_retries=1)(_evaluate)
     keys = [_inputs(method, split, data, fingerprint, layout) for method in methods]
     folders = [store.path("evaluation", key) for key in keys]
     tasks: dict[Path, Any] = {}
