@@ -68,7 +68,7 @@ def test_settings_and_their_order(tmp_path: Path) -> None:
     settings = {"recommender.model": "caser", "stage2.samples": 64}
     of = grid("a", "b", data=paper.DATA, entries=lambda base: [Entry(name="a", settings=settings)])
     user = {"recommender.dropout": 0.5, "stage2.samples": 32, "stage1.samples": 8}
-    to = asked(tmp_path, of, data=["llara-steam-sample, all rows"], settings=user)
+    to = asked(tmp_path, of, data=["llara-steam-sample"], settings=user)
     (site,) = sites(of, to)
     _, experiment = site.entries["a"]
     found = to_dict(experiment)
@@ -80,11 +80,11 @@ def test_settings_and_their_order(tmp_path: Path) -> None:
 
 
 def test_equal_data_sets_are_one(tmp_path: Path) -> None:
-    of = grid("a", "b", data=paper.DATA)
-    names = [site.name for site in sites(of, asked(tmp_path, of))]
-    assert names == [*paper.SOURCES, "movielens-100k, all users"], "all rows are all there is"
-    few = asked(tmp_path, of, budget=paper.BUDGETS["quick"])
-    assert [site.name for site in sites(of, few)] == list(paper.DATA)
+    data = {"one": {"data.window": 5}, "other": {"data.window": 6}, "one again": {"data.window": 5}}
+    of = grid("a", "b", data=data)
+    assert [site.name for site in sites(of, asked(tmp_path, of))] == ["one", "other"]
+    user = asked(tmp_path, of, settings={"data.window": 4})
+    assert [site.name for site in sites(of, user)] == ["one"]
 
 
 def chosen(monkeypatch: pytest.MonkeyPatch, folder: Path, *flags: str) -> Asked:
