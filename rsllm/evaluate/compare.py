@@ -15,11 +15,17 @@ from rsllm.data.prepared import PreparedData
 from rsllm.data.sequences import Rows
 from rsllm.errors import EvaluationError
 from rsllm.evaluate.launch import Outcome
-from rsllm.evaluate.metrics import METRICS, RULES, order_bias, rank_metrics, target_ranks
+from rsllm.evaluate.metrics import (
+    BUCKETS,
+    METRICS,
+    RULES,
+    order_bias,
+    rank_metrics,
+    target_ranks,
+)
 from rsllm.evaluate.rank import candidate_sets, fixed_sample, presented_places, target_places
 from rsllm.evaluate.statistics import holm, mean_interval, paired, verdict_text
 
-BUCKETS = ("popular", "middle", "rare", "cold")
 BUCKET_METRICS = ("HR@1", "MRR")
 FEWEST_USERS = 5
 """Of fewer users a bucket's metrics say nothing, and almost what each one did."""

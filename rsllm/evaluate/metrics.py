@@ -57,6 +57,8 @@ def rank_metrics(ranks_R: Ints) -> dict[str, Floats]:
 
 METRICS = tuple(rank_metrics(np.ones(1, dtype=np.int64)))
 """Their names, in the order in which tables show them."""
+BUCKETS = ("popular", "middle", "rare", "cold")
+"""Of targets, by their training interactions."""
 
 
 def expected_metrics(

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rsllm.evaluate.metrics import METRICS
+from rsllm.evaluate.metrics import BUCKETS, METRICS
 from rsllm.evaluate.trials import importance, names, pareto_front, scored
 
 Results = Mapping[str, Any]
@@ -142,10 +142,10 @@ def popularity(results: Results) -> Table:
     return Table(
         "By training interactions of the target",
         [
-            {"method": method["name"], "targets": bucket, **found}
+            {"method": method["name"], "targets": bucket} | found
             for method in results["methods"]
-            for bucket, found in (method.get("by_popularity") or {}).items()
-            if found["n"]
+            for bucket in BUCKETS
+            if (found := (method.get("by_popularity") or {}).get(bucket)) and found["n"]
         ],
         "popularity",
     )

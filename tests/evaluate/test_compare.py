@@ -14,7 +14,6 @@ from rsllm.data.prepared import PreparedData
 from rsllm.data.sequences import Rows
 from rsllm.errors import EvaluationError
 from rsllm.evaluate.compare import (
-    BUCKETS,
     FEWEST_USERS,
     Claim,
     estimates,
@@ -25,6 +24,7 @@ from rsllm.evaluate.compare import (
     popularity_buckets,
 )
 from rsllm.evaluate.launch import Method, Outcome
+from rsllm.evaluate.metrics import BUCKETS
 from rsllm.evaluate.rank import fixed_sample, presented_places, target_places
 from rsllm.settings import replace_in
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import jobs
 import pytest
-from made_up import asked, cell
+from made_up import asked, cell, estimate
 
 from rsllm.reproduce import paper
 from rsllm.reproduce.cells import slug
@@ -161,3 +161,22 @@ def test_adapters_come_with_a_card(folder: Path) -> None:
         text = path.read_text()
         assert text.startswith("---\nbase_model: ")
         assert start in text
+
+
+def test_buckets_stand_from_popular_to_cold(tmp_path: Path) -> None:
+    """Files sort their keys; buckets of nobody are left out, those of few show how many."""
+    estimates = {"HR@1": estimate(0.4), "MRR": estimate(0.5)}
+    found = {"popular": {"n": 9} | estimates, "middle": {"n": 0}, "rare": {"n": 5} | estimates}
+    of = script("explain_gain")
+    to = asked(tmp_path, of, budget=paper.BUDGETS["hour"], data=["movielens-100k"])
+    (site,) = sites(of, to)
+    made = cell(WHOLE, site.key(WHOLE), by_popularity=found | {"cold": {"n": 2}})
+    site.cells.write(site.name, slug(WHOLE), site.key(WHOLE), made)
+    (shown,) = gather(of, to)
+    (table,) = (table for table in shown.tables if table.title.startswith("By training"))
+    assert table.title.endswith("movielens-100k")
+    assert table.rows == [
+        {"method": WHOLE, "targets": "popular", "n": 9} | estimates,
+        {"method": WHOLE, "targets": "rare", "n": 5} | estimates,
+        {"method": WHOLE, "targets": "cold", "n": 2},
+    ]
