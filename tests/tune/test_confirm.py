@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -22,9 +23,17 @@ from rsllm.errors import ConfigError
 from rsllm.evaluate.launch import read_scores
 from rsllm.evaluate.rank import held_out
 from rsllm.evaluate.statistics import mean_interval, paired
+from rsllm.pipeline import Pipeline
 from rsllm.runs import manifest
 from rsllm.settings import replace_in
-from rsllm.tune.confirm import candidates, confirm_table, learning_curve, train, training
+from rsllm.tune.confirm import (
+    candidates,
+    confirm_table,
+    confirmed,
+    learning_curve,
+    train,
+    training,
+)
 from rsllm.tune.search import TrialRecord
 
 SEEDS = [1000, 1001]
@@ -74,6 +83,40 @@ def trained(tmp_path: Path) -> dict[str, list[Any]]:
             fake(tmp_path / "l1", 1001, [(16, 40, 0.9)]),
         ],
     }
+
+
+def test_recommenders_are_trained_anew_under_names_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = []
+    monkeypatch.setattr(Pipeline, "layout", SimpleNamespace(concurrent_trials=1))
+
+    def run(pipeline: Pipeline) -> Path:
+        score = pipeline.experiment.recommender.dropout
+        runs.append((pipeline.run_name, pipeline.experiment.recommender.seed))
+        curve = [{"score": score, "samples": 8, "seconds": 1}]
+        (tmp_path / "training.json").write_text(json.dumps({"curve": curve}))
+        return tmp_path
+
+    monkeypatch.setattr(Pipeline, "run", run)
+    records = [
+        TrialRecord(
+            number=number,
+            state="finished",
+            overrides={"recommender.dropout": number / 10},
+            curve=[{"score": 0.5 - number / 10}],
+        )
+        for number in range(3)
+    ]
+    where = (Experiment(), range(7, 9), tmp_path, "recommender")
+    table, best = confirmed(records, 2, *where)  # type: ignore[arg-type]
+    assert [row["seeds"] for row in table] == [[7, 8]] * 2
+    assert best.number in (0, 1)
+    names = dict.fromkeys(runs)
+    assert [seed for _, seed in names] == [7, 8] * 2
+    assert [re.sub("-[0-9a-f]{6}$", "", name) for name, _ in names] == [
+        f"trial.{number}-seed-{seed}" for number in (0, 1) for seed in (7, 8)
+    ]
 
 
 def test_confirm_table_has_every_seed_beside_the_search(trained: dict[str, list[Any]]) -> None:

@@ -450,6 +450,30 @@ def test_a_curve_keeps_all_that_a_stage_reports_and_nothing_of_tunes() -> None:
     assert _entry(report, workers=3) == ours | {"device_seconds": 6.0}
 
 
+def test_a_search_under_a_cost_is_reported_with_its_front(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = SimpleNamespace(facts={"counts": {"users": 12}})
+    monkeypatch.setattr(Pipeline, "prepare", lambda self: tmp_path)
+    monkeypatch.setattr(module.PreparedData, "open", lambda folder: data)
+    monkeypatch.setattr(module, "held_out", lambda *given: [range(12)])
+    curves = [
+        {METRIC: score, "MRR": score, "device_seconds": cost, "seconds": cost, "samples": 8.0}
+        for score, cost in ((0.4, 4.0), (0.3, 9.0))
+    ]
+    found = [
+        TrialRecord(number=number, state="finished", overrides={"a.b": number}, curve=[entry])
+        for number, entry in enumerate(curves)
+    ]
+    folder = make_search(tmp_path, cost=True).publish(found, title="T", question="Q?")
+    results = json.loads((folder / "results.json").read_text())
+    assert results["search"]["best"] == 0
+    assert results["data"] == {"source": "synthetic", "users": 12}
+    shown = capsys.readouterr().out.split("Pareto front")[1]
+    assert [line.split() for line in shown.splitlines()[3:4]] == [["0", "0.4", "4", "0"]]
+    assert "<dt>Backbone</dt>" not in (folder / "report.html").read_text()
+
+
 @pytest.mark.parametrize("name", ["tune_loss_weights", "tune_projector", "tune_recommender"])
 def test_spaces_of_the_experiments(
     name: str, tmp_path: Path, tiny_llm: Path, monkeypatch: pytest.MonkeyPatch
