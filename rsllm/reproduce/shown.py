@@ -43,7 +43,7 @@ class Shown:
     def _row(self, name: str) -> dict[str, Any]:
         row: dict[str, Any] = {"method": name}
         if cell := self.cells.get(name):
-            row |= {key: cell.get(key) for key in ("gamma", "samples", "n")}
+            row |= {"gamma": cell.get("gamma"), "samples": _whole(cell, "samples"), "n": cell["n"]}
             row |= {"seeds": len(cell["seeds"]) or None}
             row |= {metric: cell["metrics"].get(metric) for metric in BRIEF}
             free = (cell["generation"] or {}).get("free", {})
@@ -76,7 +76,7 @@ class Shown:
 
     def _cost(self) -> Table:
         rows = [
-            {"method": name, "training, s": cell.get("seconds"), "tokens": cell.get("tokens")}
+            {"method": name, "training, s": cell.get("seconds"), "tokens": _whole(cell, "tokens")}
             | {"trained": cell.get("trainable"), "ranking, s": cell["ranking_seconds"]}
             | {"precision": cell["layout"]["precision"], "cell": cell["key"]}
             | {name: cell["provenance"][name] for name in ("machine", "rsllm", "time")}
@@ -91,6 +91,11 @@ class Shown:
         return {
             e.name: {"kind": e.kind, "joined": e.fused, **e.settings, **e.judged} for e in entries
         }
+
+
+def _whole(cell: Cell, name: str) -> int | None:
+    """What is counted, as a mean over seeds, in whole numbers."""
+    return round(cell[name]) if name in cell else None
 
 
 def gather(grid: Grid, asked: Asked) -> list[Shown]:
