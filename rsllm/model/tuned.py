@@ -97,6 +97,7 @@ def save(model: LanguageModel, tensors: Mapping[str, Tensor], folder: Path) -> N
     if model.source.tuning == "lora":
         llm.peft_config["default"].base_model_name_or_path = model.source.source
         llm.save_pretrained(folder, state_dict=weights, save_embedding_layers=False)
+        (folder / "README.md").unlink(missing_ok=True)
     else:
         weights = {name: tensor.to(llm.dtype) for name, tensor in weights.items()}
         llm.save_pretrained(folder, state_dict=weights)

@@ -128,7 +128,8 @@ def parse(grid: Grid, description: str, script: Path) -> Asked:
     values = parser.parse_args(namespace=unasked)
     name, storage = checked(values, grid.budgets)
     name = name or (next(iter(grid.budgets)) if values.render else default_budget(grid.budgets))
-    data = values.data or list(paper.USUAL.get(name, grid.data))
+    usual = [source for source in paper.USUAL.get(name, ()) if source in grid.data]
+    data = values.data or usual or list(grid.data)
     model = values.recommender
     values.data = values.recommender = None
     settings = overrides(values) | ({"recommender.model": model} if model else {})
