@@ -7,15 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from driver import CLUSTER, OF_ITS_OWN
 from fault_runs import Run, copy_store
 from faults import Faults
-from ray.cluster_utils import Cluster
 
 
 @pytest.fixture(scope="session")
 def one_node() -> Iterator[dict[str, str]]:
     """The environment in which runs share a Ray of one node, which outlives them."""
+    from driver import CLUSTER, OF_ITS_OWN  # Ray reads whether it asks for tokens when imported
+    from ray.cluster_utils import Cluster
+
     made = Cluster(initialize_head=True, connect=False, head_node_args=OF_ITS_OWN)
     yield {CLUSTER: made.address}
     made.shutdown()
