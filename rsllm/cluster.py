@@ -15,11 +15,13 @@ from typing import Any
 
 import httpx
 import psutil
+from filelock import FileLock
 
 from rsllm.config import ComputeConfig
 from rsllm.downloads import say
 from rsllm.errors import ConfigError
 from rsllm.plan import Layout, Resources, cpu_has_bf16, lay_out
+from rsllm.runs import cache_root
 
 WORKER_ENVIRONMENT = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
@@ -46,30 +48,55 @@ def start_ray() -> str:
         The dashboard's address.
 
     Raises:
-        ConfigError: RAY_AUTH_MODE would start one that does not ask for a token.
+        ConfigError: RAY_AUTH_MODE would start one that does not ask for a token, or nothing answers
+            at RAY_ADDRESS.
     """
     import ray
-    from ray._private.services import canonicalize_bootstrap_address
 
     if not ray.is_initialized():
-        if canonicalize_bootstrap_address(None) is None:
+        running = _running_ray()
+        if running is None:
             _guard_token()
-        port = _free_port()
-        # Inherited by a Ray started here: two on one machine must not ask each other's dashboard.
-        os.environ["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{port}"
-        own = {"env_vars": WORKER_ENVIRONMENT, "worker_process_setup_hook": prepare_worker}
-        ray.init(
-            include_dashboard=True,
-            dashboard_host="127.0.0.1",
-            dashboard_port=port,
-            logging_level="WARNING",
-            runtime_env=own,
-        )
+        cache_root().mkdir(parents=True, exist_ok=True)
+        with FileLock(cache_root() / "ray.lock"):  # two at once would want the same port
+            port = _free_port()
+            # Inherited by a Ray started here: two must not ask each other's dashboard.
+            os.environ["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{port}"
+            ray.init(
+                address=running or "local",
+                include_dashboard=True,
+                dashboard_host="127.0.0.1",
+                dashboard_port=port,
+                logging_level="WARNING",
+                runtime_env={
+                    "env_vars": WORKER_ENVIRONMENT,
+                    "worker_process_setup_hook": prepare_worker,
+                },
+            )
     _let_sigterm_end_the_driver()
     address = f"http://{ray.get_runtime_context().worker.node.webui_url}"
     os.environ["RAY_API_SERVER_ADDRESS"] = address
     is_open(address)
     return address
+
+
+def _running_ray() -> str | None:
+    """Where the Ray to join listens; Ray goes on naming one that was killed."""
+    from ray._private.services import canonicalize_bootstrap_address
+
+    address: str | None = canonicalize_bootstrap_address(None)
+    if address is None:
+        return None
+    host, _, port = address.rpartition(":")
+    with (
+        contextlib.suppress(OSError),
+        socket.create_connection((host.strip("[]"), port), timeout=5),
+    ):
+        return address
+    if chosen := os.environ.get("RAY_ADDRESS"):
+        raise ConfigError(f"no Ray answers at RAY_ADDRESS={chosen}; start one there or unset it")
+    say(f"rsllm: the Ray at {address} is gone; starting one here")
+    return None
 
 
 def _let_sigterm_end_the_driver() -> None:
@@ -138,7 +165,7 @@ def prepare_worker() -> None:
 
 
 def _free_port() -> int:
-    """The dashboard's usual port, or a random one: two that start at once must not both take it."""
+    """The dashboard's usual port, or a random one."""
     with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", DASHBOARD_PORT)):
         return DASHBOARD_PORT
     with socket.create_server(("127.0.0.1", 0)) as probe:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import secrets
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -22,9 +23,11 @@ ENVIRONMENT = {
 }
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """Set what Ray and transformers read at import; subprocesses inherit it."""
-    os.environ.update(ENVIRONMENT)
+    folder = tempfile.TemporaryDirectory(prefix="rsllm-", ignore_cleanup_errors=True)
+    config.add_cleanup(folder.cleanup)
+    os.environ.update(ENVIRONMENT, RAY_TMPDIR=folder.name)  # apart from the user's own Ray
     settings.register_profile("any machine", deadline=None)  # a busy one is no failure
     settings.load_profile("any machine")
 

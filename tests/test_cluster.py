@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import os
 import subprocess
+import sys
+import tempfile
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -11,6 +14,7 @@ from typing import Any
 
 import pytest
 import yaml
+from ray._private.utils import write_ray_address
 
 CLUSTER = Path(__file__).parents[1] / "cluster"
 FILES = [CLUSTER / name for name in ("gpu.yaml", "local.yaml")]
@@ -96,6 +100,31 @@ def test_one_gpu_is_there_from_the_start_and_the_head_is_on_demand() -> None:
     types = config["available_node_types"]
     assert "InstanceMarketOptions" not in types[config["head_node_type"]]["node_config"]
     assert 1 <= types["gpu"]["min_workers"] < types["gpu"]["max_workers"]
+
+
+def start_ray(tmp_path: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    code = "from rsllm.cli import run_script; from rsllm.cluster import start_ray\n"
+    code += "run_script(start_ray)"
+    own = {"RAY_TMPDIR": str(tmp_path), **environment}
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, env=os.environ | own, capture_output=True, text=True)
+
+
+@pytest.mark.ray
+def test_a_ray_that_was_killed_is_not_joined() -> None:
+    """It cannot take back where it said that it listens."""
+    with tempfile.TemporaryDirectory() as folder:  # pytest's own are too long for sockets
+        os.mkdir(folder + "/ray")
+        write_ray_address("192.0.2.1:1", folder + "/ray")
+        done = start_ray(Path(folder), RAY_ADDRESS="")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout + done.stderr == "rsllm: the Ray at 192.0.2.1:1 is gone; starting one here\n"
+
+
+def test_nothing_answers_at_the_users_address(tmp_path: Path) -> None:
+    done = start_ray(tmp_path, RAY_ADDRESS="127.0.0.1:1")
+    assert done.returncode == 2
+    assert done.stderr.startswith("rsllm: error: no Ray answers at RAY_ADDRESS=127.0.0.1:1; start")
 
 
 @pytest.mark.ray

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -25,7 +24,7 @@ HOSTS = {"a": "10.81.0.1", "b": "10.81.0.2"}
 def inside(space: str, command: list[str]) -> list[str]:
     """The command on that host: its network, and a folder for Ray that the other does not see."""
     script = 'mount -t tmpfs none "$1" && shift && exec "$@"'
-    folder = tempfile.gettempdir() + "/ray"
+    folder = os.environ["RAY_TMPDIR"] + "/ray"
     own = ["unshare", "--mount", "--propagation=private", "sh", "-c", script, "sh", folder]
     return ["ip", "netns", "exec", space, *own, *command]
 
@@ -35,7 +34,7 @@ def hosts() -> Iterator[tuple[str, list[str]]]:
     """The address of a Ray over both hosts, and what puts a command on the first one."""
     if reason := may_make_networks():
         pytest.skip(reason)
-    os.makedirs(tempfile.gettempdir() + "/ray", exist_ok=True)
+    os.makedirs(os.environ["RAY_TMPDIR"] + "/ray", exist_ok=True)
     environment = os.environ | {"GLOO_SOCKET_IFNAME": LINK}
     with ExitStack() as stack:
         spaces = {name: stack.enter_context(namespace(name)) for name in HOSTS}
