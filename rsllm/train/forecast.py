@@ -2,15 +2,18 @@
 
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from timeit import timeit
 from typing import Any
 
 from rsllm.assets import ASSETS, fetch
 from rsllm.config import Experiment, Offload
 from rsllm.errors import ConfigError
-from rsllm.plan import Resources, cpu_has_bf16, lay_out
+from rsllm.model.backbone import load_tokenizer
+from rsllm.plan import Layout, Resources, cpu_has_bf16, lay_out
 from rsllm.train.memory import GIB, Shape, Sizes, Step
 
 CERTAINLY = 1.15
@@ -97,6 +100,26 @@ def check_fits(need: Sizes, name: str, memory: float) -> None:
             " backbone.gradient_checkpointing=true, a higher compute.zero_stage over more"
             " compute.workers, compute.offload, or a smaller backbone"
         )
+
+
+def check_launch(
+    experiment: Experiment, name: str, backbone: str | Path, titles: Sequence[str], layout: Layout
+) -> None:
+    """Refuse a stage that the memory of this worker cannot hold, before any weight is read.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    try:
+        ids = load_tokenizer(backbone)(list(titles[:1000]), add_special_tokens=False).input_ids
+        title, stage = fmean(map(len, ids)), getattr(experiment, name)
+        shape = Shape.of(experiment, stage, layout.workers, title)
+        step = Step(backbone, experiment.backbone, shape, layout)
+    except ConfigError:
+        return  # what cannot be planned may run all the same, or says more of itself
+    compute, here = experiment.compute, int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    memory = device_memory(layout.use_gpu) / (1 if layout.use_gpu else here)
+    check_fits(step.need(compute.zero_stage, compute.offload), name, memory)
 
 
 def plan(experiment: Experiment, machine: Machine, title: float) -> None:

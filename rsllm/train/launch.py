@@ -204,6 +204,7 @@ def build_task(assignment: Assignment) -> Any:
     from rsllm.data.prepared import PreparedData
     from rsllm.model import tuned
     from rsllm.recommenders.embeddings import ItemEmbeddings
+    from rsllm.train.forecast import check_launch
     from rsllm.train.recommender import RecommenderTask
     from rsllm.train.stages import LanguageTask
     from rsllm.train.stream import streamed
@@ -215,11 +216,13 @@ def build_task(assignment: Assignment) -> Any:
         titles_ID = ItemEmbeddings.load(local(titles)).standardised() if titles else None
         return RecommenderTask(experiment, data, titles_ID, assignment.fold)
     stage = experiment.stage1 if assignment.stage == "stage1" else experiment.stage2
+    backbone = backbone_here(assignment.backbone, experiment.backbone.source)
+    check_launch(experiment, assignment.stage, backbone, data.titles, layout)
     bf16 = layout.precision == "bf16"
     model = tuned.build(
         experiment,
         stage.representation,
-        backbone_here(assignment.backbone, experiment.backbone.source),
+        backbone,
         data,
         ItemEmbeddings.load(local(assignment.recommender)) if assignment.recommender else None,
         dtype=torch.bfloat16 if layout.use_gpu and bf16 else torch.float32,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from rsllm.model.backbone import load_backbone, tunable
 from rsllm.plan import Layout, Resources
 from rsllm.settings import replace_in
 from rsllm.train import memory
-from rsllm.train.forecast import GIB, check_fits, read_cluster
+from rsllm.train.forecast import GIB, check_fits, check_launch, read_cluster
 from rsllm.train.memory import Shape, Sizes, Step
 
 ROOT = Path(__file__).parents[2]
@@ -185,6 +186,21 @@ def test_a_doomed_launch_is_refused_with_the_knobs(tiny: Step) -> None:
         check_fits(need, "stage2", need["total"] / 1.2)
     for knob in ("stage2.accumulation", "gradient_checkpointing=true", "zero_stage", "offload"):
         assert knob in str(e.value)
+
+
+def test_a_worker_refuses_before_it_reads_weights(
+    random_llm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that shares this machine with so many others that none of them has room."""
+    shutil.copytree(random_llm, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "model.safetensors").unlink()
+    experiment, titles = Experiment(), ["Titanic (1997)", "Heat"]
+    check_launch(experiment, "stage2", tmp_path, titles, layout())
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1000000")
+    with pytest.raises(ConfigError, match=r"stage2 needs .* there are 0\.0; try"):
+        check_launch(experiment, "stage2", tmp_path, titles, layout())
+    (tmp_path / "config.json").unlink()
+    check_launch(experiment, "stage2", tmp_path, titles, layout())  # building it says more
 
 
 def test_what_cannot_be_planned_for_says_so(tmp_path: Path) -> None:
