@@ -2,6 +2,8 @@
 
 DATA/ENTRY-KEY.json          an entry on a data set, over its seeds; the key is of its settings
 DATA/FIRST--SECOND-KEY.json  a paired comparison of two of them
+
+Grids share what has the same key, whatever each of them calls it.
 """
 
 from __future__ import annotations
@@ -73,38 +75,40 @@ class Cells:
 
     root: Path
 
-    def read(self, data: str, name: str, key: str) -> Cell | None:
-        """What is on file, if anything.
+    def read(self, data: str, key: str) -> Cell | None:
+        """What is on file, under whatever name, if anything.
 
         Raises:
             CheckpointError: the file is damaged.
         """
-        path = self._path(data, name, key)
+        path = self._path(data, key)
         return read_json(path) if path.exists() else None
 
-    def write(self, data: str, name: str, key: str, value: Mapping[str, Any]) -> None:
-        """Put it on file; a crash leaves the old file or the new one."""
-        path = self._path(data, name, key)
+    def write(self, data: str, key: str, name: str, value: Mapping[str, Any]) -> None:
+        """Put it on file, under the name that it has there; a crash leaves the old or the new."""
+        path = self._path(data, key, name)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, value)
 
     def comparison(self, data: str, first: Cell, second: Cell) -> Cell | None:
         """The comparison of two cells, unless it was made of others."""
-        found = self.read(data, *_pair(first, second))
+        found = self.read(data, _key(first, second))
         return found if found and found["of"] == _of(first, second) else None
 
     def write_comparison(self, data: str, first: Cell, second: Cell, found: Cell) -> None:
         """Put a comparison of two cells on file."""
         named = {"first": first["entry"], "second": second["entry"]}
-        self.write(data, *_pair(first, second), {**found, **named, "of": _of(first, second)})
+        name = "--".join(map(slug, named.values()))
+        value = {**found, **named, "of": _of(first, second)}
+        self.write(data, _key(first, second), name, value)
 
-    def _path(self, data: str, name: str, key: str) -> Path:
-        return self.root / slug(data) / f"{name}-{key}.json"
+    def _path(self, data: str, key: str, name: str = "") -> Path:
+        folder = self.root / slug(data)
+        return next(folder.glob(f"*-{key}.json"), folder / f"{name}-{key}.json")
 
 
-def _pair(first: Cell, second: Cell) -> tuple[str, str]:
-    name = f"{slug(first['entry'])}--{slug(second['entry'])}"
-    return name, content_hash([first["key"], second["key"]])
+def _key(first: Cell, second: Cell) -> str:
+    return content_hash([first["key"], second["key"]])
 
 
 def _of(first: Cell, second: Cell) -> list[Any]:

@@ -91,7 +91,7 @@ class Site:
 
     def cell(self, name: str) -> Cell | None:
         """An entry's cell, if it is on file."""
-        return self.cells.read(self.name, slug(name), self.key(name))
+        return self.cells.read(self.name, self.key(name))
 
 
 def sites(grid: Grid, asked: Asked) -> Iterator[Site]:

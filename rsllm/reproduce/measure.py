@@ -55,7 +55,7 @@ def fill(grid: Grid, asked: Asked) -> dict[str, str]:
                     continue
                 print(f"\n{site.name}: {name}", flush=True)
                 cell = bench.measure(entry, experiment)
-                site.cells.write(site.name, slug(name), site.key(name), cell)
+                site.cells.write(site.name, site.key(name), slug(name), cell)
             for claim in grid.claims:
                 bench.compare(claim.first, claim.second)
     return left_out

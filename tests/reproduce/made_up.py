@@ -22,11 +22,12 @@ def estimate(value: float, n: int = 95) -> dict[str, Any]:
 
 def grid(*names: str, text: str = "made up", **more: Any) -> Grid:
     """Of language models by these names, the first claimed to be better than the second."""
+    entries = [Entry(name=n, settings={"stage2.samples": 8 * i}) for i, n in enumerate(names, 1)]
     settings = {
         "title": text,
         "question": text,
         "base": Experiment(),
-        "entries": lambda base: [Entry(name=name) for name in names],
+        "entries": lambda base: entries,
         "budgets": {"none": BUDGET},
         "data": {text: {}},
         "claims": [
@@ -98,6 +99,6 @@ def put_on_file(of: Grid, to: Asked, values: dict[str, float]) -> None:
     for site in sites(of, to):
         made = {name: cell(name, site.key(name), value) for name, value in values.items()}
         for name, one in made.items():
-            site.cells.write(site.name, slug(name), site.key(name), one)
+            site.cells.write(site.name, site.key(name), slug(name), one)
         first, second, *_ = made.values()
         site.cells.write_comparison(site.name, first, second, comparison(0.2))

@@ -73,7 +73,7 @@ def test_a_figure_of_curves(tmp_path: Path) -> None:
     for place, name in enumerate(of.names[:-1], start=1):
         costs = {"samples": 10.0 * place, "seconds": 2.0 * place, "trainable": place}
         made = cell(name, site.key(name), 0.02 * place, **costs)
-        site.cells.write(site.name, slug(name), site.key(name), made)
+        site.cells.write(site.name, site.key(name), slug(name), made)
     write_page(tmp_path, of, to, {})
     figure = (tmp_path / "figure.svg").read_text()
     assert (tmp_path / "page.html").read_text().count("data:image/svg") == 1
@@ -171,7 +171,7 @@ def test_buckets_stand_from_popular_to_cold(tmp_path: Path) -> None:
     to = asked(tmp_path, of, budget=paper.BUDGETS["hour"], data=["movielens-100k"])
     (site,) = sites(of, to)
     made = cell(WHOLE, site.key(WHOLE), by_popularity=found | {"cold": {"n": 2}})
-    site.cells.write(site.name, slug(WHOLE), site.key(WHOLE), made)
+    site.cells.write(site.name, site.key(WHOLE), slug(WHOLE), made)
     (shown,) = gather(of, to)
     (table,) = (table for table in shown.tables if table.title.startswith("By training"))
     assert table.title.endswith("movielens-100k")

@@ -15,7 +15,7 @@ from made_up import asked, grid
 from rsllm.config import Experiment
 from rsllm.errors import ConfigError
 from rsllm.reproduce import paper
-from rsllm.reproduce.cells import Entry
+from rsllm.reproduce.cells import Cells, Entry
 from rsllm.reproduce.grid import Asked, Grid, parse, sites
 from rsllm.settings import replace_in, to_dict
 
@@ -77,6 +77,16 @@ def test_settings_and_their_order(tmp_path: Path) -> None:
     assert found["recommender"]["weight_decay"] == 0.01, "as tuned for Steam"
     assert found["recommender"]["dropout"] == 0.5
     assert (found["stage1"]["samples"], found["stage2"]["samples"]) == (8, 64)
+
+
+def test_a_cell_is_found_under_another_name(tmp_path: Path) -> None:
+    cells = Cells(tmp_path)
+    cells.write("synthetic", "aa11", "recommender", {"MRR": 0.3})
+    assert cells.read("synthetic", "aa11") == {"MRR": 0.3}
+    cells.write("synthetic", "aa11", "sasrec", {"MRR": 0.4})
+    assert cells.read("synthetic", "aa11") == {"MRR": 0.4}
+    assert [path.name for path in tmp_path.rglob("*.json")] == ["recommender-aa11.json"]
+    assert cells.read("synthetic", "bb22") is None
 
 
 def test_equal_data_sets_are_one(tmp_path: Path) -> None:
