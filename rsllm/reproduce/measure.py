@@ -147,15 +147,21 @@ class Bench:
         seeds, alone = self.site.seeds, entry.kind == "recommender"
         watched: Stage = "recommender" if alone else "stage2"
         (trained,) = train({entry.name: {}}, experiment, seeds, self.storage, watched).values()
-        methods = [
-            language_method(entry.name, p.experiment, p.experiment.stage2, p.run()) for p in trained
-        ]
-        if alone:
-            seeded = ({"stage2.seed": seed} for seed in seeds)
+        if not alone:
             methods = [
-                replace(m, scorer="recommender", experiment=replace_in(m.experiment, seed))
-                for m, seed in zip(methods, seeded, strict=True)
+                language_method(entry.name, p.experiment, p.experiment.stage2, p.run())
+                for p in trained
             ]
+            return methods, training_cost(trained)
+        methods = [
+            Method(
+                name=entry.name,
+                scorer="recommender",
+                experiment=replace_in(p.experiment, {"stage2.seed": seed}),
+                artifact=str(p.run()),
+            )
+            for seed, p in zip(seeds, trained, strict=True)
+        ]
         return methods, training_cost(trained)
 
     def _fused(
