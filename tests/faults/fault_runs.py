@@ -117,7 +117,7 @@ class Run:
         """Append to the log of $RSLLM_FAULT_LOG how long after a moment it took steps again."""
         if log := os.environ.get("RSLLM_FAULT_LOG"):
             seconds, _ = self.first_step_after(moment)
-            test = os.environ["PYTEST_CURRENT_TEST"].split("::")[-1].split(" ")[0]
+            test = os.environ["PYTEST_CURRENT_TEST"].split("::")[-1].removesuffix(" (call)")
             entry = {"test": test, "seconds": round(seconds, 1), "steps again": again}
             with open(log, "a") as file:
                 file.write(json.dumps(entry) + "\n")
