@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -20,6 +22,8 @@ SAFE_FROM = {
     "torch": ((2, 10), "install 2.10 or newer (CVE-2025-32434, CVE-2026-24747: weights run code)"),
     "ray": ((2, 54), "install 2.54 or newer (CVE-2026-27482: web pages reach the dashboard)"),
 }
+EXIT_SECONDS = 20.0
+"""What Ray has to end after an interruption, which may have come while it held a lock."""
 STAGES = {
     "prepare": "turn raw interactions into checked, sharded sequences and candidate sets",
     "fit": "train the recommender whose item embeddings the LLM will read",
@@ -49,7 +53,11 @@ def _exit_code(run: Callable[[], None]) -> int:
         from rsllm import cluster
 
         print("rsllm: interrupted; the same command continues", file=sys.stderr)
-        return cluster.interrupt_code
+        code = cluster.interrupt_code
+        last_resort = threading.Timer(EXIT_SECONDS, os._exit, [code])
+        last_resort.daemon = True
+        last_resort.start()
+        return code
     return 0
 
 

@@ -34,9 +34,10 @@ TINY = [*SMALL, "--trials", "2"]
 
 
 def environment() -> dict[str, str]:
-    """This process's, without what would lead to a running cluster or choose for the user."""
-    chosen = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RSLLM_BUDGET", "RSLLM_STORAGE")
-    return {name: value for name, value in os.environ.items() if name not in chosen}
+    """This process's, without what would choose for the user; a Ray of its own is started."""
+    chosen = ("RAY_API_SERVER_ADDRESS", "RSLLM_BUDGET", "RSLLM_STORAGE")
+    kept = {name: value for name, value in os.environ.items() if name not in chosen}
+    return kept | {"RAY_ADDRESS": "local"}
 
 
 def run(command: list[str], *, seconds: float) -> subprocess.CompletedProcess[str]:

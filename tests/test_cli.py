@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 import rsllm
+from rsllm import cli
 from rsllm.cli import _print_fit, build_parser, main, run_script
 from rsllm.config import Experiment
 from rsllm.config.presets import preset
@@ -201,7 +202,11 @@ def test_a_users_mistake_is_one_message(
     assert runs == []
 
 
-def test_script_exits_with_the_errors_code(capsys: pytest.CaptureFixture[str]) -> None:
+def test_script_exits_with_the_errors_code(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli, "EXIT_SECONDS", 1e6)  # of this process, which goes on
+
     def fail() -> None:
         raise DataError("no ratings")
 
@@ -216,6 +221,26 @@ def test_script_exits_with_the_errors_code(capsys: pytest.CaptureFixture[str]) -
         "rsllm: error: no ratings",
         "rsllm: interrupted; the same command continues",
     ]
+
+
+@pytest.mark.parametrize(
+    "stuck", ["atexit.register(time.sleep, 600)", "Thread(target=wait).start()"]
+)
+def test_an_interrupted_script_ends_even_if_something_hangs(stuck: str) -> None:
+    code = f"""
+import atexit, time
+from threading import Thread
+from rsllm import cli
+cli.EXIT_SECONDS = 0.5
+wait = lambda: time.sleep(600)
+def main():
+    {stuck}
+    raise KeyboardInterrupt
+cli.run_script(main)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 130
+    assert done.stderr == "rsllm: interrupted; the same command continues\n"
 
 
 def test_public_names_are_importable_and_others_refused() -> None:

@@ -46,7 +46,7 @@ def free_ports(count: int) -> list[int]:
 @pytest.fixture(scope="module")
 def head() -> Iterator[Head]:
     port, dashboard, agent, client = free_ports(4)
-    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_ADDRESS": ""}
     environment = jobs.environment() | token
     with tempfile.TemporaryDirectory(prefix="ray-") as folder:
         options = {

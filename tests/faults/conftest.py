@@ -23,9 +23,11 @@ def one_node() -> Iterator[dict[str, str]]:
 
 
 @pytest.fixture(scope="session")
-def uninterrupted(random_llm: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+def uninterrupted(
+    random_llm: Path, one_node: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> Run:
     """The run that nothing happens to, from raw data on."""
-    run = Run(tmp_path_factory.mktemp("twin") / "store", random_llm)
+    run = Run(tmp_path_factory.mktemp("twin") / "store", random_llm, environment=one_node)
     done = run.finish(seconds=300)
     assert done.returncode == 0, done.stdout
     return run
@@ -36,7 +38,8 @@ def sharded(uninterrupted: Run, tmp_path_factory: pytest.TempPathFactory) -> Run
     """The same under ZeRO 3, whose rounding AdamW magnifies to 2e-5 in some weights."""
     store = tmp_path_factory.mktemp("sharded") / "store"
     copy_store(uninterrupted, store, "stage-2")
-    run = Run(store, uninterrupted.backbone, settings={"compute.zero_stage": 3})
+    settings, environment = {"compute.zero_stage": 3}, uninterrupted.environment
+    run = Run(store, uninterrupted.backbone, settings=settings, environment=environment)
     done = run.finish()
     assert done.returncode == 0, done.stdout
     return run

@@ -113,14 +113,20 @@ class Run:
         """When a fault happened."""
         return float((self.store / "notes" / f"fault-{number}").read_text())
 
-    def record(self, moment: float, again: int = 0) -> None:
+    def steps_again(self, number: int = 0) -> int:
+        """How many steps rank 0 took again after a fault, each of which made it start again."""
+        restored_at, restored = self.notes(0, "restored")[number + 1]
+        before = [step for at, step in self.notes(0, "step") if at < restored_at]
+        return before[-1] + 1 - restored
+
+    def record(self, moment: float, again: int = 0, name: str = "") -> None:
         """Append to the log of $RSLLM_FAULT_LOG how long after a moment it took steps again."""
         if log := os.environ.get("RSLLM_FAULT_LOG"):
             seconds, _ = self.first_step_after(moment)
             test = os.environ["PYTEST_CURRENT_TEST"].split("::")[-1].removesuffix(" (call)")
-            entry = {"test": test, "seconds": round(seconds, 1), "steps again": again}
+            entry = {"test": test, "fault": name, "seconds": round(seconds, 1)}
             with open(log, "a") as file:
-                file.write(json.dumps(entry) + "\n")
+                file.write(json.dumps(entry | {"steps again": again}) + "\n")
 
     def first_step_after(self, moment: float) -> tuple[float, int]:
         """Seconds from a moment to the end of the next step of rank 0, and which it was."""

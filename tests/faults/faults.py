@@ -56,6 +56,11 @@ class Faults:
         self.planned[-1]["seconds"] = seconds
         return self
 
+    def name(self, number: int) -> str:
+        """What one of them is called in a log."""
+        fault = self.planned[number]
+        return "{kind} at step {step}, {during}".format(**fault).removesuffix(", step")
+
     def json(self) -> str:
         """For the environment of the workers."""
         return json.dumps(asdict(self))

@@ -17,9 +17,12 @@ pytestmark = pytest.mark.faults
 SPREAD = {"compute.placement": "spread", "compute.zero_stage": 3}
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    """A head without CPUs and two nodes for one worker each; dead nodes are noticed soon."""
+    """A head without CPUs and two nodes for one worker each; dead nodes are noticed soon.
+
+    The last test leaves it one node.
+    """
     made = Cluster(
         initialize_head=True,
         connect=False,

@@ -15,7 +15,7 @@ import pytest
 
 from rsllm.tune.journal import FILE, OVERRIDES, TrialRecord, _record
 
-pytestmark = pytest.mark.faults
+pytestmark = [pytest.mark.faults, pytest.mark.long]
 TRIALS = 4
 SETTINGS = {
     "data.window": 5,
@@ -37,6 +37,7 @@ def records(store: Path) -> list[TrialRecord]:
     journals = list(store.glob(f"studies/*/{FILE}"))
     if not journals:
         return []
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     backend = optuna.storages.journal.JournalFileBackend(str(journals[0]))
     study = optuna.load_study(study_name=None, storage=optuna.storages.JournalStorage(backend))
     return [_record(trial) for trial in study.trials if OVERRIDES in trial.user_attrs]

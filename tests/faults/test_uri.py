@@ -66,6 +66,7 @@ def test_nodes_that_share_nothing_but_a_uri(
     assert list((run.store / "tensorboard").rglob("events.out.tfevents.*"))
 
 
+@pytest.mark.long
 def test_a_study_goes_on_from_another_head(
     random_llm: Path, bucket: str, go_to: Callable[[str], None], tmp_path: Path
 ) -> None:
