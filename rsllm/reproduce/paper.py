@@ -17,9 +17,13 @@ SOURCES: dict[str, dict[str, Any]] = {
 }
 DATA: dict[str, dict[str, Any]] = {
     **{name: {"data.source": name, **settings} for name, settings in SOURCES.items()},
-    "movielens-100k, all users": {"data.split": "leave-one-out"},
+    **{
+        f"{name}, all users": {"data.source": name, "data.split": "leave-one-out"}
+        for name in ("movielens-100k", "llara-lastfm")
+    },
 }
-"""The published splits, and for power MovieLens with the last item of every user held out."""
+"""The published splits, and for power the last item of every user: MovieLens' 943, and of LLaRA's
+LastFM the 976 sequences put together again and the 244 windows held out."""
 LABELS = {"llara-lastfm": "order artefact", "llara-steam-sample": "a sample of the training rows"}
 """LLaRA's LastFM stands in one global order of items: scores say nothing about sequences there."""
 BASE = replace_in(Experiment(), {"stage2.validations": 4})

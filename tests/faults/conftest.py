@@ -7,8 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fault_runs import Run, copy_store
+from fault_runs import Run, append_to_log, copy_store
 from faults import Faults
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Note how each test ended."""
+    if report.when == "call":
+        test = report.nodeid.split("::")[-1]
+        append_to_log(test=test, outcome=report.outcome, took=round(report.duration, 1))
 
 
 @pytest.fixture(scope="session")

@@ -119,19 +119,20 @@ class Run:
         before = [step for at, step in self.notes(0, "step") if at < restored_at]
         return before[-1] + 1 - restored
 
-    def record(self, moment: float, again: int = 0, name: str = "") -> None:
-        """Append to the log of $RSLLM_FAULT_LOG how long after a moment it took steps again."""
-        if log := os.environ.get("RSLLM_FAULT_LOG"):
-            seconds, _ = self.first_step_after(moment)
-            test = os.environ["PYTEST_CURRENT_TEST"].split("::")[-1].removesuffix(" (call)")
-            entry = {"test": test, "fault": name, "seconds": round(seconds, 1)}
-            with open(log, "a") as file:
-                file.write(json.dumps(entry | {"steps again": again}) + "\n")
+    def record(self, moment: float, number: int = 0, fault: str = "") -> None:
+        """Log how long after a moment rank 0 took steps again, and how many of them anew."""
+        restored_at, _ = self.notes(0, "restored")[number + 1]
+        seconds = next(at for at, _ in self.notes(0, "step") if at > restored_at) - moment
+        test = os.environ["PYTEST_CURRENT_TEST"].split("::")[-1].removesuffix(" (call)")
+        again = self.steps_again(number)
+        append_to_log(test=test, fault=fault, seconds=round(seconds, 1), steps_again=again)
 
-    def first_step_after(self, moment: float) -> tuple[float, int]:
-        """Seconds from a moment to the end of the next step of rank 0, and which it was."""
-        at, number = next(note for note in self.notes(0, "step") if note[0] > moment)
-        return at - moment, number
+
+def append_to_log(**entry: Any) -> None:
+    """Append a line to the file that $RSLLM_FAULT_LOG names, if it names one."""
+    if path := os.environ.get("RSLLM_FAULT_LOG"):
+        with open(path, "a") as file:
+            file.write(json.dumps(entry) + "\n")
 
 
 def copy_store(run: Run, store: Path, *missing: str) -> None:

@@ -50,7 +50,7 @@ def test_a_driver_that_ends(
     assert again.returncode == 0, again.stdout
     assert run.weights() == uninterrupted.weights()
     assert [step for _, step in run.notes(0, "restored")] == [0, INTERVAL]
-    run.record(started, run.steps_again())
+    run.record(started)
 
 
 def test_two_runs_of_one_artifact(

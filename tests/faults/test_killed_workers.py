@@ -29,8 +29,8 @@ def check(run: Run, twin: Run, *lost: int) -> None:
     again = [run.steps_again(number) for number in range(len(lost))]
     assert [n <= most for n, most in zip(again, lost, strict=True)] == [True] * len(lost), again
     assert len(steps) - len(set(steps)) == sum(again)
-    for number, steps_again in enumerate(again):
-        run.record(run.met(number), steps_again, run.faults.name(number))
+    for number in range(len(lost)):
+        run.record(run.met(number), number, run.faults.name(number))
 
 
 def test_a_killed_worker(make_run: Callable[..., Run], uninterrupted: Run) -> None:
@@ -46,7 +46,7 @@ def test_a_worker_killed_in_stage_1(make_run: Callable[..., Run], uninterrupted:
     assert done.returncode == 0, done.stdout
     assert run.weights("stage-1") == uninterrupted.weights("stage-1")
     assert run.weights() == uninterrupted.weights()
-    run.record(run.met(), name="stage 1")
+    run.record(run.met(), fault="kill at step 10 of stage 1")
 
 
 def test_killed_in_a_commit(make_run: Callable[..., Run], uninterrupted: Run) -> None:
