@@ -55,7 +55,7 @@ def entries(base: Experiment) -> list[Entry]:
 
 def better(text: str, first: str, second: str) -> Claim:
     """What would be shown if `first` is better than `second`."""
-    return Claim(text=text, first=first, second=second)
+    return Claim(text=text, first=first, second=second, ours=True)
 
 
 GRID = Grid(

@@ -159,8 +159,12 @@ GRID = Grid(
     claims=claims(),
     published={"LLaRA, Table 2": LLARA, "LLaRA, README": CORRECTED, "RSLLM": RSLLM},
     notes=[
-        "All tuned methods see the same number of samples; gamma is 0 as published, or our ranking"
-        " loss is added. The pointer's methods rank by it.",
+        "All tuned methods see the same number of samples; recommenders see every training row, for"
+        " several epochs. gamma is 0 as published, and candidates are ranked by the likelihood of"
+        " their titles; + ranking adds our ranking loss, and a pointer ranks them by their slots.",
+        "order rule: one order of all items, that in which histories have them, and nothing of the"
+        " user. MoRec-like: SASRec over the language model's vectors of titles. text only: titles"
+        " without slots. LLaRA-like: LLaRA's prompt and curriculum in this code.",
         "Published figures are of Llama2-7B on other candidate draws; those on Steam saw all of its"
         " training rows. RSLLM's HitRatio@1 is not known.",
         "A published gain is that of LLaRA over the same baseline, the least that RSLLM, which"

@@ -9,6 +9,8 @@ from typing import Any, Literal
 from rsllm.evaluate.statistics import SIGNIFICANCE, holm
 
 Verdict = Literal["reproduced", "not reproduced", "underpowered"]
+OURS = {"reproduced": "supported", "not reproduced": "not supported"}
+"""What a claim is that nobody has published."""
 METRICS = ("HR@1", "MRR")
 """What is compared; the first is the paper's and decides."""
 NOT_COMPUTED = "not computed"
@@ -25,6 +27,8 @@ class Claim:
     """Without a second: what the ratio of valid answers exceeds."""
     gains: Mapping[str, float] = field(default_factory=dict)
     """By data source: the published gain in HR@1; where it is missing any gain would do."""
+    ours: bool = False
+    """Not of a paper: it is supported rather than reproduced."""
 
 
 def judge(
@@ -76,14 +80,24 @@ def claim_rows(
             "claim": claim.text,
             "first": claim.first,
             "second": claim.second,
-            "gain": gain,
+            "published gain": gain,
         }
         if compared:
             row |= _compared(compared["tests"], next(adjusted), gain)
         elif not claim.second:
             row |= {"second": f"{claim.above:g}"} | _valid(cells[claim.first], claim.above)
-        rows.append({"verdict": NOT_COMPUTED} | row)
+        verdict = row.pop("verdict", NOT_COMPUTED)
+        rows.append({"verdict": OURS.get(verdict, verdict) if claim.ours else verdict} | row)
     return rows
+
+
+def size(difference: Mapping[str, float], gain: float | None) -> str | None:
+    """Whether a difference that was found is as large as the published one."""
+    if gain is None:
+        return None
+    if difference["high"] < gain:
+        return "smaller than published"
+    return "larger than published" if difference["low"] > gain else "as published"
 
 
 def _compared(tests: Mapping[str, Any], p_holm: float, gain: float | None) -> dict[str, Any]:
@@ -91,6 +105,7 @@ def _compared(tests: Mapping[str, Any], p_holm: float, gain: float | None) -> di
     found = tests[main]
     detectable = found["minimum_detectable"]
     return {
+        "size": size(found["difference"], gain),
         "difference": found["difference"],
         **{f"{other} difference": tests[other]["difference"] for other in others},
         "p": found["p"],

@@ -12,7 +12,7 @@ from rsllm.reproduce.cells import Cell
 from rsllm.reproduce.claims import claim_rows
 from rsllm.reproduce.grid import Asked, Grid, Site, sites
 
-RULES = {"LLaRA": "", "strict": ", strict"}
+RULES = ("LLaRA", "strict")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,13 +46,9 @@ class Shown:
             row |= {"gamma": cell.get("gamma"), "samples": _whole(cell, "samples"), "n": cell["n"]}
             row |= {"seeds": len(cell["seeds"]) or None}
             row |= {metric: cell["metrics"].get(metric) for metric in BRIEF}
-            free = (cell["generation"] or {}).get("free", {})
-            for rule, suffix in RULES.items():
-                judged = free.get(rule, {})
-                row[f"HitRatio@1{suffix}"] = judged.get("hits_of_all")
-                row[f"ValidRatio{suffix}"] = judged.get("ValidRatio")
-                row[f"hits of valid{suffix}"] = judged.get("hits_of_valid")
-            row["answers"] = judged.get("n")
+            judged = _answers(cell, "LLaRA")
+            row |= {"HitRatio@1": judged.get("hits_of_all")}
+            row |= {"ValidRatio": judged.get("ValidRatio"), "answers": judged.get("n")}
         for publication, found in self.published.items():
             row |= {f"{publication}: {m}": v for m, v in found.get(name, {}).items()}
         return row
@@ -64,10 +60,35 @@ class Shown:
         return Table(f"Claims, {self.title}", self.claims, "verdicts", levels=levels)
 
     @property
+    def about(self) -> str:
+        """On what all this was found out."""
+        first, data = next(iter(self.cells.values())), self.site.experiment.data
+        users = first["data"]["counts"].get("users")
+        seeds = max(len(cell["seeds"]) for cell in self.cells.values())
+        unknown = "; with one seed nothing is known of other trainings" if seeds < 2 else ""
+        return (
+            f"{first['data']['split']} split, {first['n']} test users (of {users} in the data)"
+            f" with {data.num_candidates} candidates: by chance HR@1 is"
+            f" {1 / data.num_candidates:.3f}. Intervals are over users{unknown}."
+        )
+
+    @property
     def tables(self) -> list[Table]:
         """All in which anything stands."""
-        made = (self.methods, self.verdicts, self._popularity(), self._cost())
+        made = (self.verdicts, self.methods, self._strict(), self._popularity(), self._cost())
         return [table for table in made if table.rows]
+
+    def _strict(self) -> Table:
+        """The generated answers under every rule."""
+        rows = [
+            {"method": name, "rule": rule, "answers": judged["n"]}
+            | {"ValidRatio": judged["ValidRatio"], "hits of all": judged["hits_of_all"]}
+            | {"hits of valid": judged["hits_of_valid"]}
+            for name, cell in self.cells.items()
+            for rule in RULES
+            if (judged := _answers(cell, rule))
+        ]
+        return Table(f"Generated answers, {self.title}", rows, "answers")
 
     def _popularity(self) -> Table:
         methods = [{"name": name, **cell} for name, cell in self.cells.items()]
@@ -91,6 +112,12 @@ class Shown:
         return {
             e.name: {"kind": e.kind, "joined": e.fused, **e.settings, **e.judged} for e in entries
         }
+
+
+def _answers(cell: Cell, rule: str) -> Mapping[str, Any]:
+    """Free ones, as a rule judges them."""
+    found: Mapping[str, Any] = (cell["generation"] or {}).get("free", {}).get(rule, {})
+    return found
 
 
 def _whole(cell: Cell, name: str) -> int | None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from made_up import cell, comparison
 
-from rsllm.reproduce.claims import Claim, claim_rows, judge
+from rsllm.reproduce.claims import Claim, claim_rows, judge, size
 
 
 def interval(low: float, high: float) -> dict[str, float]:
@@ -67,8 +67,29 @@ def test_a_gain_is_that_of_the_same_data() -> None:
     claim = Claim(text="?", first="a", second="b", gains={"here": 0.1})
     comparisons = {("a", "b"): comparison(0.01, p=0.8)}  # from -0.04 to 0.06, detectable 0.08
     here, there = (claim_rows([claim], made("ab"), comparisons, s) for s in ("here", "there"))
-    assert (here[0]["gain"], here[0]["verdict"]) == (0.1, "not reproduced")
-    assert (there[0]["gain"], there[0]["verdict"]) == (None, "underpowered")
+    assert (here[0]["published gain"], here[0]["verdict"]) == (0.1, "not reproduced")
+    assert (there[0]["published gain"], there[0]["verdict"]) == (None, "underpowered")
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "gain", "found"),
+    [
+        (0.15, 0.27, 0.4, "smaller than published"),  # though it is above 0
+        (-0.1, 0.05, 0.1, "smaller than published"),
+        (0.15, 0.27, 0.2, "as published"),
+        (0.15, 0.27, 0.1, "larger than published"),
+        (0.15, 0.27, None, None),
+    ],
+)
+def test_size(low: float, high: float, gain: float | None, found: str | None) -> None:
+    assert size(interval(low, high), gain) == found
+
+
+def test_a_claim_of_ours_is_supported_at_best() -> None:
+    claims = [Claim(text=s, first="a", second=s, ours=True) for s in "bcd"]
+    comparisons = {("a", "b"): comparison(0.2), ("a", "c"): comparison(-0.2)}
+    rows = claim_rows(claims, made("abcd"), comparisons, "here")
+    assert [row["verdict"] for row in rows] == ["supported", "not supported", "not computed"]
 
 
 @pytest.mark.parametrize(
