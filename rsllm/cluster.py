@@ -9,6 +9,7 @@ import signal
 import socket
 import sys
 import threading
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -57,8 +58,7 @@ def start_ray() -> str:
         running = _running_ray()
         if running is None:
             _guard_token()
-        cache_root().mkdir(parents=True, exist_ok=True)
-        with FileLock(cache_root() / "ray.lock"):  # two at once would want the same port
+        with _alone():
             port = _free_port()
             # Inherited by a Ray started here: two must not ask each other's dashboard.
             os.environ["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{port}"
@@ -78,6 +78,19 @@ def start_ray() -> str:
     os.environ["RAY_API_SERVER_ADDRESS"] = address
     is_open(address)
     return address
+
+
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    """While no other process of this user starts a Ray, which would want the same port."""
+    lock = FileLock(cache_root() / "ray.lock")
+    with contextlib.suppress(OSError):  # a cache that cannot be written is no reason to stop
+        cache_root().mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _running_ray() -> str | None:
