@@ -25,7 +25,6 @@ from rsllm.evaluate.rank import decision, fixed_sample, score_candidates, target
 from rsllm.model import tuned
 from rsllm.model.objective import LanguageObjective
 from rsllm.prompts.collate import Batch, collate
-from rsllm.prompts.encode import PromptEncoder
 from rsllm.train.batches import StepBatches, TrainingSet
 from rsllm.train.engine import Optimization, ParameterGroup, warmup_then_cosine
 from rsllm.train.health import PROBE_ROWS, health, warnings
@@ -64,12 +63,7 @@ class LanguageTask:
         for other, weight in mixture:
             encoder = model.encoder.of(other.titles, other.domain)
             sets.append(TrainingSet(other, other.rows("train"), encoder, weight))
-        written, titles = model.encoder, data.titles
-        text = (
-            PromptEncoder(written.tokenizer, titles, written.config, "text", data.domain)
-            if stage.curriculum
-            else None
-        )
+        text = model.encoder.of(data.titles, data.domain, "text") if stage.curriculum else None
         rank, world = dist.get_rank(), dist.get_world_size()
         self.batches, self._stream = StepBatches(stage, sets, text, rank=rank, world=world), stream
         self.validation = fixed_sample(
@@ -119,14 +113,11 @@ class LanguageTask:
         found, counts = zip(*gathered, strict=True)
         ranks = np.zeros(total, dtype=np.int64)
         ranks[padded] = np.stack(found, axis=1).ravel()
-        cuts = {
-            "prompts/cut_titles": float(
-                sum(part.encoder.num_cut_titles for part in self.batches.sets)
-            ),
-            "prompts/dropped_history_items": float(sum(counts)),
-        }
-        metrics = {name: float(values.mean()) for name, values in rank_metrics(ranks).items()}
-        return metrics | cuts | self._health(objective)
+        cut = sum(part.encoder.num_cut_titles for part in self.batches.sets)
+        cuts = {"prompts/cut_titles": cut, "prompts/dropped_history_items": sum(counts)}
+        metrics = {name: values.mean() for name, values in rank_metrics(ranks).items()}
+        found = metrics | cuts
+        return {name: float(value) for name, value in found.items()} | self._health(objective)
 
     def _health(self, objective: LanguageObjective) -> dict[str, float]:
         """Of the first validation rows; doubts are printed."""
