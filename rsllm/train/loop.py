@@ -73,7 +73,7 @@ def train(
         with progress.waits():
             batches = next(feed)
         losses = engine.step(batches, state.step)
-        progress.saw(batches)
+        progress.tokens += sum(batch.num_tokens for batch in batches)
         state = replace(state, step=state.step + 1)
         progress.show(state, losses)
         log(state.step, losses)
@@ -124,10 +124,6 @@ class Progress:
         start = time.monotonic()
         yield
         self.waited += time.monotonic() - start
-
-    def saw(self, batches: Sequence[Any]) -> None:
-        """Count the tokens of this worker's micro-batches."""
-        self.tokens += sum(batch.num_tokens for batch in batches)
 
     def seconds(self) -> float:
         """Time spent on this run so far, in seconds, over all attempts."""
