@@ -114,4 +114,4 @@ def pool(states_BTD: Tensor, span_BT: Tensor) -> Tensor:
     weights = span_BT.float()
     with torch.autocast(states_BTD.device.type, enabled=False):
         sums_BD = torch.einsum("btd,bt->bd", states_BTD.float(), weights)
-    return cast(Tensor, sums_BD / weights.sum(1, keepdim=True))
+    return sums_BD / weights.sum(1, keepdim=True)

@@ -166,8 +166,9 @@ class RecommenderTask:
         negative_BN, expected_BN = self.negatives.draw(step, rows.target_R)
         arrays = (rows.history_RH, rows.length_R, rows.target_R, negative_BN)
         own = np.arange(len(rows))[dist.get_rank() :: dist.get_world_size()]
-        parts = [torch.from_numpy(a[own]).long() for a in arrays]
-        return [RecommenderBatch(*parts, torch.from_numpy(expected_BN[own]))]
+        history, length, target, negative = (torch.from_numpy(a[own]).long() for a in arrays)
+        expected = torch.from_numpy(expected_BN[own])
+        return [RecommenderBatch(history, length, target, negative, expected)]
 
     def feed(self, start: int) -> Iterator[list[RecommenderBatch]]:
         """The batches of a step and of all after it."""

@@ -115,9 +115,8 @@ class LanguageTask:
         ranks[padded] = np.stack(found, axis=1).ravel()
         cut = sum(part.encoder.num_cut_titles for part in self.batches.sets)
         cuts = {"prompts/cut_titles": cut, "prompts/dropped_history_items": sum(counts)}
-        metrics = {name: values.mean() for name, values in rank_metrics(ranks).items()}
-        found = metrics | cuts
-        return {name: float(value) for name, value in found.items()} | self._health(objective)
+        metrics = {name: values.mean() for name, values in rank_metrics(ranks).items()} | cuts
+        return {name: float(value) for name, value in metrics.items()} | self._health(objective)
 
     def _health(self, objective: LanguageObjective) -> dict[str, float]:
         """Of the first validation rows; doubts are printed."""
