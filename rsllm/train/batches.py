@@ -1,7 +1,5 @@
 """What the steps of a language-model stage see: pure functions of seed, step and worker."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache

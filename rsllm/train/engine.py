@@ -1,7 +1,5 @@
 """DeepSpeed ZeRO 0-3 on GPUs or CPUs: the only place that knows DeepSpeed."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass

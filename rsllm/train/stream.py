@@ -1,7 +1,5 @@
 """Batches through Ray Data: another process encodes them while the last steps train."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor

@@ -4,8 +4,6 @@ So a checkpoint is the same for every number of workers, ZeRO stage and offload,
 pickle. Every rank must make each call, for the same parameters in the same order.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, cast
 
