@@ -1,7 +1,5 @@
 """The train loop: one screen, for the recommender and both language-model stages."""
 
-from __future__ import annotations
-
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -80,11 +78,8 @@ def train(
         validates = task.due(state.step) or state.step == task.steps
         if validates:
             state = replace(state, seconds=progress.seconds())
-            entry = {
-                **losses,
-                **task.validate(engine.objective),
-                **progress.rates(state, watch.spent),
-            }
+            entry = losses | task.validate(engine.objective)
+            entry |= progress.rates(state, watch.spent)
             state = state.validated(entry, task.metric, keeps_best=task.patience > 0)
             log(state.step, state.curve[-1])
         if watch.looks(engine) or validates:

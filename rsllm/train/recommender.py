@@ -144,9 +144,8 @@ class RecommenderTask:
         torch.manual_seed(config.seed)
         self.model = recommenders.build(config, len(data.titles), experiment.data.window, titles_ID)
         self.objective: nn.Module = NextItem(self.model, config)
-        group = ParameterGroup(
-            list(self.model.parameters()), config.learning_rate, config.weight_decay
-        )
+        parameters = list(self.model.parameters())
+        group = ParameterGroup(parameters, config.learning_rate, config.weight_decay)
         self.optimization = Optimization(
             groups=[group],
             schedule=lambda step: 1.0,

@@ -8,8 +8,6 @@ curriculum and direct tuning on unified prompts are stage 2 alone. Stage 0 is
 Axes: B rows, C candidates, H history, I items.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -66,9 +64,8 @@ class LanguageTask:
         text = model.encoder.of(data.titles, data.domain, "text") if stage.curriculum else None
         rank, world = dist.get_rank(), dist.get_world_size()
         self.batches, self._stream = StepBatches(stage, sets, text, rank=rank, world=world), stream
-        self.validation = fixed_sample(
-            data.rows("validation"), experiment.evaluation.validation_rows
-        )
+        held_out = data.rows("validation")
+        self.validation = fixed_sample(held_out, experiment.evaluation.validation_rows)
         self.rows_per_step, self.steps = stage.batch_size, stage.steps
         objective = LanguageObjective(model.hybrid, stage.loss, autocast=autocast)
         self.objective: nn.Module = objective
@@ -99,14 +96,9 @@ class LanguageTask:
         world, total = dist.get_world_size(), len(self.validation)
         padded = np.resize(np.arange(total), -(-total // world) * world)
         own = self.validation.take(padded[dist.get_rank() :: world])
-        scores_RC = score_candidates(
-            objective,
-            own,
-            self.model.encoder,
-            self.data,
-            self.stage.loss.ranks_by,
-            batch_size=self.experiment.evaluation.batch_size,
-        )
+        encoder, scorer = self.model.encoder, self.stage.loss.ranks_by
+        size = self.experiment.evaluation.batch_size
+        scores_RC = score_candidates(objective, own, encoder, self.data, scorer, batch_size=size)
         dropped = self.batches.num_dropped_items
         gathered: list[Any] = [None] * world
         dist.all_gather_object(gathered, (target_ranks(scores_RC, target_places(own)), dropped))
