@@ -47,10 +47,8 @@ def health(objective: LanguageObjective, trained: Batch, plain: Batch) -> dict[s
     found = {SHARE + name: share for name, share in _gradient_shares(objective, trained).items()}
     if objective.model.slots is not None:
         with torch.no_grad(), objective.precision(plain):
-            found |= {
-                SLOT_SCALE: _slot_scale(objective, plain),
-                SLOT_ATTENTION: _slot_attention(objective, plain),
-            }
+            found[SLOT_SCALE] = _slot_scale(objective, plain)
+            found[SLOT_ATTENTION] = _slot_attention(objective, plain)
     return found
 
 
