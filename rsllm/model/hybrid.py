@@ -55,9 +55,7 @@ class HybridLM(nn.Module):
 
     def __init__(self, llm: Any, slots: ItemSlots | None, *, one_pass: bool = True) -> None:
         super().__init__()
-        self.llm = llm
-        self.slots = slots
-        self.one_pass = one_pass
+        self.llm, self.slots, self.one_pass = llm, slots, one_pass
 
     @property
     def backbone(self) -> Any:

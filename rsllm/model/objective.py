@@ -51,9 +51,7 @@ class LanguageObjective(nn.Module):
                 f"loss.gamma is {loss.gamma}, but this backbone cannot rank by likelihood in one"
                 ' pass; set loss.gamma to 0 or loss.scorer to "pointer", or choose another backbone'
             )
-        self.model = model
-        self.loss = loss
-        self.autocast = autocast
+        self.model, self.loss, self.autocast = model, loss, autocast
 
     def forward(self, batch: Batch | CachedBatch) -> tuple[Tensor, Parts]:
         """The weighted loss and its parts, detached, for logs."""

@@ -81,8 +81,7 @@ class PromptEncoder:
         representation: Representation,
         domain: Domain,
     ) -> None:
-        self.tokenizer = tokenizer
-        self.config = config
+        self.tokenizer, self.config = tokenizer, config
         self.representation: Representation = representation
         self.slotted = representation in SLOTTED
         self.prefix = _prefix_ids(tokenizer)

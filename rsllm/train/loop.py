@@ -107,9 +107,7 @@ class Progress:
     """Rows per second and time left, printed now and then by rank 0."""
 
     def __init__(self, task: Task, state: State) -> None:
-        self.task = task
-        self.start_step = state.step
-        self.earlier_seconds = state.seconds
+        self.task, self.first = task, state
         self.start = self.last = time.monotonic()
         self.waited, self.tokens = 0.0, 0
 
@@ -122,11 +120,11 @@ class Progress:
 
     def seconds(self) -> float:
         """Time spent on this run so far, in seconds, over all attempts."""
-        return self.earlier_seconds + time.monotonic() - self.start
+        return self.first.seconds + time.monotonic() - self.start
 
     def rates(self, state: State, checkpoint_seconds: float) -> dict[str, float]:
         """Step, rows, speed and where time goes; tokens are rank 0's times the workers."""
-        rows = (state.step - self.start_step) * self.task.rows_per_step
+        rows = (state.step - self.first.step) * self.task.rows_per_step
         seconds = max(1e-9, time.monotonic() - self.start)
         return {
             "step": float(state.step),
