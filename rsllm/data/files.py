@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, cast
 
 import fsspec
 from fsspec.utils import infer_compression
@@ -54,8 +54,7 @@ class File:
     @property
     def compression(self) -> str | None:
         """How it is compressed, by its last suffix."""
-        found: str | None = infer_compression(self.name)
-        return found
+        return cast(str | None, infer_compression(self.name))
 
     @property
     def suffix(self) -> str:

@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -89,8 +89,7 @@ class PreparedData:
     @property
     def domain(self) -> Domain:
         """What the items are."""
-        domain: Domain = self.facts["counts"]["domain"]
-        return domain
+        return cast(Domain, self.facts["counts"]["domain"])
 
     @property
     def num_draws(self) -> int:
@@ -142,13 +141,13 @@ def write_items(
 
 def row_columns(rows: Rows) -> list[Any]:
     """The columns of rows, for `to_table`."""
-    history = _to_lists(rows.history_RH, rows.history_RH != NO_ITEM)
+    history = _to_lists(rows.history_RH)
     return [rows.user_R, rows.position_R, history, rows.target_R, rows.time_R]
 
 
 def candidate_columns(rows: Rows, candidates_RC: Ints) -> list[Any]:
     """The columns of candidate sets, for `to_table`."""
-    return [rows.user_R, rows.position_R, _to_lists(candidates_RC, candidates_RC != NO_ITEM)]
+    return [rows.user_R, rows.position_R, _to_lists(candidates_RC)]
 
 
 def to_table(kind: str, columns: Sequence[Any]) -> pa.Table:
@@ -196,7 +195,8 @@ def _read_parts(folder: Path, kind: str) -> pa.Table:
     return table.take(table["user"].to_numpy().argsort(kind="stable")).combine_chunks()
 
 
-def _to_lists(padded_RN: Ints, filled_RN: np.ndarray[Any, np.dtype[np.bool_]]) -> pa.ListArray:
+def _to_lists(padded_RN: Ints) -> pa.ListArray:
+    filled_RN = padded_RN != NO_ITEM
     offsets = np.concatenate([[0], np.cumsum(filled_RN.sum(axis=1))]).astype(np.int32)
     return pa.ListArray.from_arrays(offsets, padded_RN[filled_RN])
 
@@ -212,12 +212,8 @@ def _padded(lists: pa.ChunkedArray, width: int = 0) -> Ints:
 def to_rows(table: pa.Table, window: int) -> Rows:
     """Rows of a table of the "rows" schema."""
     table = table.combine_chunks()
+    names = ("user", "position", "target", "time")
+    user_R, position_R, target_R, time_R = (table[name].to_numpy() for name in names)
     history_RH = _padded(table["history"], window)
-    return Rows(
-        user_R=table["user"].to_numpy(),
-        position_R=table["position"].to_numpy(),
-        history_RH=history_RH,
-        length_R=(history_RH != NO_ITEM).sum(axis=1, dtype=np.int32),
-        target_R=table["target"].to_numpy(),
-        time_R=table["time"].to_numpy(),
-    )
+    length_R = (history_RH != NO_ITEM).sum(axis=1, dtype=np.int32)
+    return Rows(user_R, position_R, history_RH, length_R, target_R, time_R)

@@ -164,9 +164,8 @@ def read_interactions(chunk: Chunk, table: Table, item_ids: pa.Array) -> Iterato
     """The interactions of a chunk with items of the catalogue, piece by piece."""
     for piece in read(chunk, table):
         no_text: dict[int, str] = {}
-        columns = {}
-        for role in piece.columns.column_names:
-            columns[role] = as_text(piece.columns[role].combine_chunks(), no_text)
+        pairs = zip(table.columns, piece.columns.columns, strict=True)
+        columns = {role: as_text(column.combine_chunks(), no_text) for role, column in pairs}
         bad: dict[str, Bools] = {"": np.isin(np.arange(len(piece.columns)), list(no_text))}
         numbers = pc.index_in(columns["item"], value_set=item_ids)
         bad["empty id"] = np.any([pc.equal(columns[role], "") for role in ("user", "item")], axis=0)

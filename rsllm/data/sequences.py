@@ -275,8 +275,7 @@ class _Pool:
             high = bits >> np.uint64(32)
             return (high * np.uint64(self.size) >> np.uint64(32)).astype(np.int32)
         total_T = self.weights_T.cumsum()
-        places: Ints = np.searchsorted(total_T, unit(bits) * total_T[-1], "right").astype(np.int32)
-        return places
+        return np.asarray(np.searchsorted(total_T, unit(bits) * total_T[-1], "right"), np.int32)
 
     def _race(self, rows: NDArray[np.integer], chosen_RJ: Ints, start: int) -> Ints:
         """The chosen titles, then the others in the order in which drawing on would give them.

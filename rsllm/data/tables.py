@@ -56,19 +56,14 @@ def plan(files: Sequence[File], table: Table) -> list[Chunk]:
     Raises:
         DataError: a file lacks a column, or has other columns than the first one.
     """
-    chunks = []
-    schema: dict[str, str] | None = None
-    for file in files:
-        found = _schema(file, table)
-        schema = schema or found
-        if found != schema:
-            other = sorted(set(found.items()) ^ set(schema.items()))[0][0]
+    schemas = [_schema(file, table).items() for file in files]
+    for file, found in zip(files, schemas, strict=True):
+        if other := sorted(found ^ schemas[0]):
             raise DataError(
-                f"{file.name} differs from {files[0].name} in column {other!r}; give all files of"
-                " a table the same columns"
+                f"{file.name} differs from {files[0].name} in column {other[0][0]!r}; give all"
+                " files of a table the same columns"
             )
-        chunks.extend(_chunks(file, table))
-    return chunks
+    return [chunk for file in files for chunk in _chunks(file, table)]
 
 
 def _chunks(file: File, table: Table) -> list[Chunk]:

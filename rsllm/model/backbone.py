@@ -116,13 +116,11 @@ def attach_lora(llm: Any, config: BackboneConfig) -> Any:
     unmatched = sorted(set(targets) - set(available))
     if unmatched:
         raise ConfigError(f"backbone.lora_targets {unmatched} match no layer of {list(available)}")
-    return get_peft_model(
-        llm,
-        LoraConfig(
-            r=config.lora_rank,
-            lora_alpha=config.lora_alpha,
-            lora_dropout=config.lora_dropout,
-            target_modules=list(targets),
-            task_type="CAUSAL_LM",
-        ),
+    lora = LoraConfig(
+        r=config.lora_rank,
+        lora_alpha=config.lora_alpha,
+        lora_dropout=config.lora_dropout,
+        target_modules=list(targets),
+        task_type="CAUSAL_LM",
     )
+    return get_peft_model(llm, lora)

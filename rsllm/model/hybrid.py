@@ -5,7 +5,7 @@ S slots and markers, U states whose logits are asked for, N labels, G distinct t
 L tokens of an item.
 """
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -39,8 +39,7 @@ class ItemSlots(nn.Module):
 
     def projected(self, item: Tensor) -> Tensor:
         """What a slot holds for rows `item` [...] of the item tables. [..., D]."""
-        vectors: Tensor = self.projector(self.items_IE[item])
-        return vectors
+        return cast(Tensor, self.projector(self.items_IE[item]))
 
 
 class HybridLM(nn.Module):
@@ -56,9 +55,7 @@ class HybridLM(nn.Module):
 
     def __init__(self, llm: Any, slots: ItemSlots | None, *, one_pass: bool = True) -> None:
         super().__init__()
-        self.llm = llm
-        self.slots = slots
-        self.one_pass = one_pass
+        self.llm, self.slots, self.one_pass = llm, slots, one_pass
 
     @property
     def backbone(self) -> Any:
@@ -98,8 +95,7 @@ class HybridLM(nn.Module):
             position_ids=position,
             use_cache=False,
         )
-        states: Tensor = output.last_hidden_state
-        return states
+        return cast(Tensor, output.last_hidden_state)
 
     def label_log_probs(self, states_BTD: Tensor, batch: Batch) -> Tensor:
         """Log-probability of every label, logits computed only where there are labels. [N]."""
@@ -116,5 +112,4 @@ def pool(states_BTD: Tensor, span_BT: Tensor) -> Tensor:
     weights = span_BT.float()
     with torch.autocast(states_BTD.device.type, enabled=False):
         sums_BD = torch.einsum("btd,bt->bd", states_BTD.float(), weights)
-    mean_BD: Tensor = sums_BD / weights.sum(1, keepdim=True)
-    return mean_BD
+    return sums_BD / weights.sum(1, keepdim=True)

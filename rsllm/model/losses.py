@@ -12,7 +12,6 @@ Axes: B own rows, M rows of all workers, D width, K candidates, H history.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -115,30 +114,17 @@ def distinct_targets(batches: Sequence[Batch], items_IE: Tensor) -> tuple[Tensor
     return rows_G, title_M[rows_G, None] != title_M[rows_G]
 
 
-class _Gather(torch.autograd.Function):
-    """Rows of all workers; own rows take what all send back, for all compute the same from them."""
-
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor) -> Tensor:
-        parts = [torch.empty_like(rows) for _ in range(_world())]
-        dist.all_gather(parts, rows.contiguous())
-        return torch.cat(parts)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        return _world() * gradients[0].chunk(_world())[dist.get_rank()]
-
-
 def gather(rows_B: Tensor) -> Tensor:
     """The rows of all workers, in rank order: [B, ...] -> [M, ...].
 
-    Differentiable where every worker computes the same from them and gradients are averaged.
+    Differentiable where every worker computes the same from them and gradients are averaged: own
+    rows take what all send back, which is what one computes, times the workers.
     """
-    if _world() == 1:
+    world = dist.get_world_size() if dist.is_initialized() else 1
+    if world == 1:
         return rows_B
-    gathered: Tensor = _Gather.apply(rows_B)  # type: ignore[no-untyped-call]
-    return gathered
-
-
-def _world() -> int:
-    return dist.get_world_size() if dist.is_initialized() else 1
+    fixed_B = rows_B.detach().contiguous()
+    parts = [torch.empty_like(fixed_B) for _ in range(world)]
+    dist.all_gather(parts, fixed_B)
+    parts[dist.get_rank()] = fixed_B + world * (rows_B - fixed_B)
+    return torch.cat(parts)

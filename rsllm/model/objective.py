@@ -51,16 +51,13 @@ class LanguageObjective(nn.Module):
                 f"loss.gamma is {loss.gamma}, but this backbone cannot rank by likelihood in one"
                 ' pass; set loss.gamma to 0 or loss.scorer to "pointer", or choose another backbone'
             )
-        self.model = model
-        self.loss = loss
-        self.autocast = autocast
+        self.model, self.loss, self.autocast = model, loss, autocast
 
     def forward(self, batch: Batch | CachedBatch) -> tuple[Tensor, Parts]:
         """The weighted loss and its parts, detached, for logs."""
         plain, cached = (batch.batch, batch) if isinstance(batch, CachedBatch) else (batch, None)
         terms, facts = self.terms(self._states(plain), plain, cached)
-        loss = _sum(terms)
-        facts = facts | {"loss": loss}
+        facts["loss"] = loss = _sum(terms)
         return loss, {name: value.detach().float() for name, value in facts.items()}
 
     def terms(
@@ -80,11 +77,10 @@ class LanguageObjective(nn.Module):
                 contrasts, found = self._contrasts(vectors, [batch])
             terms, facts = terms | contrasts, facts | found
         if config.gamma:
-            pointer = config.scorer == "pointer"
-            scores_BK = (
-                pointer_scores(states_BTD, batch) if pointer else branch_scores(logp_N, batch)
-            )
-            target_B = batch.choice_target_B if pointer else batch.target_B
+            if config.scorer == "pointer":
+                scores_BK, target_B = pointer_scores(states_BTD, batch), batch.choice_target_B
+            else:
+                scores_BK, target_B = branch_scores(logp_N, batch), batch.target_B
             ranking = losses.ranking_loss(scores_BK, target_B)
             terms["ranking"], facts["loss/ranking"] = config.gamma * ranking, ranking
         return terms, facts
@@ -112,14 +108,14 @@ class LanguageObjective(nn.Module):
         ]
 
     def _states(self, batch: Batch) -> Tensor:
-        with self._autocast(batch):
+        with self.precision(batch):
             return self.model.states(batch)
 
     def _vectors(self, states_BTD: Tensor, batch: Batch) -> Parts:
         """What is contrasted, by its name, each in fp32 [B, width]."""
         config, vectors = self.loss, {}
         if config.alpha or config.beta:
-            with self._autocast(batch):
+            with self.precision(batch):
                 vectors["target"] = self.model.item_states(batch.targets)[batch.target_item_B]
         if config.alpha:
             vectors["answer"] = pool(states_BTD, batch.answer_BT)
@@ -156,7 +152,8 @@ class LanguageObjective(nn.Module):
             facts[f"contrast/{name}_negatives"] = part.num_negatives
         return terms, facts
 
-    def _autocast(self, batch: Batch) -> torch.autocast:
+    def precision(self, batch: Batch) -> torch.autocast:
+        """In which the model runs."""
         return torch.autocast(batch.ids_BT.device.type, torch.bfloat16, enabled=self.autocast)
 
     @torch.inference_mode()

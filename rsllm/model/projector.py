@@ -38,10 +38,8 @@ class Projector(nn.Module):
             layers.append(_ACTIVATIONS[config.activation]())
         self.mlp = nn.Sequential(*layers, nn.Linear(config.hidden, llm_width)) if layers else None
         if self.mlp is not None:
-            last = self.mlp[-1]
-            assert isinstance(last, nn.Linear)
-            nn.init.zeros_(last.weight)
-            nn.init.zeros_(last.bias)
+            for parameter in self.mlp[-1].parameters():
+                nn.init.zeros_(parameter)
 
     def forward(self, items_E: Tensor) -> Tensor:
         """[..., E] standardised item vectors -> [..., D] slot vectors."""
@@ -73,5 +71,4 @@ def mean_embeddings(embeddings_VD: Tensor, texts: Sequence[Sequence[int]]) -> Te
 
 def embedding_scale(embeddings_VD: Tensor) -> float:
     """Standard deviation of a token-embedding table."""
-    with torch.no_grad():
-        return float(embeddings_VD.float().std())
+    return float(embeddings_VD.detach().float().std())

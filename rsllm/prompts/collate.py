@@ -15,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -104,8 +104,7 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""
-        moved: Batch = _move(self, device)
-        return moved
+        return cast(Batch, _move(self, device))
 
 
 def _move(value: Any, device: torch.device) -> Any:
@@ -245,8 +244,7 @@ class _Layout:
 
 def _starts(lengths: Ints) -> Ints:
     """Where runs of these lengths start, laid end to end along the last axis."""
-    starts: Ints = lengths.cumsum(-1) - lengths
-    return starts
+    return np.asarray(lengths.cumsum(-1) - lengths)
 
 
 def _padded(lists: Sequence[Sequence[int] | Ints], width: int, fill: int) -> Tensor:
@@ -259,11 +257,9 @@ def _padded(lists: Sequence[Sequence[int] | Ints], width: int, fill: int) -> Ten
 def _targets(rows: Sequence[Row], encoder: PromptEncoder, size: int) -> tuple[Items, Tensor]:
     """Each distinct target on its own, and which of them is each row's."""
     wanted = [(row.target, row.table) for row in rows]
-    distinct = sorted(set(wanted))
-    alone = [encoder.item(item, item + table * size) for item, table in distinct]
-    place = {target: index for index, target in enumerate(distinct)}
-    indices = torch.tensor([place[target] for target in wanted])
-    return items_alone(alone, encoder.terminator), indices
+    distinct, place_B = np.unique(wanted, axis=0, return_inverse=True)
+    alone = [encoder.item(item, item + table * size) for item, table in distinct.tolist()]
+    return items_alone(alone, encoder.terminator), torch.from_numpy(place_B.ravel())
 
 
 def _slots(prompts: Sequence[Prompt], first: Sequence[int], width: int) -> Tensor:

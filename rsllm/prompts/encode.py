@@ -41,10 +41,8 @@ class Tokens:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def text(self, ids: Sequence[int]) -> None:
-        """Append plain tokens."""
-        self.ids.extend(ids)
-        self.items.extend([NO_ITEM] * len(ids))
+    def __add__(self, other: Tokens) -> Tokens:
+        return Tokens(self.ids + other.ids, self.items + other.items)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +81,7 @@ class PromptEncoder:
         representation: Representation,
         domain: Domain,
     ) -> None:
-        self.tokenizer = tokenizer
-        self.config = config
+        self.tokenizer, self.config = tokenizer, config
         self.representation: Representation = representation
         self.slotted = representation in SLOTTED
         self.prefix = _prefix_ids(tokenizer)
@@ -99,19 +96,17 @@ class PromptEncoder:
         self.num_dropped_items = 0
         self._segments: dict[str, list[int]] = {}
         self._separator = self._segment(SEPARATOR)
-        alone = [self.item(item) for item in range(len(titles))]
-        self._past = self._choices = self._runs(alone)
+        gap = Tokens.of(self._separator)  # behind each item
+        self._past = self._choices = [self.item(item) + gap for item in range(len(titles))]
         if self.slotted and not config.candidate_slots:
-            self._choices = self._runs([Tokens.of(ids) for ids in self.title_ids])
+            self._choices = [Tokens.of(ids) + gap for ids in self.title_ids]
 
-    def _runs(self, items: Sequence[Tokens]) -> list[Tokens]:
-        """Each item with a separator behind it."""
-        ids, gap = self._separator, [NO_ITEM] * len(self._separator)
-        return [Tokens(item.ids + ids, item.items + gap) for item in items]
-
-    def of(self, titles: Sequence[str], domain: Domain) -> PromptEncoder:
-        """The same for another catalogue."""
-        return PromptEncoder(self.tokenizer, titles, self.config, self.representation, domain)
+    def of(
+        self, titles: Sequence[str], domain: Domain, written: Representation | None = None
+    ) -> PromptEncoder:
+        """The same for another catalogue, or with its items written in another way."""
+        written = written or self.representation
+        return PromptEncoder(self.tokenizer, titles, self.config, written, domain)
 
     def _tokenize(self, names: Sequence[str]) -> tuple[list[list[int]], int]:
         lead = _title_lead(self.tokenizer)
@@ -139,9 +134,7 @@ class PromptEncoder:
         slots = [MARKER] if self.representation == "unified" else []
         if self.slotted:
             slots.append(item if slot is None else slot)
-        tokens.ids.extend([self.terminator] * len(slots))
-        tokens.items.extend(slots)
-        return tokens
+        return tokens + Tokens([self.terminator] * len(slots), slots)
 
     def answers(self, candidates: Sequence[int]) -> list[list[int]]:
         """Ids of each candidate's answer, without `ending`: its name, or its letter here."""
@@ -169,10 +162,9 @@ class PromptEncoder:
         tokens = Tokens.of(opening)
         self._join(self._newest(history, self.config.max_tokens - fixed), tokens)
         span = (len(opening), len(tokens))
-        tokens.text(choice)
+        tokens += Tokens.of(choice)
         ends = self._join(runs, tokens)
-        tokens.text(question)
-        return Prompt(tokens, span, ends)
+        return Prompt(tokens + Tokens.of(question), span, ends)
 
     def length(self, history: Sequence[int], candidates: Sequence[int], template: int) -> int:
         """Tokens of a prompt, but for the letters that all have alike."""
@@ -231,8 +223,7 @@ class _Letters:
                 f"{len(runs)} candidates, but prompt.answer = letter has {len(labels)} letters;"
                 " lower num_candidates, or choose prompt.answer = title"
             )
-        pairs = zip(labels, runs, strict=True)
-        return [Tokens(ids + run.ids, [NO_ITEM] * len(ids) + run.items) for ids, run in pairs]
+        return [Tokens.of(ids) + run for ids, run in zip(labels, runs, strict=True)]
 
 
 def _letters(tokenizer: Any) -> _Letters:

@@ -53,8 +53,7 @@ class Recommender(nn.Module, ABC):
 
     def __init__(self, items: Items, config: RecommenderConfig, window: int) -> None:
         super().__init__()
-        self.items = items
-        self.window = window
+        self.items, self.window = items, window
 
     @property
     def item_table(self) -> Tensor:

@@ -85,16 +85,11 @@ class Block(nn.Module):
         return updated_BQE
 
     def _attend(self, x_BQE: Tensor, context_BHE: Tensor, sees: Tensor) -> Tensor:
-        key_BHE, value_BHE = self.key_value(context_BHE).chunk(2, dim=-1)
+        parts = (self.query(x_BQE), *self.key_value(context_BHE).chunk(2, dim=-1))
+        query, key, value = (p.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for p in parts)
+        dropout = self.attention_dropout if self.training else 0.0
         mixed_BNQD = F.scaled_dot_product_attention(
-            self._split_heads(self.query(x_BQE)),
-            self._split_heads(key_BHE),
-            self._split_heads(value_BHE),
-            attn_mask=sees,
-            dropout_p=self.attention_dropout if self.training else 0.0,
+            query, key, value, attn_mask=sees, dropout_p=dropout
         )
         mixed_BQE: Tensor = self.out(mixed_BNQD.transpose(1, 2).flatten(2))
         return mixed_BQE
-
-    def _split_heads(self, x_BHE: Tensor) -> Tensor:
-        return x_BHE.reshape(*x_BHE.shape[:2], self.num_heads, -1).transpose(1, 2)

@@ -1,7 +1,5 @@
 """Run a stage under Ray Train, and again after lost workers for as long as that can help."""
 
-from __future__ import annotations
-
 import itertools
 import os
 import shutil

@@ -1,9 +1,7 @@
 """What the steps of a language-model stage see: pure functions of seed, step and worker."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -11,6 +9,7 @@ import numpy as np
 from rsllm.config import StageConfig
 from rsllm.data.prepared import PreparedData
 from rsllm.data.sequences import Rows, draw_candidates, row_keys
+from rsllm.evaluate.rank import decision
 from rsllm.prompts.collate import Batch, Row, answer_tokens, collate
 from rsllm.prompts.encode import PromptEncoder
 from rsllm.train.order import by_length, mixed_step, shares, step_rows, text_only
@@ -35,24 +34,14 @@ class TrainingSet:
         epoch_B, index_B = np.array(places).T
         rows, config = self.rows.take(index_B), self.data.config
         keys_B = row_keys(seed, "train", rows.user_R, rows.position_R, epoch_B)
-        candidates_BC = draw_candidates(
-            keys_B,
-            rows.history_RH,
-            rows.target_R,
-            self.data.catalogue,
-            config["num_candidates"],
-            config["candidates"],
-        )
+        how = (self.data.catalogue, config["num_candidates"], config["candidates"])
+        candidates_BC = draw_candidates(keys_B, rows.history_RH, rows.target_R, *how)
+        rows = replace(rows, candidates_RC=candidates_BC)
+        tables = 1 + rows.user_R % self.folds if self.folds else np.zeros_like(rows.user_R)
+        chosen = zip((keys_B >> np.uint64(48)).tolist(), tables.tolist(), strict=True)
         return [
-            Row(
-                rows.histories(i).tolist(),
-                candidates_BC[i].tolist(),
-                int(rows.target_R[i]),
-                int(rows.user_R[i]),
-                int(keys_B[i] >> np.uint64(48)),
-                1 + int(rows.user_R[i]) % self.folds if self.folds else 0,
-            )
-            for i in range(len(rows))
+            replace(decision(rows, i), template=template, table=table)
+            for i, (template, table) in enumerate(chosen)
         ]
 
     def length(self, row: Row, all_branches: bool) -> int:

@@ -1,7 +1,5 @@
 """A model card beside every tuned language model, as the Hugging Face hub reads it."""
 
-from __future__ import annotations
-
 import platform
 from collections.abc import Mapping
 from dataclasses import asdict

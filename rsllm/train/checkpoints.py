@@ -47,10 +47,9 @@ class State:
         best = max(report[metric], self.best_score)
         score = best if keeps_best else report[metric]
         entry = report | {"validations": len(self.curve) + 1.0, "score": score}
-        state = replace(self, curve=[*self.curve, entry])
-        if report[metric] > self.best_score:
-            return replace(state, best_step=self.step, best_score=best)
-        return state
+        best_step = self.step if report[metric] > self.best_score else self.best_step
+        curve = [*self.curve, entry]
+        return replace(self, best_step=best_step, best_score=best, curve=curve)
 
     def validations_since_best(self) -> int:
         """Validations after the best one."""

@@ -1,11 +1,9 @@
 """DeepSpeed ZeRO 0-3 on GPUs or CPUs: the only place that knows DeepSpeed."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import deepspeed
 import torch
@@ -95,8 +93,7 @@ class Engine:
     @property
     def objective(self) -> nn.Module:
         """The objective inside the engine; every rank must call it under ZeRO 3."""
-        module: nn.Module = self._engine.module
-        return module
+        return cast(nn.Module, self._engine.module)
 
     @property
     def device(self) -> torch.device:

@@ -46,11 +46,9 @@ def health(objective: LanguageObjective, trained: Batch, plain: Batch) -> dict[s
     objective.eval()
     found = {SHARE + name: share for name, share in _gradient_shares(objective, trained).items()}
     if objective.model.slots is not None:
-        with torch.no_grad(), _autocast(objective, plain):
-            found |= {
-                SLOT_SCALE: _slot_scale(objective, plain),
-                SLOT_ATTENTION: _slot_attention(objective, plain),
-            }
+        with torch.no_grad(), objective.precision(plain):
+            found[SLOT_SCALE] = _slot_scale(objective, plain)
+            found[SLOT_ATTENTION] = _slot_attention(objective, plain)
     return found
 
 
@@ -64,13 +62,8 @@ def warnings(entry: Mapping[str, float]) -> list[str]:
     ]
 
 
-def _autocast(objective: LanguageObjective, batch: Batch) -> Any:
-    device = batch.ids_BT.device.type
-    return torch.autocast(device, torch.bfloat16, enabled=objective.autocast)
-
-
 def _gradient_shares(objective: LanguageObjective, batch: Batch) -> dict[str, float]:
-    with torch.enable_grad(), _autocast(objective, batch):
+    with torch.enable_grad(), objective.precision(batch):
         with torch.no_grad():
             states_BTD = objective.model.states(batch)
         states_BTD.requires_grad_()

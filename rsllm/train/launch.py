@@ -1,7 +1,5 @@
 """One worker of a stage, from imports to the artifact in the store."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import re
@@ -190,11 +188,8 @@ def _engine_settings(assignment: Assignment) -> dict[str, Any]:
     if assignment.stage == "recommender":
         return {"zero_stage": 0, "bf16": False}
     compute, layout = assignment.experiment.compute, assignment.layout
-    return {
-        "zero_stage": compute.zero_stage,
-        "offload": compute.offload,
-        "bf16": layout.use_gpu and layout.precision == "bf16",
-    }
+    bf16 = layout.use_gpu and layout.precision == "bf16"
+    return {"zero_stage": compute.zero_stage, "offload": compute.offload, "bf16": bf16}
 
 
 def build_task(assignment: Assignment) -> Any:
@@ -218,15 +213,11 @@ def build_task(assignment: Assignment) -> Any:
     stage = experiment.stage1 if assignment.stage == "stage1" else experiment.stage2
     backbone = backbone_here(assignment.backbone, experiment.backbone.source)
     check_launch(experiment, assignment.stage, backbone, data.titles, layout)
-    bf16 = layout.precision == "bf16"
+    bf16, table = layout.precision == "bf16", assignment.recommender
+    items = ItemEmbeddings.load(local(table)) if table else None
+    dtype = torch.bfloat16 if layout.use_gpu and bf16 else torch.float32
     model = tuned.build(
-        experiment,
-        stage.representation,
-        backbone,
-        data,
-        ItemEmbeddings.load(local(assignment.recommender)) if assignment.recommender else None,
-        dtype=torch.bfloat16 if layout.use_gpu and bf16 else torch.float32,
-        seed=stage.seed,
+        experiment, stage.representation, backbone, data, items, dtype=dtype, seed=stage.seed
     )
     if assignment.start:
         tuned.load(model, local(assignment.start))

@@ -1,7 +1,5 @@
 """The train loop: one screen, for the recommender and both language-model stages."""
 
-from __future__ import annotations
-
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -73,18 +71,15 @@ def train(
         with progress.waits():
             batches = next(feed)
         losses = engine.step(batches, state.step)
-        progress.saw(batches)
+        progress.tokens += sum(batch.num_tokens for batch in batches)
         state = replace(state, step=state.step + 1)
         progress.show(state, losses)
         log(state.step, losses)
         validates = task.due(state.step) or state.step == task.steps
         if validates:
             state = replace(state, seconds=progress.seconds())
-            entry = {
-                **losses,
-                **task.validate(engine.objective),
-                **progress.rates(state, watch.spent),
-            }
+            entry = losses | task.validate(engine.objective)
+            entry |= progress.rates(state, watch.spent)
             state = state.validated(entry, task.metric, keeps_best=task.patience > 0)
             log(state.step, state.curve[-1])
         if watch.looks(engine) or validates:
@@ -112,9 +107,7 @@ class Progress:
     """Rows per second and time left, printed now and then by rank 0."""
 
     def __init__(self, task: Task, state: State) -> None:
-        self.task = task
-        self.start_step = state.step
-        self.earlier_seconds = state.seconds
+        self.task, self.first = task, state
         self.start = self.last = time.monotonic()
         self.waited, self.tokens = 0.0, 0
 
@@ -125,17 +118,13 @@ class Progress:
         yield
         self.waited += time.monotonic() - start
 
-    def saw(self, batches: Sequence[Any]) -> None:
-        """Count the tokens of this worker's micro-batches."""
-        self.tokens += sum(batch.num_tokens for batch in batches)
-
     def seconds(self) -> float:
         """Time spent on this run so far, in seconds, over all attempts."""
-        return self.earlier_seconds + time.monotonic() - self.start
+        return self.first.seconds + time.monotonic() - self.start
 
     def rates(self, state: State, checkpoint_seconds: float) -> dict[str, float]:
         """Step, rows, speed and where time goes; tokens are rank 0's times the workers."""
-        rows = (state.step - self.start_step) * self.task.rows_per_step
+        rows = (state.step - self.first.step) * self.task.rows_per_step
         seconds = max(1e-9, time.monotonic() - self.start)
         return {
             "step": float(state.step),

@@ -151,9 +151,8 @@ class Step:
         backward, last = {"gradients": gradients, "activations": first}, {"gradients": gradients}
         moments: list[Sizes] = [self._forward(), backward, last | {"update": update}]
         empty = dict.fromkeys(("gradients", "update", "activations", "logits", "branches"), 0.0)
-        parts = {"process": PROCESS[self.layout.use_gpu]} | state | empty
         largest: Sizes = max(moments, key=lambda moment: sum(moment.values()))
-        parts |= largest
+        parts = {"process": PROCESS[self.layout.use_gpu]} | state | empty | largest
         return parts | {"total": sum(parts.values())}
 
     def _forward(self) -> Sizes:

@@ -1,7 +1,5 @@
 """Which rows a step sees: pure functions of seed and step, the same for any number of workers."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any

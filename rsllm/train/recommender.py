@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +21,8 @@ from rsllm import recommenders
 from rsllm.config import Experiment, RecommenderConfig
 from rsllm.data.prepared import PreparedData
 from rsllm.data.sequences import NO_ITEM, Rows
+from rsllm.evaluate import rank
 from rsllm.evaluate.metrics import rank_metrics, target_ranks
-from rsllm.evaluate.rank import (
-    EXPECTED,
-    catalogue_scores,
-    fixed_sample,
-    named,
-    rank_catalogue,
-    target_places,
-)
 from rsllm.recommenders.base import Recommender
 from rsllm.recommenders.embeddings import ItemEmbeddings
 from rsllm.recommenders.losses import binary, full_softmax, sampled_softmax
@@ -150,9 +144,8 @@ class RecommenderTask:
         torch.manual_seed(config.seed)
         self.model = recommenders.build(config, len(data.titles), experiment.data.window, titles_ID)
         self.objective: nn.Module = NextItem(self.model, config)
-        group = ParameterGroup(
-            list(self.model.parameters()), config.learning_rate, config.weight_decay
-        )
+        parameters = list(self.model.parameters())
+        group = ParameterGroup(parameters, config.learning_rate, config.weight_decay)
         self.optimization = Optimization(
             groups=[group],
             schedule=lambda step: 1.0,
@@ -190,10 +183,10 @@ class RecommenderTask:
         return self._means(objective.model, self.validation)
 
     def _means(self, model: Recommender, rows: Rows) -> dict[str, float]:
-        found = rank_catalogue(lambda part: catalogue_scores(model, part), [rows], self.data)
-        per_user = named(found, EXPECTED)
+        found = rank.rank_catalogue(partial(rank.catalogue_scores, model), [rows], self.data)
+        per_user = rank.named(found, rank.EXPECTED)
         if not per_user and rows.candidates_RC is not None:
-            per_user = rank_metrics(target_ranks(found["scores"][0], target_places(rows)))
+            per_user = rank_metrics(target_ranks(found["scores"][0], rank.target_places(rows)))
         return {name: float(values.mean()) for name, values in per_user.items()}
 
     def export(self, tensors: dict[str, Tensor], folder: Path) -> None:
@@ -206,9 +199,8 @@ class RecommenderTask:
         self.model.load_state_dict(named)
         self.model.eval()
         recommenders.save(self.model, folder)
-        write_json(
-            folder / recommenders.SEEN, self._means(self.model, fixed_sample(self.rows, SEEN_ROWS))
-        )
+        seen = self._means(self.model, rank.fixed_sample(self.rows, SEEN_ROWS))
+        write_json(folder / recommenders.SEEN, seen)
         table_IE = self.model.item_table.detach().float().cpu().clone()
         table_IE[torch.from_numpy(self.counts_I == 0)] = 0.0
         ItemEmbeddings(table_IE, source=self.data.path.name).save(folder)

@@ -8,8 +8,6 @@ curriculum and direct tuning on unified prompts are stage 2 alone. Stage 0 is
 Axes: B rows, C candidates, H history, I items.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +23,6 @@ from rsllm.evaluate.rank import decision, fixed_sample, score_candidates, target
 from rsllm.model import tuned
 from rsllm.model.objective import LanguageObjective
 from rsllm.prompts.collate import Batch, collate
-from rsllm.prompts.encode import PromptEncoder
 from rsllm.train.batches import StepBatches, TrainingSet
 from rsllm.train.engine import Optimization, ParameterGroup, warmup_then_cosine
 from rsllm.train.health import PROBE_ROWS, health, warnings
@@ -64,17 +61,11 @@ class LanguageTask:
         for other, weight in mixture:
             encoder = model.encoder.of(other.titles, other.domain)
             sets.append(TrainingSet(other, other.rows("train"), encoder, weight))
-        written, titles = model.encoder, data.titles
-        text = (
-            PromptEncoder(written.tokenizer, titles, written.config, "text", data.domain)
-            if stage.curriculum
-            else None
-        )
+        text = model.encoder.of(data.titles, data.domain, "text") if stage.curriculum else None
         rank, world = dist.get_rank(), dist.get_world_size()
         self.batches, self._stream = StepBatches(stage, sets, text, rank=rank, world=world), stream
-        self.validation = fixed_sample(
-            data.rows("validation"), experiment.evaluation.validation_rows
-        )
+        held_out = data.rows("validation")
+        self.validation = fixed_sample(held_out, experiment.evaluation.validation_rows)
         self.rows_per_step, self.steps = stage.batch_size, stage.steps
         objective = LanguageObjective(model.hybrid, stage.loss, autocast=autocast)
         self.objective: nn.Module = objective
@@ -105,28 +96,19 @@ class LanguageTask:
         world, total = dist.get_world_size(), len(self.validation)
         padded = np.resize(np.arange(total), -(-total // world) * world)
         own = self.validation.take(padded[dist.get_rank() :: world])
-        scores_RC = score_candidates(
-            objective,
-            own,
-            self.model.encoder,
-            self.data,
-            self.stage.loss.ranks_by,
-            batch_size=self.experiment.evaluation.batch_size,
-        )
+        encoder, scorer = self.model.encoder, self.stage.loss.ranks_by
+        size = self.experiment.evaluation.batch_size
+        scores_RC = score_candidates(objective, own, encoder, self.data, scorer, batch_size=size)
         dropped = self.batches.num_dropped_items
         gathered: list[Any] = [None] * world
         dist.all_gather_object(gathered, (target_ranks(scores_RC, target_places(own)), dropped))
         found, counts = zip(*gathered, strict=True)
         ranks = np.zeros(total, dtype=np.int64)
         ranks[padded] = np.stack(found, axis=1).ravel()
-        cuts = {
-            "prompts/cut_titles": float(
-                sum(part.encoder.num_cut_titles for part in self.batches.sets)
-            ),
-            "prompts/dropped_history_items": float(sum(counts)),
-        }
-        metrics = {name: float(values.mean()) for name, values in rank_metrics(ranks).items()}
-        return metrics | cuts | self._health(objective)
+        cut = sum(part.encoder.num_cut_titles for part in self.batches.sets)
+        cuts = {"prompts/cut_titles": cut, "prompts/dropped_history_items": sum(counts)}
+        metrics = {name: values.mean() for name, values in rank_metrics(ranks).items()} | cuts
+        return {name: float(value) for name, value in metrics.items()} | self._health(objective)
 
     def _health(self, objective: LanguageObjective) -> dict[str, float]:
         """Of the first validation rows; doubts are printed."""

@@ -1,12 +1,10 @@
 """Batches through Ray Data: another process encodes them while the last steps train."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import ray
@@ -56,8 +54,7 @@ def _rows(batches: StepBatches, steps: Sequence[int], cpus: float) -> Iterator[d
         num_cpus=cpus,
         compute=TaskPoolStrategy(size=1),
     )
-    rows: Iterator[dict[str, Any]] = iter(encoded.iter_rows())
-    return rows
+    return cast(Iterator[dict[str, Any]], iter(encoded.iter_rows()))
 
 
 def _encode(block: dict[str, Any], reference: list[Any]) -> dict[str, Any]:
@@ -78,8 +75,7 @@ def _encode(block: dict[str, Any], reference: list[Any]) -> dict[str, Any]:
 
 @lru_cache(maxsize=2)
 def _fetched(reference: Any) -> StepBatches:
-    batches: StepBatches = ray.get(reference)
-    return batches
+    return cast(StepBatches, ray.get(reference))
 
 
 def _quieten() -> None:

@@ -4,21 +4,12 @@ So a checkpoint is the same for every number of workers, ZeRO stage and offload,
 pickle. Every rank must make each call, for the same parameters in the same order.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
-from deepspeed import DeepSpeedEngine
+from deepspeed import DeepSpeedEngine, utils
 from deepspeed.runtime.zero import GatheredParameters
-from deepspeed.utils import (
-    lazy_init_hp_params_optimizer_state,
-    safe_get_full_fp32_param,
-    safe_get_full_optimizer_state,
-    safe_set_full_fp32_param,
-    safe_set_full_optimizer_state,
-)
 from torch import Tensor, nn
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -51,7 +42,7 @@ def scatter(
         for moment in MOMENTS if steps and parameter.requires_grad else ():
             value = tensor(f"{moment}/{name}").to(engine.device)
             if engine.zero_optimization_stage():
-                safe_set_full_optimizer_state(parameter, value, moment)
+                utils.safe_set_full_optimizer_state(parameter, value, moment)
             else:
                 _adam(engine).state[parameter][moment].copy_(value)
 
@@ -84,23 +75,22 @@ def _link_moments(engine: DeepSpeedEngine) -> None:
         return
     optimizer, state = engine.optimizer, _adam(engine).state
     for group, flat in zip(optimizer.bit16_groups, _stepped_tensors(engine), strict=True):
-        lazy_init_hp_params_optimizer_state(group, flat, state)
+        utils.lazy_init_hp_params_optimizer_state(group, flat, state)
 
 
 def weight(engine: DeepSpeedEngine, parameter: nn.Parameter) -> Tensor:
     """A whole parameter in fp32 on the CPU."""
     if engine.zero_optimization_stage() and parameter.requires_grad:
-        whole: Tensor = safe_get_full_fp32_param(parameter)
-        return whole.detach().cpu()
+        return cast(Tensor, utils.safe_get_full_fp32_param(parameter)).detach().cpu()
     with GatheredParameters([parameter], modifier_rank=None):
         return parameter.detach().float().cpu().clone()
 
 
 def _moment(engine: DeepSpeedEngine, parameter: nn.Parameter, moment: str) -> Tensor:
     if engine.zero_optimization_stage():
-        whole: Tensor = safe_get_full_optimizer_state(parameter, moment)
-        return whole.detach().cpu()
-    value: Tensor = _adam(engine).state[parameter].get(moment, torch.zeros_like(parameter))
+        value: Tensor = utils.safe_get_full_optimizer_state(parameter, moment)
+    else:
+        value = _adam(engine).state[parameter].get(moment, torch.zeros_like(parameter))
     return value.detach().cpu()
 
 
@@ -108,4 +98,4 @@ def _set_weight(engine: DeepSpeedEngine, parameter: nn.Parameter, value: Tensor)
     with GatheredParameters([parameter], modifier_rank=0):
         parameter.data.copy_(value)
     if engine.zero_optimization_stage() and parameter.requires_grad:
-        safe_set_full_fp32_param(parameter, value.to(engine.device))
+        utils.safe_set_full_fp32_param(parameter, value.to(engine.device))
