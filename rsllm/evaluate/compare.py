@@ -15,14 +15,7 @@ from rsllm.data.prepared import PreparedData
 from rsllm.data.sequences import Rows
 from rsllm.errors import EvaluationError
 from rsllm.evaluate.launch import Outcome
-from rsllm.evaluate.metrics import (
-    BUCKETS,
-    METRICS,
-    RULES,
-    order_bias,
-    rank_metrics,
-    target_ranks,
-)
+from rsllm.evaluate.metrics import BUCKETS, METRICS, RULES, order_bias, rank_metrics, target_ranks
 from rsllm.evaluate.rank import candidate_sets, fixed_sample, presented_places, target_places
 from rsllm.evaluate.statistics import holm, mean_interval, paired, verdict_text
 
@@ -181,9 +174,7 @@ def _candidate_orders(outcome: Outcome, rows: Rows) -> dict[str, Any] | None:
 
 
 def pair_table(
-    vectors: Mapping[str, Mapping[str, np.ndarray]],
-    claims: Sequence[Claim],
-    metrics: Sequence[str],
+    vectors: Mapping[str, Mapping[str, np.ndarray]], claims: Sequence[Claim], metrics: Sequence[str]
 ) -> list[dict[str, Any]]:
     """Paired differences on the same rows, corrected over the whole table (Holm).
 
