@@ -134,12 +134,11 @@ def parse(grid: Grid, description: str, script: Path) -> Asked:
     values.data = values.recommender = None
     settings = overrides(values) | ({"recommender.model": model} if model else {})
     budget = grid.budgets[name]
-    beside = script.resolve().parent / "results" / "cells"
-    cells = Path(values.cells) if values.cells else beside
-    if not values.cells and not beside.is_dir():
+    cells = Path(values.cells or script.resolve().parent / "results" / "cells")
+    if not values.cells and not cells.is_dir():
         cells = Store.open(storage).root / "cells"
-    repeated = {"budget": [name], "seeds": [values.seeds or budget.seeds], "data": data}
-    repeated |= {"only": values.only or []}
+    num_seeds, only = values.seeds or budget.seeds, values.only or []
+    repeated = {"budget": [name], "seeds": [num_seeds], "data": data, "only": only}
     repeated |= {"set": [f"{path}={json.dumps(value)}" for path, value in settings.items()]}
     words = [w for flag, each in repeated.items() for one in each for w in (f"--{flag}", str(one))]
     return Asked(
@@ -147,8 +146,8 @@ def parse(grid: Grid, description: str, script: Path) -> Asked:
         budget=budget,
         settings=settings,
         data=data,
-        only=values.only or (),
-        num_seeds=values.seeds or budget.seeds,
+        only=only,
+        num_seeds=num_seeds,
         storage=storage,
         cells=Cells(cells),
         command=shlex.join(["python", f"experiments/{script.name}", *words]),
