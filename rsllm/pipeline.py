@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import KW_ONLY, InitVar, dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ Sources = tuple[dict[str, Any], dict[str, Any]]
 """What decides an artifact, its sources by their names, and these by their folders."""
 
 
+@dataclass(eq=False)
 class Pipeline:
     """One experiment's way from raw files to a tuned model.
 
@@ -41,22 +42,17 @@ class Pipeline:
         ConfigError: a run name that is no plain file name, or a storage that cannot be used.
     """
 
-    def __init__(
-        self,
-        experiment: Experiment,
-        storage: str | Path,
-        *,
-        run_name: str = "",
-        callbacks: Sequence[Any] = (),
-        watched: Stage = "stage2",
-    ) -> None:
-        self.experiment = experiment
-        if run_name and not re.fullmatch(r"\w[\w.-]{0,63}", run_name, re.ASCII):
-            raise ConfigError(f"run_name is {run_name!r}; use at most 64 of a-z A-Z 0-9 . _ -")
+    experiment: Experiment
+    storage: InitVar[str | Path]
+    _: KW_ONLY
+    run_name: str = ""
+    callbacks: Sequence[Any] = ()
+    watched: Stage = "stage2"
+
+    def __post_init__(self, storage: str | Path) -> None:
+        if self.run_name and not re.fullmatch(r"\w[\w.-]{0,63}", self.run_name, re.ASCII):
+            raise ConfigError(f"run_name is {self.run_name!r}; use at most 64 of a-z A-Z 0-9 . _ -")
         self.store = Store.open(storage)
-        self.run_name = run_name
-        self.callbacks = callbacks
-        self.watched = watched
 
     @cached_property
     def layout(self) -> Layout:
