@@ -67,10 +67,9 @@ def _draw_panel(axis: Any, panel: Shown, names: Sequence[str]) -> None:
     error = _error([e for _, e in ours])
     axis.errorbar(values, places, xerr=error, fmt="o", capsize=2, label="ours, 95 % interval")
     for marker, (publication, found) in zip(MARKERS, panel.published.items(), strict=False):
-        lines = {n: e.get(PUBLISHED) for n, e in found.items()}
-        at = [names.index(name) for name, value in lines.items() if isinstance(value, float)]
-        known = [value for value in lines.values() if isinstance(value, float)]
-        axis.plot(known, at, marker, fillstyle="none", label=publication)
+        known = {n: e[PUBLISHED] for n, e in found.items() if isinstance(e.get(PUBLISHED), float)}
+        places = [names.index(name) for name in known]
+        axis.plot(list(known.values()), places, marker, fillstyle="none", label=publication)
     axis.set_title(_title(panel), parse_math=False)
     axis.set_xlabel(METRIC)
     axis.grid(axis="x", alpha=0.3)

@@ -226,16 +226,14 @@ def judged(method: Method, changes: Mapping[str, Any]) -> Method:
 
 def training_cost(trained: Sequence[Pipeline]) -> dict[str, Any]:
     """Means over the seeds, stage 1 included, and how many numbers the last stage trained."""
-    ends = [
-        [read_json(folder / "training.json")["curve"][-1] for folder in stages(pipeline)]
-        for pipeline in trained
-    ]
-    each = {
-        "samples": lambda end: end["samples"],
-        "seconds": lambda end: end["seconds"],
-        "tokens": lambda end: end["tokens_per_second"] * end["seconds"],
-    }
-    cost = {n: round(fmean(sum(map(of, e)) for e in ends), 1) for n, of in each.items()}
+
+    def spent(folder: Path) -> dict[str, float]:
+        end: dict[str, float] = read_json(folder / "training.json")["curve"][-1]
+        return end | {"tokens": end["tokens_per_second"] * end["seconds"]}
+
+    ends = [[spent(folder) for folder in stages(pipeline)] for pipeline in trained]
+    kinds = ("samples", "seconds", "tokens")
+    cost = {n: round(fmean(sum(end[n] for end in each) for each in ends), 1) for n in kinds}
     files = stages(trained[0])[-1].glob("*.safetensors")
     return cost | {"trainable": sum(map(_numbers, (f for f in files if f.name != ITEM_TABLE)))}
 

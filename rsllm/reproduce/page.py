@@ -61,14 +61,9 @@ def write_page(folder: Path, grid: Grid, asked: Asked, left_out: Mapping[str, st
         "notes": grid.notes,
     }
     figure = drawn and base64.b64encode(drawn.read_bytes()).decode()
+    context = {"results": results, "shown": known, "figure": figure, "grid": markdown}
     for name in ("page.html", "page.md"):
-        page = rendered(
-            Path(__file__).with_name(name),
-            results=results,
-            shown=known,
-            figure=figure,
-            grid=markdown,
-        )
+        page = rendered(Path(__file__).with_name(name), **context)
         (folder / name).write_text(page, encoding="utf-8")
     papers = [table for part in known for table in (part.methods, part.verdicts) if table.rows]
     (folder / "tables.tex").write_text("\n\n".join(map(latex, papers)) + "\n", encoding="utf-8")
