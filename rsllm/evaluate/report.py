@@ -67,11 +67,10 @@ def _write_csv(
 
 def _method_row(method: Mapping[str, Any]) -> dict[str, Any]:
     """Each metric and the ends of its interval in columns of their own."""
-    ends = {"": "value", " low": "low", " high": "high"}
     return {key: method[key] for key in ("name", "scorer", "n", "seconds")} | {
         f"{metric}{suffix}": estimate[end]
         for metric, estimate in method["metrics"].items()
-        for suffix, end in ends.items()
+        for suffix, end in {"": "value", " low": "low", " high": "high"}.items()
     }
 
 

@@ -99,8 +99,7 @@ def sites(grid: Grid, asked: Asked) -> Iterator[Site]:
     seen: list[Experiment] = []
     for name in asked.data:
         given = grid.data.get(name, {"data.source": name})
-        settings = {**asked.budget.overrides, **given, **asked.settings}
-        experiment = replace_in(grid.base, settings)
+        experiment = replace_in(grid.base, {**asked.budget.overrides, **given, **asked.settings})
         if experiment in seen:
             continue
         seen.append(experiment)
@@ -124,8 +123,7 @@ def parse(grid: Grid, description: str, script: Path) -> Asked:
     parser = make_parser(description, grid.budgets, grid.names, list(grid.data))
     parser.add_argument("--render", action="store_true", help="show what is on file, run nothing")
     parser.add_argument("--cells", metavar="DIR", help="finished cells (default: see README.md)")
-    unasked = argparse.Namespace(trials=None, seeds=None)
-    values = parser.parse_args(namespace=unasked)
+    values = parser.parse_args(namespace=argparse.Namespace(trials=None, seeds=None))
     name, storage = checked(values, grid.budgets)
     name = name or (next(iter(grid.budgets)) if values.render else default_budget(grid.budgets))
     usual = [source for source in paper.USUAL.get(name, ()) if source in grid.data]

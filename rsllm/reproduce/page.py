@@ -82,7 +82,6 @@ def latex(table: Table) -> str:
     """For LaTeX with booktabs and graphicx, as wide as a page can show."""
     kept = {n for n in table.header if n not in DETAILS and not n.endswith(", strict")}
     table = replace(table, rows=[{n: v for n, v in row.items() if n in kept} for row in table.rows])
-    rows = [" & ".join(row) + r" \\" for row in table.cells(tex)]
     return "\n".join(
         [
             r"\begin{table}",
@@ -92,7 +91,7 @@ def latex(table: Table) -> str:
             r"\toprule",
             " & ".join(map(tex, table.header)) + r" \\",
             r"\midrule",
-            *rows,
+            *(" & ".join(row) + r" \\" for row in table.cells(tex)),
             r"\bottomrule",
             r"\end{tabular}}",
             r"\end{table}",
