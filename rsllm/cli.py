@@ -24,6 +24,8 @@ SAFE_FROM = {
 }
 EXIT_SECONDS = 20.0
 """What Ray has to end after an interruption, which may have come while it held a lock."""
+FILE: dict[str, Any] = {"type": Path, "metavar": "FILE"}
+SHARE: dict[str, Any] = {"type": float, "metavar": "P", "default": 0.0}
 STAGES = {
     "prepare": "turn raw interactions into checked, sharded sequences and candidate sets",
     "fit": "train the recommender whose item embeddings the LLM will read",
@@ -96,9 +98,7 @@ def build_parser() -> argparse.ArgumentParser:
         _add_experiment_flags(add(verb, purpose, _run_stage))
     plan = add("plan", "say what training needs, takes and costs, and what fits", _plan)
     _add_experiment_flags(plan)
-    plan.add_argument(
-        "--cluster", type=Path, metavar="FILE", help="Ray cluster file (default: this machine)"
-    )
+    plan.add_argument("--cluster", help="Ray cluster file (default: this machine)", **FILE)
     plan.add_argument(
         "--title-tokens", type=float, default=8.0, metavar="N", help="mean length of a title"
     )
@@ -111,13 +111,10 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--split", choices=("validation", "test"), default="validation")
     evaluate.add_argument(
         "--predictions",
-        type=Path,
-        metavar="FILE",
+        **FILE,
         help="CSV or Parquet with user_id, item_id, score and, for several draws, draw",
     )
-    evaluate.add_argument(
-        "--export", type=Path, metavar="FILE", help="write the candidate sets to score instead"
-    )
+    evaluate.add_argument("--export", help="write the candidate sets to score instead", **FILE)
     return parser
 
 
@@ -126,12 +123,8 @@ def _add_world_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--users", type=int, default=1000, metavar="N")
     parser.add_argument("--items", type=int, default=500, metavar="N")
     parser.add_argument("--length", type=int, default=20, metavar="N", help="steps per user")
-    parser.add_argument(
-        "--noise", type=float, default=0.0, metavar="P", help="share of random steps"
-    )
-    parser.add_argument(
-        "--text-share", type=float, default=0.0, metavar="P", help="share of users titles explain"
-    )
+    parser.add_argument("--noise", help="share of random steps", **SHARE)
+    parser.add_argument("--text-share", help="share of users titles explain", **SHARE)
     parser.add_argument("--seed", type=int, default=0, metavar="N")
 
 

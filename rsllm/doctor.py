@@ -56,9 +56,8 @@ def report(checks: Sequence[Check]) -> None:
     Raises:
         RsllmError: one fails.
     """
-    print(
-        tabulate(checks, ["check", "finding", "", "what to do"], maxcolwidths=[None, 60, None, 40])
-    )
+    header, widths = ["check", "finding", "", "what to do"], [None, 60, None, 40]
+    print(tabulate(checks, header, maxcolwidths=widths))
     if failed := [name for name, _, verdict, _ in checks if verdict == "fail"]:
         raise RsllmError(f"{len(failed)} of {len(checks)} checks failed: {', '.join(failed)}")
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import KW_ONLY, InitVar, dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from rsllm.assets import backbone_here, fetch, resolve_backbone
 from rsllm.cluster import lay_out_on_cluster, start_ray
@@ -23,8 +23,11 @@ from rsllm.settings import to_dict
 from rsllm.train.launch import Assignment, Stage
 
 KINDS = {"recommender": "recommender", "stage1": "stage-1", "stage2": "stage-2"}
+Sources = tuple[dict[str, Any], dict[str, Any]]
+"""What decides an artifact, its sources by their names, and these by their folders."""
 
 
+@dataclass(eq=False)
 class Pipeline:
     """One experiment's way from raw files to a tuned model.
 
@@ -39,22 +42,17 @@ class Pipeline:
         ConfigError: a run name that is no plain file name, or a storage that cannot be used.
     """
 
-    def __init__(
-        self,
-        experiment: Experiment,
-        storage: str | Path,
-        *,
-        run_name: str = "",
-        callbacks: Sequence[Any] = (),
-        watched: Stage = "stage2",
-    ) -> None:
-        self.experiment = experiment
-        if run_name and not re.fullmatch(r"\w[\w.-]{0,63}", run_name, re.ASCII):
-            raise ConfigError(f"run_name is {run_name!r}; use at most 64 of a-z A-Z 0-9 . _ -")
+    experiment: Experiment
+    storage: InitVar[str | Path]
+    _: KW_ONLY
+    run_name: str = ""
+    callbacks: Sequence[Any] = ()
+    watched: Stage = "stage2"
+
+    def __post_init__(self, storage: str | Path) -> None:
+        if self.run_name and not re.fullmatch(r"\w[\w.-]{0,63}", self.run_name, re.ASCII):
+            raise ConfigError(f"run_name is {self.run_name!r}; use at most 64 of a-z A-Z 0-9 . _ -")
         self.store = Store.open(storage)
-        self.run_name = run_name
-        self.callbacks = callbacks
-        self.watched = watched
 
     @cached_property
     def layout(self) -> Layout:
@@ -116,7 +114,7 @@ class Pipeline:
         whole, (inputs, folders) = self.fit(), self._recommender
         count = self.experiment.recommender.folds
         folds = [
-            self._train("recommender", inputs | {"fold": [fold, count]}, folders, fold=fold)
+            self._train("recommender", inputs | {"fold": [fold, count]}, folders | {"fold": fold})
             for fold in range(count)
         ]
         if not folds:
@@ -181,51 +179,41 @@ class Pipeline:
         return self.store.path(KINDS[self.watched], inputs)
 
     @cached_property
-    def _recommender(self) -> tuple[dict[str, Any], dict[str, Any]]:
+    def _recommender(self) -> Sources:
         """What decides the recommender (not how many others are cross-fitted), and its sources."""
-        data, config = self.prepare(), self.experiment.recommender
+        config = self.experiment.recommender
         titles = self.title_vectors() if config.items == "title" else None
-        inputs = {
-            "data": data.name,
-            "recommender": to_dict(replace(config, folds=0)),
-            "titles": titles.name if titles else None,
-        }
-        return inputs, {"data": str(data), "titles": str(titles or "")}
+        names, folders = _sources(data=self.prepare(), titles=titles)
+        return names | {"recommender": to_dict(replace(config, folds=0))}, folders
 
     @cached_property
-    def _stage1(self) -> tuple[dict[str, Any], dict[str, Any]]:
+    def _stage1(self) -> Sources:
         self.check()
         keys = [[folder.name, weight] for folder, weight in self._mixture]
         mixture = [(str(folder), weight) for folder, weight in self._mixture]
-        inputs, folders = self._language("stage1")
+        inputs, folders = self._language(self.experiment.stage1)
         return inputs | {"mixture": keys}, folders | {"mixture": mixture}
 
     @cached_property
-    def _stage2(self) -> tuple[dict[str, Any], dict[str, Any]]:
+    def _stage2(self) -> Sources:
         self.check()
         start = self.train_text() if self.experiment.stage1.steps else None
-        inputs, folders = self._language("stage2")
-        return inputs | {"start": start.name if start else None}, folders | {
-            "start": str(start or "")
-        }
+        return self._language(self.experiment.stage2, start=start)
 
-    def _language(self, name: Literal["stage1", "stage2"]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """What decides a language-model stage beside its start, and its sources."""
+    def _language(self, stage: StageConfig, **more: Path | None) -> Sources:
+        """What decides a language-model stage, with more sources; stage 1 has a mixture beside."""
         experiment, data = self.experiment, self.prepare()
-        stage: StageConfig = getattr(experiment, name)
         items = self.item_table() if stage.representation in SLOTTED else None
-        inputs = {
-            "data": data.name,
+        names, folders = _sources(data=data, recommender=items, **more)
+        inputs = names | {
             "backbone": to_dict(experiment.backbone) | {"source": self.fingerprint},
             "prompt": to_dict(experiment.prompt),
             "stage": to_dict(stage),
-            "recommender": items.name if items else None,
             "projector": to_dict(experiment.projector) if items else None,
             "validation_rows": experiment.evaluation.validation_rows,
             "precision": self.layout.precision,
         }
-        folders = {"data": str(data), "backbone": self.backbone, "recommender": str(items or "")}
-        return inputs, folders
+        return inputs, folders | {"backbone": self.backbone}
 
     @cached_property
     def _mixture(self) -> list[tuple[Path, float]]:
@@ -248,9 +236,7 @@ class Pipeline:
         """Hash of a local backbone's weights; a hub name stands for itself."""
         return _fingerprint(self.backbone)
 
-    def _train(
-        self, stage: Stage, inputs: dict[str, Any], folders: dict[str, Any], **more: Any
-    ) -> Path:
+    def _train(self, stage: Stage, inputs: dict[str, Any], folders: dict[str, Any]) -> Path:
         from rsllm.train.attempts import run
 
         _check_batch(self.experiment, stage, self.layout.workers)
@@ -263,7 +249,6 @@ class Pipeline:
             kind=KINDS[stage],
             inputs=inputs,
             **folders,
-            **more,
         )
 
         def commit() -> None:
@@ -305,6 +290,11 @@ def run_all(pipelines: Sequence[Pipeline]) -> list[Path]:
         raise error.cause from error
 
 
+def _sources(**folders: Path | None) -> Sources:
+    names = {source: folder and folder.name for source, folder in folders.items()}
+    return names, {source: str(folder or "") for source, folder in folders.items()}
+
+
 @cache
 def _fingerprint(backbone: str) -> str:
     folder = Path(backbone)
@@ -323,11 +313,8 @@ def _users(folder: Path) -> Any:
 
 
 def _check_batch(experiment: Experiment, stage: str, workers: int) -> None:
-    if stage == "recommender":
-        size, parts = experiment.recommender.batch_size, workers
-    else:
-        config = getattr(experiment, stage)
-        size, parts = config.batch_size, workers * config.accumulation
+    config = getattr(experiment, stage)  # which has no accumulation where it is a recommender's
+    size, parts = config.batch_size, workers * getattr(config, "accumulation", 1)
     if size % parts:
         raise ConfigError(
             f"{stage}.batch_size {size} does not divide into {parts} equal micro-batches;"

@@ -86,9 +86,8 @@ def _cpus(share: float) -> float:
 def _precision(
     compute: ComputeConfig, resources: Resources, use_gpu: bool
 ) -> Literal["fp32", "bf16"]:
-    if compute.precision != "auto":
-        precision = compute.precision
-    else:
+    precision = compute.precision
+    if precision == "auto":
         precision = "bf16" if use_gpu or resources.bf16 else "fp32"
     if use_gpu and precision == "bf16" and compute.zero_stage == 0:
         raise ConfigError(

@@ -221,8 +221,7 @@ class Mirror:
         """Of all folders, sorted; at a URI, of those that are complete."""
         if self.remote is None:
             return sorted(path.name for path in self.root.glob("[!.]*"))
-        found = self.remote.names()
-        return [name for name in found if self.remote.read(f"{name}/{MANIFEST}")]
+        return [name for name in self.remote.names() if self.remote.read(f"{name}/{MANIFEST}")]
 
     def fetch(self, name: str) -> bool:
         """Whether there is such a folder; a copy is on this node then, compared hash by hash.
@@ -287,12 +286,10 @@ class Store(Mirror):
         Raises:
             ConfigError: it cannot, or the package is missing that reaches the URI.
         """
-        remedy = "choose another with --storage"
-        if "://" in str(location):
-            store = cls(str(location).rstrip("/"))
-            Remote(store.location).require_writable(remedy)
-        else:
-            store = cls(str(Path(location).expanduser().absolute()))
+        remedy, text = "choose another with --storage", str(location)
+        store = cls(text.rstrip("/") if "://" in text else str(Path(text).expanduser().absolute()))
+        if store.remote is not None:
+            store.remote.require_writable(remedy)
         require_writable(store.root, "storage", remedy)
         return store
 

@@ -15,14 +15,7 @@ from rsllm.data.prepared import PreparedData
 from rsllm.data.sequences import Rows
 from rsllm.errors import EvaluationError
 from rsllm.evaluate.launch import Outcome
-from rsllm.evaluate.metrics import (
-    BUCKETS,
-    METRICS,
-    RULES,
-    order_bias,
-    rank_metrics,
-    target_ranks,
-)
+from rsllm.evaluate.metrics import BUCKETS, METRICS, RULES, order_bias, rank_metrics, target_ranks
 from rsllm.evaluate.rank import candidate_sets, fixed_sample, presented_places, target_places
 from rsllm.evaluate.statistics import holm, mean_interval, paired, verdict_text
 
@@ -145,8 +138,7 @@ def _judged(answers: Sequence[str], rows: Rows, data: PreparedData, rule: str) -
     """
     answered, judge = fixed_sample(rows, len(answers)), RULES[rule]
     titles_RC = [[data.titles[item] for item in row] for row in candidate_sets(answered)]
-    places = target_places(answered).tolist()
-    asked = list(zip(titles_RC, places, strict=True))
+    asked = list(zip(titles_RC, target_places(answered).tolist(), strict=True))
     judged = [judge(answer, *row) for answer, row in zip(answers, asked, strict=True)]
     perfect = [judge(titles[place], titles, place) for titles, place in asked]
     valid_R, hit_R = np.array(judged, dtype=np.float64).T
@@ -181,9 +173,7 @@ def _candidate_orders(outcome: Outcome, rows: Rows) -> dict[str, Any] | None:
 
 
 def pair_table(
-    vectors: Mapping[str, Mapping[str, np.ndarray]],
-    claims: Sequence[Claim],
-    metrics: Sequence[str],
+    vectors: Mapping[str, Mapping[str, np.ndarray]], claims: Sequence[Claim], metrics: Sequence[str]
 ) -> list[dict[str, Any]]:
     """Paired differences on the same rows, corrected over the whole table (Holm).
 

@@ -59,8 +59,7 @@ def greedy_answers(
         if decoding == "constrained":
             allowed = allowed_tokens([answer_trie(c, encoder.terminator) for c in choices])
         if allowed or not encoder.ending:
-            longest = max(len(ids) for choice in choices for ids in choice)
-            limit = longest + len(encoder.ending)
+            limit = max(len(ids) for choice in choices for ids in choice) + len(encoder.ending)
         prompts = [encoder.prompt(r.history, r.candidates, r.template).tokens for r in chosen]
         ids_BT, item_BT, mask_BT = (x.to(device) for x in _left_padded(prompts, encoder.terminator))
         ends = {"eos_token_id": encoder.terminator, "pad_token_id": encoder.terminator}

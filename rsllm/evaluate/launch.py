@@ -194,8 +194,7 @@ def _evaluate(
             scores = rank.rank_catalogue(_catalogue_scorer(method, data), draws, data)
         save_file(scores, folder / SCORES)
         seconds = round(time.monotonic() - start, 1)
-        noted = {"name": method.name, "answers": answers, "seconds": seconds}
-        write_json(folder / ANSWERS, noted)
+        write_json(folder / ANSWERS, {"name": method.name, "answers": answers, "seconds": seconds})
 
     store.get("evaluation", key, make)
 

@@ -97,8 +97,7 @@ def learning_curves(
     ]
     samples = [x for line in curves for x, y in line.points if y is not None]
     if samples and chance is not None:
-        ends = (min(samples), chance), (max(samples), chance)
-        curves.append(Line("level", "chance", ends))
+        curves.append(Line("level", "chance", [(min(samples), chance), (max(samples), chance)]))
     return _chart(title, "training samples", metric, curves)
 
 

@@ -189,8 +189,7 @@ def score_candidates(
             parts += [scored(candidates, all_branches=False).T for candidates in alone]
         else:
             parts.append(scored(chosen, all_branches=scorer == "likelihood"))
-    scores_RC = np.concatenate(parts)
-    return scores_RC[np.argsort(order)]
+    return np.concatenate(parts)[np.argsort(order)]
 
 
 def presented_places(rows: Rows, num_orders: int) -> NDArray[np.int64]:

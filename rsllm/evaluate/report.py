@@ -46,12 +46,13 @@ def tables(results: Results) -> str:
     searched = [make(results) for make in of_trials] if "search" in results else []
     methods = [made.methods(results, made.BRIEF), made.generated(results), made.orders(results)]
     shown = [*searched, made.confirm(results), *methods, made.pairs(results)]
-    return "\n\n".join(f"{show(table.title)}\n{_grid(table)}" for table in shown if table.rows)
+    return "\n\n".join(printed(table) for table in shown if table.rows)
 
 
-def _grid(table: Table) -> str:
-    rows = [[show(row.get(name)) for name in table.header] for row in table.rows]
-    return tabulate(rows, list(map(show, table.header)), disable_numparse=True)
+def printed(table: Table) -> str:
+    """For the terminal."""
+    header = list(map(show, table.header))
+    return f"{show(table.title)}\n{tabulate(table.cells(show), header, disable_numparse=True)}"
 
 
 def _write_csv(
@@ -66,11 +67,10 @@ def _write_csv(
 
 def _method_row(method: Mapping[str, Any]) -> dict[str, Any]:
     """Each metric and the ends of its interval in columns of their own."""
-    ends = {"": "value", " low": "low", " high": "high"}
     return {key: method[key] for key in ("name", "scorer", "n", "seconds")} | {
         f"{metric}{suffix}": estimate[end]
         for metric, estimate in method["metrics"].items()
-        for suffix, end in ends.items()
+        for suffix, end in {"": "value", " low": "low", " high": "high"}.items()
     }
 
 

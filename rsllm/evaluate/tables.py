@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,8 +30,11 @@ class Table:
     @property
     def header(self) -> list[str]:
         """The columns in which anything stands."""
-        columns = names(self.rows)
-        return [c for c in columns if any(row.get(c) is not None for row in self.rows)]
+        return [c for c in names(self.rows) if any(row.get(c) is not None for row in self.rows)]
+
+    def cells(self, as_text: Callable[[Any], str]) -> list[list[str]]:
+        """All rows as texts."""
+        return [[str(as_text(row.get(name))) for name in self.header] for row in self.rows]
 
     def scale(self, column: str) -> tuple[float, float]:
         """From the lowest to the highest end of a column's intervals, its level included."""

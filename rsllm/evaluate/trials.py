@@ -9,6 +9,7 @@ from typing import Any
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.study import StudyDirection as Direction
+from optuna.trial import FrozenTrial, create_trial
 
 from rsllm.evaluate.metrics import METRICS
 
@@ -52,12 +53,8 @@ def importance(trials: Sequence[Trial], metric: str) -> dict[str, float]:
     ]
     ranges = {name: _range([v[name] for v in tuned if name in v]) for name in names(tuned)}
     made = [
-        optuna.trial.create_trial(
-            params=values,
-            distributions={name: ranges[name] for name in values},
-            value=trial[metric],
-        )
-        for trial, values in zip(shown, tuned, strict=True)
+        create_trial(params=v, distributions={n: ranges[n] for n in v}, value=trial[metric])
+        for trial, v in zip(shown, tuned, strict=True)
     ]
     evaluator = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=TOP)
     return optuna.importance.get_param_importances(_study(["score"], made), evaluator=evaluator)
@@ -69,7 +66,7 @@ def pareto_front(trials: Sequence[Trial]) -> list[Trial]:
     if not able:
         return []
     goals = list(able[0]["objectives"])
-    made = [optuna.trial.create_trial(values=[t["objectives"][g] for g in goals]) for t in able]
+    made = [create_trial(values=[t["objectives"][g] for g in goals]) for t in able]
     return [able[best.number] for best in _study(goals, made).best_trials]
 
 
@@ -88,7 +85,7 @@ def spans_decades(values: Sequence[float]) -> bool:
     return 0 < 20 * min(values) < max(values)
 
 
-def _study(goals: Sequence[str], trials: Sequence[optuna.trial.FrozenTrial]) -> optuna.Study:
+def _study(goals: Sequence[str], trials: Sequence[FrozenTrial]) -> optuna.Study:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(
         directions=[Direction.MAXIMIZE if goal in RISING else Direction.MINIMIZE for goal in goals]

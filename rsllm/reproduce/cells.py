@@ -98,9 +98,8 @@ class Cells:
     def write_comparison(self, data: str, first: Cell, second: Cell, found: Cell) -> None:
         """Put a comparison of two cells on file."""
         named = {"first": first["entry"], "second": second["entry"]}
-        name = "--".join(map(slug, named.values()))
         value = {**found, **named, "of": _of(first, second)}
-        self.write(data, _key(first, second), name, value)
+        self.write(data, _key(first, second), "--".join(map(slug, named.values())), value)
 
     def _path(self, data: str, key: str, name: str = "") -> Path:
         folder = self.root / slug(data)

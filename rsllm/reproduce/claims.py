@@ -59,7 +59,7 @@ def judge(
 def claim_rows(
     claims: Sequence[Claim],
     cells: Mapping[str, Mapping[str, Any]],
-    comparisons: Mapping[tuple[str, str], Mapping[str, Any]],
+    comparisons: Mapping[tuple[str, str], Mapping[str, Any] | None],
     source: str,
 ) -> list[dict[str, Any]]:
     """A table's claims with their tests, corrected over the table (Holm), and verdicts.
@@ -67,7 +67,7 @@ def claim_rows(
     Args:
         claims: all of them; those of entries that are not here are left out.
         cells: of one data set, by entry.
-        comparisons: what was computed, by first and second.
+        comparisons: what was computed, if anything, by first and second.
         source: the data's, for published gains.
     """
     known = [c for c in claims if c.first in cells and (not c.second or c.second in cells)]
@@ -76,18 +76,14 @@ def claim_rows(
     rows = []
     for claim, compared in zip(known, found, strict=True):
         gain = claim.gains.get(source)
-        row: dict[str, Any] = {
-            "claim": claim.text,
-            "first": claim.first,
-            "second": claim.second,
-            "published gain": gain,
-        }
+        row: dict[str, Any] = {"verdict": NOT_COMPUTED, "claim": claim.text, "first": claim.first}
+        row |= {"second": claim.second, "published gain": gain}
         if compared:
             row |= _compared(compared["tests"], next(adjusted), gain)
         elif not claim.second:
             row |= {"second": f"{claim.above:g}"} | _valid(cells[claim.first], claim.above)
-        verdict = row.pop("verdict", NOT_COMPUTED)
-        rows.append({"verdict": OURS.get(verdict, verdict) if claim.ours else verdict} | row)
+        verdict = row["verdict"]
+        rows.append(row | {"verdict": OURS.get(verdict, verdict) if claim.ours else verdict})
     return rows
 
 

@@ -39,17 +39,13 @@ def draw(panels: Sequence[Shown], folder: Path, curves: Curves | None = None) ->
     with rc_context({"svg.hashsalt": "rsllm", "font.size": 8}):
         figure = Figure(layout="constrained")
         axes = _draw_curves(figure, panels, curves) if curves else _draw_lines(figure, panels)
-        handles = {label: h for axis in axes for h, label in zip(*_legend(axis), strict=True)}
+        legends = [zip(*axis.get_legend_handles_labels(), strict=True) for axis in axes]
+        handles = {label: handle for legend in legends for handle, label in legend}
         figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4)
         for kind in KINDS:
             undated = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}.get(kind)
             figure.savefig(folder / f"figure.{kind}", dpi=200, metadata=undated)
     return folder / "figure.svg"
-
-
-def _legend(axis: Any) -> tuple[list[Any], list[str]]:
-    handles, labels = axis.get_legend_handles_labels()
-    return handles, labels
 
 
 def _draw_lines(figure: Any, panels: Sequence[Shown]) -> list[Any]:
@@ -71,10 +67,9 @@ def _draw_panel(axis: Any, panel: Shown, names: Sequence[str]) -> None:
     error = _error([e for _, e in ours])
     axis.errorbar(values, places, xerr=error, fmt="o", capsize=2, label="ours, 95 % interval")
     for marker, (publication, found) in zip(MARKERS, panel.published.items(), strict=False):
-        lines = {n: e.get(PUBLISHED) for n, e in found.items()}
-        at = [names.index(name) for name, value in lines.items() if isinstance(value, float)]
-        known = [value for value in lines.values() if isinstance(value, float)]
-        axis.plot(known, at, marker, fillstyle="none", label=publication)
+        known = {n: e[PUBLISHED] for n, e in found.items() if isinstance(e.get(PUBLISHED), float)}
+        places = [names.index(name) for name in known]
+        axis.plot(list(known.values()), places, marker, fillstyle="none", label=publication)
     axis.set_title(_title(panel), parse_math=False)
     axis.set_xlabel(METRIC)
     axis.grid(axis="x", alpha=0.3)

@@ -99,8 +99,7 @@ def sites(grid: Grid, asked: Asked) -> Iterator[Site]:
     seen: list[Experiment] = []
     for name in asked.data:
         given = grid.data.get(name, {"data.source": name})
-        settings = {**asked.budget.overrides, **given, **asked.settings}
-        experiment = replace_in(grid.base, settings)
+        experiment = replace_in(grid.base, {**asked.budget.overrides, **given, **asked.settings})
         if experiment in seen:
             continue
         seen.append(experiment)
@@ -124,8 +123,7 @@ def parse(grid: Grid, description: str, script: Path) -> Asked:
     parser = make_parser(description, grid.budgets, grid.names, list(grid.data))
     parser.add_argument("--render", action="store_true", help="show what is on file, run nothing")
     parser.add_argument("--cells", metavar="DIR", help="finished cells (default: see README.md)")
-    unasked = argparse.Namespace(trials=None, seeds=None)
-    values = parser.parse_args(namespace=unasked)
+    values = parser.parse_args(namespace=argparse.Namespace(trials=None, seeds=None))
     name, storage = checked(values, grid.budgets)
     name = name or (next(iter(grid.budgets)) if values.render else default_budget(grid.budgets))
     usual = [source for source in paper.USUAL.get(name, ()) if source in grid.data]
@@ -134,12 +132,11 @@ def parse(grid: Grid, description: str, script: Path) -> Asked:
     values.data = values.recommender = None
     settings = overrides(values) | ({"recommender.model": model} if model else {})
     budget = grid.budgets[name]
-    beside = script.resolve().parent / "results" / "cells"
-    cells = Path(values.cells) if values.cells else beside
-    if not values.cells and not beside.is_dir():
+    cells = Path(values.cells or script.resolve().parent / "results" / "cells")
+    if not values.cells and not cells.is_dir():
         cells = Store.open(storage).root / "cells"
-    repeated = {"budget": [name], "seeds": [values.seeds or budget.seeds], "data": data}
-    repeated |= {"only": values.only or []}
+    num_seeds, only = values.seeds or budget.seeds, values.only or []
+    repeated = {"budget": [name], "seeds": [num_seeds], "data": data, "only": only}
     repeated |= {"set": [f"{path}={json.dumps(value)}" for path, value in settings.items()]}
     words = [w for flag, each in repeated.items() for one in each for w in (f"--{flag}", str(one))]
     return Asked(
@@ -147,8 +144,8 @@ def parse(grid: Grid, description: str, script: Path) -> Asked:
         budget=budget,
         settings=settings,
         data=data,
-        only=values.only or (),
-        num_seeds=values.seeds or budget.seeds,
+        only=only,
+        num_seeds=num_seeds,
         storage=storage,
         cells=Cells(cells),
         command=shlex.join(["python", f"experiments/{script.name}", *words]),

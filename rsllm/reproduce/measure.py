@@ -144,37 +144,17 @@ class Bench:
         if not entry.seeded:
             scorer: Any = "likelihood" if entry.speaks else entry.kind
             return [Method(name=entry.name, scorer=scorer, experiment=experiment)], {}
-        seeds, alone = self.site.seeds, entry.kind == "recommender"
-        watched: Stage = "recommender" if alone else "stage2"
+        watched: Stage = "recommender" if entry.kind == "recommender" else "stage2"
+        seeds = self.site.seeds
         (trained,) = train({entry.name: {}}, experiment, seeds, self.storage, watched).values()
-        if not alone:
-            methods = [
-                language_method(entry.name, p.experiment, p.experiment.stage2, p.run())
-                for p in trained
-            ]
-            return methods, training_cost(trained)
-        methods = [
-            Method(
-                name=entry.name,
-                scorer="recommender",
-                experiment=replace_in(p.experiment, {"stage2.seed": seed}),
-                artifact=str(p.run()),
-            )
-            for seed, p in zip(seeds, trained, strict=True)
-        ]
-        return methods, training_cost(trained)
+        return [_method(entry.name, pipeline) for pipeline in trained], training_cost(trained)
 
     def _fused(
         self, methods: Sequence[Method], outcomes: Sequence[Outcome], experiment: Experiment
     ) -> tuple[list[Outcome], dict[str, Any]]:
         """Joined with the recommender of the slots; its evaluation and the weight."""
-        fitted = str(Pipeline(experiment, self.storage).fit())
-        alone = Method(
-            name="recommender",
-            scorer="recommender",
-            experiment=methods[0].experiment,
-            artifact=fitted,
-        )
+        fitted = Pipeline(experiment, self.storage).fit()
+        alone = _recommender("recommender", methods[0].experiment, fitted)
         single, *validated = self._evaluate([alone, *methods], "validation")
         rows = held_out(self.data, "validation", experiment.evaluation.validation_rows)
         fusion = Fusion.over_seeds(validated, single, rows)
@@ -223,6 +203,19 @@ class Bench:
         }
 
 
+def _recommender(name: str, experiment: Experiment, fitted: Path) -> Method:
+    return Method(name=name, scorer="recommender", experiment=experiment, artifact=str(fitted))
+
+
+def _method(name: str, pipeline: Pipeline) -> Method:
+    """What a pipeline trained; a recommender's seed stands where a language model's does."""
+    experiment, folder = pipeline.experiment, pipeline.run()
+    if pipeline.watched == "recommender":
+        seed = {"stage2.seed": experiment.recommender.seed}
+        return _recommender(name, replace_in(experiment, seed), folder)
+    return language_method(name, experiment, experiment.stage2, folder)
+
+
 def judged(method: Method, changes: Mapping[str, Any]) -> Method:
     """A method under what holds in evaluation alone: settings by paths, and `shuffle_titles`."""
     paths = dict(changes)
@@ -233,16 +226,14 @@ def judged(method: Method, changes: Mapping[str, Any]) -> Method:
 
 def training_cost(trained: Sequence[Pipeline]) -> dict[str, Any]:
     """Means over the seeds, stage 1 included, and how many numbers the last stage trained."""
-    ends = [
-        [read_json(folder / "training.json")["curve"][-1] for folder in stages(pipeline)]
-        for pipeline in trained
-    ]
-    each = {
-        "samples": lambda end: end["samples"],
-        "seconds": lambda end: end["seconds"],
-        "tokens": lambda end: end["tokens_per_second"] * end["seconds"],
-    }
-    cost = {n: round(fmean(sum(map(of, e)) for e in ends), 1) for n, of in each.items()}
+
+    def spent(folder: Path) -> dict[str, float]:
+        end: dict[str, float] = read_json(folder / "training.json")["curve"][-1]
+        return end | {"tokens": end["tokens_per_second"] * end["seconds"]}
+
+    ends = [[spent(folder) for folder in stages(pipeline)] for pipeline in trained]
+    kinds = ("samples", "seconds", "tokens")
+    cost = {n: round(fmean(sum(end[n] for end in each) for each in ends), 1) for n in kinds}
     files = stages(trained[0])[-1].glob("*.safetensors")
     return cost | {"trainable": sum(map(_numbers, (f for f in files if f.name != ITEM_TABLE)))}
 

@@ -11,7 +11,7 @@ from typing import Any
 from markupsafe import Markup
 from tabulate import tabulate
 
-from rsllm.evaluate.report import inert_text, rendered
+from rsllm.evaluate.report import inert_text, printed, rendered
 from rsllm.evaluate.tables import Table, show
 from rsllm.reproduce.figure import draw
 from rsllm.reproduce.grid import Asked, Grid
@@ -60,38 +60,27 @@ def write_page(folder: Path, grid: Grid, asked: Asked, left_out: Mapping[str, st
         "notes": grid.notes,
     }
     figure = drawn and base64.b64encode(drawn.read_bytes()).decode()
+    context = {"results": results, "shown": known, "figure": figure, "grid": markdown}
     for name in ("page.html", "page.md"):
-        page = rendered(
-            Path(__file__).with_name(name),
-            results=results,
-            shown=known,
-            figure=figure,
-            grid=markdown,
-        )
+        page = rendered(Path(__file__).with_name(name), **context)
         (folder / name).write_text(page, encoding="utf-8")
     papers = [table for part in known for table in (part.methods, part.verdicts) if table.rows]
     (folder / "tables.tex").write_text("\n\n".join(map(latex, papers)) + "\n", encoding="utf-8")
     said = [f"{why}: {', '.join(names)}" for why, names in results["missing"].items()]
-    tables = [f"{show(table.title)}\n{plain(table)}" for part in known for table in part.tables]
+    tables = [printed(table) for part in known for table in part.tables]
     return "\n\n".join([*tables, "\n".join(map(show, said))])
-
-
-def plain(table: Table) -> str:
-    """For the terminal."""
-    return tabulate(_cells(table, show), list(map(show, table.header)), disable_numparse=True)
 
 
 def markdown(table: Table) -> Markup:
     """For Markdown, where text stays text."""
     header = [inert_text(name) for name in table.header]
-    return Markup(tabulate(_cells(table, inert_text), header, "github", disable_numparse=True))
+    return Markup(tabulate(table.cells(inert_text), header, "github", disable_numparse=True))
 
 
 def latex(table: Table) -> str:
     """For LaTeX with booktabs and graphicx, as wide as a page can show."""
     rows_kept = [{n: v for n, v in row.items() if n not in DETAILS} for row in table.rows]
     table = replace(table, rows=rows_kept)
-    rows = [" & ".join(row) + r" \\" for row in _cells(table, tex)]
     return "\n".join(
         [
             r"\begin{table}",
@@ -101,7 +90,7 @@ def latex(table: Table) -> str:
             r"\toprule",
             " & ".join(map(tex, table.header)) + r" \\",
             r"\midrule",
-            *rows,
+            *(" & ".join(row) + r" \\" for row in table.cells(tex)),
             r"\bottomrule",
             r"\end{tabular}}",
             r"\end{table}",
@@ -112,7 +101,3 @@ def latex(table: Table) -> str:
 def tex(cell: Any) -> str:
     """Text of which LaTeX makes no command."""
     return "".join(LATEX.get(char, char) for char in show(cell))
-
-
-def _cells(table: Table, as_text: Any) -> list[list[str]]:
-    return [[str(as_text(row.get(name))) for name in table.header] for row in table.rows]

@@ -133,8 +133,7 @@ def gather(grid: Grid, asked: Asked) -> list[Shown]:
 def _shown(grid: Grid, site: Site) -> Shown:
     cells = {name: cell for name in site.entries if (cell := site.cell(name))}
     pairs = {(c.first, c.second) for c in grid.claims if {c.first, c.second} <= cells.keys()}
-    compared = {p: site.cells.comparison(site.name, cells[p[0]], cells[p[1]]) for p in pairs}
-    comparisons = {pair: one for pair, one in compared.items() if one}
+    comparisons = {p: site.cells.comparison(site.name, cells[p[0]], cells[p[1]]) for p in pairs}
     source = site.experiment.data.source
     label = f" ({paper.LABELS[source]})" if source in paper.LABELS else ""
     published = {name: of[site.name] for name, of in grid.published.items() if site.name in of}

@@ -178,8 +178,7 @@ def make_parser(
         "\nin the storage folder; nothing is computed twice.",
     )
     parser.add_argument(
-        "--budget",
-        help="see below (RSLLM_BUDGET; default: the last with a GPU, else the first)",
+        "--budget", help="see below (RSLLM_BUDGET; default: the last with a GPU, else the first)"
     )
     if any(budget.trials for budget in budgets.values()):
         parser.add_argument("--trials", type=int, help="number of trials, instead of the budget's")

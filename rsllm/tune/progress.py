@@ -17,13 +17,12 @@ COLUMNS = ("samples", METRIC, "HR@1", COST)
 
 def table(records: Sequence[TrialRecord], total: int) -> str:
     """Every trial's tuned values, state, samples and score, and why some failed."""
-    rows = [_row(record) for record in records]
     best = max((record.score or 0.0 for record in records), default=0.0)
     done = sum(record.state != "running" for record in records)
     failures = [f"trial {r.number} failed: {r.error}" for r in records if r.error]
     lines = [
         f"\n{done} of {total} trials done, {len(failures)} failed, best {METRIC} {best:.3f}",
-        tabulate(rows, headers="keys", floatfmt=".3g"),
+        tabulate(list(map(_row, records)), headers="keys", floatfmt=".3g"),
         *failures,
     ]
     return "\n".join(lines)

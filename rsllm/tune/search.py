@@ -138,11 +138,8 @@ class Search:
         speaks = self.pipeline.watched != "recommender"
         limit = experiment.evaluation.validation_rows if speaks else 0
         rows = held_out(data, "validation", limit)[0]
-        results = {
-            "methods": [],
-            "pairs": [],
-            "notes": [],
-            "recommender": {},
+        results: dict[str, Any] = {"methods": [], "pairs": [], "notes": [], "recommender": {}}
+        results |= {
             "budget": {},
             "backbone": experiment.backbone.source if speaks else "",
             "trials": [trial_row(record, cost=self.cost) for record in records],
