@@ -44,7 +44,7 @@ class State:
         Its entry in the curve says how many there were, and the score that the run would end with
         now: the best one so far, if it goes back to that.
         """
-        best = max(report[metric], self.best_score)
+        best = max(self.best_score, report[metric])  # also where the report is not a number
         score = best if keeps_best else report[metric]
         entry = report | {"validations": len(self.curve) + 1.0, "score": score}
         best_step = self.step if report[metric] > self.best_score else self.best_step
