@@ -44,6 +44,11 @@ class Tokens:
     def __add__(self, other: Tokens) -> Tokens:
         return Tokens(self.ids + other.ids, self.items + other.items)
 
+    def __iadd__(self, other: Tokens) -> Tokens:
+        self.ids += other.ids
+        self.items += other.items
+        return self
+
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
@@ -164,7 +169,8 @@ class PromptEncoder:
         span = (len(opening), len(tokens))
         tokens += Tokens.of(choice)
         ends = self._join(runs, tokens)
-        return Prompt(tokens + Tokens.of(question), span, ends)
+        tokens += Tokens.of(question)
+        return Prompt(tokens, span, ends)
 
     def length(self, history: Sequence[int], candidates: Sequence[int], template: int) -> int:
         """Tokens of a prompt, but for the letters that all have alike."""
