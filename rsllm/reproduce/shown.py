@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from rsllm.evaluate.tables import BRIEF, Table, popularity
+from rsllm.evaluate.tables import BRIEF, Table, generated, popularity
 from rsllm.reproduce import paper
 from rsllm.reproduce.cells import Cell
 from rsllm.reproduce.claims import claim_rows
 from rsllm.reproduce.grid import Asked, Grid, Site, sites
-
-RULES = ("LLaRA", "strict")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +44,7 @@ class Shown:
             row |= {"gamma": cell.get("gamma"), "samples": _whole(cell, "samples"), "n": cell["n"]}
             row |= {"seeds": len(cell["seeds"]) or None}
             row |= {metric: cell["metrics"].get(metric) for metric in BRIEF}
-            judged = _answers(cell, "LLaRA")
+            judged = (cell["generation"] or {}).get("free", {}).get("LLaRA", {})
             row |= {"HitRatio@1": judged.get("hits_of_all")}
             row |= {"ValidRatio": judged.get("ValidRatio"), "answers": judged.get("n")}
         for publication, found in self.published.items():
@@ -75,24 +73,13 @@ class Shown:
     @property
     def tables(self) -> list[Table]:
         """All in which anything stands."""
-        made = (self.verdicts, self.methods, self._strict(), self._popularity(), self._cost())
+        shared = map(self._shared, (generated, popularity))
+        made = (self.verdicts, self.methods, *shared, self._cost())
         return [table for table in made if table.rows]
 
-    def _strict(self) -> Table:
-        """The generated answers under every rule."""
-        rows = [
-            {"method": name, "rule": rule, "answers": judged["n"]}
-            | {"ValidRatio": judged["ValidRatio"], "hits of all": judged["hits_of_all"]}
-            | {"hits of valid": judged["hits_of_valid"]}
-            for name, cell in self.cells.items()
-            for rule in RULES
-            if (judged := _answers(cell, rule))
-        ]
-        return Table(f"Generated answers, {self.title}", rows, "answers")
-
-    def _popularity(self) -> Table:
-        methods = [{"name": name, **cell} for name, cell in self.cells.items()]
-        found = popularity({"methods": methods})
+    def _shared(self, make: Callable[[Mapping[str, Any]], Table]) -> Table:
+        """A table that reports of studies have too."""
+        found = make({"methods": [{"name": name, **cell} for name, cell in self.cells.items()]})
         return replace(found, title=f"{found.title}, {self.title}")
 
     def _cost(self) -> Table:
@@ -112,12 +99,6 @@ class Shown:
         return {
             e.name: {"kind": e.kind, "joined": e.fused, **e.settings, **e.judged} for e in entries
         }
-
-
-def _answers(cell: Cell, rule: str) -> Mapping[str, Any]:
-    """Free ones, as a rule judges them."""
-    found: Mapping[str, Any] = (cell["generation"] or {}).get("free", {}).get(rule, {})
-    return found
 
 
 def _whole(cell: Cell, name: str) -> int | None:
