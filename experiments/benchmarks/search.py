@@ -5,7 +5,7 @@ without early stopping, and with a store of its own for every trial, so that not
 
     python experiments/benchmarks/search.py --out results.json
 
-Cost: about 70 min on 2 cores. Last measured: not yet.
+Cost: not yet measured, estimated at 70 min on 2 cores.
 """
 
 from __future__ import annotations
