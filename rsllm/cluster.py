@@ -34,7 +34,7 @@ WORKER_ENVIRONMENT = {
 """Leaves the terminal to progress, warnings and errors (the print patch prints lines twice), and
 ends the group of a hung worker soon."""
 CLEANER = "ray.train.v2._internal.execution.controller.placement_group_cleaner"
-DASHBOARD_PORT = 8265
+DASHBOARD_PORTS = range(8265, 8265 + 100)
 interrupt_code = 128 + signal.SIGINT
 """Exit code of a process that was interrupted."""
 
@@ -50,7 +50,7 @@ def start_ray() -> str:
 
     Raises:
         ConfigError: RAY_AUTH_MODE would start one that does not ask for a token, or nothing answers
-            at RAY_ADDRESS.
+            at RAY_ADDRESS, or no port is left for the dashboard.
     """
     import ray
 
@@ -178,11 +178,13 @@ def prepare_worker() -> None:
 
 
 def _free_port() -> int:
-    """The dashboard's usual port, or a random one."""
-    with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", DASHBOARD_PORT)):
-        return DASHBOARD_PORT
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
+    """The first free one from the dashboard's usual port on: below those that processes of Ray are
+    given, so none of them can take it before the dashboard listens."""
+    for port in DASHBOARD_PORTS:
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+    first, last = DASHBOARD_PORTS[0], DASHBOARD_PORTS[-1]
+    raise ConfigError(f"ports {first} to {last} of this machine are all taken; free one of them")
 
 
 def cluster_resources() -> Resources:

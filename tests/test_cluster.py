@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -15,6 +16,9 @@ from typing import Any
 import pytest
 import yaml
 from ray._private.utils import write_ray_address
+
+from rsllm import cluster
+from rsllm.errors import ConfigError
 
 CLUSTER = Path(__file__).parents[1] / "cluster"
 FILES = [CLUSTER / name for name in ("gpu.yaml", "local.yaml")]
@@ -125,6 +129,16 @@ def test_nothing_answers_at_the_users_address(tmp_path: Path) -> None:
     done = start_ray(tmp_path, RAY_ADDRESS="127.0.0.1:1")
     assert done.returncode == 2
     assert done.stderr.startswith("rsllm: error: no Ray answers at RAY_ADDRESS=127.0.0.1:1; start")
+
+
+def test_the_dashboard_takes_the_next_free_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Never one of those that the system hands out, which a process of Ray could be given."""
+    with socket.create_server(("127.0.0.1", cluster._free_port())) as taken:
+        port = taken.getsockname()[1]
+        assert port < cluster._free_port() < 32768
+        monkeypatch.setattr(cluster, "DASHBOARD_PORTS", range(port, port + 1))
+        with pytest.raises(ConfigError, match=f"ports {port} to {port} .* free one"):
+            cluster._free_port()
 
 
 @pytest.mark.ray

@@ -15,44 +15,52 @@ from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAM
 
 pytestmark = pytest.mark.faults
 INTERVAL = STEPS // 3
-CODES = {signal.SIGINT: (130,), signal.SIGTERM: (143,), signal.SIGKILL: (-9,)}
+ENDS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGKILL: -signal.SIGKILL}
 
 
-def end(run: Run, number: signal.Signals) -> int:
-    """Send a signal to the driver in the middle of stage 2, and wait for its end."""
+def test_a_driver_that_ends(
+    make_run: Callable[..., Run], uninterrupted: Run, one_node: dict[str, str]
+) -> None:
+    """Three times in one run: first with a Ray that ends with it, then with one that outlives it.
+
+    Ray Train would not start on torn notes of its own; rsllm gives it no checkpoints to note.
+    """
+    faults, started = Faults(), []
+    for number in range(len(ENDS)):
+        faults.wait(rank=0, step=INTERVAL + 2 + number, seconds=60)
+    run = make_run(faults)
+    for number, (name, code) in enumerate(ENDS.items()):
+        started.append(time.time())
+        assert end(run, number, name) == code, run.log.read_text()
+        assert "Traceback" not in run.log.read_text()
+        tear(run)
+        run.environment = one_node
+    started.append(time.time())
+    again = run.finish()
+    assert again.returncode == 0, again.stdout
+    assert run.weights() == uninterrupted.weights()
+    assert [step for _, step in run.notes(0, "restored")] == [0, *[INTERVAL] * len(ENDS)]
+    for number, name in enumerate(ENDS):
+        run.record(started[number + 1], number, fault=f"{name.name} to the driver")
+
+
+def end(run: Run, fault: int, number: signal.Signals) -> int:
+    """Send the driver a signal when a fault lets it wait; returns its exit code."""
     with run.started() as job:
-        jobs.wait_until(lambda: (run.store / "notes" / "fault-0").exists(), job, run.log)
+        jobs.wait_until(lambda: (run.store / "notes" / f"fault-{fault}").exists(), job, run.log)
         job.send_signal(number)
         return job.wait(timeout=60)
 
 
-@pytest.mark.parametrize("number", list(CODES), ids=lambda number: number.name)
-def test_a_driver_that_ends(
-    make_run: Callable[..., Run],
-    uninterrupted: Run,
-    one_node: dict[str, str],
-    number: signal.Signals,
-) -> None:
-    """On a Ray of its own, which ends with it, or on one that outlives it.
-
-    Ray Train would not start on torn notes of its own; rsllm gives it no checkpoints to note.
-    """
-    environment = {} if number == signal.SIGINT else one_node
-    faults = Faults().wait(rank=0, step=INTERVAL + 2, seconds=60)
-    run = make_run(faults, environment=environment)
-    assert end(run, number) in CODES[number], run.log.read_text()
-    assert "Traceback" not in run.log.read_text()
+def tear(run: Run) -> None:
+    """Ray's own notes of the run."""
     (folder,) = (run.store / "ray").iterdir()
-    assert not list(folder.rglob("*.json"))
-    (folder / CHECKPOINT_MANAGER_SNAPSHOT_FILENAME).write_text("{")
-    started = time.time()
-    again = run.finish()
-    assert again.returncode == 0, again.stdout
-    assert run.weights() == uninterrupted.weights()
-    assert [step for _, step in run.notes(0, "restored")] == [0, INTERVAL]
-    run.record(started)
+    notes = folder / CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
+    assert set(folder.rglob("*.json")) <= {notes}
+    notes.write_text("{")
 
 
+@pytest.mark.long
 def test_two_runs_of_one_artifact(
     make_run: Callable[..., Run], uninterrupted: Run, one_node: dict[str, str]
 ) -> None:

@@ -33,11 +33,11 @@ def check(run: Run, twin: Run, *lost: int) -> None:
         run.record(run.met(number), number, run.faults.name(number))
 
 
-def test_a_killed_worker(make_run: Callable[..., Run], uninterrupted: Run) -> None:
-    """Before the first checkpoint, long after one, and just after one."""
+def test_workers_killed_and_told_to_leave(make_run: Callable[..., Run], uninterrupted: Run) -> None:
+    """Killed before the first checkpoint, long after one, and just after one; then told."""
     faults = Faults().kill(rank=1, step=3).kill(rank=1, step=2 * INTERVAL - 1)
-    faults.kill(rank=0, step=2 * INTERVAL)
-    check(make_run(faults), uninterrupted, 3, INTERVAL - 1, 0)
+    faults.kill(rank=0, step=2 * INTERVAL).terminate(rank=1, step=2 * INTERVAL + 3)
+    check(make_run(faults), uninterrupted, 3, INTERVAL - 1, 0, 0)
 
 
 def test_a_worker_killed_in_stage_1(make_run: Callable[..., Run], uninterrupted: Run) -> None:
@@ -58,10 +58,6 @@ def test_killed_in_a_commit(make_run: Callable[..., Run], uninterrupted: Run) ->
     run = make_run(faults)
     check(run, uninterrupted, *lost)
     assert not list(run.store.rglob("*.staging"))
-
-
-def test_a_worker_that_is_told_to_leave(make_run: Callable[..., Run], uninterrupted: Run) -> None:
-    check(make_run(Faults().terminate(rank=1, step=INTERVAL + 3)), uninterrupted, 0)
 
 
 def test_a_worker_that_hangs(make_run: Callable[..., Run], uninterrupted: Run) -> None:
