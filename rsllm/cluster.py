@@ -10,7 +10,7 @@ import socket
 import sys
 import threading
 from collections.abc import Iterator
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,12 @@ WORKER_ENVIRONMENT = {
 }
 """Leaves the terminal to progress, warnings and errors (the print patch prints lines twice), and
 ends the group of a hung worker soon."""
-CLEANER = "ray.train.v2._internal.execution.controller.placement_group_cleaner"
+NO_WARNINGS = {
+    "ray._private.services": "Found multiple active Ray instances",
+    "ray.train.v2._internal.execution.controller.placement_group_cleaner": "is dead. Cleaning up",
+}
+"""What loggers of Ray say again and again of a second Ray on the machine, or once a trial was
+stopped early and is tidied up."""
 DASHBOARD_PORTS = range(8265, 8265 + 100)
 interrupt_code = 128 + signal.SIGINT
 """Exit code of a process that was interrupted."""
@@ -158,16 +163,14 @@ def prepare_worker() -> None:
 
     Ray's handler of SIGTERM raises `SystemExit` while Ray tidies up; inside the callback of a weak
     reference Python cannot pass that on and would show it as an error.
-
-    That Ray tidies up behind a trial that was stopped early is no warning.
     """
     from ray.util import get_node_ip_address
 
     for interface, addresses in psutil.net_if_addrs().items():
         if get_node_ip_address() in [address.address for address in addresses]:
             os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
-    tidying = logging.getLogger(CLEANER)
-    tidying.addFilter(lambda record: "is dead. Cleaning up" not in record.getMessage())
+    for logger, text in NO_WARNINGS.items():
+        logging.getLogger(logger).addFilter(partial(_is_other, text))
     show = sys.unraisablehook
 
     def show_errors(raised: sys.UnraisableHookArgs) -> None:
@@ -175,6 +178,10 @@ def prepare_worker() -> None:
             show(raised)
 
     sys.unraisablehook = show_errors
+
+
+def _is_other(text: str, record: logging.LogRecord) -> bool:
+    return text not in record.getMessage()
 
 
 def _free_port() -> int:

@@ -29,7 +29,8 @@ from rsllm.tune.search import Search
 TRIALS = 12
 SETTINGS = {
     "stage2.loss.scorer": "pointer",
-    "stage1.samples": 64,
+    "data.num_candidates": 10,
+    "stage1.samples": 32,
     "stage2.samples": 96,
     "stage2.validations": 4,
     "evaluation.validation_rows": 24,
@@ -54,8 +55,12 @@ class NeverStopped(Search):
 
 
 def trial_alone(config: dict[str, Any], storage: str, **more: Any) -> None:
-    """A trial that finds nothing of the others."""
-    shared_trial(config, storage=f"{storage}/alone/{config['number']}", **more)
+    """A trial that finds nothing of the others, and leaves them only what the search reads."""
+    results, own = Path(storage, "stage-2"), Path(storage, "alone", str(config["number"]))
+    for folder in (results, own):
+        folder.mkdir(parents=True, exist_ok=True)
+    (own / results.name).symlink_to(results.resolve())
+    shared_trial(config, storage=str(own), **more)
 
 
 def run_once(kind: type[Search], storage: Path) -> dict[str, Any]:

@@ -1,0 +1,30 @@
+"""Signals that a worker hears."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+
+import pytest
+
+SCRIPT = """
+import time
+from rsllm.train.watch import hear_sigterm
+
+hear_sigterm()
+print("ready", flush=True)
+time.sleep(60)
+"""
+
+
+def test_the_first_sigterm_is_noted_and_the_second_ends_the_worker() -> None:
+    command = [sys.executable, "-c", SCRIPT]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as worker:
+        assert worker.stdout is not None
+        assert worker.stdout.readline() == "ready\n"
+        worker.terminate()
+        with pytest.raises(subprocess.TimeoutExpired):
+            worker.wait(timeout=1)
+        worker.terminate()
+        assert worker.wait(timeout=10) == -signal.SIGTERM
