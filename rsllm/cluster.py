@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import random
 import signal
 import socket
 import sys
@@ -39,7 +40,9 @@ NO_WARNINGS = {
 }
 """What loggers of Ray say again and again of a second Ray on the machine, or once a trial was
 stopped early and is tidied up."""
-DASHBOARD_PORTS = range(8265, 8265 + 100)
+DASHBOARD_PORT = 8265
+OTHER_PORTS = range(20000, 32768)
+"""Above those of Ray's workers, below those that the system hands out."""
 interrupt_code = 128 + signal.SIGINT
 """Exit code of a process that was interrupted."""
 
@@ -185,13 +188,11 @@ def _is_other(text: str, record: logging.LogRecord) -> bool:
 
 
 def _free_port() -> int:
-    """The first free one from the dashboard's usual port on: below those that processes of Ray are
-    given, so none of them can take it before the dashboard listens."""
-    for port in DASHBOARD_PORTS:
+    """The dashboard's usual port, or a random one that no process of Ray is given in between."""
+    for port in (DASHBOARD_PORT, *random.sample(OTHER_PORTS, len(OTHER_PORTS))):
         with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
             return port
-    first, last = DASHBOARD_PORTS[0], DASHBOARD_PORTS[-1]
-    raise ConfigError(f"ports {first} to {last} of this machine are all taken; free one of them")
+    raise ConfigError(f"no port of {OTHER_PORTS} is free for the dashboard; end what listens there")
 
 
 def cluster_resources() -> Resources:

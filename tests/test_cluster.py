@@ -131,13 +131,16 @@ def test_nothing_answers_at_the_users_address(tmp_path: Path) -> None:
     assert done.stderr.startswith("rsllm: error: no Ray answers at RAY_ADDRESS=127.0.0.1:1; start")
 
 
-def test_the_dashboard_takes_the_next_free_port(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Never one of those that the system hands out, which a process of Ray could be given."""
-    with socket.create_server(("127.0.0.1", cluster._free_port())) as taken:
+def test_the_dashboard_has_a_port_that_ray_gives_to_no_process(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The system hands out those from 32768 on, unless it is told otherwise, and Ray its own."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        assert port < cluster._free_port() < 32768
-        monkeypatch.setattr(cluster, "DASHBOARD_PORTS", range(port, port + 1))
-        with pytest.raises(ConfigError, match=f"ports {port} to {port} .* free one"):
+        monkeypatch.setattr(cluster, "DASHBOARD_PORT", port)
+        assert 19999 < cluster._free_port() < 32768
+        monkeypatch.setattr(cluster, "OTHER_PORTS", range(port, port + 1))
+        with pytest.raises(ConfigError, match=r"no port of range.* end what listens there"):
             cluster._free_port()
 
 
