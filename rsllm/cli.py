@@ -26,6 +26,12 @@ EXIT_SECONDS = 20.0
 """What Ray has to end after an interruption, which may have come while it held a lock."""
 FILE: dict[str, Any] = {"type": Path, "metavar": "FILE"}
 SHARE: dict[str, Any] = {"type": float, "metavar": "P", "default": 0.0}
+DEEDS = {
+    "ls": ("list artifacts, runs that have not ended, and studies", 0),
+    "show": ("say what decides an artifact, what it was made of, and how good it was", 1),
+    "diff": ("say what two artifacts differ in", 2),
+    "gc": ("list or remove what nothing will read again", 0),
+}
 STAGES = {
     "prepare": "turn raw interactions into checked, sharded sequences and candidate sets",
     "fit": "train the recommender whose item embeddings the LLM will read",
@@ -115,7 +121,20 @@ def build_parser() -> argparse.ArgumentParser:
         help="CSV or Parquet with user_id, item_id, score and, for several draws, draw",
     )
     evaluate.add_argument("--export", help="write the candidate sets to score instead", **FILE)
+    runs = add("runs", "list, show, compare and clear what a store holds", _runs)
+    _add_deeds(runs.add_subparsers(dest="deed", metavar="DEED", required=True))
     return parser
+
+
+def _add_deeds(deeds: Any) -> None:
+    name = "KIND/KEY, a key, the beginning of either, or a path"
+    for deed, (purpose, count) in DEEDS.items():
+        added = deeds.add_parser(deed, help=purpose, description=purpose)
+        added.add_argument("names", nargs=count, metavar="NAME", help=name) if count else None
+        _add_storage_flag(added)
+    days = "also what nothing has used for so long"
+    added.add_argument("--older-than", type=float, metavar="DAYS", help=days)
+    added.add_argument("--yes", action="store_true", help="remove it; without, it is listed")
 
 
 def _add_world_flags(parser: argparse.ArgumentParser) -> None:
@@ -130,6 +149,10 @@ def _add_world_flags(parser: argparse.ArgumentParser) -> None:
 
 def _add_experiment_flags(parser: argparse.ArgumentParser) -> None:
     add_setting_flags(parser)
+    _add_storage_flag(parser)
+
+
+def _add_storage_flag(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--storage",
         default="rsllm-store",
@@ -212,6 +235,19 @@ def _doctor(arguments: argparse.Namespace) -> None:
     from rsllm import doctor
 
     doctor.report(doctor.examine(arguments.storage))
+
+
+def _runs(arguments: argparse.Namespace) -> None:
+    from rsllm import inventory
+    from rsllm.runs import Store
+
+    if arguments.deed == "gc":
+        store = Store.open(arguments.storage)
+        print(inventory.clear(store, days=arguments.older_than, remove=arguments.yes))
+    else:
+        said = {"ls": "listing", "show": "details", "diff": "difference"}[arguments.deed]
+        names = getattr(arguments, "names", ())
+        print(getattr(inventory, said)(Store.at(arguments.storage), *names))
 
 
 def _run_stage(arguments: argparse.Namespace) -> None:

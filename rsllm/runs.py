@@ -280,14 +280,19 @@ class Store(Mirror):
     """Content-addressed artifacts, KIND/KEY, in a folder that all nodes see, or at a URI."""
 
     @classmethod
+    def at(cls, location: str | Path) -> Store:
+        """A store that may be there, to be read."""
+        text = str(location)
+        return cls(text.rstrip("/") if "://" in text else str(Path(text).expanduser().absolute()))
+
+    @classmethod
     def open(cls, location: str | Path) -> Store:
         """Open (or create) a store after proving that it can be written.
 
         Raises:
             ConfigError: it cannot, or the package is missing that reaches the URI.
         """
-        remedy, text = "choose another with --storage", str(location)
-        store = cls(text.rstrip("/") if "://" in text else str(Path(text).expanduser().absolute()))
+        remedy, store = "choose another with --storage", cls.at(location)
         if store.remote is not None:
             store.remote.require_writable(remedy)
         require_writable(store.root, "storage", remedy)

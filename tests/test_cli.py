@@ -6,6 +6,7 @@ import argparse
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -32,6 +33,10 @@ GOLDEN = {
     "doctor": ["--storage"],
     "audit": ["DIR"],
     "evaluate": sorted([*EXPERIMENT_FLAGS, "--export", "--predictions", "--split"]),
+    "runs ls": ["--storage"],
+    "runs show": ["--storage", "NAME"],
+    "runs diff": ["--storage", "NAME"],
+    "runs gc": ["--older-than", "--storage", "--yes"],
 }
 
 
@@ -42,6 +47,17 @@ def flags(parser: argparse.ArgumentParser) -> list[str]:
         if not isinstance(action, argparse._HelpAction | argparse._SubParsersAction)
     ]
     return sorted(names)
+
+
+def choices(parser: argparse.ArgumentParser) -> Iterator[tuple[str, argparse.ArgumentParser]]:
+    """Verbs, and those of verbs, with their parsers."""
+    (verbs,) = (a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
+    for verb, choice in verbs.choices.items():
+        if any(isinstance(a, argparse._SubParsersAction) for a in choice._actions):
+            assert flags(choice) == []
+            yield from ((f"{verb} {below}", more) for below, more in choices(choice))
+        else:
+            yield verb, choice
 
 
 def test_fit_says_how_much_surer_it_is_of_training_rows(
@@ -65,9 +81,8 @@ def test_fit_says_how_much_surer_it_is_of_training_rows(
 
 def test_verbs_and_flags_are_frozen() -> None:
     parser = build_parser()
-    (verbs,) = (a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
     assert flags(parser) == ["--version"]
-    assert {verb: flags(choice) for verb, choice in verbs.choices.items()} == GOLDEN
+    assert {verb: flags(choice) for verb, choice in choices(parser)} == GOLDEN
 
 
 @pytest.mark.parametrize(

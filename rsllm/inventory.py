@@ -1,0 +1,319 @@
+"""What a store holds: listed, shown, compared, and cleared of what nothing will read again."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import time
+from calendar import timegm
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tabulate import tabulate
+
+import rsllm
+from rsllm.errors import CheckpointError, ConfigError, require
+from rsllm.runs import MANIFEST, Mirror, Store, manifest
+
+DAY, MIB = 86400.0, 1024**2
+SHOWN = ("samples", "seconds", "MRR", "HR@1", "HR@5", "NDCG@10")
+"""Of the validation that an artifact's weights had."""
+MOST = 4
+"""Settings in a line of the list."""
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """What its manifest and learning curve say; without facts it is damaged."""
+
+    name: str
+    """KIND/KEY."""
+    facts: Mapping[str, Any]
+    validation: Mapping[str, float]
+
+    @property
+    def key(self) -> str:
+        """Of all that decides it."""
+        return self.name.rpartition("/")[2]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All that decides it, by dotted paths."""
+        return dict(_flat(self.facts.get("inputs", {})))
+
+    @property
+    def made(self) -> str:
+        """When, in UTC."""
+        return str(self.facts.get("provenance", {}).get("time", ""))
+
+    @property
+    def age(self) -> float:
+        """In days."""
+        when = timegm(time.strptime(self.made, "%Y-%m-%dT%H:%M:%SZ")) if self.made else 0
+        return (time.time() - when) / DAY
+
+    @property
+    def mebibytes(self) -> float:
+        """Of its files."""
+        return float(sum(file["bytes"] for file in self.facts.get("files", {}).values())) / MIB
+
+    def is_of(self, other: Artifact) -> bool:
+        """Whether the other one is among what it was made of."""
+        return other.key in _words(self.facts.get("inputs"))
+
+
+def artifacts(store: Store) -> list[Artifact]:
+    """All of a store's, kind by kind, the oldest first; nothing but manifests and curves is read.
+
+    Raises:
+        ConfigError: there is no such folder.
+        CheckpointError: the URI cannot be reached.
+    """
+    if store.remote is None and not store.root.is_dir():
+        raise ConfigError(f"{store.location} is no store; name one with --storage")
+    read = [_read(store, f"{kind}/{key}") for kind in _names(store) for key in _names(store, kind)]
+    found, born = [one for one in read if one], dict[str, str]()
+    for one in sorted(found, key=lambda one: one.made):
+        born.setdefault(_kind(one), one.made)
+    return sorted(found, key=lambda one: (born[_kind(one)], _kind(one), one.made))
+
+
+def listing(store: Store) -> str:
+    """Tables of artifacts, of runs that have not ended, and of studies."""
+    found, rows = artifacts(store), []
+    for _, group in itertools.groupby(found, _kind):
+        kind = list(group)
+        varies = _varying([one.settings for one in kind])
+        for one in kind:
+            told = [f"{path}={_word(one.settings.get(path))}" for path in varies[:MOST]]
+            more = ["..."] if len(varies) > MOST else []
+            what = " ".join([*told, *more]) if one.facts else "damaged"
+            rows.append([one.name, one.made, one.mebibytes, one.validation.get("MRR"), what])
+    runs = [(name, _state(store, name, found)) for name in _names(store, "running")]
+    studies = [
+        (name, "results" if _bytes(store, f"studies/{name}/results.json") else "none yet")
+        for name in _names(store, "studies")
+    ]
+    header = ["artifact", "made (UTC)", "MiB", "MRR", "differs from its kind in"]
+    return _joined(
+        tabulate(rows, header, floatfmt=("", "", ".1f", ".3f", "")) if rows else "no artifacts",
+        tabulate(runs, ["run that has not ended", "state"]) if runs else "",
+        tabulate(studies, ["study", "results"]) if studies else "",
+    )
+
+
+def details(store: Store, name: str) -> str:
+    """All that decides an artifact, what it was made of, how good it was, and its files."""
+    found = artifacts(store)
+    one = _find(found, name, store)
+    facts = {
+        "made of": " ".join(other.name for other in found if one.is_of(other)),
+        "made from it": " ".join(other.name for other in found if other.is_of(one)),
+        **{metric: _word(value) for metric, value in one.validation.items()},
+        **{path: _word(value) for path, value in _flat(one.facts.get("provenance", {}))},
+    }
+    settings = [(path, _word(value)) for path, value in one.settings.items()]
+    files = [(name, file["bytes"]) for name, file in one.facts.get("files", {}).items()]
+    return _joined(
+        f"{store.below(one.name)}{'' if one.facts else ' is damaged'}",
+        tabulate(facts.items(), tablefmt="plain", disable_numparse=True),
+        tabulate(settings, ["decided by", "value"], disable_numparse=True),
+        tabulate(files, ["file", "bytes"]),
+    )
+
+
+def difference(store: Store, first: str, second: str) -> str:
+    """What two artifacts differ in: settings, sources, versions, and how good they were."""
+    found = artifacts(store)
+    both = [_find(found, name, store) for name in (first, second)]
+    facts = [
+        one.settings | dict(_flat(one.facts.get("provenance", {}))) | dict(one.validation)
+        for one in both
+    ]
+    rows = [[path, *(_word(side.get(path)) for side in facts)] for path in _varying(facts)]
+    header = ["differs in", *(one.name for one in both)]
+    return _joined(tabulate(rows, header, disable_numparse=True))
+
+
+def clear(store: Store, *, days: float | None, remove: bool) -> str:
+    """A table of what nothing will read again; it is removed if told so.
+
+    That is what another version made, whose keys are never asked for, what is damaged, checkpoints
+    of runs that ended, and what was left half-written a day ago.
+
+    Args:
+        days: if given also artifacts that old of which nothing younger was made, and
+            checkpoints and notes of Ray that nothing has touched for so long.
+        remove: or only look.
+
+    Raises:
+        ConfigError: something runs on the store, or could not be removed.
+    """
+    require(days is None or days >= 0, f"--older-than {days} is no number of days; give 0 or more")
+    with ExitStack() as stack:
+        for lock in sorted((store.root / "locks").glob("*.lock")) if remove else ():
+            stack.enter_context(store.alone(lock.stem, waits=False))
+        found = artifacts(store)
+        size = {one.name: one.mebibytes for one in found}
+        reasons = dict([*_needless(found, days), *_left_behind(store, found, days)])
+        rows = [
+            (name, size.get(name, _mebibytes(store.root / name)), why)
+            for name, why in reasons.items()
+        ]
+        for name in reasons if remove else ():
+            store.remove(name)
+            if (store.root / name).exists():
+                raise ConfigError(f"{store.root / name} cannot be removed; see whose it is")
+    total = f"{sum(row[1] for row in rows):.1f} MiB"
+    end = f"{total} removed" if remove else f"{total} could be removed: --yes does it"
+    if not rows:
+        return "nothing to remove"
+    return _joined(tabulate(rows, ["what", "MiB", "why"], floatfmt=".1f"), end)
+
+
+def _needless(found: Sequence[Artifact], days: float | None) -> Iterator[tuple[str, str]]:
+    """Artifacts that can go, and why."""
+    sound = []
+    for one in found:
+        version = one.facts.get("provenance", {}).get("rsllm")
+        if not one.facts:
+            yield one.name, "damaged"
+        elif version != rsllm.__version__:
+            yield one.name, f"made by rsllm {version}"
+        else:
+            sound.append(one)
+    if days is not None:
+        kept = [one for one in sound if one.age < days]
+        for one in kept:  # which grows
+            kept += [other for other in sound if one.is_of(other) and other not in kept]
+        for one in sound:
+            if one not in kept:
+                yield one.name, f"{one.age:.0f} days old, and nothing younger was made of it"
+
+
+def _left_behind(
+    store: Store, found: Sequence[Artifact], days: float | None
+) -> Iterator[tuple[str, str]]:
+    """Folders of runs that can go, and why; at a URI ages are those of this node's copies."""
+    ended = {one.name.replace("/", "-") for one in found}
+    for name in _names(store, "running"):
+        if name in ended:
+            yield f"running/{name}", "checkpoints of a run that ended"
+    for path in (*store.root.glob("*/.*.staging"), *store.root.glob("running/*/.*.staging")):
+        if _untouched(path) > 1:
+            yield path.relative_to(store.root).as_posix(), "half-written"
+    for path in (*store.root.glob("running/*"), *store.root.glob("ray/*")):
+        if days is not None and path.name not in ended and _untouched(path) > days:
+            name = path.relative_to(store.root).as_posix()
+            yield name, f"nothing touched it for {_untouched(path):.0f} days"
+
+
+def _untouched(folder: Path) -> float:
+    """Days since anything in it changed."""
+    paths = (folder, *folder.rglob("*"))
+    return (time.time() - max(path.lstat().st_mtime for path in paths)) / DAY
+
+
+def _mebibytes(folder: Path) -> float:
+    return sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file()) / MIB
+
+
+def _read(store: Store, name: str) -> Artifact | None:
+    if (stated := _bytes(store, f"{name}/{MANIFEST}")) is None:
+        return None
+    try:
+        facts = json.loads(stated) if store.remote else manifest(store.root / name)
+        place = f"{name}/{facts['digest']}" if store.remote else name
+        curve = json.loads(_bytes(store, f"{place}/training.json") or b"{}").get("curve") or [{}]
+        best = max(curve, key=lambda entry: float(entry.get("MRR", 0)))
+        kept = best if name.startswith("recommender/") else curve[-1]
+        validation = {metric: float(kept[metric]) for metric in SHOWN if metric in kept}
+        one = Artifact(name, facts, validation)
+        _ = one.settings, one.age, one.mebibytes  # which fail where a stranger wrote nonsense
+        return one
+    except (CheckpointError, ValueError, LookupError, TypeError, AttributeError):
+        return Artifact(name, {}, {})
+
+
+def _find(found: Sequence[Artifact], name: str, store: Store) -> Artifact:
+    """The one that a path, a name, a key, or the beginning of either means.
+
+    Raises:
+        ConfigError: none, or more than one.
+    """
+    asked = "/".join(Path(name).parts[-2:])
+    meant = [
+        one for one in found if asked and (one.name.startswith(asked) or one.key.startswith(asked))
+    ]
+    if len(meant) != 1:
+        several = ", ".join(one.name for one in meant) or "nothing"
+        raise ConfigError(f"{name} means {several} in {store.location}; see rsllm runs ls")
+    return meant[0]
+
+
+def _state(store: Store, run: str, found: Sequence[Artifact]) -> str:
+    holder = store.root / "locks" / f"{run}.holder"
+    steps = [
+        int(name.rpartition("-")[2]) for name in _names(store, f"running/{run}") if "step-" in name
+    ]
+    reached = f"checkpoint of step {max(steps)}" if steps else "no checkpoint"
+    if run in {one.name.replace("/", "-") for one in found}:
+        return "ended"
+    return f"{reached}, {holder.read_text() if holder.exists() else 'nobody at it'}"
+
+
+def _names(store: Store, folder: str = "") -> list[str]:
+    """What a folder of the store holds, complete or not."""
+    below = Mirror(store.below(folder) if folder else store.location)
+    return below.remote.names() if below.remote else below.names()
+
+
+def _bytes(store: Store, path: str) -> bytes | None:
+    """Of a file, if there is one."""
+    if store.remote is not None:
+        return store.remote.read(path)
+    file = store.root / path
+    return file.read_bytes() if file.is_file() else None
+
+
+def _kind(one: Artifact) -> str:
+    return one.name.partition("/")[0]
+
+
+def _flat(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested values by dotted paths."""
+    for name, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from _flat(value, f"{above}{name}.")
+        else:
+            yield f"{above}{name}", value
+
+
+def _words(values: Any) -> Iterator[str]:
+    """Every string in nested values."""
+    if isinstance(values, str):
+        yield values
+    elif isinstance(values, dict | list):
+        for value in values.values() if isinstance(values, dict) else values:
+            yield from _words(value)
+
+
+def _varying(sides: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Paths whose values are not the same everywhere."""
+    paths = dict.fromkeys(path for side in sides for path in side)
+    return [path for path in paths if len({_word(side.get(path)) for side in sides}) > 1]
+
+
+def _word(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return "-" if value is None else value if isinstance(value, str) else json.dumps(value)
+
+
+def _joined(*tables: str) -> str:
+    """For a terminal, which no character of it can command."""
+    text = "\n\n".join(filter(None, tables))
+    return "".join(char if char.isprintable() or char == "\n" else "?" for char in text)
