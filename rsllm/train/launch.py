@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import resource
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -136,7 +137,7 @@ def _log(assignment: Assignment) -> Iterator[Callable[[int, dict[str, float]], N
 
     def log(step: int, values: dict[str, float]) -> None:
         if "seconds" in values:
-            values = values | _spent(values["seconds"], assignment.layout.workers)
+            values = values | _spent(values["seconds"], assignment.layout)
         for name, value in values.items():
             writer.add_scalar(name, value, step)
             _gauge(name).set(value, tags)
@@ -149,14 +150,20 @@ def _log(assignment: Assignment) -> Iterator[Callable[[int, dict[str, float]], N
             store.share(curves)
 
 
-def _spent(seconds: float, workers: int) -> dict[str, float]:
-    """Device-seconds, and dollars where the node has labels like those of cluster/gpu.yaml."""
+def _spent(seconds: float, layout: Layout) -> dict[str, float]:
+    """Device-seconds, dollars where the node has labels like those of cluster/gpu.yaml, and GiB.
+
+    Memory is what this worker had at most: of its GPU, or resident.
+    """
     import ray
+    import torch
 
     labels = ray.get_runtime_context().get_node_labels()
-    found = {"device_seconds": seconds * workers}
+    resident = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    peak = torch.cuda.max_memory_allocated() if layout.use_gpu else resident
+    found = {"device_seconds": seconds * layout.workers, "memory_gibibytes": peak / 1024**3}
     if price := labels.get("dollars-per-hour"):
-        nodes = workers / max(1.0, float(labels.get("gpus", 1)))
+        nodes = layout.workers / max(1.0, float(labels.get("gpus", 1)))
         found["dollars"] = float(price) * nodes * seconds / 3600
     return found
 
