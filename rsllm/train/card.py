@@ -11,8 +11,9 @@ from torch import Tensor
 
 import rsllm
 from rsllm.assets import ASSETS
+from rsllm.evaluate.metrics import BUCKETS
 from rsllm.evaluate.report import rendered
-from rsllm.evaluate.statistics import mean_interval
+from rsllm.evaluate.statistics import Estimate, mean_interval
 from rsllm.settings import to_dict
 from rsllm.train.batches import TrainingSet
 from rsllm.train.checkpoints import State
@@ -57,7 +58,8 @@ def write_card(
         scorer=task.stage.loss.ranks_by,
         num_candidates=experiment.data.num_candidates,
         data=[_described(part) for part in task.batches.sets],
-        validated={name: _interval(end[name], n) for name in HITS},
+        validated=_validated(end, n),
+        by_target={name: found for name in BUCKETS if (found := _bucket(end, name))},
         cost={
             "seconds": round(state.seconds),
             "tokens": round(end["tokens_per_second"] * end["seconds"]),
@@ -82,6 +84,22 @@ def _described(part: TrainingSet) -> dict[str, Any]:
 
 def _licence(source: str) -> str:
     return ASSETS[source].licence if source in ASSETS else "as its owner states"
+
+
+def _validated(end: Mapping[str, float], n: int) -> dict[str, Any]:
+    """Of all users, with intervals."""
+    low, high = (end[f"targets/all/MRR_{side}"] for side in ("low", "high"))
+    mrr = asdict(Estimate(end["MRR"], low, high, n))
+    return {name: _interval(end[name], n) for name in HITS} | {"MRR": mrr}
+
+
+def _bucket(end: Mapping[str, float], name: str) -> dict[str, Any] | None:
+    """Of the users with such a target; no metrics where they are too few, None without any."""
+    n, hits = round(end[f"targets/{name}/n"]), end.get(f"targets/{name}/HR@1")
+    if not n:
+        return None
+    hit = None if hits is None else _interval(hits, n)
+    return {"n": n, "HR@1": hit, "MRR": end.get(f"targets/{name}/MRR")}
 
 
 def _interval(share: float, n: int) -> dict[str, Any]:

@@ -8,7 +8,7 @@ curriculum and direct tuning on unified prompts are stage 2 alone. Stage 0 is
 Axes: B rows, C candidates, H history, I items.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,10 @@ from torch import Tensor, nn
 
 from rsllm.config import Experiment, StageConfig
 from rsllm.data.prepared import PreparedData
-from rsllm.evaluate.metrics import rank_metrics, target_ranks
+from rsllm.evaluate.compare import BUCKET_METRICS, FEWEST_USERS, popularity_buckets
+from rsllm.evaluate.metrics import BUCKETS, rank_metrics, target_ranks
 from rsllm.evaluate.rank import decision, fixed_sample, score_candidates, target_places
+from rsllm.evaluate.statistics import mean_interval
 from rsllm.model import tuned
 from rsllm.model.objective import LanguageObjective
 from rsllm.prompts.collate import Batch, collate
@@ -107,8 +109,23 @@ class LanguageTask:
         ranks[padded] = np.stack(found, axis=1).ravel()
         cut = sum(part.encoder.num_cut_titles for part in self.batches.sets)
         cuts = {"prompts/cut_titles": cut, "prompts/dropped_history_items": sum(counts)}
-        metrics = {name: values.mean() for name, values in rank_metrics(ranks).items()} | cuts
+        of_rows = rank_metrics(ranks)
+        metrics = {name: values.mean() for name, values in of_rows.items()} | cuts
+        metrics |= self._by_target(of_rows)
         return {name: float(value) for name, value in metrics.items()} | self._health(objective)
+
+    def _by_target(self, of_rows: Mapping[str, np.ndarray]) -> dict[str, float]:
+        """How sure the MRR is, and metrics by popularity of the target, for the card."""
+        mrr = mean_interval(of_rows["MRR"])
+        found = {"targets/all/MRR_low": mrr.low, "targets/all/MRR_high": mrr.high}
+        bucket_R = popularity_buckets(self.data.catalogue.counts_I)[self.validation.target_R]
+        for bucket, name in enumerate(BUCKETS):
+            own_R = bucket_R == bucket
+            found[f"targets/{name}/n"] = n = own_R.sum()
+            if n >= FEWEST_USERS:
+                for metric in BUCKET_METRICS:
+                    found[f"targets/{name}/{metric}"] = of_rows[metric][own_R].mean()
+        return found
 
     def _health(self, objective: LanguageObjective) -> dict[str, float]:
         """Of the first validation rows; doubts are printed."""

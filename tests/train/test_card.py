@@ -34,6 +34,9 @@ def written(
         layout=SimpleNamespace(precision="fp32"),
     )
     metrics = {"HR@1": 0.4, "HR@5": 1.0, "HR@10": 1.0, "tokens_per_second": 30.0, "seconds": 10.0}
+    metrics |= {"MRR": 0.5, "targets/all/MRR_low": 0.25, "targets/all/MRR_high": 0.75}
+    metrics |= {"targets/popular/n": 0.0, "targets/middle/n": 5.0, "targets/rare/n": 4.0}
+    metrics |= {"targets/middle/HR@1": 0.4, "targets/middle/MRR": 0.625, "targets/cold/n": 1.0}
     state = State(step=6, seconds=12.3, curve=[metrics])
     tensors = {"llm.a": torch.zeros(3, 4), "slots.b": torch.zeros(5)}
     with commit_dir(folder / "artifact") as staging:
@@ -56,6 +59,14 @@ def test_a_card_says_what_was_done(tmp_path: Path, data: PreparedData, random_ll
     interval = binomtest(2, 5).proportion_ci(0.95, method="wilson")
     shown = f"| HR@1 | 0.400 [{interval.low:.3f}, {interval.high:.3f}] | 5 |"
     assert shown in text, "2 of 5 validation users"
+    for row in (
+        "| MRR | 0.500 [0.250, 0.750] | 5 |",
+        f"| middle | 0.400 [{interval.low:.3f}, {interval.high:.3f}] | 0.625 | 5 |",
+        "| rare | too few users |  | 4 |",
+        "| cold | too few users |  | 1 |",
+    ):
+        assert row in text
+    assert "| popular |" not in text
     loss = SMALL.stage2.loss
     for said in (
         "stage 2 on small",

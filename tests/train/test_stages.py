@@ -15,9 +15,11 @@ from small_tasks import language_task, recommender_task
 from world import run_in_world
 
 from rsllm.data.prepared import PreparedData
+from rsllm.evaluate.metrics import BUCKETS
 from rsllm.evaluate.rank import decision
 from rsllm.model import tuned
 from rsllm.prompts.collate import PADDING, Batch, collate
+from rsllm.train import stages
 from rsllm.train.engine import Engine
 from rsllm.train.order import step_rows, text_only
 
@@ -241,3 +243,21 @@ def test_cached_gradients_contrast_the_whole_step(data: PreparedData, random_llm
         parts = engine.step(task.batches(0), 0)
         negatives.append(parts["contrast/target_negatives"])
     assert negatives[0] <= 1 < negatives[1] <= 3
+
+
+def test_validation_by_the_popularity_of_targets(
+    data: PreparedData, random_llm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stages, "FEWEST_USERS", 1)
+    task = language_task(data, random_llm)
+    found = task.validate(task.objective)
+    counts = data.catalogue.counts_I.tolist()
+    expected = dict.fromkeys(BUCKETS, 0)
+    for target in task.validation.target_R:
+        share_above = sum(count for count in counts if count > counts[target]) / sum(counts)
+        expected[BUCKETS[sum(3 * share_above >= third for third in (1, 2, 3))]] += 1
+    assert {name: found[f"targets/{name}/n"] for name in BUCKETS} == expected
+    for metric in ("HR@1", "MRR"):
+        parts = [n * found[f"targets/{name}/{metric}"] for name, n in expected.items() if n]
+        assert sum(parts) / len(task.validation) == pytest.approx(found[metric])
+    assert found["targets/all/MRR_low"] < found["MRR"] < found["targets/all/MRR_high"]
