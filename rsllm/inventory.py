@@ -7,8 +7,7 @@ import json
 import time
 from calendar import timegm
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +91,8 @@ def listing(store: Store) -> str:
             more = ["..."] if len(varies) > MOST else []
             what = " ".join([*told, *more]) if one.facts else "damaged"
             rows.append([one.name, one.made, one.mebibytes, one.validation.get("MRR"), what])
-    runs = [(name, _state(store, name, found)) for name in _names(store, "running")]
+    ended = _runs(found)
+    runs = [(name, _state(store, name)) for name in _names(store, "running") if name not in ended]
     studies = [
         (name, "results" if _bytes(store, f"studies/{name}/results.json") else "none yet")
         for name in _names(store, "studies")
@@ -153,20 +153,17 @@ def clear(store: Store, *, days: float | None, remove: bool) -> str:
         ConfigError: something runs on the store, or could not be removed.
     """
     require(days is None or days >= 0, f"--older-than {days} is no number of days; give 0 or more")
-    with ExitStack() as stack:
-        for lock in sorted((store.root / "locks").glob("*.lock")) if remove else ():
-            stack.enter_context(store.alone(lock.stem, waits=False))
-        found = artifacts(store)
-        size = {one.name: one.mebibytes for one in found}
-        reasons = dict([*_needless(found, days), *_left_behind(store, found, days)])
-        rows = [
-            (name, size.get(name, _mebibytes(store.root / name)), why)
-            for name, why in reasons.items()
-        ]
-        for name in reasons if remove else ():
-            store.remove(name)
-            if (store.root / name).exists():
-                raise ConfigError(f"{store.root / name} cannot be removed; see whose it is")
+    for lock in sorted((store.root / "locks").glob("*.lock")) if remove else ():
+        with store.alone(lock.stem, waits=False):
+            pass
+    found = artifacts(store)
+    size = {one.name: one.mebibytes for one in found}
+    reasons = dict([*_needless(found, days), *_left_behind(store, found, days)])
+    rows = [(n, size.get(n, _mebibytes(store.root / n)), why) for n, why in reasons.items()]
+    for name in reasons if remove else ():
+        store.remove(name)
+        if (store.root / name).exists():
+            raise ConfigError(f"{store.root / name} cannot be removed; see whose it is")
     total = f"{sum(row[1] for row in rows):.1f} MiB"
     end = f"{total} removed" if remove else f"{total} could be removed: --yes does it"
     if not rows:
@@ -197,18 +194,24 @@ def _needless(found: Sequence[Artifact], days: float | None) -> Iterator[tuple[s
 def _left_behind(
     store: Store, found: Sequence[Artifact], days: float | None
 ) -> Iterator[tuple[str, str]]:
-    """Folders of runs that can go, and why; at a URI ages are those of this node's copies."""
-    ended = {one.name.replace("/", "-") for one in found}
+    """Folders of runs that can go, and why; of what is at a URI nobody knows when it was used."""
+    ended = _runs(found)
     for name in _names(store, "running"):
         if name in ended:
             yield f"running/{name}", "checkpoints of a run that ended"
     for path in (*store.root.glob("*/.*.staging"), *store.root.glob("running/*/.*.staging")):
         if _untouched(path) > 1:
             yield path.relative_to(store.root).as_posix(), "half-written"
-    for path in (*store.root.glob("running/*"), *store.root.glob("ray/*")):
-        if days is not None and path.name not in ended and _untouched(path) > days:
+    for path in (*store.root.glob("running/[!.]*"), *store.root.glob("ray/*")):
+        here = store.remote is None or path.parent.name == "ray"
+        if days is not None and here and path.name not in ended and _untouched(path) > days:
             name = path.relative_to(store.root).as_posix()
             yield name, f"nothing touched it for {_untouched(path):.0f} days"
+
+
+def _runs(found: Sequence[Artifact]) -> set[str]:
+    """The names of the runs that made them."""
+    return {one.name.replace("/", "-") for one in found}
 
 
 def _untouched(folder: Path) -> float:
@@ -222,20 +225,29 @@ def _mebibytes(folder: Path) -> float:
 
 
 def _read(store: Store, name: str) -> Artifact | None:
-    if (stated := _bytes(store, f"{name}/{MANIFEST}")) is None:
+    stated = _bytes(store, f"{name}/{MANIFEST}")
+    if stated is None:
         return None
     try:
-        facts = json.loads(stated) if store.remote else manifest(store.root / name)
-        place = f"{name}/{facts['digest']}" if store.remote else name
-        curve = json.loads(_bytes(store, f"{place}/training.json") or b"{}").get("curve") or [{}]
-        best = max(curve, key=lambda entry: float(entry.get("MRR", 0)))
-        kept = best if name.startswith("recommender/") else curve[-1]
-        validation = {metric: float(kept[metric]) for metric in SHOWN if metric in kept}
-        one = Artifact(name, facts, validation)
+        one = Artifact(name, json.loads(stated), {})
         _ = one.settings, one.age, one.mebibytes  # which fail where a stranger wrote nonsense
-        return one
+        if store.remote is None:
+            manifest(store.root / name)
     except (CheckpointError, ValueError, LookupError, TypeError, AttributeError):
         return Artifact(name, {}, {})
+    place = f"{name}/{one.facts.get('digest')}" if store.remote else name
+    return replace(one, validation=_validation(name, _bytes(store, f"{place}/training.json")))
+
+
+def _validation(name: str, training: bytes | None) -> dict[str, float]:
+    """Of a recommender's best epoch, or of the end of a language model's training."""
+    try:
+        curve = json.loads(training or b"{}").get("curve") or [{}]
+        best = max(curve, key=lambda entry: float(entry.get("MRR", 0)))
+        kept = best if name.startswith("recommender/") else curve[-1]
+        return {metric: float(kept[metric]) for metric in SHOWN if metric in kept}
+    except (ValueError, TypeError, AttributeError):
+        return {}
 
 
 def _find(found: Sequence[Artifact], name: str, store: Store) -> Artifact:
@@ -254,14 +266,10 @@ def _find(found: Sequence[Artifact], name: str, store: Store) -> Artifact:
     return meant[0]
 
 
-def _state(store: Store, run: str, found: Sequence[Artifact]) -> str:
+def _state(store: Store, run: str) -> str:
     holder = store.root / "locks" / f"{run}.holder"
-    steps = [
-        int(name.rpartition("-")[2]) for name in _names(store, f"running/{run}") if "step-" in name
-    ]
-    reached = f"checkpoint of step {max(steps)}" if steps else "no checkpoint"
-    if run in {one.name.replace("/", "-") for one in found}:
-        return "ended"
+    steps = [name for name in _names(store, f"running/{run}") if name.startswith("step-")]
+    reached = f"checkpoint of {max(steps)}" if steps else "no checkpoint"
     return f"{reached}, {holder.read_text() if holder.exists() else 'nobody at it'}"
 
 

@@ -88,9 +88,9 @@ def test_list_of_what_has_not_ended(store: Store, chain: list[str]) -> None:
     store.share("studies/search")
     with store.alone("stage-2-abc", waits=False):
         (run,) = lines(inventory.listing(store), "stage-2-abc")
-        assert f"checkpoint of step 12, process {os.getpid()} on " in run
+        assert f"checkpoint of step-000012, process {os.getpid()} on " in run
     (run,) = lines(inventory.listing(store), "stage-2-abc")
-    assert run.endswith("checkpoint of step 12, nobody at it")
+    assert run.endswith("checkpoint of step-000012, nobody at it")
     assert lines(inventory.listing(store), "search") == ["search   results"]
 
 
