@@ -154,8 +154,8 @@ def clear(store: Store, *, days: float | None, remove: bool) -> str:
     """
     require(days is None or days >= 0, f"--older-than {days} is no number of days; give 0 or more")
     for lock in sorted((store.root / "locks").glob("*.lock")) if remove else ():
-        with store.alone(lock.stem, waits=False):
-            pass
+        who = store.holder(lock.stem)
+        require(not who, f"{who} runs {lock.stem}; clear {store.location} when nothing runs on it")
     found = artifacts(store)
     size = {one.name: one.mebibytes for one in found}
     reasons = dict([*_needless(found, days), *_left_behind(store, found, days)])
@@ -267,10 +267,9 @@ def _find(found: Sequence[Artifact], name: str, store: Store) -> Artifact:
 
 
 def _state(store: Store, run: str) -> str:
-    holder = store.root / "locks" / f"{run}.holder"
     steps = [name for name in _names(store, f"running/{run}") if name.startswith("step-")]
-    reached = f"checkpoint of {max(steps)}" if steps else "no checkpoint"
-    return f"{reached}, {holder.read_text() if holder.exists() else 'nobody at it'}"
+    reached = f"checkpoint {max(steps)}" if steps else "no checkpoint"
+    return f"{reached}, {store.holder(run) or 'nobody at it'}"
 
 
 def _names(store: Store, folder: str = "") -> list[str]:

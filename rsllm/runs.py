@@ -365,7 +365,7 @@ class Store(Mirror):
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            who = holder.read_text() if holder.exists() else "another process"
+            who = self.holder(name) or "another process"
             if not waits:
                 raise ConfigError(f"{who} runs {name} already; let it end or end it") from None
             print(f"rsllm: waiting for {who}, which makes {name}", flush=True)
@@ -377,3 +377,15 @@ class Store(Mirror):
         finally:
             holder.unlink(missing_ok=True)
             lock.release()
+
+    def holder(self, name: str) -> str:
+        """Who is at some work of `alone`; empty if nobody on this machine is any more."""
+        path = self.root / "locks" / f"{name}.lock"
+        if not path.exists():
+            return ""
+        try:
+            FileLock(path).acquire(timeout=0).lock.release()
+            return ""
+        except Timeout:
+            text = path.with_suffix(".holder")
+            return text.read_text() if text.exists() else "another process"

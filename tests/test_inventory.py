@@ -88,9 +88,10 @@ def test_list_of_what_has_not_ended(store: Store, chain: list[str]) -> None:
     store.share("studies/search")
     with store.alone("stage-2-abc", waits=False):
         (run,) = lines(inventory.listing(store), "stage-2-abc")
-        assert f"checkpoint of step-000012, process {os.getpid()} on " in run
+        assert f"checkpoint step-000012, process {os.getpid()} on " in run
+    (store.root / "locks" / "stage-2-abc.holder").write_text("process 1, which was killed")
     (run,) = lines(inventory.listing(store), "stage-2-abc")
-    assert run.endswith("checkpoint of step-000012, nobody at it")
+    assert run.endswith("checkpoint step-000012, nobody at it")
     assert lines(inventory.listing(store), "search") == ["search   results"]
 
 
@@ -160,7 +161,7 @@ def test_days_that_are_none(tmp_path: Path, days: float) -> None:
 def test_nothing_is_removed_while_something_runs(store: Store, chain: list[str]) -> None:
     with (
         store.alone("search-mine", waits=False),
-        pytest.raises(ConfigError, match=f"process {os.getpid()} on .* runs search-mine already"),
+        pytest.raises(ConfigError, match=f"process {os.getpid()} on .* runs search-mine; clear"),
     ):
         inventory.clear(store, days=0, remove=True)
     assert len(inventory.artifacts(store)) == len(chain)
