@@ -361,7 +361,7 @@ class Store(Mirror):
         """
         path = self.root / "locks" / f"{name}.lock"
         path.parent.mkdir(parents=True, exist_ok=True)
-        holder, lock = path.with_suffix(".holder"), FileLock(path)
+        note, lock = path.with_suffix(".holder"), FileLock(path)
         try:
             lock.acquire(timeout=0)
         except Timeout:
@@ -372,10 +372,10 @@ class Store(Mirror):
             lock.acquire()
         try:
             since = time.strftime("%Y-%m-%d %H:%M:%S")
-            holder.write_text(f"process {os.getpid()} on {platform.node()} (since {since})")
+            note.write_text(f"process {os.getpid()} on {platform.node()} (since {since})")
             yield
         finally:
-            holder.unlink(missing_ok=True)
+            note.unlink(missing_ok=True)
             lock.release()
 
     def holder(self, name: str) -> str:
