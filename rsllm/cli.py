@@ -241,13 +241,12 @@ def _runs(arguments: argparse.Namespace) -> None:
     from rsllm import inventory
     from rsllm.runs import Store
 
+    store = Store.at(arguments.storage)
     if arguments.deed == "gc":
-        store = Store.open(arguments.storage)
         print(inventory.clear(store, days=arguments.older_than, remove=arguments.yes))
     else:
         said = {"ls": "listing", "show": "details", "diff": "difference"}[arguments.deed]
-        names = getattr(arguments, "names", ())
-        print(getattr(inventory, said)(Store.at(arguments.storage), *names))
+        print(getattr(inventory, said)(store, *getattr(arguments, "names", ())))
 
 
 def _run_stage(arguments: argparse.Namespace) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
+import os
+import re
 import time
 from calendar import timegm
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,9 +20,23 @@ import rsllm
 from rsllm.errors import CheckpointError, ConfigError, require
 from rsllm.runs import MANIFEST, Mirror, Store, manifest
 
+KINDS = ("data", "titles", "recommender", "items", "stage-1", "stage-2", "evaluation")
+"""Of artifacts, sources before what is made of them."""
 DAY, MIB = 86400.0, 1024**2
 SHOWN = ("samples", "seconds", "MRR", "HR@1", "HR@5", "NDCG@10")
 """Of the validation that an artifact's weights had."""
+NONSENSE = (
+    CheckpointError,
+    LookupError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    RecursionError,
+)
+"""What a file raises in which a stranger wrote it."""
+OUTCOMES = ("results.json", "page.html")
+"""Of a study, and of a paper's tables."""
 MOST = 4
 """Settings in a line of the list."""
 
@@ -69,15 +86,18 @@ def artifacts(store: Store) -> list[Artifact]:
 
     Raises:
         ConfigError: there is no such folder.
-        CheckpointError: the URI cannot be reached.
+        CheckpointError: something cannot be read, such as another user's.
     """
     if store.remote is None and not store.root.is_dir():
         raise ConfigError(f"{store.location} is no store; name one with --storage")
-    read = [_read(store, f"{kind}/{key}") for kind in _names(store) for key in _names(store, kind)]
-    found, born = [one for one in read if one], dict[str, str]()
-    for one in sorted(found, key=lambda one: one.made):
-        born.setdefault(_kind(one), one.made)
-    return sorted(found, key=lambda one: (born[_kind(one)], _kind(one), one.made))
+    names = [
+        f"{kind}/{key}"
+        for kind in KINDS
+        for key in _names(store, kind)
+        if re.fullmatch("[0-9a-f]{16}", key) and not (store.root / kind).is_symlink()
+    ]
+    found = [one for name in names if (one := _read(store, name))]
+    return sorted(found, key=lambda one: (KINDS.index(_kind(one)), one.made))
 
 
 def listing(store: Store) -> str:
@@ -87,21 +107,24 @@ def listing(store: Store) -> str:
         kind = list(group)
         varies = _varying([one.settings for one in kind])
         for one in kind:
-            told = [f"{path}={_word(one.settings.get(path))}" for path in varies[:MOST]]
+            told = [f"{path}={_word(one.settings.get(path), 4)}" for path in varies[:MOST]]
             more = ["..."] if len(varies) > MOST else []
             what = " ".join([*told, *more]) if one.facts else "damaged"
             rows.append([one.name, one.made, one.mebibytes, one.validation.get("MRR"), what])
     ended = _runs(found)
     runs = [(name, _state(store, name)) for name in _names(store, "running") if name not in ended]
     studies = [
-        (name, "results" if _bytes(store, f"studies/{name}/results.json") else "none yet")
+        (
+            name,
+            "there" if any(_bytes(store, f"studies/{name}/{f}") for f in OUTCOMES) else "none yet",
+        )
         for name in _names(store, "studies")
     ]
     header = ["artifact", "made (UTC)", "MiB", "MRR", "differs from its kind in"]
     return _joined(
         tabulate(rows, header, floatfmt=("", "", ".1f", ".3f", "")) if rows else "no artifacts",
-        tabulate(runs, ["run that has not ended", "state"]) if runs else "",
-        tabulate(studies, ["study", "results"]) if studies else "",
+        tabulate(runs, ["run that has not ended", "state"], disable_numparse=True) if runs else "",
+        tabulate(studies, ["study", "results"], disable_numparse=True) if studies else "",
     )
 
 
@@ -135,93 +158,111 @@ def difference(store: Store, first: str, second: str) -> str:
     ]
     rows = [[path, *(_word(side.get(path)) for side in facts)] for path in _varying(facts)]
     header = ["differs in", *(one.name for one in both)]
+    if not rows:
+        return f"{both[0].name} and {both[1].name} differ in nothing"
     return _joined(tabulate(rows, header, disable_numparse=True))
 
 
 def clear(store: Store, *, days: float | None, remove: bool) -> str:
     """A table of what nothing will read again; it is removed if told so.
 
-    That is what another version made, whose keys are never asked for, what is damaged, checkpoints
-    of runs that ended, and what was left half-written a day ago.
+    That is what is damaged, checkpoints of runs that ended, and what was left half-written a day
+    ago. What was ever judged stays, and what it was made of.
 
     Args:
-        days: if given also artifacts that old of which nothing younger was made, and
-            checkpoints and notes of Ray that nothing has touched for so long.
+        days: if given also artifacts that old of which nothing younger was made, those of other
+            versions, and checkpoints and notes of Ray that nothing has touched for so long.
         remove: or only look.
 
     Raises:
-        ConfigError: something runs on the store, or could not be removed.
+        ConfigError: days that are none or, at a URI, any, since nobody knows there who uses what;
+            something runs on the store, or cannot be removed.
     """
     require(days is None or days >= 0, f"--older-than {days} is no number of days; give 0 or more")
+    require(days is None or not store.remote, "--older-than is for folders; a bucket has its rules")
     for lock in sorted((store.root / "locks").glob("*.lock")) if remove else ():
         who = store.holder(lock.stem)
         require(not who, f"{who} runs {lock.stem}; clear {store.location} when nothing runs on it")
     found = artifacts(store)
-    size = {one.name: one.mebibytes for one in found}
-    reasons = dict([*_needless(found, days), *_left_behind(store, found, days)])
-    rows = [(n, size.get(n, _mebibytes(store.root / n)), why) for n, why in reasons.items()]
-    for name in reasons if remove else ():
-        store.remove(name)
-        if (store.root / name).exists():
-            raise ConfigError(f"{store.root / name} cannot be removed; see whose it is")
-    total = f"{sum(row[1] for row in rows):.1f} MiB"
-    end = f"{total} removed" if remove else f"{total} could be removed: --yes does it"
+    size = {one.name: one.mebibytes for one in found if one.facts}
+    reasons = dict([*_left_behind(store, found, days), *_needless(store, found, days)])
+    rows = [(n, size.get(n) or _mebibytes(store.root / n), why) for n, why in reasons.items()]
     if not rows:
         return "nothing to remove"
+    for name in reasons if remove else ():
+        store.remove(name)
+    left = [name for name in reasons if remove and _is_there(store, name)]
+    require(not left, f"{', '.join(left)} cannot be removed; see whose they are")
+    total = f"{sum(row[1] for row in rows):.1f} MiB"
+    end = f"{total} removed" if remove else f"{total} could be removed: --yes does it"
     return _joined(tabulate(rows, ["what", "MiB", "why"], floatfmt=".1f"), end)
 
 
-def _needless(found: Sequence[Artifact], days: float | None) -> Iterator[tuple[str, str]]:
-    """Artifacts that can go, and why."""
-    sound = []
-    for one in found:
-        version = one.facts.get("provenance", {}).get("rsllm")
-        if not one.facts:
-            yield one.name, "damaged"
-        elif version != rsllm.__version__:
-            yield one.name, f"made by rsllm {version}"
-        else:
-            sound.append(one)
-    if days is not None:
-        kept = [one for one in sound if one.age < days]
-        for one in kept:  # which grows
-            kept += [other for other in sound if one.is_of(other) and other not in kept]
-        for one in sound:
-            if one not in kept:
-                yield one.name, f"{one.age:.0f} days old, and nothing younger was made of it"
+def _needless(
+    store: Store, found: Sequence[Artifact], days: float | None
+) -> Iterator[tuple[str, str]]:
+    """Artifacts that can go, and why; by age none while a run may read it that has not ended."""
+    yield from ((one.name, "damaged") for one in found if not one.facts)
+    unfinished = [name for name in _names(store, "running") if name not in _runs(found)]
+    if days is None or any(_untouched(store.root / "running" / n) < days for n in unfinished):
+        return
+    sound = [one for one in found if one.facts]
+    versions = {one.name: one.facts["provenance"].get("rsllm") for one in sound}
+    ours = [one for one in sound if versions[one.name] == rsllm.__version__]
+    kept = [one for one in sound if one.age < days]
+    kept += [one for one in ours if _kind(one) == "evaluation" and one not in kept]
+    for one in kept:  # which grows
+        kept += [other for other in sound if one.is_of(other) and other not in kept]
+    for one in sound:
+        if one not in kept:
+            by = "" if one in ours else f", by rsllm {versions[one.name]}"
+            yield one.name, f"{one.age:.0f} days old{by}, nothing that stays was made of it"
 
 
 def _left_behind(
     store: Store, found: Sequence[Artifact], days: float | None
 ) -> Iterator[tuple[str, str]]:
-    """Folders of runs that can go, and why; of what is at a URI nobody knows when it was used."""
+    """Folders of runs that can go, and why."""
     ended = _runs(found)
     for name in _names(store, "running"):
         if name in ended:
             yield f"running/{name}", "checkpoints of a run that ended"
+        elif days is not None and _untouched(store.root / "running" / name) >= days:
+            yield f"running/{name}", f"untouched for {days:g} days"
     for path in (*store.root.glob("*/.*.staging"), *store.root.glob("running/*/.*.staging")):
         if _untouched(path) > 1:
             yield path.relative_to(store.root).as_posix(), "half-written"
-    for path in (*store.root.glob("running/[!.]*"), *store.root.glob("ray/*")):
-        here = store.remote is None or path.parent.name == "ray"
-        if days is not None and here and path.name not in ended and _untouched(path) > days:
-            name = path.relative_to(store.root).as_posix()
-            yield name, f"nothing touched it for {_untouched(path):.0f} days"
+    for path in store.root.glob("ray/[!.]*"):
+        if days is not None and path.is_dir() and _untouched(path) >= days:
+            yield f"ray/{path.name}", f"untouched for {days:g} days"
 
 
 def _runs(found: Sequence[Artifact]) -> set[str]:
-    """The names of the runs that made them."""
-    return {one.name.replace("/", "-") for one in found}
+    """The names of the runs that made them; what is damaged will be made again."""
+    return {one.name.replace("/", "-") for one in found if one.facts}
+
+
+def _is_there(store: Store, name: str) -> bool:
+    folder, _, last = name.rpartition("/")
+    return (store.root / name).exists() or last in _names(store, folder)
 
 
 def _untouched(folder: Path) -> float:
     """Days since anything in it changed."""
-    paths = (folder, *folder.rglob("*"))
-    return (time.time() - max(path.lstat().st_mtime for path in paths)) / DAY
+    return (time.time() - max((stat.st_mtime for stat in _stats(folder)), default=0)) / DAY
 
 
 def _mebibytes(folder: Path) -> float:
-    return sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file()) / MIB
+    return sum(stat.st_size for stat in _stats(folder)) / MIB
+
+
+def _stats(folder: Path) -> list[os.stat_result]:
+    """Of all that is in a folder, as long as it is there."""
+    found = []
+    with contextlib.suppress(OSError):
+        for path in (folder, *folder.rglob("*")):
+            found.append(path.lstat())
+    return found
 
 
 def _read(store: Store, name: str) -> Artifact | None:
@@ -233,7 +274,7 @@ def _read(store: Store, name: str) -> Artifact | None:
         _ = one.settings, one.age, one.mebibytes  # which fail where a stranger wrote nonsense
         if store.remote is None:
             manifest(store.root / name)
-    except (CheckpointError, ValueError, LookupError, TypeError, AttributeError):
+    except NONSENSE:
         return Artifact(name, {}, {})
     place = f"{name}/{one.facts.get('digest')}" if store.remote else name
     return replace(one, validation=_validation(name, _bytes(store, f"{place}/training.json")))
@@ -246,7 +287,7 @@ def _validation(name: str, training: bytes | None) -> dict[str, float]:
         best = max(curve, key=lambda entry: float(entry.get("MRR", 0)))
         kept = best if name.startswith("recommender/") else curve[-1]
         return {metric: float(kept[metric]) for metric in SHOWN if metric in kept}
-    except (ValueError, TypeError, AttributeError):
+    except NONSENSE:
         return {}
 
 
@@ -262,7 +303,8 @@ def _find(found: Sequence[Artifact], name: str, store: Store) -> Artifact:
     ]
     if len(meant) != 1:
         several = ", ".join(one.name for one in meant) or "nothing"
-        raise ConfigError(f"{name} means {several} in {store.location}; see rsllm runs ls")
+        text = f"{name} means {several} in {store.location}; see rsllm runs ls"
+        raise ConfigError(_joined(text))
     return meant[0]
 
 
@@ -282,8 +324,12 @@ def _bytes(store: Store, path: str) -> bytes | None:
     """Of a file, if there is one."""
     if store.remote is not None:
         return store.remote.read(path)
-    file = store.root / path
-    return file.read_bytes() if file.is_file() else None
+    try:
+        return (store.root / path).read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise CheckpointError(f"{store.root / path} cannot be read: {error.strerror}") from error
 
 
 def _kind(one: Artifact) -> str:
@@ -314,9 +360,10 @@ def _varying(sides: Sequence[Mapping[str, Any]]) -> list[str]:
     return [path for path in paths if len({_word(side.get(path)) for side in sides}) > 1]
 
 
-def _word(value: Any) -> str:
+def _word(value: Any, digits: int = 0) -> str:
+    """A value, exactly or of so many digits."""
     if isinstance(value, float):
-        return f"{value:.4g}"
+        return f"{value:.{digits}g}" if digits else repr(value)
     return "-" if value is None else value if isinstance(value, str) else json.dumps(value)
 
 

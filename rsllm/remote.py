@@ -50,7 +50,8 @@ class Remote:
 
     def read(self, path: str) -> bytes | None:
         """The bytes of a file, or None if there is none."""
-        with self._system() as (system, root), contextlib.suppress(FileNotFoundError):
+        none = contextlib.suppress(FileNotFoundError, NotADirectoryError)
+        with self._system() as (system, root), none:
             return bytes(system.cat_file(f"{root}/{path}"))
         return None
 

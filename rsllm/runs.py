@@ -98,16 +98,13 @@ def commit_dir(final: Path, **facts: Any) -> Iterator[Path]:
 @contextlib.contextmanager
 def _staged(final: Path) -> Iterator[Path]:
     final.parent.mkdir(parents=True, exist_ok=True)
-    # Process ids mean the same on one machine, and in one container of it.
-    host = content_hash([platform.node(), Path("/proc/self/ns/pid").resolve().name])[:8]
-    for left in final.parent.glob(f".{final.name}.{host}-*.staging"):
+    for left in final.parent.glob(f".{final.name}.{_host()}-*.staging"):
         try:
             with contextlib.suppress(PermissionError):  # it lives, as another user's
                 os.kill(int(left.name.split("-")[-2]), 0)
         except ProcessLookupError:
             shutil.rmtree(left, ignore_errors=True)
-    owner, unique = f"{host}-{os.getpid()}", uuid.uuid4().hex[:8]
-    staging = final.with_name(f".{final.name}.{owner}-{unique}.staging")
+    staging = _beside(final)
     staging.mkdir()
     try:
         yield staging
@@ -119,6 +116,17 @@ def _staged(final: Path) -> Iterator[Path]:
         _fsync(final.parent)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def _beside(final: Path) -> Path:
+    """Where this process may stage what comes to a place, or put aside what is there."""
+    unique = uuid.uuid4().hex[:8]
+    return final.with_name(f".{final.name}.{_host()}-{os.getpid()}-{unique}.staging")
+
+
+def _host() -> str:
+    """Within which process ids mean the same: one machine, and one container of it."""
+    return content_hash([platform.node(), Path("/proc/self/ns/pid").resolve().name])[:8]
 
 
 def seal(folder: Path, facts: Mapping[str, Any]) -> None:
@@ -267,12 +275,15 @@ class Mirror:
             self.remote.upload(self.root / name, names, name)
 
     def remove(self, name: str) -> None:
-        """Remove a folder, its manifest first; what cannot be removed stays."""
+        """Remove a folder, at once as others see it; what cannot be removed stays."""
         if self.remote is not None:
             with contextlib.suppress(CheckpointError):
                 self.remote.remove(f"{name}/{MANIFEST}")
                 self.remote.remove(name)
-        shutil.rmtree(self.root / name, ignore_errors=True)
+        aside = _beside(self.root / name)
+        with contextlib.suppress(OSError):
+            (self.root / name).rename(aside)
+            shutil.rmtree(aside, ignore_errors=True)
 
 
 @dataclass(frozen=True)
@@ -386,6 +397,6 @@ class Store(Mirror):
         try:
             FileLock(path).acquire(timeout=0).lock.release()
             return ""
-        except Timeout:
+        except (Timeout, PermissionError):
             text = path.with_suffix(".holder")
             return text.read_text() if text.exists() else "another process"

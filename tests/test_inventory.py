@@ -15,7 +15,8 @@ import pytest
 import rsllm
 from rsllm import inventory, runs
 from rsllm.cli import main
-from rsllm.errors import ConfigError
+from rsllm.errors import CheckpointError, ConfigError
+from rsllm.remote import Remote
 from rsllm.runs import MANIFEST, Store
 
 HOUR, DAY = 3600.0, 86400.0
@@ -55,7 +56,7 @@ def chain(store: Store, make: Callable[..., str]) -> list[str]:
     data = make(store, "data", {"config": {"source": "mine"}}, days=40)
     inputs = {"data": data.split("/")[1], "recommender": {"model": "gru4rec", "width": 64}}
     names = [data, make(store, "recommender", inputs, days=30, mrr=[0.3, 0.4, 0.2])]
-    for gamma, days in ((1.0, 20), (3.0, 0)):
+    for gamma, days in ((1.0, 20), (3.00000001, 0)):
         sources = {"data": inputs["data"], "recommender": names[1].split("/")[1], "start": None}
         stage = {"stage": {"loss": {"gamma": gamma, "alpha": 0.1}, "samples": 96}}
         names.append(make(store, "stage-2", sources | stage, days=days, mrr=[0.5, 0.25]))
@@ -92,7 +93,7 @@ def test_list_of_what_has_not_ended(store: Store, chain: list[str]) -> None:
     (store.root / "locks" / "stage-2-abc.holder").write_text("process 1, which was killed")
     (run,) = lines(inventory.listing(store), "stage-2-abc")
     assert run.endswith("checkpoint step-000012, nobody at it")
-    assert lines(inventory.listing(store), "search") == ["search   results"]
+    assert lines(inventory.listing(store), "search") == ["search   there"]
 
 
 def test_show_and_difference(store: Store, chain: list[str]) -> None:
@@ -104,8 +105,9 @@ def test_show_and_difference(store: Store, chain: list[str]) -> None:
     assert lines(shown, "part.bin")[0].split()[1:] == [str(1024 * 1024)]
     differs = inventory.difference(store, str(store.root / first), second.split("/")[1][:6])
     loss, moment = (line.split() for line in differs.splitlines()[2:])
-    assert loss == ["stage.loss.gamma", "1", "3"]
+    assert loss == ["stage.loss.gamma", "1.0", "3.00000001"]
     assert moment[0] == "time"
+    assert inventory.difference(store, data, data).endswith("differ in nothing")
 
 
 def test_names_that_mean_none_or_several(store: Store, chain: list[str]) -> None:
@@ -115,26 +117,33 @@ def test_names_that_mean_none_or_several(store: Store, chain: list[str]) -> None
         inventory.details(store, "stage-2")
 
 
-def test_what_nothing_will_read_again(store: Store, chain: list[str], make: Any) -> None:
+def checkpoint(store: Store, run: str) -> None:
+    with runs.commit_dir(store.root / "running" / run / "step-000006") as folder:
+        (folder / "part.bin").write_bytes(b"x")
+    place = store.root / "running" / run / "step-000006"
+    runs.Mirror(store.below(f"running/{run}")).upload("step-000006", place)
+
+
+def told(text: str) -> list[str]:
+    """What a table of things to remove names."""
+    return [line.split()[0] for line in text.splitlines()[2:-2]]
+
+
+def test_what_nothing_will_read_again(store: Store, chain: list[str]) -> None:
     """It is listed, and removed when told so; all else stays."""
-    old = make(store, "stage-1", {"samples": 1}, version="0.0.1")
-    kind, key = chain[3].split("/")
-    ended, unfinished = f"running/{kind}-{key}", "running/stage-1-0123"
-    for name in (ended, unfinished):
-        with runs.commit_dir(store.root / name / "step-000006") as folder:
-            (folder / "part.bin").write_bytes(b"x")
-        runs.Mirror(store.below(name)).upload("step-000006", store.root / name / "step-000006")
+    ended = chain[3].replace("/", "-")
+    for run in (ended, "stage-1-0123"):
+        checkpoint(store, run)
     fresh, left = (store.root / "stage-2" / f".{n}.staging" for n in ("fresh", "left"))
     for folder in (fresh, left):
         folder.mkdir(parents=True)
     os.utime(left, (time.time() - 25 * HOUR,) * 2)
-    told = inventory.clear(store, days=None, remove=False)
-    gone = [old, ended, "stage-2/.left.staging"]
-    assert [line.split()[0] for line in told.splitlines()[2:-2]] == gone
-    assert "made by rsllm 0.0.1" in told
-    assert told.endswith("1.0 MiB could be removed: --yes does it")
+    gone = [f"running/{ended}", "stage-2/.left.staging"]
+    text = inventory.clear(store, days=None, remove=False)
+    assert told(text) == gone
+    assert text.endswith("MiB could be removed: --yes does it")
     assert left.exists()
-    assert inventory.clear(store, days=None, remove=True).endswith("1.0 MiB removed")
+    assert told(inventory.clear(store, days=None, remove=True)) == gone
     assert inventory.clear(store, days=None, remove=True) == "nothing to remove"
     assert not left.exists()
     assert fresh.exists()
@@ -142,14 +151,78 @@ def test_what_nothing_will_read_again(store: Store, chain: list[str], make: Any)
     assert inventory._names(store, "running") == ["stage-1-0123"]
 
 
-def test_what_nothing_has_used_for_long(store: Store, chain: list[str]) -> None:
+@pytest.fixture
+def folder(tmp_path: Path) -> Store:
+    return Store.open(tmp_path / "store")
+
+
+@pytest.mark.parametrize("store", ["folder"], indirect=True)
+def test_what_nothing_has_used_for_long(store: Store, chain: list[str], make: Any) -> None:
     """Data and a recommender of long ago stay while something young was made of them."""
-    told = inventory.clear(store, days=10, remove=True)
-    assert [line.split()[0] for line in told.splitlines()[2:-2]] == [chain[2]]
-    assert "20 days old" in told
-    assert [one.name for one in inventory.artifacts(store)] == [*chain[:2], chain[3]]
+    other = make(store, "stage-1", {"samples": 1}, days=12, version="0.0.1")
+    young = make(store, "stage-1", {"samples": 2}, days=8, version="0.0.1")
+    text = inventory.clear(store, days=10, remove=True)
+    assert told(text) == [other, chain[2]]
+    assert "12 days old, by rsllm 0.0.1" in text
+    assert "20 days old, nothing that stays was made of it" in text
+    assert [one.name for one in inventory.artifacts(store)] == [*chain[:2], young, chain[3]]
     inventory.clear(store, days=0, remove=True)
     assert inventory.listing(store).startswith("no artifacts")
+
+
+@pytest.mark.parametrize("store", ["folder"], indirect=True)
+def test_what_was_judged_stays(store: Store, chain: list[str], make: Any) -> None:
+    judged = make(store, "evaluation", {"artifact": chain[2].split("/")[1]}, days=19)
+    inventory.clear(store, days=0, remove=True)
+    assert [one.name for one in inventory.artifacts(store)] == [*chain[:3], judged]
+
+
+@pytest.mark.parametrize("store", ["folder"], indirect=True)
+def test_no_source_goes_while_a_run_has_not_ended(store: Store, chain: list[str]) -> None:
+    """What it reads is known to it alone."""
+    checkpoint(store, "stage-2-0123")
+    assert inventory.clear(store, days=5, remove=True) == "nothing to remove"
+    for path in store.root.glob("running/**/*"):
+        os.utime(path, (time.time() - 6 * DAY,) * 2)
+    gone = ["running/stage-2-0123", chain[2]]
+    assert told(inventory.clear(store, days=5, remove=True)) == gone
+
+
+def test_at_a_uri_nobody_knows_who_uses_what(bucket: str) -> None:
+    with pytest.raises(ConfigError, match="--older-than is for folders"):
+        inventory.clear(Store.open(bucket), days=5, remove=False)
+
+
+def test_what_cannot_be_removed_is_said(
+    bucket: str, make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store.open(bucket)
+    run = make(store, "stage-2", {}).replace("/", "-")
+    checkpoint(store, run)
+
+    def refuse(self: Remote, path: str) -> None:
+        raise CheckpointError("not yours")
+
+    monkeypatch.setattr(Remote, "remove", refuse)
+    with pytest.raises(ConfigError, match=f"running/{run} cannot be removed"):
+        inventory.clear(store, days=None, remove=True)
+
+
+def test_folders_that_are_not_rsllms_are_none_of_its_business(folder: Store) -> None:
+    for name in ("myapp/public", "stage-2/public", "running/0123456789abcdef"):
+        (folder.root / name).mkdir(parents=True)
+        (folder.root / name / MANIFEST).write_text("{}")
+    assert inventory.artifacts(folder) == []
+    assert inventory.clear(folder, days=0, remove=False).count("\n") == 4, "the old run alone"
+
+
+def test_checkpoints_of_what_is_damaged_stay(folder: Store, make: Any) -> None:
+    """It is made again, from there."""
+    name = make(folder, "stage-2", {})
+    checkpoint(folder, name.replace("/", "-"))
+    (folder.root / name / "part.bin").unlink()
+    assert told(inventory.clear(folder, days=None, remove=True)) == [name]
+    assert inventory._names(folder, "running") == [name.replace("/", "-")]
 
 
 @pytest.mark.parametrize("days", [-1.0, float("nan")])
@@ -159,12 +232,13 @@ def test_days_that_are_none(tmp_path: Path, days: float) -> None:
 
 
 def test_nothing_is_removed_while_something_runs(store: Store, chain: list[str]) -> None:
+    checkpoint(store, chain[3].replace("/", "-"))
     with (
         store.alone("search-mine", waits=False),
         pytest.raises(ConfigError, match=f"process {os.getpid()} on .* runs search-mine; clear"),
     ):
-        inventory.clear(store, days=0, remove=True)
-    assert len(inventory.artifacts(store)) == len(chain)
+        inventory.clear(store, days=None, remove=True)
+    assert inventory._names(store, "running")
 
 
 def test_old_notes_and_checkpoints_go_too(tmp_path: Path) -> None:
@@ -175,21 +249,20 @@ def test_old_notes_and_checkpoints_go_too(tmp_path: Path) -> None:
     young = inventory.clear(store, days=1, remove=True)
     for path in store.root.rglob("*"):
         os.utime(path, (time.time() - 3 * DAY,) * 2)
-    told = inventory.clear(store, days=1, remove=True)
     assert young == "nothing to remove"
-    assert [line.split()[0] for line in told.splitlines()[2:-2]] == [
-        "running/stage-2-abc",
-        "ray/search",
-    ]
+    gone = ["running/stage-2-abc", "ray/search"]
+    assert told(inventory.clear(store, days=1, remove=True)) == gone
     assert not [*store.root.glob("running/*"), *store.root.glob("ray/*")]
 
 
-@pytest.mark.parametrize("harm", ["manifest", "facts", "time", "file", "curve"])
+@pytest.mark.parametrize("harm", ["manifest", "deep", "facts", "time", "file", "curve"])
 def test_damaged_artifacts_are_listed_and_cleared(tmp_path: Path, make: Any, harm: str) -> None:
     store = Store.open(tmp_path)
     name = make(store, "stage-2", {"samples": 1}, mrr=[0.5])
     if harm == "manifest":
         (store.root / name / MANIFEST).write_text("[]")
+    elif harm == "deep":
+        (store.root / name / MANIFEST).write_text("[" * 100_000)
     elif harm in ("facts", "time"):
         nonsense = {"inputs": [], "provenance": {"time": "soon" if harm == "time" else ""}}
         with runs.commit_dir(tmp_path / "new", **nonsense) as folder:
@@ -222,6 +295,7 @@ def test_verbs(tmp_path: Path, make: Any, capsys: pytest.CaptureFixture[str]) ->
     for words in (["ls"], ["show", names[0]], ["diff", *names], ["gc", "--older-than", "0"]):
         assert main(["runs", *words, *where]) == 0
         assert names[0] in capsys.readouterr().out
-    assert main(["runs", "ls", "--storage", str(tmp_path / "none")]) == 2
-    assert "none is no store; name one with --storage" in capsys.readouterr().err
+    for deed in ("ls", "gc"):
+        assert main(["runs", deed, "--storage", str(tmp_path / "none")]) == 2
+        assert "none is no store; name one with --storage" in capsys.readouterr().err
     assert not (tmp_path / "none").exists()
