@@ -120,8 +120,7 @@ def _staged(final: Path) -> Iterator[Path]:
 
 def _beside(final: Path) -> Path:
     """Where this process may stage what comes to a place, or put aside what is there."""
-    unique = uuid.uuid4().hex[:8]
-    return final.with_name(f".{final.name}.{_host()}-{os.getpid()}-{unique}.staging")
+    return final.with_name(f".{final.name}.{_host()}-{os.getpid()}-{uuid.uuid4().hex[:8]}.staging")
 
 
 def _host() -> str:
@@ -392,10 +391,9 @@ class Store(Mirror):
     def holder(self, name: str) -> str:
         """Who is at some work of `alone`; empty if nobody on this machine is any more."""
         path = self.root / "locks" / f"{name}.lock"
-        if not path.exists():
-            return ""
         try:
-            FileLock(path).acquire(timeout=0).lock.release()
+            if path.exists():
+                FileLock(path).acquire(timeout=0).lock.release()
             return ""
         except (Timeout, PermissionError):
             text = path.with_suffix(".holder")
