@@ -5,8 +5,8 @@ without early stopping, and with a store of its own for every trial, so that not
 
     python experiments/benchmarks/search.py --out results.json
 
-Cost: 55 min on 2 cores. Last measured: 1.79 times as long without a shared store, for the
-same trials, and 1.34 times without early stopping (experiments/results/benchmarks/search-2-cores.json).
+Cost: 55 min on 2 cores. Last measured: experiments/results/benchmarks/search-2-cores.json: 1.79
+times as long without a shared store, for the same trials, and 1.34 times without early stopping.
 """
 
 from __future__ import annotations
