@@ -26,11 +26,11 @@ EXIT_SECONDS = 20.0
 """What Ray has to end after an interruption, which may have come while it held a lock."""
 FILE: dict[str, Any] = {"type": Path, "metavar": "FILE"}
 SHARE: dict[str, Any] = {"type": float, "metavar": "P", "default": 0.0}
-DEEDS = {
-    "ls": ("list artifacts, runs that have not ended, and studies", 0),
-    "show": ("say what decides an artifact, what it was made of, and how good it was", 1),
-    "diff": ("say what two artifacts differ in", 2),
-    "gc": ("list or remove what nothing will read again", 0),
+ACTIONS = {
+    "ls": "list artifacts, runs that have not ended, and studies",
+    "show": "say what decides an artifact, what it was made of, and how good it was",
+    "diff": "say what two artifacts differ in",
+    "gc": "list or remove what nothing will read again",
 }
 STAGES = {
     "prepare": "turn raw interactions into checked, sharded sequences and candidate sets",
@@ -109,7 +109,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--title-tokens", type=float, default=8.0, metavar="N", help="mean length of a title"
     )
     doctor = add("doctor", "check the installation, and the machine or its cluster", _doctor)
-    doctor.add_argument("--storage", default="rsllm-store", metavar="DIR|URI")
+    _add_storage_flag(doctor)
     audit = add("audit", "look for leaks and biases in a prepared data set or a run", _audit)
     audit.add_argument("folder", type=Path, metavar="DIR", help="an artifact, as verbs print them")
     evaluate = add("evaluate", "judge another system's scores on our candidate sets", _evaluate)
@@ -122,19 +122,21 @@ def build_parser() -> argparse.ArgumentParser:
     )
     evaluate.add_argument("--export", help="write the candidate sets to score instead", **FILE)
     runs = add("runs", "list, show, compare and clear what a store holds", _runs)
-    _add_deeds(runs.add_subparsers(dest="deed", metavar="DEED", required=True))
+    _add_actions(runs.add_subparsers(dest="action", metavar="ACTION", required=True))
     return parser
 
 
-def _add_deeds(deeds: Any) -> None:
+def _add_actions(actions: Any) -> None:
+    parsers = [actions.add_parser(name, help=p, description=p) for name, p in ACTIONS.items()]
+    for parser in parsers:
+        _add_storage_flag(parser)
+    _, show, diff, gc = parsers
     name = "KIND/KEY, a key, the beginning of either, or a path"
-    for deed, (purpose, count) in DEEDS.items():
-        added = deeds.add_parser(deed, help=purpose, description=purpose)
-        added.add_argument("names", nargs=count, metavar="NAME", help=name) if count else None
-        _add_storage_flag(added)
+    show.add_argument("names", nargs=1, metavar="NAME", help=name)
+    diff.add_argument("names", nargs=2, metavar="NAME", help=name)
     days = "also what nothing has used for so long"
-    added.add_argument("--older-than", type=float, metavar="DAYS", help=days)
-    added.add_argument("--yes", action="store_true", help="remove it; without, it is listed")
+    gc.add_argument("--older-than", type=float, metavar="DAYS", help=days)
+    gc.add_argument("--yes", action="store_true", help="remove it; without, it is listed")
 
 
 def _add_world_flags(parser: argparse.ArgumentParser) -> None:
@@ -242,11 +244,15 @@ def _runs(arguments: argparse.Namespace) -> None:
     from rsllm.runs import Store
 
     store = Store.at(arguments.storage)
-    if arguments.deed == "gc":
-        print(inventory.clear(store, days=arguments.older_than, remove=arguments.yes))
-    else:
-        said = {"ls": "listing", "show": "details", "diff": "difference"}[arguments.deed]
-        print(getattr(inventory, said)(store, *getattr(arguments, "names", ())))
+    match arguments.action:
+        case "ls":
+            print(inventory.listing(store))
+        case "show":
+            print(inventory.details(store, *arguments.names))
+        case "diff":
+            print(inventory.difference(store, *arguments.names))
+        case _:
+            print(inventory.clear(store, days=arguments.older_than, remove=arguments.yes))
 
 
 def _run_stage(arguments: argparse.Namespace) -> None:

@@ -11,6 +11,7 @@ import time
 from calendar import timegm
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ NONSENSE = (
     RecursionError,
 )
 """What a file raises in which a stranger wrote it."""
-OUTCOMES = ("results.json", "page.html")
+OUTCOMES = {"results.json", "page.html"}
 """Of a study, and of a paper's tables."""
 MOST = 4
 """Settings in a line of the list."""
@@ -66,6 +67,11 @@ class Artifact:
         return str(self.facts.get("provenance", {}).get("time", ""))
 
     @property
+    def version(self) -> Any:
+        """Of rsllm."""
+        return self.facts.get("provenance", {}).get("rsllm")
+
+    @property
     def age(self) -> float:
         """In days."""
         when = timegm(time.strptime(self.made, "%Y-%m-%dT%H:%M:%SZ")) if self.made else 0
@@ -76,9 +82,14 @@ class Artifact:
         """Of its files."""
         return float(sum(file["bytes"] for file in self.facts.get("files", {}).values())) / MIB
 
+    @cached_property
+    def words(self) -> frozenset[str]:
+        """Every text among what decides it; keys of what it was made of are such."""
+        return frozenset(_words(self.facts.get("inputs")))
+
     def is_of(self, other: Artifact) -> bool:
         """Whether the other one is among what it was made of."""
-        return other.key in _words(self.facts.get("inputs"))
+        return other.key in self.words
 
 
 def artifacts(store: Store) -> list[Artifact]:
@@ -114,10 +125,7 @@ def listing(store: Store) -> str:
     ended = _runs(found)
     runs = [(name, _state(store, name)) for name in _names(store, "running") if name not in ended]
     studies = [
-        (
-            name,
-            "there" if any(_bytes(store, f"studies/{name}/{f}") for f in OUTCOMES) else "none yet",
-        )
+        (name, "there" if OUTCOMES & {*_names(store, f"studies/{name}")} else "none yet")
         for name in _names(store, "studies")
     ]
     header = ["artifact", "made (UTC)", "MiB", "MRR", "differs from its kind in"]
@@ -203,19 +211,24 @@ def _needless(
 ) -> Iterator[tuple[str, str]]:
     """Artifacts that can go, and why; by age none while a run may read it that has not ended."""
     yield from ((one.name, "damaged") for one in found if not one.facts)
-    unfinished = [name for name in _names(store, "running") if name not in _runs(found)]
+    unfinished = {*_names(store, "running")} - _runs(found)
     if days is None or any(_untouched(store.root / "running" / n) < days for n in unfinished):
         return
     sound = [one for one in found if one.facts]
-    versions = {one.name: one.facts["provenance"].get("rsllm") for one in sound}
-    ours = [one for one in sound if versions[one.name] == rsllm.__version__]
-    kept = [one for one in sound if one.age < days]
-    kept += [one for one in ours if _kind(one) == "evaluation" and one not in kept]
-    for one in kept:  # which grows
-        kept += [other for other in sound if one.is_of(other) and other not in kept]
+    other = {one.name: v for one in sound if (v := one.version) != rsllm.__version__}
+    kept = {
+        one.name: one
+        for one in sound
+        if one.age < days or (_kind(one) == "evaluation" and one.name not in other)
+    }
+    reached = list(kept.values())
+    for one in reached:  # which grows
+        sources = [source for source in sound if one.is_of(source) and source.name not in kept]
+        kept |= {source.name: source for source in sources}
+        reached += sources
     for one in sound:
-        if one not in kept:
-            by = "" if one in ours else f", by rsllm {versions[one.name]}"
+        if one.name not in kept:
+            by = f", by rsllm {other[one.name]}" if one.name in other else ""
             yield one.name, f"{one.age:.0f} days old{by}, nothing that stays was made of it"
 
 
@@ -314,9 +327,9 @@ def _state(store: Store, run: str) -> str:
     return f"{reached}, {store.holder(run) or 'nobody at it'}"
 
 
-def _names(store: Store, folder: str = "") -> list[str]:
+def _names(store: Store, folder: str) -> list[str]:
     """What a folder of the store holds, complete or not."""
-    below = Mirror(store.below(folder) if folder else store.location)
+    below = Mirror(store.below(folder))
     return below.remote.names() if below.remote else below.names()
 
 
