@@ -76,6 +76,9 @@ GRID = Grid(
         better("the recommender beats popularity", ALONE, POPULARITY),
     ],
     notes=[
+        "RSLLM here is the main table's RSLLM (SASRec) + ranking, and the recommender that of its"
+        " slots, SASRec unless the command names another. Histories, titles and slots are spoilt in"
+        " evaluation alone, the recommender's histories too.",
         "Nothing of this is published, so any gain counts; what cannot be told apart is"
         " underpowered, and the detectable difference says how much may be hidden.",
         "A spoilt part that costs quality is a part that the model reads. It was never trained on"
@@ -84,7 +87,8 @@ GRID = Grid(
         "A part that costs nothing was not read, or says nothing that another part does not say.",
         "Slots read and RSLLM not above its recommender: the language model passes on what the"
         " recommender knows. Joined above the recommender alone: it knows something else as well."
-        " The weight of the two was chosen on validation.",
+        " The weight of the two was chosen on validation; where it is large, little of the language"
+        " model is left in the joined score, and that it adds nothing is no wonder.",
         "History read: beyond which items it holds, their order matters. Compare with what the"
         " recommender loses. Where the order rule is strong, an order of the file is read, not"
         " time.",

@@ -20,6 +20,7 @@ from tabulate import tabulate
 import rsllm
 from rsllm.errors import CheckpointError, ConfigError, require
 from rsllm.runs import MANIFEST, Mirror, Store, manifest
+from rsllm.settings import flat
 
 KINDS = ("data", "titles", "recommender", "items", "stage-1", "stage-2", "evaluation")
 """Of artifacts, sources before what is made of them."""
@@ -59,7 +60,7 @@ class Artifact:
     @property
     def settings(self) -> dict[str, Any]:
         """All that decides it, by dotted paths."""
-        return dict(_flat(self.facts.get("inputs", {})))
+        return dict(flat(self.facts.get("inputs", {})))
 
     @property
     def made(self) -> str:
@@ -144,7 +145,7 @@ def details(store: Store, name: str) -> str:
         "made of": " ".join(other.name for other in found if one.is_of(other)),
         "made from it": " ".join(other.name for other in found if other.is_of(one)),
         **{metric: _word(value) for metric, value in one.validation.items()},
-        **{path: _word(value) for path, value in _flat(one.facts.get("provenance", {}))},
+        **{path: _word(value) for path, value in flat(one.facts.get("provenance", {}))},
     }
     settings = [(path, _word(value)) for path, value in one.settings.items()]
     files = [(name, file["bytes"]) for name, file in one.facts.get("files", {}).items()]
@@ -161,7 +162,7 @@ def difference(store: Store, first: str, second: str) -> str:
     found = artifacts(store)
     both = [_find(found, name, store) for name in (first, second)]
     facts = [
-        one.settings | dict(_flat(one.facts.get("provenance", {}))) | dict(one.validation)
+        one.settings | dict(flat(one.facts.get("provenance", {}))) | dict(one.validation)
         for one in both
     ]
     rows = [[path, *(_word(side.get(path)) for side in facts)] for path in _varying(facts)]
@@ -347,15 +348,6 @@ def _bytes(store: Store, path: str) -> bytes | None:
 
 def _kind(one: Artifact) -> str:
     return one.name.partition("/")[0]
-
-
-def _flat(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
-    """Nested values by dotted paths."""
-    for name, value in values.items():
-        if isinstance(value, dict) and value:
-            yield from _flat(value, f"{above}{name}.")
-        else:
-            yield f"{above}{name}", value
 
 
 def _words(values: Any) -> Iterator[str]:

@@ -12,7 +12,7 @@ Verdict = Literal["reproduced", "not reproduced", "underpowered"]
 OURS = {"reproduced": "supported", "not reproduced": "not supported"}
 """What a claim is that nobody has published."""
 METRICS = ("HR@1", "MRR")
-"""What is compared; the first is the paper's and decides."""
+"""What is compared; the first decides."""
 NOT_COMPUTED = "not computed"
 
 
@@ -26,7 +26,7 @@ class Claim:
     above: float = 0.0
     """Without a second: what the ratio of valid answers exceeds."""
     gains: Mapping[str, float] = field(default_factory=dict)
-    """By data source: the published gain in HR@1; where it is missing any gain would do."""
+    """By data source: the published gain in HitRatio@1; where it is missing any gain would do."""
     ours: bool = False
     """Not of a paper: it is supported rather than reproduced."""
 

@@ -70,6 +70,7 @@ def _draw_panel(axis: Any, panel: Shown, names: Sequence[str]) -> None:
         known = {n: e[PUBLISHED] for n, e in found.items() if isinstance(e.get(PUBLISHED), float)}
         places = [names.index(name) for name in known]
         axis.plot(list(known.values()), places, marker, fillstyle="none", label=publication)
+    axis.axvline(panel.chance, color="gray", linestyle=":", label="chance")
     axis.set_title(_title(panel), parse_math=False)
     axis.set_xlabel(METRIC)
     axis.grid(axis="x", alpha=0.3)
@@ -111,4 +112,6 @@ def _error(estimates: Sequence[Mapping[str, float]]) -> list[list[float]]:
 
 
 def _title(panel: Shown) -> str:
-    return f"{panel.title}, {max(cell['n'] for cell in panel.cells.values())} users"
+    cells = panel.cells.values()
+    users = f"{max(cell['n'] for cell in cells)} test users"
+    return f"{panel.title}: {users}, {max(len(cell['seeds']) for cell in cells)} seed(s)"

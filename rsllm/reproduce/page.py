@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -54,7 +55,7 @@ def write_page(folder: Path, grid: Grid, asked: Asked, left_out: Mapping[str, st
         "budget": f"{asked.budget_name}: {asked.budget.summary}",
         "backbone": shown[0].site.experiment.backbone.source,
         "seeds": asked.num_seeds,
-        "command": asked.command,
+        "command": again(asked, known),
         "done": f"{sum(len(s.cells) for s in shown)} of {sum(len(s.site.entries) for s in shown)}",
         "missing": missing(shown, left_out),
         "notes": grid.notes,
@@ -66,9 +67,16 @@ def write_page(folder: Path, grid: Grid, asked: Asked, left_out: Mapping[str, st
         (folder / name).write_text(page, encoding="utf-8")
     papers = [table for part in known for table in (part.methods, part.verdicts) if table.rows]
     (folder / "tables.tex").write_text("\n\n".join(map(latex, papers)) + "\n", encoding="utf-8")
-    said = [f"{why}: {', '.join(names)}" for why, names in results["missing"].items()]
+    said = [f"{why}: {'; '.join(names)}" for why, names in results["missing"].items()]
     tables = [printed(table) for part in known for table in part.tables]
     return "\n\n".join([*tables, "\n".join(map(show, said))])
+
+
+def again(asked: Asked, known: Sequence[Shown]) -> str:
+    """The command that trains and judges anew what is shown."""
+    names = dict.fromkeys(name for part in known for name in part.cells)
+    only = [] if asked.only else [word for name in names for word in ("--only", name)]
+    return f"{asked.command} {shlex.join([*only, '--cells'])} NEW_FOLDER"
 
 
 def markdown(table: Table) -> Markup:

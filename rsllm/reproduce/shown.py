@@ -6,11 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from rsllm.evaluate.tables import BRIEF, Table, generated, popularity
+from rsllm.evaluate.tables import BRIEF, Table, generated, likelihoods, popularity
 from rsllm.reproduce import paper
 from rsllm.reproduce.cells import Cell
 from rsllm.reproduce.claims import claim_rows
 from rsllm.reproduce.grid import Asked, Grid, Site, sites
+from rsllm.settings import flat, to_dict
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +23,7 @@ class Shown:
     cells: Mapping[str, Cell]
     claims: Sequence[Mapping[str, Any]]
     published: Mapping[str, Mapping[str, Mapping[str, float | str]]]
-    """Figures of others on this data set, by publication and entry."""
+    """Figures of others on its published split, by publication and entry."""
 
     @property
     def names(self) -> list[str]:
@@ -34,15 +35,20 @@ class Shown:
     @property
     def methods(self) -> Table:
         """Every entry's metrics, with published ones in columns of their own."""
-        chance = 1 / self.site.experiment.data.num_candidates
         rows = [self._row(name) for name in self.names]
-        return Table(self.title, rows, "paper", levels={"HR@1": chance})
+        return Table(self.title, rows, "paper", levels={"HR@1": self.chance})
+
+    @property
+    def chance(self) -> float:
+        """HR@1 of a guess."""
+        return 1 / self.site.experiment.data.num_candidates
 
     def _row(self, name: str) -> dict[str, Any]:
         row: dict[str, Any] = {"method": name}
         if cell := self.cells.get(name):
             row |= {"gamma": cell.get("gamma"), "samples": _whole(cell, "samples"), "n": cell["n"]}
             row |= {"seeds": len(cell["seeds"]) or None}
+            row |= {"recommender's weight": cell["predictions"].get("weight")}
             row |= {metric: cell["metrics"].get(metric) for metric in BRIEF}
             judged = (cell["generation"] or {}).get("free", {}).get("LLaRA", {})
             row |= {"HitRatio@1": judged.get("hits_of_all")}
@@ -65,15 +71,15 @@ class Shown:
         seeds = max(len(cell["seeds"]) for cell in self.cells.values())
         unknown = "; with one seed nothing is known of other trainings" if seeds < 2 else ""
         return (
-            f"{first['data']['split']} split, {first['n']} test users (of {users} in the data)"
-            f" with {data.num_candidates} candidates: by chance HR@1 is"
-            f" {1 / data.num_candidates:.3f}. Intervals are over users{unknown}."
+            f"{first['data']['split']} split, the same {first['n']} test users for all (of {users}"
+            f" in the data) with {data.num_candidates} candidates: by chance HR@1 is"
+            f" {self.chance:.3f}. Intervals are over users{unknown}."
         )
 
     @property
     def tables(self) -> list[Table]:
         """All in which anything stands."""
-        shared = map(self._shared, (generated, popularity))
+        shared = map(self._shared, (likelihoods, generated, popularity))
         made = (self.verdicts, self.methods, *shared, self._cost())
         return [table for table in made if table.rows]
 
@@ -86,19 +92,27 @@ class Shown:
         rows = [
             {"method": name, "training, s": cell.get("seconds"), "tokens": _whole(cell, "tokens")}
             | {"trained": cell.get("trainable"), "ranking, s": cell["ranking_seconds"]}
-            | {"precision": cell["layout"]["precision"], "cell": cell["key"]}
-            | {name: cell["provenance"][name] for name in ("machine", "rsllm", "time")}
+            | {"precision": cell["layout"]["precision"] if cell["backbone"] else None}
+            | {"cell": cell["key"], "filed": cell["provenance"]["time"]}
+            | {name: cell["provenance"][name] for name in ("machine", "rsllm")}
             for name, cell in self.cells.items()
         ]
         return Table(f"Cost and provenance, {self.title}", rows, "spent")
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What every entry sets beside the experiment of the data set."""
-        entries = (entry for entry, _ in self.site.entries.values())
+        """What every entry has that the experiment of the data set has not."""
+        base = dict(flat(to_dict(self.site.experiment)))
         return {
-            e.name: {"kind": e.kind, "joined": e.fused, **e.settings, **e.judged} for e in entries
+            name: {"kind": entry.kind, "joined": entry.fused, **entry.judged}
+            | {path: v for path, v in flat(to_dict(own)) if v != base.get(path)}
+            for name, (entry, own) in self.site.entries.items()
         }
+
+    @property
+    def common(self) -> dict[str, Any]:
+        """The experiment of the data set, of which entries set some."""
+        return to_dict(self.site.experiment)
 
 
 def _whole(cell: Cell, name: str) -> int | None:
@@ -117,6 +131,6 @@ def _shown(grid: Grid, site: Site) -> Shown:
     comparisons = {p: site.cells.comparison(site.name, cells[p[0]], cells[p[1]]) for p in pairs}
     source = site.experiment.data.source
     label = f" ({paper.LABELS[source]})" if source in paper.LABELS else ""
-    published = {name: of[site.name] for name, of in grid.published.items() if site.name in of}
+    published = {name: of[source] for name, of in grid.published.items() if source in of}
     claims = claim_rows(grid.claims, cells, comparisons, source)
     return Shown(site.name + label, site, cells, claims, published)

@@ -169,6 +169,16 @@ def test_the_main_table_has_both_losses_and_published_gains() -> None:
     assert not [v for row in rsllm.values() for v in row.values() if isinstance(v, float)]
 
 
+def test_what_an_entry_sets_is_told_from_what_all_have(tmp_path: Path) -> None:
+    of = script("reproduce_main_table")
+    (shown,) = gather(of, asked(tmp_path, of, data=["movielens-100k, all users"]))
+    common, own = shown.common, shown.settings["LLaRA-like (SASRec) + ranking"]
+    assert common["data"]["split"] == "leave-one-out"
+    assert (common["stage2"]["loss"]["gamma"], own["stage2.loss.gamma"]) == (0.0, 3.0)
+    assert (own["stage2.representation"], own["stage2.curriculum"]) == ("llara", True)
+    assert not [path for path in own if path.startswith("data.")]
+
+
 def test_rendering_loads_neither_torch_nor_ray(tmp_path: Path) -> None:
     code = (
         "import runpy, sys\n"
@@ -179,4 +189,4 @@ def test_rendering_loads_neither_torch_nor_ray(tmp_path: Path) -> None:
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.stdout.splitlines()[-1] == "0 set()", done.stdout + done.stderr
-    assert "movielens-100k, not run yet: RSLLM, no stage 1" in done.stdout
+    assert "movielens-100k, not run yet: RSLLM; no stage 1 (direct hybrid);" in done.stdout

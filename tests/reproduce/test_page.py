@@ -79,7 +79,8 @@ def test_latex_shows_what_stands_there() -> None:
 
 
 def test_published_figures_stand_apart(tmp_path: Path) -> None:
-    published = {"LLaRA": {"made up": {"a": {"HitRatio@1": 0.77}, "GPT-4": {"HitRatio@1": 0.66}}}}
+    figures = {"a": {"HitRatio@1": 0.77}, "GPT-4": {"HitRatio@1": 0.66}}
+    published = {"LLaRA": {"movielens-100k": figures}}
     of, without = (grid("a", "b", "c", published=each) for each in (published, {}))
     to = asked(tmp_path, of)
     put_on_file(of, to, {"a": 0.4, "b": 0.2})
@@ -105,9 +106,12 @@ def test_the_page_says_what_was_run_and_what_was_not(tmp_path: Path) -> None:
     said = write_page(tmp_path, of, to, {"there": "it was not imported", "here: c": "no mixture"})
     page = Page((tmp_path / "page.html").read_text()).text
     for text in (said, page, (tmp_path / "page.md").read_text()):
-        assert "there, it was not imported: a, b, c" in text
-        assert "elsewhere, not run yet: a, b, c" in text
+        assert "there, it was not imported: a; b; c" in text
+        assert "elsewhere, not run yet: a; b; c" in text
         assert "here, no mixture: c" in text
+    for text in (page, (tmp_path / "page.md").read_text()):
+        assert "python experiments/made_up.py --only a --only b --cells NEW_FOLDER" in text
+    assert "u.item 0123abcd" in (tmp_path / "page.md").read_text()
     for text in ("2 of 9", "python experiments/made_up.py", "0.400", "abc", "reproduced", "gamma"):
         assert text in page
     assert {"figure.svg", "figure.pdf", "figure.png"} <= {path.name for path in tmp_path.iterdir()}
