@@ -17,6 +17,7 @@ from rsllm.errors import ConfigError
 from rsllm.reproduce import paper
 from rsllm.reproduce.cells import Cells, Entry
 from rsllm.reproduce.grid import Asked, Grid, parse, sites
+from rsllm.reproduce.shown import gather
 from rsllm.settings import replace_in, to_dict
 
 ROOT = Path(__file__).parents[2]
