@@ -25,7 +25,7 @@ from rsllm.cli import run_script
 from rsllm.config import Experiment
 from rsllm.settings import replace_in
 from rsllm.tune.arguments import Budget, parse
-from rsllm.tune.study import Claim, Study, run
+from rsllm.tune.study import WINNER, Claim, Study, run
 
 BASE = replace_in(Experiment(), {"stage2.loss.scorer": "pointer", "stage2.validations": 3})
 
@@ -110,8 +110,8 @@ CLAIMS = [
     Claim("contrasts + ranking", "ranking", "the contrasts help"),
     Claim("contrasts", "language model", "the contrasts help without the ranking loss"),
     Claim("contrasts + ranking", "contrasts", "the ranking loss helps"),
-    Claim("contrasts + ranking", "zero-shot", "tuning helps"),
-    Claim("contrasts + ranking", "recommender", "the language model beats the recommender"),
+    Claim(WINNER, "zero-shot", "tuning helps"),
+    Claim(WINNER, "recommender", "the language model beats the recommender"),
 ]
 
 

@@ -1,8 +1,8 @@
 """Which projector brings a recommender's items into the language model?
 
 Searches width, depth, activation and normalisation of the projector, and the length its slots have
-at the start, for validation MRR. Then trains the winner, the default projector and the linear map
-at equal samples, and compares them on the test split, once.
+at the start, for validation MRR. Then trains the winner, the default projector and the winner as a
+linear map at equal samples under a fresh seed, and compares them on the test split, once.
 
     python experiments/tune_projector.py                      # on this machine
     ray submit cluster/gpu.yaml experiments/tune_projector.py # on a cluster
@@ -83,13 +83,16 @@ FIRST_GUESSES = [
 
 
 def twins(best: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The winner, what it would replace, and the simplest."""
-    return {"tuned": dict(best), "default": {}, "linear": {"projector.depth": 0}}
+    """The winner, what it would replace, and the winner without hidden layers if it has any."""
+    found = {"tuned": dict(best), "default": {}}
+    if best["projector.depth"]:
+        found["tuned, linear"] = {**best, "projector.depth": 0}
+    return found
 
 
 CLAIMS = [
     Claim("tuned", "default", "tuning the projector helps"),
-    Claim("tuned", "linear", "hidden layers help"),
+    Claim("tuned", "tuned, linear", "hidden layers help"),
     Claim("tuned", "recommender", "the language model beats the recommender"),
 ]
 

@@ -157,9 +157,10 @@ def _add_experiment_flags(parser: argparse.ArgumentParser) -> None:
 def _add_storage_flag(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--storage",
-        default="rsllm-store",
+        default=os.environ.get("RSLLM_STORAGE") or "rsllm-store",
         metavar="DIR|URI",
-        help="all artifacts: a folder, or a URI, such as s3://bucket/path (default: %(default)s)",
+        help="all artifacts: a folder, or a URI, such as s3://bucket/path"
+        " (RSLLM_STORAGE; default: rsllm-store)",
     )
 
 

@@ -57,8 +57,8 @@ def start_ray() -> str:
         The dashboard's address.
 
     Raises:
-        ConfigError: RAY_AUTH_MODE would start one that does not ask for a token, or nothing answers
-            at RAY_ADDRESS, or no port is left for the dashboard.
+        ConfigError: RAY_AUTH_MODE would start one that does not ask for a token, or nothing that
+            can be joined answers at RAY_ADDRESS, or no port is left for the dashboard.
     """
     import ray
 
@@ -70,22 +70,35 @@ def start_ray() -> str:
             port = _free_port()
             # Inherited by a Ray started here: two must not ask each other's dashboard.
             os.environ["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{port}"
-            ray.init(
-                address=running or "local",
-                include_dashboard=True,
-                dashboard_host="127.0.0.1",
-                dashboard_port=port,
-                logging_level="WARNING",
-                runtime_env={
-                    "env_vars": WORKER_ENVIRONMENT,
-                    "worker_process_setup_hook": prepare_worker,
-                },
-            )
+            with _joinable(running):
+                ray.init(
+                    address=running or "local",
+                    include_dashboard=True,
+                    dashboard_host="127.0.0.1",
+                    dashboard_port=port,
+                    logging_level="WARNING",
+                    runtime_env={
+                        "env_vars": WORKER_ENVIRONMENT,
+                        "worker_process_setup_hook": prepare_worker,
+                    },
+                )
     _let_sigterm_end_the_driver()
     address = f"http://{ray.get_runtime_context().worker.node.webui_url}"
     os.environ["RAY_API_SERVER_ADDRESS"] = address
     is_open(address)
     return address
+
+
+@contextlib.contextmanager
+def _joinable(running: str | None) -> Iterator[None]:
+    """A running Ray of another version, of Ray or of Python, is the user's to mend."""
+    try:
+        yield
+    except RuntimeError as error:
+        if running is None:
+            raise
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"the Ray at {running} cannot be joined: {reason}") from error
 
 
 @contextlib.contextmanager
@@ -105,6 +118,8 @@ def _running_ray() -> str | None:
     """Where the Ray to join listens; Ray goes on naming one that was killed."""
     from ray._private.services import canonicalize_bootstrap_address
 
+    if "://" in (asked := os.environ.get("RAY_ADDRESS", "")):
+        raise ConfigError(f"RAY_ADDRESS={asked} is not HOST:PORT of a Ray; unset it here")
     address: str | None = canonicalize_bootstrap_address(None)
     if address is None:
         return None
@@ -196,12 +211,12 @@ def _free_port() -> int:
 
 
 def cluster_resources() -> Resources:
-    """What the cluster that Ray is connected to has."""
+    """What the nodes have that train: those with GPUs, if there are any."""
     import ray
 
-    total = ray.cluster_resources()
-    nodes = [n for n in ray.nodes() if n["Alive"] and n["Resources"].get("CPU", 0) >= 1]
-    cpus, gpus = total.get("CPU", 0), total.get("GPU", 0)
+    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    nodes = [n for n in alive if n.get("GPU", 0)] or [n for n in alive if n.get("CPU", 0) >= 1]
+    cpus, gpus = (sum(node.get(kind, 0) for node in nodes) for kind in ("CPU", "GPU"))
     return Resources(cpus=cpus, gpus=gpus, nodes=max(1, len(nodes)), bf16=cpu_has_bf16())
 
 

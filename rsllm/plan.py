@@ -17,7 +17,7 @@ the rest keeps Ray Data from waiting for ever."""
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Resources:
-    """What the cluster has."""
+    """What the nodes have that train."""
 
     cpus: float
     gpus: float
@@ -48,7 +48,8 @@ def lay_out(compute: ComputeConfig, resources: Resources) -> Layout:
     """Fit a training run to the cluster: GPUs if there are any, else one trial per node.
 
     Raises:
-        ConfigError: more workers than the cluster can ever give, or ZeRO 0 with a bf16 engine.
+        ConfigError: more workers, or nodes for them, than the cluster can ever give, or ZeRO 0
+            with a bf16 engine.
     """
     use_gpu = resources.gpus >= 1
     slots = int(resources.gpus if use_gpu else resources.cpus)
@@ -57,6 +58,11 @@ def lay_out(compute: ComputeConfig, resources: Resources) -> Layout:
         raise ConfigError(
             f"compute.workers is {workers}, but the cluster has {slots}"
             f" {'GPUs' if use_gpu else 'CPU cores'}; lower it"
+        )
+    if compute.placement == "spread" and workers > resources.nodes:
+        raise ConfigError(
+            f"compute.placement is spread, a node for each of {workers} workers, but there are"
+            f" {resources.nodes}; lower compute.workers or choose pack"
         )
     if use_gpu:
         concurrent, threads = int(resources.gpus) // workers, 0

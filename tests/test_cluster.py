@@ -131,6 +131,24 @@ def test_nothing_answers_at_the_users_address(tmp_path: Path) -> None:
     assert done.stderr.startswith("rsllm: error: no Ray answers at RAY_ADDRESS=127.0.0.1:1; start")
 
 
+def test_the_address_is_not_that_of_a_dashboard(tmp_path: Path) -> None:
+    """Users of `ray job` have that one in their environment."""
+    done = start_ray(tmp_path, RAY_ADDRESS="http://127.0.0.1:8265")
+    assert done.returncode == 2
+    assert done.stderr == (
+        "rsllm: error: RAY_ADDRESS=http://127.0.0.1:8265 is not HOST:PORT of a Ray; unset it here\n"
+    )
+
+
+def test_a_ray_of_another_version_is_the_users_to_mend() -> None:
+    reason = "Version mismatch: The cluster was started with:\n    Ray: 2.1.0"
+    told = r"at 10.0.0.1:6379 cannot be joined: .*Ray: 2\.1\.0"
+    with pytest.raises(ConfigError, match=told), cluster._joinable("10.0.0.1:6379"):
+        raise RuntimeError(reason)
+    with pytest.raises(RuntimeError), cluster._joinable(None):
+        raise RuntimeError(reason)
+
+
 def test_the_dashboard_has_a_port_that_ray_gives_to_no_process(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

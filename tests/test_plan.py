@@ -158,6 +158,11 @@ def test_layout(resources: Resources, compute: ComputeConfig, expected: Layout) 
         (Resources(cpus=2, gpus=0), ComputeConfig(workers=3), r"is 3, .* 2 CPU cores; lower it"),
         (Resources(cpus=16, gpus=2), ComputeConfig(workers=4), r"is 4, .* 2 GPUs; lower it"),
         (
+            Resources(cpus=16, gpus=4, nodes=1),
+            ComputeConfig(workers=2, placement="spread"),
+            r"a node for each of 2 workers, but there are 1; lower compute.workers or choose pack",
+        ),
+        (
             Resources(cpus=16, gpus=1),
             ComputeConfig(zero_stage=0),
             r"zero_stage 0 .* use stage 1, 2 or 3, or compute.precision fp32",

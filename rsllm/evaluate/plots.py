@@ -146,16 +146,24 @@ def fusion(curve: Sequence[Point], chosen: float) -> Chart | None:
 
 
 def parallel_coordinates(trials: Sequence[Trial], metric: str) -> Chart | None:
-    """A line per trial through its values to its score, from the worst to the best."""
+    """A line per trial through its values to its score, from the worst to the best.
+
+    It passes by what the trial has no value of.
+    """
     shown = sorted(facts.scored(trials, metric), key=lambda trial: trial[metric])
     tuned = facts.names([trial["parameters"] for trial in shown])
     if len(shown) < 2 or not tuned:
         return None
-    columns = {name: [t["parameters"].get(name, "-") for t in shown] for name in tuned}
-    columns[metric] = [trial[metric] for trial in shown]
-    axes = [Axis(name, values, tuned=name != metric) for name, values in columns.items()]
-    paths = zip(*(map(axis, columns[axis.label]) for axis in axes), strict=True)
-    lines = [_of(t, metric, [*enumerate(path)]) for t, path in zip(shown, paths, strict=True)]
+    values = [{**trial["parameters"], metric: trial[metric]} for trial in shown]
+    axes = [
+        Axis(name, [v[name] for v in values if v.get(name) is not None], tuned=name != metric)
+        for name in [*tuned, metric]
+    ]
+    paths = [
+        [(x, axis(v[axis.label])) for x, axis in enumerate(axes) if v.get(axis.label) is not None]
+        for v in values
+    ]
+    lines = [_of(trial, metric, path) for trial, path in zip(shown, paths, strict=True)]
     return Chart("Each trial to its score, the better the stronger", axes, lines, parallel=True)
 
 

@@ -45,7 +45,7 @@ class PairedTest:
     test: str
     minimum_detectable: float
     """Smallest true difference that this many users (and seeds) would show with 80 % power at the
-    5 % level."""
+    5 % level, were it the only comparison."""
 
 
 def mean_interval(values: ArrayLike, seed: int = 0) -> Estimate:
@@ -86,12 +86,13 @@ def paired(a: ArrayLike, b: ArrayLike, seed: int = 0) -> PairedTest:
     difference_SR = first - second
     difference_R = difference_SR.mean(axis=0)
     binary = _binary(first) and _binary(second)
-    quantiles = stats.norm.ppf(1 - SIGNIFICANCE / 2) + stats.norm.ppf(POWER)
+    error, freedom = _standard_error(difference_SR)
+    quantiles = stats.t.ppf((1 - SIGNIFICANCE / 2, POWER), max(1.0, freedom))
     return PairedTest(
         difference=_bootstrap(difference_SR, seed),
         p=_mcnemar(difference_R) if binary else _sign_flip(difference_R, seed),
         test="exact McNemar" if binary else "sign-flip permutation",
-        minimum_detectable=float(quantiles * _standard_error(difference_SR)[0]),
+        minimum_detectable=float(quantiles.sum() * error),
     )
 
 

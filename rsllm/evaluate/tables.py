@@ -220,6 +220,7 @@ def confirm(results: Results) -> Table:
         "Validation MRR on fresh seeds",
         [
             {"setting": found["name"], "search": found["search_score"], "mean": found["mean"]}
+            | {"samples in the search": found.get("search_samples"), "now": found.get("samples")}
             | {f"seed {s}": v for s, v in zip(found["seeds"], found["scores"], strict=True)}
             for found in results.get("confirm") or ()
         ],

@@ -151,7 +151,7 @@ def _log(assignment: Assignment) -> Iterator[Callable[[int, dict[str, float]], N
 
 
 def _spent(seconds: float, layout: Layout) -> dict[str, float]:
-    """Device-seconds, dollars where the node has labels like those of cluster/gpu.yaml, and GiB.
+    """GiB, and dollars where the node has labels like those of cluster/gpu.yaml.
 
     Memory is what this worker had at most: of its GPU, or resident.
     """
@@ -161,7 +161,7 @@ def _spent(seconds: float, layout: Layout) -> dict[str, float]:
     labels = ray.get_runtime_context().get_node_labels()
     resident = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     peak = torch.cuda.max_memory_allocated() if layout.use_gpu else resident
-    found = {"device_seconds": seconds * layout.workers, "memory_gibibytes": peak / 1024**3}
+    found = {"memory_gibibytes": peak / 1024**3}
     if price := labels.get("dollars-per-hour"):
         nodes = layout.workers / max(1.0, float(labels.get("gpus", 1)))
         found["dollars"] = float(price) * nodes * seconds / 3600

@@ -130,6 +130,7 @@ class Progress:
             "step": float(state.step),
             "samples": float(state.step * self.task.rows_per_step),
             "seconds": state.seconds,
+            "device_seconds": state.seconds * dist.get_world_size(),
             "samples_per_second": rows / seconds,
             "tokens_per_second": self.tokens * dist.get_world_size() / seconds,
             "data_wait_share": self.waited / seconds,

@@ -112,9 +112,11 @@ def confirm_table(trained: Trained, searched: Mapping[str, TrialRecord]) -> list
     """The validation MRR of trials trained anew, measured as in the search, beside that of then."""
     table = []
     for name, group in trained.items():
-        scores = [_curve(pipeline)[-1][METRIC] for pipeline in group]
+        ends = [read_json(pipeline.run() / "training.json")["curve"][-1] for pipeline in group]
+        scores, then = [end[METRIC] for end in ends], searched[name]
         seeds = [getattr(p.experiment, p.watched).seed for p in group]
-        row = {"name": name, "search_score": searched[name].score, "seeds": seeds, "scores": scores}
+        row = {"name": name, "search_score": then.score, "seeds": seeds, "scores": scores}
+        row |= {"search_samples": then.curve[-1]["samples"], "samples": ends[0]["samples"]}
         table.append(row | {"mean": fmean(scores), "lowest": min(scores), "highest": max(scores)})
     return table
 

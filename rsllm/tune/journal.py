@@ -33,7 +33,7 @@ METRIC = "score"
 """Validation MRR that the trial would end with: of its last validation, or of the best where the
 stage goes back to it. Over one shared draw or exact; never a loss, never the test split."""
 COST = "device_seconds"
-"""Seconds that the watched stage has trained, times its workers."""
+"""Seconds that the watched stage has trained, times the workers that did."""
 FILE = "optuna.journal"
 SAMPLES = 20
 STATES = {"RUNNING": "running", "COMPLETE": "finished", "PRUNED": "stopped", "FAIL": "failed"}
@@ -137,6 +137,7 @@ class Journal:
     ) -> None:
         self.space, self.cost, self.seed = space, cost, seed
         self._live: dict[int, optuna.Trial] = {}
+        self._lost: set[int] = set()
         directions: Any = ["maximize", "minimize"][: 1 + cost]
         self.study = optuna.create_study(
             storage=place, study_name=name, load_if_exists=True, directions=directions
@@ -219,6 +220,14 @@ class Journal:
             self.report(number, entry)
         values = [curve[-1][METRIC], curve[-1][COST]] if self.cost else curve[-1][METRIC]
         self.study.tell(self._live.pop(number), values)
+
+    def lose(self, number: int) -> bool:
+        """Leave a trial running whose driver died, for `begin`; False if that was so before."""
+        before = number in self._lost
+        self._lost.add(number)
+        if not before:
+            del self._live[number]
+        return not before
 
     def leave(self, number: int, error: str = "") -> None:
         """End a trial that was stopped early or failed; one that has finished stays so."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from tabulate import tabulate
@@ -13,6 +13,8 @@ from rsllm.settings import content_hash
 from rsllm.tune.journal import COST, METRIC, TrialRecord
 
 COLUMNS = ("samples", METRIC, "HR@1", COST)
+TAKEN = {"trial", "name", "number", "state", "samples", "seconds", "error"}
+"""Columns of a report's trials, which no tuned value may go by."""
 
 
 def table(records: Sequence[TrialRecord], total: int) -> str:
@@ -22,21 +24,40 @@ def table(records: Sequence[TrialRecord], total: int) -> str:
     failures = [f"trial {r.number} failed: {r.error}" for r in records if r.error]
     lines = [
         f"\n{done} of {total} trials done, {len(failures)} failed, best {METRIC} {best:.3f}",
-        tabulate(list(map(_row, records)), headers="keys", floatfmt=".3g"),
+        tabulate(_rows(records), headers="keys", floatfmt=".3g"),
         *failures,
     ]
     return "\n".join(lines)
 
 
-def _row(record: TrialRecord) -> dict[str, Any]:
-    last = record.curve[-1] if record.curve else {}
-    found = {name: last[name] for name in COLUMNS if name in last}
-    return {"trial": record.number, **shown(record.overrides), "state": record.state, **found}
+def _rows(records: Sequence[TrialRecord]) -> list[dict[str, Any]]:
+    ends = [r.curve[-1] if r.curve else {} for r in records]
+    return [
+        {"trial": record.number, **values, "state": record.state}
+        | {name: last[name] for name in COLUMNS if name in last}
+        for record, values, last in zip(records, _tuned(records), ends, strict=True)
+    ]
 
 
-def shown(overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """The tuned values by the last part of their path."""
-    return {path.rsplit(".", 1)[-1]: value for path, value in overrides.items()}
+def _tuned(records: Sequence[TrialRecord]) -> list[dict[str, Any]]:
+    """Each trial's values, by names that are the same in all."""
+    paths = {path for record in records for path in record.overrides}
+    return [shown(record.overrides, paths) for record in records]
+
+
+def shown(overrides: Mapping[str, Any], among: Collection[str] = ()) -> dict[str, Any]:
+    """The tuned values by as much of the end of their paths as tells them from others."""
+    return {_end(path, {*overrides, *among}): value for path, value in overrides.items()}
+
+
+def _end(path: str, paths: Collection[str]) -> str:
+    parts = path.split(".")
+    for length in range(1, len(parts)):
+        end = ".".join(parts[-length:])
+        others = [o for o in paths if o != path and f".{o}".endswith(f".{end}")]
+        if end not in TAKEN and not others:
+            return end
+    return path
 
 
 def run_name(text: str, unique: Any) -> str:
@@ -45,13 +66,18 @@ def run_name(text: str, unique: Any) -> str:
     return f"{safe[:57]}-{content_hash(unique)[:6]}"
 
 
-def trial_row(record: TrialRecord, *, cost: bool = False) -> dict[str, Any]:
-    """A trial in a report; `cost` names what it was to be good at."""
+def trial_rows(records: Sequence[TrialRecord], *, cost: bool = False) -> list[dict[str, Any]]:
+    """The trials of a report; `cost` names what they were to be good at."""
+    values = zip(records, _tuned(records), strict=True)
+    return [_trial_row(record, tuned, cost) for record, tuned in values]
+
+
+def _trial_row(record: TrialRecord, tuned: Mapping[str, Any], cost: bool) -> dict[str, Any]:
     last = record.curve[-1] if record.curve else {}
     row = {
         "number": record.number,
         "state": record.state,
-        "parameters": shown(record.overrides),
+        "parameters": dict(tuned),
         "samples": int(last.get("samples", 0)),
         "seconds": round(last.get("seconds", 0.0), 1),
         "curve": record.curve,
@@ -62,14 +88,22 @@ def trial_row(record: TrialRecord, *, cost: bool = False) -> dict[str, Any]:
     return row | ({"objectives": {"MRR": record.score, COST: last[COST]}} if cost and last else {})
 
 
-def searched(best: TrialRecord, n: int, num_candidates: int) -> dict[str, Any]:
-    """The best trial on `n` validation rows, and what chance would have reached."""
+def searched(
+    best: TrialRecord, records: Sequence[TrialRecord], n: int, num_candidates: int
+) -> dict[str, Any]:
+    """The best trial on `n` validation rows, and what chance would have reached.
+
+    p against chance is that of one trial times the trials with a score (Bonferroni), since the best
+    of many guesses looks better than one.
+    """
+    scores = sum(record.score is not None for record in records)
+    alone = beats_chance(best.score or 0.0, n, num_candidates)
     chance = sum(1 / rank for rank in range(1, num_candidates + 1)) / num_candidates
     return {
         "metric": "MRR",
         "split": "validation",
         "n": n,
         "best": best.number,
-        "p_beats_chance": beats_chance(best.score or 0.0, n, num_candidates),
+        "p_beats_chance": min(1.0, alone * max(1, scores)),
         "chance": {"MRR": chance, "HR@1": 1 / num_candidates},
     }

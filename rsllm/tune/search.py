@@ -23,6 +23,7 @@ from typing import Any
 
 import optuna
 from ray import tune
+from ray.exceptions import RayActorError
 from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
@@ -42,7 +43,7 @@ from rsllm.tune.confirm import candidates
 from rsllm.tune.journal import COST, FILE, METRIC, Journal, check_space, refused, storage
 from rsllm.tune.journal import Space as Space
 from rsllm.tune.journal import TrialRecord as TrialRecord
-from rsllm.tune.progress import run_name, searched, shown, table, trial_row
+from rsllm.tune.progress import run_name, searched, shown, table, trial_rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +118,7 @@ class Search:
         with store.alone(f"search-{self.name}", waits=False):
             if known := self.journal.records():
                 print(f"continuing the search {self.name}\n{table(known, trials)}", flush=True)
-            if trials > self.journal.ended:
+            while trials > self.journal.ended:  # again where a driver was lost with its node
                 self._tune(trials)
             records = [r for r in self.journal.records() if r.state != "running"]
             for record in records:
@@ -142,8 +143,8 @@ class Search:
         results |= {
             "budget": {},
             "backbone": experiment.backbone.source if speaks else "",
-            "trials": [trial_row(record, cost=self.cost) for record in records],
-            "search": searched(best, len(rows), experiment.data.num_candidates),
+            "trials": trial_rows(records, cost=self.cost),
+            "search": searched(best, records, len(rows), experiment.data.num_candidates),
             "data": {"source": experiment.data.source, **data.facts["counts"]},
         }
         return publish(self.pipeline, self.name, results | found)
@@ -155,7 +156,7 @@ class Search:
         shutil.rmtree(store.root / "ray" / self.name, ignore_errors=True)
         trainable = tune.with_parameters(_trial, base=base, storage=store.location, watched=watched)
         trainable.__mixins__ = (_Named,)
-        name, notes = partial(_trial_name, self.name), _Notes(self, layout.workers, trials)
+        name, notes = partial(_trial_name, self.name), _Notes(self, trials)
         tune.Tuner(
             tune.with_resources(trainable, {"CPU": DRIVER_CPUS}),
             tune_config=tune.TuneConfig(
@@ -232,17 +233,17 @@ class _Suggestions(Searcher):  # type: ignore[misc]
 class _Notes(tune.Callback):  # type: ignore[misc]
     """Tells the journal, and the user, what becomes of the trials."""
 
-    def __init__(self, search: Search, workers: int, total: int) -> None:
-        self.journal, self.store = search.journal, search.pipeline.store
-        self.place, self.workers, self.total = f"studies/{search.name}", workers, total
+    def __init__(self, search: Search, total: int) -> None:
+        self.journal, self.store, self.folder = search.journal, search.pipeline.store, search.folder
+        self.total = total
 
     def on_trial_result(self, *, trial: Any, result: dict[str, Any], **info: Any) -> None:
         number = trial.config["number"]
         if artifact := result.get("artifact"):
             curve = read_json(self.store.local(artifact) / "training.json")["curve"]
-            self.journal.finish(number, [_entry(entry, self.workers) for entry in curve])
+            self.journal.finish(number, list(map(_entry, curve)))
         else:
-            self.journal.report(number, _entry(result, self.workers))
+            self.journal.report(number, _entry(result))
             self._print()
         for name in [name for name in result if "@" in name]:  # which MLflow would refuse
             result[name.replace("@", "_at_")] = result.pop(name)
@@ -252,15 +253,24 @@ class _Notes(tune.Callback):  # type: ignore[misc]
         self._print()
 
     def on_trial_error(self, *, trial: Any, **info: Any) -> None:
-        _, first, *lines = Path(trial.error_file).read_text().strip().splitlines()
+        """Explain a failure, and keep all that was said of it; what lost its node goes on once."""
+        number, said = trial.config["number"], Path(trial.error_file).read_text()
+        if isinstance(trial.get_pickled_error(), RayActorError) and self.journal.lose(number):
+            print(f"the driver of trial {number} died; it goes on in a new one later", flush=True)
+            return
+        kept = self.folder / "failures" / f"trial-{number:03d}.txt"
+        kept.parent.mkdir(exist_ok=True)
+        kept.write_text(said)
+        _, first, *lines = said.strip().splitlines()
         error = next((line for line in reversed(lines) if re.match(r"[\w.]+(: |$)", line)), first)
-        self.journal.leave(trial.config["number"], error=re.sub(r"^[\w.]+: ", "", error))
+        self.journal.leave(number, error=re.sub(r"^[\w.]+: ", "", error))
         self._print()
+        print(f"all that was said of it: {kept}", flush=True)
 
     def _print(self) -> None:
         print(table(self.journal.records(), self.total), flush=True)
         with suppress(CheckpointError):  # it comes to the URI with the next one
-            self.store.share(self.place)
+            self.store.share(f"studies/{self.folder.name}")
 
 
 def _scheduler(validations: int) -> TrialScheduler:
@@ -305,12 +315,11 @@ def _trial(config: dict[str, Any], base: Experiment, storage: str, watched: Stag
     tune.report(last | {"artifact": str(artifact)})
 
 
-def _entry(row: Mapping[str, Any], workers: int) -> dict[str, float]:
+def _entry(row: Mapping[str, Any]) -> dict[str, float]:
     """rsllm's own metrics of a report, without what Tune adds."""
     groups = ("loss", "contrast/", "health/", "prompts/", "HR@", "NDCG@", "tokens_per", "MRR")
     ours = (*groups, "step", "samples", "seconds", "data_wait", "checkpoint_share", "validations")
-    entry = {name: float(row[name]) for name in row if name.startswith((*ours, METRIC))}
-    return entry | {COST: entry["seconds"] * workers}
+    return {name: float(row[name]) for name in row if name.startswith((*ours, METRIC, COST))}
 
 
 def _trackers(track: str, search: str) -> list[tune.Callback]:

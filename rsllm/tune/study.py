@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rsllm.cluster import start_ray
-from rsllm.config import SLOTTED, Experiment
+from rsllm.config import SLOTTED, ComputeConfig, Experiment
 from rsllm.data.prepared import PreparedData
 from rsllm.evaluate.compare import Claim, estimates, method_table, over_seeds, pair_table
 from rsllm.evaluate.fuse import Fusion
@@ -34,7 +34,7 @@ from rsllm.tune.confirm import (
     train,
     training,
 )
-from rsllm.tune.progress import searched, trial_row
+from rsllm.tune.progress import searched, trial_rows
 from rsllm.tune.search import Search, Space, TrialRecord, publish
 
 Twins = Callable[[Mapping[str, Any]], dict[str, dict[str, Any]]]
@@ -43,6 +43,8 @@ Twins = Callable[[Mapping[str, Any]], dict[str, dict[str, Any]]]
 PAIR_METRICS = ("MRR", "HR@1")
 SHUFFLED = ", shuffled slots"
 ALONE = "recommender"
+WINNER = "the winner"
+"""In a claim, whatever the first twin is called."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,8 +80,8 @@ class Study:
 
     @property
     def name(self) -> str:
-        """Names the search: the same study continues, a changed one starts anew."""
-        parts = [to_dict(self.base), self.seed]
+        """Names the search: the same study continues, wherever it runs; a changed one is new."""
+        parts = [to_dict(replace(self.base, compute=ComputeConfig())), self.seed]
         parts.append(inspect.getsource(self.space) if self.space else self.twins({}))
         return f"{re.sub('[^a-z0-9]+', '-', self.title.lower())[:40]}-{content_hash(parts)}"
 
@@ -119,7 +121,7 @@ def _run(study: Study, pipeline: Pipeline, storage: str | Path) -> Path:
     data = PreparedData.open(_announced("prepared data", pipeline.prepare))
     recommender = _announced("recommender", pipeline.fit)
     start_folder = _announced("stage 1", pipeline.train_text) if study.base.stage1.steps else None
-    found, twins, best = _chosen(study, search, storage)
+    found, twins, tried = _chosen(study, search, storage)
     methods = _methods(study, recommender, start_folder, twins)
     results = {
         "title": study.title,
@@ -128,7 +130,7 @@ def _run(study: Study, pipeline: Pipeline, storage: str | Path) -> Path:
         "layout": _describe(pipeline.layout),
         "seeds": list(study.seeds),
         **found,
-        **_judged(study, pipeline, data, methods, twins, best),
+        **_judged(study, pipeline, data, methods, twins, tried),
         "budget": {**study.budget, "minutes": round((time.monotonic() - start) / 60, 1)},
     }
     return publish(pipeline, study.name, results)
@@ -136,8 +138,11 @@ def _run(study: Study, pipeline: Pipeline, storage: str | Path) -> Path:
 
 def _chosen(
     study: Study, search: Search | None, storage: str | Path
-) -> tuple[dict[str, Any], Trained, TrialRecord]:
-    """The results' trials and what fresh seeds say of them, the twins, and the winner."""
+) -> tuple[dict[str, Any], Trained, list[TrialRecord]]:
+    """The results' trials and what fresh seeds say of them, the twins, and whom the winner beat.
+
+    The winner comes first.
+    """
     base = replace_in(study.base, study.twin_overrides)
     if search is None:
         twins = train(study.twins({}), base, study.seeds, storage)
@@ -145,13 +150,15 @@ def _chosen(
             TrialRecord(number=number, state="finished", overrides={}, curve=learning_curve(twin))
             for number, twin in enumerate(twins.values())
         ]
-        trials = [trial_row(r) | {"name": name} for r, name in zip(records, twins, strict=True)]
-        return {"trials": trials, "confirm": []}, twins, records[0]
+        rows = zip(trial_rows(records), twins, strict=True)
+        trials = [row | {"name": name} for row, name in rows]
+        return {"trials": trials, "confirm": []}, twins, records[:1]
     records = search.run(study.trials)
     confirm, best = confirmed(records, study.confirm_top, base, study.seeds, storage)
     print(f"\ntwins of trial {best.number}", flush=True)
     twins = train(study.twins(best.overrides), base, study.seeds, storage)
-    return {"trials": list(map(trial_row, records)), "confirm": confirm}, twins, best
+    others = [record for record in records if record != best]
+    return {"trials": trial_rows(records), "confirm": confirm}, twins, [best, *others]
 
 
 def _describe(layout: Layout) -> str:
@@ -202,7 +209,7 @@ def _judged(
     data: PreparedData,
     methods: Mapping[str, Sequence[Method]],
     twins: Trained,
-    best: TrialRecord,
+    tried: Sequence[TrialRecord],
 ) -> dict[str, Any]:
     """The search's outcome on validation, and all methods on the test split, after all choices.
 
@@ -234,7 +241,7 @@ def _judged(
     return {
         "split": study.split,
         "data": {"source": study.base.data.source, **data.facts["counts"]},
-        "search": searched(best, len(validation[0]), study.base.data.num_candidates),
+        "search": searched(tried[0], tried, len(validation[0]), study.base.data.num_candidates),
         "recommender": {
             "validation": estimates(alone.expected),
             study.split: estimates(outcomes[ALONE][0].expected),
@@ -242,7 +249,7 @@ def _judged(
         "methods": method_table(outcomes, draws, data),
         "fusion": {"weight": fusion.weight, "curve": list(fusion.curve.items())},
         "pairs": _pairs(study, twins, vectors),
-        "notes": [*_notes(study, methods, best), note],
+        "notes": [*_notes(study, methods, tried[0]), note],
     }
 
 
@@ -250,7 +257,7 @@ def _pairs(study: Study, twins: Trained, vectors: Mapping[str, Any]) -> list[dic
     """The study's claims, those about its winner, and what the training of twins cost."""
     winner = next(iter(twins))
     claims = [
-        *study.claims,
+        *(replace(c, first=winner) if c.first == WINNER else c for c in study.claims),
         Claim(winner, winner + SHUFFLED, "the language model reads its slots"),
         Claim(f"{winner} + {ALONE}", ALONE, "the language model adds to the recommender"),
         Claim(f"{winner} + {ALONE}", winner, "the recommender adds to the language model"),

@@ -71,9 +71,22 @@ def test_parallel_coordinates_end_at_the_score_with_the_best_on_top() -> None:
     assert chart
     assert [axis.label for axis in chart.axes] == ["rate", "norm", "MRR"]
     assert [line.classes for line in chart.lines] == ["t1 finished", "t0 finished"]
-    assert [x for x, _ in chart.lines[0].points] == [0, 1, 2]
+    assert [[x for x, _ in line.points] for line in chart.lines] == [[0, 2], [0, 1, 2]]
     assert chart.lines[1].points[-1][1] == pytest.approx(chart.axes[-1](0.2))
     assert plots.parallel_coordinates([trial(0, 0.2)], "MRR") is None
+
+
+def test_a_value_that_a_trial_lacks_is_passed_by() -> None:
+    """Numbers stay numbers on their axis."""
+    trials = [
+        trial(number, score, parameters={"depth": depth} | ({"width": width} if width else {}))
+        for number, (score, depth, width) in enumerate([(0.1, 0, 0), (0.2, 1, 64), (0.3, 2, 1000)])
+    ]
+    chart = plots.parallel_coordinates(trials, "MRR")
+    assert chart
+    assert [x for x, _ in chart.lines[0].points] == [0, 2]
+    assert not chart.axes[1].kinds
+    assert chart.axes[1](64) < chart.axes[1](1000)
 
 
 def test_the_front_joins_the_cheap_to_the_good() -> None:

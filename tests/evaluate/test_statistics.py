@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from rsllm.errors import EvaluationError
 from rsllm.evaluate import statistics
@@ -191,8 +192,9 @@ def test_seeds_are_averaged_before_the_flips() -> None:
         result = paired(first_SR, other_SR)
         assert result.p == pytest.approx(np.mean(np.abs(flips) >= abs(difference_R.sum()) - 1e-12))
         assert result.difference == mean_interval(first_SR - other_SR)
-        error, _ = _standard_error(first_SR - other_SR)
-        assert result.minimum_detectable == pytest.approx((1.959964 + 0.841621) * error)
+        error, freedom = _standard_error(first_SR - other_SR)
+        quantiles = stats.t.ppf([0.975, 0.8], freedom)
+        assert result.minimum_detectable == pytest.approx(quantiles.sum() * error)
 
 
 def test_sign_flip_keeps_its_level_and_is_seeded() -> None:
@@ -211,6 +213,20 @@ def test_minimum_detectable_difference_has_the_stated_power() -> None:
     samples = rng.normal(detectable, spread, size=(4000, n))
     found = np.abs(samples.mean(1)) > 1.96 * samples.std(1, ddof=1) / n**0.5
     assert found.mean() == pytest.approx(0.8, abs=0.08)
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+def test_a_difference_that_is_called_detectable_shows_in_its_interval(seeds: int) -> None:
+    """Few seeds make wide intervals, so what they could have shown is more as well."""
+    rng = np.random.default_rng(7)
+    above = 0
+    for shift in np.repeat([0.1, 0.3, 0.6], 20):
+        luck_S1 = rng.normal(0, 0.05, (seeds, 1))
+        found = paired(shift + luck_S1 + rng.normal(0, 0.3, (seeds, 60)), np.zeros((seeds, 60)))
+        if found.difference.value > found.minimum_detectable:
+            above += 1
+            assert found.difference.low > 0
+    assert above > 20
 
 
 def test_pairs_need_the_same_users() -> None:

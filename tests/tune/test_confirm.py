@@ -40,7 +40,7 @@ SEEDS = [1000, 1001]
 
 
 def trial(number: int, score: float, alpha: float, state: str = "finished") -> TrialRecord:
-    curve = [{"score": score}] if state != "failed" else []
+    curve = [{"score": score, "samples": 4}] if state != "failed" else []
     return TrialRecord(number=number, state=state, overrides={"alpha": alpha}, curve=curve)
 
 
@@ -104,7 +104,7 @@ def test_recommenders_are_trained_anew_under_names_of_their_own(
             number=number,
             state="finished",
             overrides={"recommender.dropout": number / 10},
-            curve=[{"score": 0.5 - number / 10}],
+            curve=[{"score": 0.5 - number / 10, "samples": 8}],
         )
         for number in range(3)
     ]
@@ -130,6 +130,8 @@ def test_confirm_table_has_every_seed_beside_the_search(trained: dict[str, list[
         "lowest": 0.4,
         "highest": 0.5,
         "search_score": 0.6,
+        "search_samples": 4,
+        "samples": 16,
     }
 
 

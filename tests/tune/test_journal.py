@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
 import pytest
 
@@ -30,7 +31,7 @@ from rsllm.tune.journal import (
     check_space,
     storage,
 )
-from rsllm.tune.progress import trial_row
+from rsllm.tune.progress import searched, shown, table, trial_rows
 
 TRIALS = 9
 FILE_AND_DATABASE = ("", "sqlite:///{}/optuna.db")
@@ -216,7 +217,7 @@ def test_trials_side_by_side_draw_apart(tmp_path: Path) -> None:
 def test_two_objectives_find_a_front(tmp_path: Path) -> None:
     records = drive(opened(tmp_path, cost=True), 40)
     study = opened(tmp_path, cost=True).study
-    front = pareto_front([trial_row(record, cost=True) for record in records])
+    front = pareto_front(trial_rows(records, cost=True))
     assert {trial.number for trial in study.best_trials} == {row["number"] for row in front}
 
 
@@ -365,3 +366,33 @@ def test_a_first_guess_that_is_none_of_the_space(
     pipeline = Pipeline(replace_in(Experiment(), base), tmp_path)
     with pytest.raises(ConfigError, match=message):
         check_space(pipeline, space, [guess])
+
+
+def test_tuned_values_keep_apart() -> None:
+    """Two of one last name, and one that a column has: by more of their paths, in every trial."""
+    both = {"stage1.samples": 8, "stage2.samples": 16, "backbone.source": "x", "data.source": "y"}
+    assert shown({"stage2.loss.alpha": 0.1}) == {"alpha": 0.1}
+    assert shown(both) == both
+    records = [
+        TrialRecord(number=0, state="finished", overrides=both, curve=[{METRIC: 0.5}]),
+        TrialRecord(number=1, state="finished", overrides={"data.source": "z"}),
+    ]
+    assert [row["parameters"] for row in trial_rows(records)] == [both, {"data.source": "z"}]
+    assert "data.source" in table(records, 2)
+    assert shown({"stage2.samples": 16}) == {"stage2.samples": 16}
+
+
+def test_the_best_of_many_guesses_is_no_finding() -> None:
+    """Without the number of trials 95 % of such searches would have p below 5 %."""
+    rng = np.random.default_rng(0)
+
+    def search() -> float:
+        guesses = (1 / rng.integers(1, 21, size=(60, 48))).mean(axis=1)
+        trials = [
+            TrialRecord(number=n, state="finished", overrides={}, curve=[{METRIC: float(score)}])
+            for n, score in enumerate(guesses)
+        ]
+        best = max(trials, key=lambda trial: trial.score or 0.0)
+        return float(searched(best, trials, 48, 20)["p_beats_chance"])
+
+    assert np.mean([search() < 0.05 for _ in range(40)]) <= 0.15

@@ -29,6 +29,7 @@ from rsllm.settings import replace_in
 from rsllm.tune import search as module
 from rsllm.tune.journal import FILE, METRIC, OVERRIDES, TrialRecord, _record, check_space
 from rsllm.tune.search import Search, _entry, _scheduler, _trial_name
+from rsllm.tune.study import Study
 
 BASE = replace_in(
     Experiment(),
@@ -294,13 +295,15 @@ def made_up_trial(notes: Path) -> Callable[..., None]:
         note = {"number": number, "name": name, "start": time.time()}
         if number == 1:
             raise ConfigError("stage2: out of memory; lower stage2.batch_size")
-        if number == 2:
+        if number == 2 or (number == 3 and not (notes / "3 died").exists()):
+            (notes / f"{number} died").touch()
             os._exit(9)
         curve = []
         for validations in (1.0, 2.0, 3.0):
             time.sleep(0.3)
             score = 0.5 - config["overrides"]["recommender.dropout"] / 2
-            curve.append({"validations": validations, "score": score, "seconds": validations})
+            spent = {"seconds": validations, "device_seconds": 2 * validations}
+            curve.append({"validations": validations, "score": score, **spent})
             tune.report(curve[-1])
         folder = notes / str(number)
         folder.mkdir()
@@ -339,6 +342,11 @@ def test_failures_are_isolated_explained_and_not_retried(
     assert found[1].error == "stage2: out of memory; lower stage2.batch_size"
     assert "died" in str(found[2].error)
     shown = capsys.readouterr().out
+    for number in (2, 3):  # its node may have gone, so it is tried once more, and that is said
+        assert f"the driver of trial {number} died; it goes on in a new one later" in shown
+    kept = search.folder / "failures"
+    assert [path.name for path in sorted(kept.iterdir())] == ["trial-001.txt", "trial-002.txt"]
+    assert "Traceback" in (kept / "trial-001.txt").read_text()
     assert "trial 1 failed: stage2: out of memory" in shown
     assert "6 of 6 trials done, 2 failed, best score 0.450" in shown
     notes = [json.loads(path.read_text()) for path in made_up.glob("*/note.json")]
@@ -348,7 +356,7 @@ def test_failures_are_isolated_explained_and_not_retried(
     beside = [sum(a["start"] <= b["start"] < a["end"] for a in notes) for b in notes]
     assert max(beside) <= search.pipeline.layout.concurrent_trials
     assert make_search(tmp_path / "store", first_guesses=guesses, cost=True).run(6) == found
-    assert [record.curve[-1]["device_seconds"] for record in found if record.curve] == [3.0] * 4
+    assert [record.curve[-1]["device_seconds"] for record in found if record.curve] == [6.0] * 4
     called = {actor.repr_name for actor in ray.util.state.list_actors(limit=1000, detail=True)}
     assert {note["name"] for note in notes} <= called, "the dashboard shows which trial is which"
 
@@ -443,11 +451,12 @@ def test_a_curve_keeps_all_that_a_stage_reports_and_nothing_of_tunes() -> None:
         "prompts/cut_titles": 3.0,
         "samples": 8.0,
         "seconds": 2.0,
+        "device_seconds": 6.0,
         "validations": 1.0,
         METRIC: 0.5,
     }
     report = {**ours, "trial_id": "x", "training_iteration": 1, "pid": 7, "time_total_s": 2.0}
-    assert _entry(report, workers=3) == ours | {"device_seconds": 6.0}
+    assert _entry(report) == ours
 
 
 def test_a_search_under_a_cost_is_reported_with_its_front(
@@ -515,6 +524,20 @@ def test_why_a_trial_failed(tmp_path: Path, text: str, reason: str) -> None:
     number, _ = search.journal.begin()
     file = tmp_path / "error.txt"
     file.write_text(f"Failure # 1 (occurred at noon)\n{text}\n")
-    trial = SimpleNamespace(config={"number": number}, error_file=str(file))
-    module._Notes(search, 1, 1).on_trial_error(trial=trial)
+    trial = SimpleNamespace(
+        config={"number": number}, error_file=str(file), get_pickled_error=lambda: None
+    )
+    module._Notes(search, 1).on_trial_error(trial=trial)
+    assert (search.folder / "failures" / "trial-000.txt").read_text() == file.read_text()
     assert [(r.state, r.error) for r in search.journal.records()] == [("failed", reason)]
+
+
+def test_where_a_search_runs_does_not_name_it(tmp_path: Path) -> None:
+    """It may be continued with other workers, as out of memory is told to."""
+
+    def named(**settings: Any) -> str:
+        base = replace_in(Experiment(), settings)
+        return Study(title="t", question="?", base=base, twins=lambda best: {}).name
+
+    assert named() == named(**{"compute.workers": 2, "compute.zero_stage": 3})
+    assert named() != named(**{"stage2.seed": 1})

@@ -71,13 +71,13 @@ def test_the_winner_stands_beside_its_fusion_with_the_recommender(
         question="?",
         base=BASE,
         twins=lambda best: {},
-        claims=[Claim("best", "zero-shot")],
+        claims=[Claim(study.WINNER, "zero-shot")],
     )
     pipeline: Any = SimpleNamespace(
         backbone="", fingerprint="", layout=None, store=SimpleNamespace()
     )
     best = TrialRecord(number=0, state="finished", overrides={}, curve=[{"score": 0.5}])
-    found = study._judged(asked, pipeline, data, methods, {"best": []}, best)
+    found = study._judged(asked, pipeline, data, methods, {"best": []}, [best])
     assert seen == [(["recommender", "best"], "validation"), (names, "test")]
 
     joined = "best + recommender"
@@ -114,7 +114,7 @@ def test_seeds_are_averaged_and_share_one_weight(
         backbone="", fingerprint="", layout=None, store=SimpleNamespace()
     )
     best = TrialRecord(number=0, state="finished", overrides={}, curve=[{"score": 0.5}])
-    found = study._judged(asked, pipeline, data, methods, {"best": []}, best)
+    found = study._judged(asked, pipeline, data, methods, {"best": []}, [best])
 
     def outcomes(split: str) -> tuple[Outcome, list[Outcome]]:
         alone, *group = made_up([])([*methods["recommender"], *methods["best"]], split)
