@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from functools import cache, partial
 from pathlib import Path
@@ -21,7 +22,7 @@ from filelock import FileLock
 
 from rsllm.config import ComputeConfig
 from rsllm.downloads import say
-from rsllm.errors import ConfigError
+from rsllm.errors import ConfigError, require
 from rsllm.plan import Layout, Resources, cpu_has_bf16, lay_out
 from rsllm.runs import cache_root
 
@@ -43,6 +44,8 @@ stopped early and is tidied up."""
 DASHBOARD_PORT = 8265
 OTHER_PORTS = range(20000, 32768)
 """Above those of Ray's workers, below those that the system hands out."""
+GPU_SECONDS, GPU_POLL_SECONDS = 1200.0, 15.0
+"""How long a new node with a GPU may take, its set-up included."""
 interrupt_code = 128 + signal.SIGINT
 """Exit code of a process that was interrupted."""
 
@@ -58,7 +61,7 @@ def start_ray() -> str:
 
     Raises:
         ConfigError: RAY_AUTH_MODE would start one that does not ask for a token, or nothing that
-            can be joined answers at RAY_ADDRESS, or no port is left for the dashboard.
+            can be joined answers at RAY_ADDRESS, no port is left for the dashboard, or no GPU came.
     """
     import ray
 
@@ -82,11 +85,43 @@ def start_ray() -> str:
                         "worker_process_setup_hook": prepare_worker,
                     },
                 )
-    _let_sigterm_end_the_driver()
+    if _is_driver():
+        _let_sigterm_end_it()
+        _wait_for_gpus(os.environ.get("RSLLM_GPUS") or "0")
     address = f"http://{ray.get_runtime_context().worker.node.webui_url}"
     os.environ["RAY_API_SERVER_ADDRESS"] = address
     is_open(address)
     return address
+
+
+@cache
+def _wait_for_gpus(text: str) -> None:
+    """Have the autoscaler bring so many GPUs, since what trains is planned by those that are there.
+
+    Once they are, they stay as long as they have work.
+
+    Raises:
+        ConfigError: no number, or none came.
+    """
+    import ray
+    from ray.autoscaler.sdk import request_resources
+
+    require(text.isdecimal(), f"RSLLM_GPUS={text} is no number of GPUs; correct or unset it")
+    wanted, deadline = int(text), time.monotonic() + GPU_SECONDS
+    if not wanted:
+        return
+    request_resources(bundles=[{"GPU": 1}] * wanted)
+    try:
+        while (there := ray.cluster_resources().get("GPU", 0)) < wanted:
+            if time.monotonic() > deadline:
+                require(
+                    there > 0, f"RSLLM_GPUS={text}, but none came; see `ray status`, or unset it"
+                )
+                return
+            say(f"rsllm: {there:.0f} of {wanted} GPUs are there; the autoscaler brings the others")
+            time.sleep(GPU_POLL_SECONDS)
+    finally:
+        request_resources(bundles=[])
 
 
 @contextlib.contextmanager
@@ -135,17 +170,21 @@ def _running_ray() -> str | None:
     return None
 
 
-def _let_sigterm_end_the_driver() -> None:
-    """As Ctrl-C does, but for the exit code; Ray's own handler would leave with 15 or 1."""
+def _is_driver() -> bool:
     import ray
+
+    return bool(ray.get_runtime_context().worker.mode == ray.SCRIPT_MODE)
+
+
+def _let_sigterm_end_it() -> None:
+    """As Ctrl-C does, but for the exit code; Ray's own handler would leave with 15 or 1."""
 
     def leave(number: int, frame: Any) -> None:
         global interrupt_code
         interrupt_code = 128 + number
         raise KeyboardInterrupt  # Ray turns a SystemExit into one with its own code
 
-    in_driver = ray.get_runtime_context().worker.mode == ray.SCRIPT_MODE
-    if in_driver and threading.current_thread() is threading.main_thread():
+    if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, leave)
 
 

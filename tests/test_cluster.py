@@ -131,6 +131,31 @@ def test_nothing_answers_at_the_users_address(tmp_path: Path) -> None:
     assert done.stderr.startswith("rsllm: error: no Ray answers at RAY_ADDRESS=127.0.0.1:1; start")
 
 
+def test_gpus_are_asked_for_and_waited_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where they go again when idle, a plan would otherwise find none."""
+    asked: list[list[dict[str, int]]] = []
+    there = iter([{"CPU": 4.0}, {"CPU": 4.0, "GPU": 1.0}, {"CPU": 8.0, "GPU": 2.0}])
+    note = lambda bundles: asked.append(bundles)  # noqa: E731
+    monkeypatch.setattr("ray.autoscaler.sdk.request_resources", note)
+    monkeypatch.setattr("ray.cluster_resources", lambda: next(there))
+    monkeypatch.setattr(cluster, "GPU_POLL_SECONDS", 0.0)
+    cluster._wait_for_gpus.__wrapped__("2")
+    assert asked == [[{"GPU": 1}] * 2, []], "once they work they need no request"
+    assert "rsllm: 1 of 2 GPUs are there" in capsys.readouterr().err
+
+    monkeypatch.setattr(cluster, "GPU_SECONDS", -1.0)
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"GPU": 1.0})
+    cluster._wait_for_gpus.__wrapped__("2")  # one of them is better than none
+    monkeypatch.setattr("ray.cluster_resources", dict)
+    with pytest.raises(ConfigError, match="RSLLM_GPUS=2, but none came"):
+        cluster._wait_for_gpus.__wrapped__("2")
+    assert asked[-1] == []
+    with pytest.raises(ConfigError, match="RSLLM_GPUS=many is no number of GPUs"):
+        cluster._wait_for_gpus.__wrapped__("many")
+
+
 def test_the_address_is_not_that_of_a_dashboard(tmp_path: Path) -> None:
     """Users of `ray job` have that one in their environment."""
     done = start_ray(tmp_path, RAY_ADDRESS="http://127.0.0.1:8265")

@@ -129,7 +129,9 @@ def test_pods_are_closed_and_share_the_volume(kind: str) -> None:
         assert container["securityContext"] == closed
         assert container["resources"]["requests"] == container["resources"]["limits"]
         (mount,) = container["volumeMounts"]
-        assert all(entry["value"].startswith(mount["mountPath"]) for entry in container["env"])
+        values = {entry["name"]: entry["value"] for entry in container["env"]}
+        assert values.pop("RSLLM_GPUS") == "1"
+        assert all(value.startswith(mount["mountPath"]) for value in values.values())
 
 
 @pytest.mark.parametrize("kind", CLUSTERS)
