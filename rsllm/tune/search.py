@@ -23,7 +23,6 @@ from typing import Any
 
 import optuna
 from ray import tune
-from ray.exceptions import RayActorError
 from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
@@ -255,13 +254,13 @@ class _Notes(tune.Callback):  # type: ignore[misc]
     def on_trial_error(self, *, trial: Any, **info: Any) -> None:
         """Explain a failure, and keep all that was said of it; what lost its node goes on once."""
         number, said = trial.config["number"], Path(trial.error_file).read_text()
-        if isinstance(trial.get_pickled_error(), RayActorError) and self.journal.lose(number):
+        _, first, *lines = said.strip().splitlines()
+        if "ray::" not in first and self.journal.lose(number):  # no error of its own
             print(f"the driver of trial {number} died; it goes on in a new one later", flush=True)
             return
         kept = self.folder / "failures" / f"trial-{number:03d}.txt"
         kept.parent.mkdir(exist_ok=True)
         kept.write_text(said)
-        _, first, *lines = said.strip().splitlines()
         error = next((line for line in reversed(lines) if re.match(r"[\w.]+(: |$)", line)), first)
         self.journal.leave(number, error=re.sub(r"^[\w.]+: ", "", error))
         self._print()

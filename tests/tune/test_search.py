@@ -346,7 +346,7 @@ def test_failures_are_isolated_explained_and_not_retried(
         assert f"the driver of trial {number} died; it goes on in a new one later" in shown
     kept = search.folder / "failures"
     assert [path.name for path in sorted(kept.iterdir())] == ["trial-001.txt", "trial-002.txt"]
-    assert "Traceback" in (kept / "trial-001.txt").read_text()
+    assert "in trial" in (kept / "trial-001.txt").read_text(), "where it was raised"
     assert "trial 1 failed: stage2: out of memory" in shown
     assert "6 of 6 trials done, 2 failed, best score 0.450" in shown
     notes = [json.loads(path.read_text()) for path in made_up.glob("*/note.json")]
@@ -524,10 +524,12 @@ def test_why_a_trial_failed(tmp_path: Path, text: str, reason: str) -> None:
     number, _ = search.journal.begin()
     file = tmp_path / "error.txt"
     file.write_text(f"Failure # 1 (occurred at noon)\n{text}\n")
-    trial = SimpleNamespace(
-        config={"number": number}, error_file=str(file), get_pickled_error=lambda: None
-    )
-    module._Notes(search, 1).on_trial_error(trial=trial)
+    trial = SimpleNamespace(config={"number": number}, error_file=str(file))
+    notes = module._Notes(search, 1)
+    notes.on_trial_error(trial=trial)
+    if not text.startswith("ray::"):  # its driver died, and may do so once
+        assert search.journal.begin()[0] == number
+        notes.on_trial_error(trial=trial)
     assert (search.folder / "failures" / "trial-000.txt").read_text() == file.read_text()
     assert [(r.state, r.error) for r in search.journal.records()] == [("failed", reason)]
 
