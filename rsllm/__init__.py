@@ -13,36 +13,12 @@ The pipeline, each arrow a function from artifacts to an artifact on disk:
 `Experiment` says everything a run depends on; `Pipeline` runs it, computing nothing twice.
 """
 
-from __future__ import annotations
-
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from rsllm.assets import fetch
-    from rsllm.config import Experiment
-    from rsllm.errors import RsllmError
-    from rsllm.pipeline import Pipeline
-    from rsllm.settings import replace_in
-
-__version__ = "0.1.0"
+from rsllm.assets import fetch
+from rsllm.config import Experiment
+from rsllm.errors import RsllmError
+from rsllm.pipeline import Pipeline
+from rsllm.settings import replace_in
 
 __all__ = ["Experiment", "Pipeline", "RsllmError", "fetch", "replace_in"]
 
-_HOMES = {
-    "Experiment": "rsllm.config",
-    "Pipeline": "rsllm.pipeline",
-    "RsllmError": "rsllm.errors",
-    "fetch": "rsllm.assets",
-    "replace_in": "rsllm.settings",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOMES})
+__version__ = "0.1.0"

@@ -1,7 +1,5 @@
 """The command line: one verb for each arrow of the pipeline, no logic of its own."""
 
-from __future__ import annotations
-
 import argparse
 import os
 import re

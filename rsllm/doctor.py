@@ -1,7 +1,5 @@
 """Can this machine, or the cluster that it belongs to, run rsllm? If not, what is to be done?"""
 
-from __future__ import annotations
-
 import os
 import shutil
 import tempfile

@@ -1,7 +1,5 @@
 """The errors a user can meet. Each message names the value at fault and the way out."""
 
-from __future__ import annotations
-
 
 class RsllmError(Exception):
     """Base of every error rsllm raises on purpose; users see it without a traceback."""

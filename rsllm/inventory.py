@@ -10,8 +10,7 @@ import re
 import time
 from calendar import timegm
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,52 +44,30 @@ MOST = 4
 
 @dataclass(frozen=True)
 class Artifact:
-    """What its manifest and learning curve say; without facts it is damaged."""
+    """What its manifest and learning curve say."""
 
     name: str
     """KIND/KEY."""
-    facts: Mapping[str, Any]
-    validation: Mapping[str, float]
-
-    @property
-    def key(self) -> str:
-        """Of all that decides it."""
-        return self.name.rpartition("/")[2]
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """All that decides it, by dotted paths."""
-        return dict(flat(self.facts.get("inputs", {})))
-
-    @property
-    def made(self) -> str:
-        """When, in UTC."""
-        return str(self.facts.get("provenance", {}).get("time", ""))
-
-    @property
-    def version(self) -> Any:
-        """Of rsllm."""
-        return self.facts.get("provenance", {}).get("rsllm")
-
-    @property
-    def age(self) -> float:
-        """In days."""
-        when = timegm(time.strptime(self.made, "%Y-%m-%dT%H:%M:%SZ")) if self.made else 0
-        return (time.time() - when) / DAY
+    settings: dict[str, Any] = field(default_factory=dict)
+    """All that decides it, by dotted paths."""
+    keys: frozenset[str] = frozenset()
+    """Of what it was made of, among others."""
+    made: dict[str, Any] = field(default_factory=dict)
+    """When, of which versions, on what."""
+    days: float = 0.0
+    """Since then."""
+    files: dict[str, int] | None = None
+    """Their bytes; without any it is damaged."""
+    validation: dict[str, float] = field(default_factory=dict)
 
     @property
     def mebibytes(self) -> float:
         """Of its files."""
-        return float(sum(file["bytes"] for file in self.facts.get("files", {}).values())) / MIB
-
-    @cached_property
-    def words(self) -> frozenset[str]:
-        """Every text among what decides it; keys of what it was made of are such."""
-        return frozenset(_words(self.facts.get("inputs")))
+        return sum((self.files or {}).values()) / MIB
 
     def is_of(self, other: Artifact) -> bool:
         """Whether the other one is among what it was made of."""
-        return other.key in self.words
+        return _key(other) in self.keys
 
 
 def artifacts(store: Store) -> list[Artifact]:
@@ -109,7 +86,7 @@ def artifacts(store: Store) -> list[Artifact]:
         if re.fullmatch("[0-9a-f]{16}", key) and not (store.root / kind).is_symlink()
     ]
     found = [one for name in names if (one := _read(store, name))]
-    return sorted(found, key=lambda one: (KINDS.index(_kind(one)), one.made))
+    return sorted(found, key=lambda one: (KINDS.index(_kind(one)), -one.days))
 
 
 def listing(store: Store) -> str:
@@ -121,8 +98,10 @@ def listing(store: Store) -> str:
         for one in kind:
             told = [f"{path}={_word(one.settings.get(path), 4)}" for path in varies[:MOST]]
             more = ["..."] if len(varies) > MOST else []
-            what = " ".join([*told, *more]) if one.facts else "damaged"
-            rows.append([one.name, one.made, one.mebibytes, one.validation.get("MRR"), what])
+            what = " ".join([*told, *more]) if one.files else "damaged"
+            rows.append(
+                [one.name, one.made.get("time"), one.mebibytes, one.validation.get("MRR"), what]
+            )
     ended = _runs(found)
     runs = [(name, _state(store, name)) for name in _names(store, "running") if name not in ended]
     studies = [
@@ -145,15 +124,14 @@ def details(store: Store, name: str) -> str:
         "made of": " ".join(other.name for other in found if one.is_of(other)),
         "made from it": " ".join(other.name for other in found if other.is_of(one)),
         **{metric: _word(value) for metric, value in one.validation.items()},
-        **{path: _word(value) for path, value in flat(one.facts.get("provenance", {}))},
+        **{path: _word(value) for path, value in one.made.items()},
     }
     settings = [(path, _word(value)) for path, value in one.settings.items()]
-    files = [(name, file["bytes"]) for name, file in one.facts.get("files", {}).items()]
     return _joined(
-        f"{store.below(one.name)}{'' if one.facts else ' is damaged'}",
+        f"{store.below(one.name)}{'' if one.files else ' is damaged'}",
         tabulate(facts.items(), tablefmt="plain", disable_numparse=True),
         tabulate(settings, ["decided by", "value"], disable_numparse=True),
-        tabulate(files, ["file", "bytes"]),
+        tabulate((one.files or {}).items(), ["file", "bytes"]),
     )
 
 
@@ -161,10 +139,7 @@ def difference(store: Store, first: str, second: str) -> str:
     """What two artifacts differ in: settings, sources, versions, and how good they were."""
     found = artifacts(store)
     both = [_find(found, name, store) for name in (first, second)]
-    facts = [
-        one.settings | dict(flat(one.facts.get("provenance", {}))) | dict(one.validation)
-        for one in both
-    ]
+    facts = [one.settings | one.made | one.validation for one in both]
     rows = [[path, *(_word(side.get(path)) for side in facts)] for path in _varying(facts)]
     header = ["differs in", *(one.name for one in both)]
     if not rows:
@@ -193,7 +168,7 @@ def clear(store: Store, *, days: float | None, remove: bool) -> str:
         who = store.holder(lock.stem)
         require(not who, f"{who} runs {lock.stem}; clear {store.location} when nothing runs on it")
     found = artifacts(store)
-    size = {one.name: one.mebibytes for one in found if one.facts}
+    size = {one.name: one.mebibytes for one in found if one.files}
     reasons = dict([*_left_behind(store, found, days), *_needless(store, found, days)])
     rows = [(n, size.get(n) or _mebibytes(store.root / n), why) for n, why in reasons.items()]
     if not rows:
@@ -211,16 +186,16 @@ def _needless(
     store: Store, found: Sequence[Artifact], days: float | None
 ) -> Iterator[tuple[str, str]]:
     """Artifacts that can go, and why; by age none while a run may read it that has not ended."""
-    yield from ((one.name, "damaged") for one in found if not one.facts)
+    yield from ((one.name, "damaged") for one in found if not one.files)
     unfinished = {*_names(store, "running")} - _runs(found)
     if days is None or any(_untouched(store.root / "running" / n) < days for n in unfinished):
         return
-    sound = [one for one in found if one.facts]
-    other = {one.name: v for one in sound if (v := one.version) != rsllm.__version__}
+    sound = [one for one in found if one.files]
+    other = {one.name: v for one in sound if (v := one.made.get("rsllm")) != rsllm.__version__}
     kept = {
         one.name: one
         for one in sound
-        if one.age < days or (_kind(one) == "evaluation" and one.name not in other)
+        if one.days < days or (_kind(one) == "evaluation" and one.name not in other)
     }
     reached = list(kept.values())
     for one in reached:  # which grows
@@ -230,7 +205,7 @@ def _needless(
     for one in sound:
         if one.name not in kept:
             by = f", by rsllm {other[one.name]}" if one.name in other else ""
-            yield one.name, f"{one.age:.0f} days old{by}, nothing that stays was made of it"
+            yield one.name, f"{one.days:.0f} days old{by}, nothing that stays was made of it"
 
 
 def _left_behind(
@@ -253,7 +228,7 @@ def _left_behind(
 
 def _runs(found: Sequence[Artifact]) -> set[str]:
     """The names of the runs that made them; what is damaged will be made again."""
-    return {one.name.replace("/", "-") for one in found if one.facts}
+    return {one.name.replace("/", "-") for one in found if one.files}
 
 
 def _is_there(store: Store, name: str) -> bool:
@@ -284,13 +259,18 @@ def _read(store: Store, name: str) -> Artifact | None:
     if stated is None:
         return None
     try:
-        one = Artifact(name, json.loads(stated), {})
-        _ = one.settings, one.age, one.mebibytes  # which fail where a stranger wrote nonsense
+        facts = json.loads(stated)
+        inputs, made = facts.get("inputs", {}), dict(flat(facts.get("provenance", {})))
+        when = timegm(time.strptime(made["time"], "%Y-%m-%dT%H:%M:%SZ")) if made else 0
+        files = {file: fact["bytes"] for file, fact in facts["files"].items()}
+        keys = frozenset(re.findall(r"\b[0-9a-f]{16}\b", json.dumps(inputs)))
         if store.remote is None:
             manifest(store.root / name)
+        days = (time.time() - when) / DAY
+        one = Artifact(name, dict(flat(inputs)), keys, made, days, files)
     except NONSENSE:
-        return Artifact(name, {}, {})
-    place = f"{name}/{one.facts.get('digest')}" if store.remote else name
+        return Artifact(name)
+    place = f"{name}/{facts.get('digest')}" if store.remote else name
     return replace(one, validation=_validation(name, _bytes(store, f"{place}/training.json")))
 
 
@@ -313,7 +293,9 @@ def _find(found: Sequence[Artifact], name: str, store: Store) -> Artifact:
     """
     asked = "/".join(Path(name).parts[-2:])
     meant = [
-        one for one in found if asked and (one.name.startswith(asked) or one.key.startswith(asked))
+        one
+        for one in found
+        if asked and (one.name.startswith(asked) or _key(one).startswith(asked))
     ]
     if len(meant) != 1:
         several = ", ".join(one.name for one in meant) or "nothing"
@@ -350,13 +332,8 @@ def _kind(one: Artifact) -> str:
     return one.name.partition("/")[0]
 
 
-def _words(values: Any) -> Iterator[str]:
-    """Every string in nested values."""
-    if isinstance(values, str):
-        yield values
-    elif isinstance(values, dict | list):
-        for value in values.values() if isinstance(values, dict) else values:
-            yield from _words(value)
+def _key(one: Artifact) -> str:
+    return one.name.rpartition("/")[2]
 
 
 def _varying(sides: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -4,8 +4,6 @@ Every artifact is keyed by its inputs, so a search, a reproduction and a resumed
 they have in common, and nothing is computed twice.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, InitVar, dataclass, replace

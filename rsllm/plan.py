@@ -1,7 +1,5 @@
 """How the machine is used: workers, threads, precision and concurrent trials."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

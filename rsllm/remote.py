@@ -1,7 +1,5 @@
 """Files at a URI, through fsspec: s3://, gs://, abfs:// and whatever else it has a driver for."""
 
-from __future__ import annotations
-
 import contextlib
 import uuid
 from collections.abc import Iterable, Iterator

@@ -3,8 +3,6 @@
 Axes: D draws, S seeds of training, R rows, C candidates.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any

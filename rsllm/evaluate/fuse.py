@@ -3,10 +3,8 @@
 Axes: D draws, R rows, C candidates.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 from scipy.special import log_softmax
@@ -22,44 +20,30 @@ FLOOR = -1e30
 """Log-probability of what cannot be chosen, still finite under every weight."""
 
 
-@dataclass(frozen=True, slots=True)
-class Fusion:
-    """log p = log p_LLM + weight * log p_recommender, up to a constant per row."""
+def weighed(
+    language: Sequence[Outcome], alone: Outcome, validation: Sequence[Rows]
+) -> tuple[float, dict[float, float]]:
+    """The weight with the best validation MRR, over a method's seeds, and the MRR of each weight.
 
-    weight: float
-    curve: dict[float, float]
-    """Weight -> validation MRR."""
+    Ties go to the smaller one.
+    """
+    own_DRC = np.concatenate([outcome.scores_DRC for outcome in language])
+    other_DRC = np.concatenate([alone.scores_DRC] * len(language))
+    draws, curve = [*validation] * len(language), {}
+    for weight in WEIGHTS:
+        scores_DRC = fused(own_DRC, other_DRC, weight)
+        curve[weight] = float(per_user(scores_DRC, draws)["MRR"].mean())
+    return max(curve, key=curve.__getitem__), curve
 
-    @classmethod
-    def chosen(
-        cls, language_DRC: Floats, recommender_DRC: Floats, validation: Sequence[Rows]
-    ) -> Fusion:
-        """The weight of `WEIGHTS` with the best validation MRR; ties go to the smaller one."""
-        curve = {}
-        for weight in WEIGHTS:
-            scores_DRC = fused(language_DRC, recommender_DRC, weight)
-            curve[weight] = float(per_user(scores_DRC, validation)["MRR"].mean())
-        return cls(max(curve, key=curve.__getitem__), curve)
 
-    @classmethod
-    def over_seeds(
-        cls, language: Sequence[Outcome], alone: Outcome, validation: Sequence[Rows]
-    ) -> Fusion:
-        """One weight for a method's outcomes under several seeds, all on validation."""
-        return cls.chosen(
-            np.concatenate([outcome.scores_DRC for outcome in language]),
-            np.concatenate([alone.scores_DRC] * len(language)),
-            [*validation] * len(language),
-        )
-
-    def outcome(self, language: Outcome, recommender: Outcome) -> Outcome:
-        """Both on the test rows, as one method."""
-        name = f"{language.method.name} + {recommender.method.name}"
-        return Outcome(
-            method=replace(language.method, name=name),
-            scores_DRC=fused(language.scores_DRC, recommender.scores_DRC, self.weight),
-            seconds=language.seconds + recommender.seconds,
-        )
+def joined(language: Outcome, recommender: Outcome, weight: float) -> Outcome:
+    """Both on the same rows, as one method."""
+    name = f"{language.method.name} + {recommender.method.name}"
+    return Outcome(
+        method=replace(language.method, name=name),
+        scores_DRC=fused(language.scores_DRC, recommender.scores_DRC, weight),
+        seconds=language.seconds + recommender.seconds,
+    )
 
 
 def fused(language_DRC: Floats, recommender_DRC: Floats, weight: float) -> Floats:
@@ -68,5 +52,4 @@ def fused(language_DRC: Floats, recommender_DRC: Floats, weight: float) -> Float
         np.maximum(log_softmax(scores_DRC.astype(np.float64), axis=-1), FLOOR)
         for scores_DRC in (language_DRC, recommender_DRC)
     )
-    total: Floats = language + weight * recommender
-    return total
+    return np.asarray(language + weight * recommender)

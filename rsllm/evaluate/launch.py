@@ -1,7 +1,5 @@
 """Evaluate methods on held-out rows, each in its own Ray task, once."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace

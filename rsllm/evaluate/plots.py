@@ -4,8 +4,6 @@ A line of one point is a dot. What belongs to a trial is of class `t` and its nu
 page can show it in all charts at once.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

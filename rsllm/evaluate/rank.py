@@ -4,8 +4,6 @@ Axes: R rows, C candidates, I items, H history positions, X items seen, K distin
 T representatives, P orders of the candidates.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 

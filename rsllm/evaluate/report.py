@@ -4,14 +4,12 @@ Titles, names and errors come from data and are inert everywhere: escaped in HTM
 quoted in CSV, stripped of control characters in the terminal.
 """
 
-from __future__ import annotations
-
-import csv
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from tabulate import tabulate
@@ -19,7 +17,6 @@ from tabulate import tabulate
 import rsllm.evaluate.tables as made
 from rsllm.evaluate import plots
 from rsllm.evaluate.tables import Results, Table, inert, show
-from rsllm.evaluate.trials import names
 from rsllm.runs import write_json
 
 
@@ -33,7 +30,7 @@ def write_report(folder: Path, results: Results) -> None:
     """
     write_json(folder / "results.json", results)
     trials = [{**trial, **trial["parameters"]} for trial in results["trials"]]
-    _write_csv(folder / "trials.csv", trials, leave_out=("parameters", "curve"))
+    _write_csv(folder / "trials.csv", trials, leave_out=["parameters", "curve"])
     _write_csv(folder / "methods.csv", list(map(_method_row, results["methods"])))
     for name in ("report.html", "report.md"):
         page = rendered(Path(__file__).with_name(name), results=results)
@@ -55,14 +52,9 @@ def printed(table: Table) -> str:
     return f"{show(table.title)}\n{tabulate(table.cells(show), header, disable_numparse=True)}"
 
 
-def _write_csv(
-    path: Path, rows: Sequence[Mapping[str, Any]], leave_out: Sequence[str] = ()
-) -> None:
-    columns = [name for name in names(rows) if name not in leave_out]
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(map(inert, columns))
-        writer.writerows([inert(row.get(name)) for name in columns] for row in rows)
+def _write_csv(path: Path, rows: Sequence[Any], leave_out: Sequence[str] = ()) -> None:
+    table = pd.DataFrame(rows, dtype=object).drop(columns=leave_out, errors="ignore")
+    table.map(inert).rename(columns=inert).to_csv(path, index=False)
 
 
 def _method_row(method: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,5 @@
 """Results as tables, for the terminal, the page, Markdown and spreadsheets."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """What the trials of a search say together: the best so far, what mattered, the Pareto front."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from typing import Any

@@ -6,8 +6,6 @@ DATA/FIRST--SECOND-KEY.json  a paired comparison of two of them
 Grids share what has the same key, whatever each of them calls it.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """What a paper claims, and what measured cells say of it."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal

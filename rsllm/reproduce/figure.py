@@ -1,7 +1,5 @@
 """A grid as one figure: a line per entry, or quality by cost; in vectors and pixels."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """A grid of data sets, entries and claims, and the command line that fills and shows it."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import shlex

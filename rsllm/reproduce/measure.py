@@ -1,7 +1,5 @@
 """Trains and judges what a grid lacks; every cell is on file as soon as it is known."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -17,7 +15,7 @@ from rsllm.config import Experiment
 from rsllm.data.prepared import PreparedData
 from rsllm.errors import RsllmError
 from rsllm.evaluate.compare import method_table, per_user
-from rsllm.evaluate.fuse import Fusion, fused
+from rsllm.evaluate.fuse import fused, joined, weighed
 from rsllm.evaluate.launch import Method, Outcome, evaluate, read_scores
 from rsllm.evaluate.rank import held_out
 from rsllm.evaluate.statistics import paired
@@ -100,10 +98,10 @@ class Bench:
         methods, cost = self._trained(entry, experiment)
         methods = answering_once([judged(method, entry.judged) for method in methods])
         outcomes = self._evaluate(methods, "test")
-        joined: dict[str, Any] = {}
+        fusion: dict[str, Any] = {}
         names = [outcome.name for outcome in outcomes]
         if entry.fused:
-            outcomes, joined = self._fused(methods, outcomes, experiment)
+            outcomes, fusion = self._fused(methods, outcomes, experiment)
         draws = held_out(self.data, "test", experiment.evaluation.test_rows)
         (row,) = method_table({entry.name: outcomes}, draws, self.data)
         named = {"entry": row.pop("name"), "ranking_seconds": row.pop("seconds")}
@@ -118,7 +116,7 @@ class Bench:
             **row,
             "gamma": experiment.stage2.loss.gamma if entry.kind == "tuned" else None,
             **cost,
-            "predictions": {"scores": names, **joined},
+            "predictions": {"scores": names, **fusion},
             "experiment": to_dict(experiment),
             "layout": to_dict(self.pipeline.layout),
             "provenance": provenance(),
@@ -157,10 +155,10 @@ class Bench:
         alone = _recommender("recommender", methods[0].experiment, fitted)
         single, *validated = self._evaluate([alone, *methods], "validation")
         rows = held_out(self.data, "validation", experiment.evaluation.validation_rows)
-        fusion = Fusion.over_seeds(validated, single, rows)
+        weight, _ = weighed(validated, single, rows)
         (beside,) = self._evaluate([alone], "test")
-        joined = [fusion.outcome(outcome, beside) for outcome in outcomes]
-        return joined, {"recommender": beside.name, "weight": fusion.weight}
+        both = [joined(outcome, beside, weight) for outcome in outcomes]
+        return both, {"recommender": beside.name, "weight": weight}
 
     def _evaluate(self, methods: Sequence[Method], split: Any) -> list[Outcome]:
         speaks, pipeline = any(method.speaks for method in methods), self.pipeline

@@ -1,7 +1,5 @@
 """What is on file as tables (Markdown, LaTeX), figures (SVG, PDF, PNG) and one HTML page."""
 
-from __future__ import annotations
-
 import base64
 import shlex
 from collections.abc import Mapping, Sequence
@@ -10,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
-from tabulate import tabulate
+from tabulate import LATEX_ESCAPE_RULES, tabulate
 
 from rsllm.evaluate.report import inert_text, printed, rendered
 from rsllm.evaluate.tables import Table, show
@@ -18,14 +16,6 @@ from rsllm.reproduce.figure import draw
 from rsllm.reproduce.grid import Asked, Grid
 from rsllm.reproduce.shown import Shown, gather
 
-LATEX = {char: f"\\{char}" for char in "&%$#_{}"} | {
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "|": r"\textbar{}",
-}
 DETAILS = ("samples", "seeds", "HR@5", "NDCG@10", "answers", "second", "MRR difference", "p")
 """Columns that a printed page has no room for; page.md has them."""
 
@@ -87,25 +77,9 @@ def markdown(table: Table) -> Markup:
 
 def latex(table: Table) -> str:
     """For LaTeX with booktabs and graphicx, as wide as a page can show."""
-    rows_kept = [{n: v for n, v in row.items() if n not in DETAILS} for row in table.rows]
-    table = replace(table, rows=rows_kept)
-    return "\n".join(
-        [
-            r"\begin{table}",
-            rf"\caption{{{tex(table.title)}}}",
-            r"\resizebox{\textwidth}{!}{%",
-            rf"\begin{{tabular}}{{l{'r' * (len(table.header) - 1)}}}",
-            r"\toprule",
-            " & ".join(map(tex, table.header)) + r" \\",
-            r"\midrule",
-            *(" & ".join(row) + r" \\" for row in table.cells(tex)),
-            r"\bottomrule",
-            r"\end{tabular}}",
-            r"\end{table}",
-        ]
-    )
-
-
-def tex(cell: Any) -> str:
-    """Text of which LaTeX makes no command."""
-    return "".join(LATEX.get(char, char) for char in show(cell))
+    kept = [{n: v for n, v in row.items() if n not in DETAILS} for row in table.rows]
+    table = replace(table, rows=kept)
+    body = tabulate(table.cells(show), table.header, "latex_booktabs", disable_numparse=True)
+    title = "".join(LATEX_ESCAPE_RULES.get(char, char) for char in show(table.title))
+    box = f"\\resizebox{{\\textwidth}}{{!}}{{%\n{body}}}"
+    return f"\\begin{{table}}\n\\caption{{{title}}}\n{box}\n\\end{{table}}"

@@ -1,7 +1,5 @@
 """What is on file of a grid, data set by data set, as tables."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any

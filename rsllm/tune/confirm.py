@@ -1,7 +1,5 @@
 """Configurations trained anew, all on the same fresh seeds: which is best, and how sure is that?"""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path

@@ -5,8 +5,6 @@ next driver goes on with it, under the same number and values. What is drawn for
 depends on the seed and on the trials before it, not on how often the driver was started.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import warnings

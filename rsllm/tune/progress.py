@@ -1,7 +1,5 @@
 """What is shown of trials: the table that is printed whenever one reports, a report's, names."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any

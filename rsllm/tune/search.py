@@ -4,8 +4,6 @@ A trial is a driver that runs Ray Train and is idempotent: an artifact that exis
 again. `rsllm.tune.journal` keeps what is known of the trials; what Ray notes of them is not used.
 """
 
-from __future__ import annotations
-
 import logging
 import math
 import os

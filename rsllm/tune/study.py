@@ -4,8 +4,6 @@ at equal samples on the same seeds, the test split once.
 Without a space to search it compares named variants, the first of which stands for the winner.
 """
 
-from __future__ import annotations
-
 import inspect
 import re
 import time
@@ -18,7 +16,7 @@ from rsllm.cluster import start_ray
 from rsllm.config import SLOTTED, ComputeConfig, Experiment
 from rsllm.data.prepared import PreparedData
 from rsllm.evaluate.compare import Claim, estimates, method_table, over_seeds, pair_table
-from rsllm.evaluate.fuse import Fusion
+from rsllm.evaluate.fuse import joined, weighed
 from rsllm.evaluate.launch import Method, evaluate
 from rsllm.evaluate.rank import held_out
 from rsllm.pipeline import Pipeline
@@ -225,18 +223,18 @@ def _judged(
     winner, limits = next(iter(twins)), study.base.evaluation
     alone, *validated = evaluate([*methods[ALONE], *methods[winner]], "validation", **where)
     draws = validation = held_out(data, "validation", limits.validation_rows)
-    fusion = Fusion.over_seeds(validated, alone, validation)
+    weight, curve = weighed(validated, alone, validation)
     note = (
         f"{winner} joined with the recommender adds its log-probabilities with the weight"
-        f" {fusion.weight:.3g}, chosen on {len(validation[0])} validation users (MRR"
-        f" {fusion.curve[fusion.weight]:.3f} there)."
+        f" {weight:.3g}, chosen on {len(validation[0])} validation users (MRR"
+        f" {curve[weight]:.3f} there)."
     )
     found = iter(evaluate([m for group in methods.values() for m in group], study.split, **where))
     outcomes = {name: [next(found) for _ in group] for name, group in methods.items()}
     if study.split == "test":
         draws = held_out(data, "test", limits.test_rows)
-        joined = [fusion.outcome(outcome, outcomes[ALONE][0]) for outcome in outcomes[winner]]
-        outcomes[joined[0].method.name] = joined
+        both = [joined(outcome, outcomes[ALONE][0], weight) for outcome in outcomes[winner]]
+        outcomes[both[0].method.name] = both
     vectors = {name: over_seeds(group, draws) for name, group in outcomes.items()}
     return {
         "split": study.split,
@@ -247,7 +245,7 @@ def _judged(
             study.split: estimates(outcomes[ALONE][0].expected),
         },
         "methods": method_table(outcomes, draws, data),
-        "fusion": {"weight": fusion.weight, "curve": list(fusion.curve.items())},
+        "fusion": {"weight": weight, "curve": list(curve.items())},
         "pairs": _pairs(study, twins, vectors),
         "notes": [*_notes(study, methods, tried[0]), note],
     }

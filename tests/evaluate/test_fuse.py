@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
 from small_data import NUM_CANDIDATES, small_data
@@ -11,7 +9,7 @@ from small_data import NUM_CANDIDATES, small_data
 from rsllm.config import Experiment
 from rsllm.data.sequences import Rows
 from rsllm.evaluate.compare import per_user
-from rsllm.evaluate.fuse import WEIGHTS, Fusion, fused
+from rsllm.evaluate.fuse import WEIGHTS, fused, joined, weighed
 from rsllm.evaluate.launch import Method, Outcome
 from rsllm.evaluate.rank import target_places
 
@@ -31,6 +29,15 @@ def noisy(rows: Rows, signal: float, seed: int) -> np.ndarray:
     return (signal * evidence_RC)[None]
 
 
+def outcome(scores_DRC: np.ndarray, name: str = "one") -> Outcome:
+    return Outcome(
+        method=Method(name=name, scorer="likelihood", experiment=Experiment()),
+        scores_DRC=scores_DRC,
+        answers={"free": ["Heat"]},
+        seconds=2.0,
+    )
+
+
 def mrr(scores_DRC: np.ndarray, rows: Rows) -> float:
     return float(per_user(scores_DRC, [rows])["MRR"].mean())
 
@@ -45,35 +52,25 @@ def test_fusion_is_the_weighted_sum_of_log_probabilities() -> None:
 
 def test_two_that_know_different_things_are_better_together(rows: Rows) -> None:
     language, recommender = noisy(rows, 1.0, seed=0), noisy(rows, 1.5, seed=1)
-    fusion = Fusion.chosen(language, recommender, [rows])
-    assert list(fusion.curve) == list(WEIGHTS)
-    assert fusion.curve[0.0] == pytest.approx(mrr(language, rows))
-    assert fusion.curve[1e6] == pytest.approx(mrr(recommender, rows))
-    assert fusion.curve[fusion.weight] == max(fusion.curve.values())
-    assert fusion.curve[fusion.weight] > max(fusion.curve[0.0], fusion.curve[1e6]) + 0.02
-    assert 1 / 4 < fusion.weight < 4
+    weight, curve = weighed([outcome(language)], outcome(recommender), [rows])
+    assert list(curve) == list(WEIGHTS)
+    assert curve[0.0] == pytest.approx(mrr(language, rows))
+    assert curve[1e6] == pytest.approx(mrr(recommender, rows))
+    assert curve[weight] == max(curve.values())
+    assert curve[weight] > max(curve[0.0], curve[1e6]) + 0.02
+    assert 1 / 4 < weight < 4
 
 
 def test_what_knows_nothing_has_no_weight(rows: Rows) -> None:
     """Where nothing changes the smallest weight is taken."""
     language = noisy(rows, 1.0, seed=0)
-    assert Fusion.chosen(language, np.zeros_like(language), [rows]).weight == 0.0
-    assert Fusion.chosen(np.zeros_like(language), language, [rows]).weight == WEIGHTS[1]
+    known, nothing = outcome(language), outcome(np.zeros_like(language))
+    assert weighed([known], nothing, [rows])[0] == 0.0
+    assert weighed([nothing], known, [rows])[0] == WEIGHTS[1]
 
 
 def test_the_chosen_weight_makes_a_method_of_the_test_rows(rows: Rows) -> None:
     language, recommender = noisy(rows, 1.0, seed=2), noisy(rows, 1.0, seed=3)
-
-    def outcome(name: str, scorer: Any, scores_DRC: np.ndarray) -> Outcome:
-        return Outcome(
-            method=Method(name=name, scorer=scorer, experiment=Experiment()),
-            scores_DRC=scores_DRC,
-            answers={"free": ["Heat"]},
-            seconds=2.0,
-        )
-
-    both = Fusion(0.25, {}).outcome(
-        outcome("tuned", "likelihood", language), outcome("recommender", "recommender", recommender)
-    )
+    both = joined(outcome(language, "tuned"), outcome(recommender, "recommender"), 0.25)
     assert (both.method.name, both.seconds, both.answers) == ("tuned + recommender", 4.0, None)
     np.testing.assert_array_equal(both.scores_DRC, fused(language, recommender, 0.25))
