@@ -81,7 +81,7 @@ def main() -> None:
     )
     records = search.run(arguments.trials)
     fresh, top = range(FRESH, FRESH + arguments.seeds), arguments.budget.confirm_top
-    confirm, best = confirmed(records, top, experiment, fresh, arguments.storage, "recommender")
+    confirm, best, _ = confirmed(records, top, experiment, fresh, arguments.storage, "recommender")
     search.publish(
         records,
         best,

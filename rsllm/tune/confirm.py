@@ -126,13 +126,14 @@ def confirmed(
     seeds: range,
     storage: str | Path,
     watched: Stage = "stage2",
-) -> tuple[list[dict[str, Any]], TrialRecord]:
-    """The best trials of a search trained anew (see `confirm_table`), and that of the best mean."""
+) -> tuple[list[dict[str, Any]], TrialRecord, Trained]:
+    """The best trials of a search trained anew: `confirm_table`, that of the best mean, and all."""
     found = candidates(records, top)
     print(f"\nfresh seeds for {', '.join(found)}", flush=True)
     again = {name: trial.overrides for name, trial in found.items()}
-    confirm = confirm_table(train(again, base, seeds, storage, watched), found)
-    return confirm, found[max(confirm, key=lambda row: float(row["mean"]))["name"]]
+    trained = train(again, base, seeds, storage, watched)
+    confirm = confirm_table(trained, found)
+    return confirm, found[max(confirm, key=lambda row: float(row["mean"]))["name"]], trained
 
 
 def training(trained: Trained, pair: Mapping[str, Any]) -> dict[str, Any]:

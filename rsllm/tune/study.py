@@ -137,9 +137,9 @@ def _run(study: Study, pipeline: Pipeline, storage: str | Path) -> Path:
 def _chosen(
     study: Study, search: Search | None, storage: str | Path
 ) -> tuple[dict[str, Any], Trained, list[TrialRecord]]:
-    """The results' trials and what fresh seeds say of them, the twins, and whom the winner beat.
+    """The results' trials and what fresh seeds say of them, what is compared, and all trials.
 
-    The winner comes first.
+    The winner is first, its twins come next, and then whom it beat under the same seeds.
     """
     base = replace_in(study.base, study.twin_overrides)
     if search is None:
@@ -152,11 +152,12 @@ def _chosen(
         trials = [row | {"name": name} for row, name in rows]
         return {"trials": trials, "confirm": []}, twins, records[:1]
     records = search.run(study.trials)
-    confirm, best = confirmed(records, study.confirm_top, base, study.seeds, storage)
+    confirm, best, again = confirmed(records, study.confirm_top, base, study.seeds, storage)
     print(f"\ntwins of trial {best.number}", flush=True)
     twins = train(study.twins(best.overrides), base, study.seeds, storage)
+    beaten = {name: group for name, group in again.items() if name != f"trial {best.number}"}
     others = [record for record in records if record != best]
-    return {"trials": trial_rows(records), "confirm": confirm}, twins, [best, *others]
+    return {"trials": trial_rows(records), "confirm": confirm}, {**twins, **beaten}, [best, *others]
 
 
 def _describe(layout: Layout) -> str:
@@ -246,16 +247,19 @@ def _judged(
         },
         "methods": method_table(outcomes, draws, data),
         "fusion": {"weight": weight, "curve": list(curve.items())},
-        "pairs": _pairs(study, twins, vectors),
+        "pairs": _pairs(study, twins, tried[0], vectors),
         "notes": [*_notes(study, methods, tried[0]), note],
     }
 
 
-def _pairs(study: Study, twins: Trained, vectors: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _pairs(
+    study: Study, twins: Trained, best: TrialRecord, vectors: Mapping[str, Any]
+) -> list[dict[str, Any]]:
     """The study's claims, those about its winner, and what the training of twins cost."""
-    winner = next(iter(twins))
+    winner, own = next(iter(twins)), study.twins(best.overrides)
     claims = [
         *(replace(c, first=winner) if c.first == WINNER else c for c in study.claims),
+        *(Claim(winner, name, f"it is better than {name}") for name in twins if name not in own),
         Claim(winner, winner + SHUFFLED, "the language model reads its slots"),
         Claim(f"{winner} + {ALONE}", ALONE, "the language model adds to the recommender"),
         Claim(f"{winner} + {ALONE}", winner, "the recommender adds to the language model"),

@@ -109,7 +109,8 @@ def test_recommenders_are_trained_anew_under_names_of_their_own(
         for number in range(3)
     ]
     where = (Experiment(), range(7, 9), tmp_path, "recommender")
-    table, best = confirmed(records, 2, *where)  # type: ignore[arg-type]
+    table, best, again = confirmed(records, 2, *where)  # type: ignore[arg-type]
+    assert list(again) == ["trial 0", "trial 1"]
     assert [row["seeds"] for row in table] == [[7, 8]] * 2
     assert best.number in (0, 1)
     names = dict.fromkeys(runs)
@@ -290,7 +291,7 @@ def test_numbers_equal_those_recomputed_from_stored_scores(
             assert list(by_seed) == ([str(s) for s in SEEDS] if name in alphas else [])
             means = [by_seed[seed][metric]["value"] for seed in by_seed]
             assert means == pytest.approx(values_SR.mean(axis=1)[: len(means)].tolist())
-    assert Counter(pair["metric"] for pair in results["pairs"]) == {"MRR": 6, "HR@1": 6}
+    assert Counter(pair["metric"] for pair in results["pairs"]) == {"MRR": 7, "HR@1": 7}
     for pair in results["pairs"]:
         if {pair["first"], pair["second"]} <= vectors.keys():
             row = ("MRR", "HR@1").index(pair["metric"])
@@ -314,6 +315,8 @@ def test_the_outcome_shows_costs_and_opens_the_test_split_once(study: Finished) 
     pairs = {(pair["first"], pair["second"]): pair for pair in study.results["pairs"]}
     pair = pairs[WINNER, PLAIN]
     assert pair["samples"] == [16, 16]
+    best = study.results["search"]["best"]
+    assert pairs[WINNER, f"trial {1 - best}"]["samples"] == [16, 16], "beside the one it beat"
     assert min(pair["seconds"]) > 0
     assert "seconds" not in pairs[WINNER, "recommender"]
     answered = {m["name"] for m in study.results["methods"] if m["generation"]}

@@ -70,7 +70,7 @@ def test_the_winner_stands_beside_its_fusion_with_the_recommender(
         title="made up",
         question="?",
         base=BASE,
-        twins=lambda best: {},
+        twins=lambda best: {"best": {}},
         claims=[Claim(study.WINNER, "zero-shot")],
     )
     pipeline: Any = SimpleNamespace(
@@ -109,7 +109,7 @@ def test_seeds_are_averaged_and_share_one_weight(
         "recommender": [made_up_method("recommender")],
         "best": [made_up_method(name, seed) for name, seed in seeds.items()],
     }
-    asked = Study(title="made up", question="?", base=BASE, twins=lambda best: {}, num_seeds=3)
+    asked = Study(title="made up", question="?", base=BASE, twins=lambda best: {"best": {}}, num_seeds=3)
     pipeline: Any = SimpleNamespace(
         backbone="", fingerprint="", layout=None, store=SimpleNamespace()
     )
@@ -162,7 +162,7 @@ def test_later_seeds_rank_but_do_not_answer(tmp_path: Path) -> None:
         )
         for seed in seeds
     ]
-    asked = Study(title="?", question="?", base=base, twins=lambda best: {}, num_seeds=2)
+    asked = Study(title="?", question="?", base=base, twins=lambda best: {"best": {}}, num_seeds=2)
     assert tuple(asked.seeds) == seeds
     methods = study._methods(asked, tmp_path, None, {"best": twin, "other": twin})
     assert list(methods) == ["recommender", "zero-shot", "best", "best, shuffled slots", "other"]
