@@ -38,6 +38,7 @@ BUDGETS = {
     "quick": Budget(
         summary="not yet timed: shows the flow, no ranking",
         trials=3,
+        seeds=1,
         overrides={
             "recommender.max_epochs": 3.0,
             "stage1.samples": 32,
@@ -48,8 +49,10 @@ BUDGETS = {
         },
     ),
     "full": Budget(
-        summary="for GPUs, not yet measured: every held-out row, a long schedule",
+        summary="for GPUs, not yet measured: every held-out row, a long schedule, three seeds",
         trials=32,
+        confirm_top=3,
+        seeds=3,
         overrides={
             "stage1.samples": 8192,
             "stage1.batch_size": 32,
@@ -111,6 +114,8 @@ def main() -> None:
         twins=twins,
         twin_overrides={"stage2.validations": 1},
         claims=CLAIMS,
+        num_seeds=arguments.seeds,
+        confirm_top=arguments.budget.confirm_top,
         budget={"name": arguments.budget_name, "trials": arguments.trials},
         seed=arguments.seed,
         search=arguments.search,

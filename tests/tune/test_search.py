@@ -207,11 +207,12 @@ def test_bad_input_is_refused_at_once(
     [
         ("tune_recommender", ["--recommender", "gru4rec", "--seeds", "2"]),
         ("tune_backbone", ["--set", "stage2.samples=8", "--set", "evaluation.validation_rows=8"]),
+        ("tune_projector", ["--set", "stage1.samples=8", "--set", "stage2.samples=8"]),
     ],
 )
 @pytest.mark.ray
 @pytest.mark.timeout(900)
-def test_searches_without_twins_are_reported_too(
+def test_other_searches_end_in_a_report(
     name: str,
     changes: list[str],
     ray_cluster: str,
@@ -231,6 +232,12 @@ def test_searches_without_twins_are_reported_too(
     if name == "tune_backbone":
         assert all(trial["objectives"]["device_seconds"] > 0 for trial in results["trials"])
         assert "Pareto front of MRR and device_seconds" in page
+        return
+    if name == "tune_projector":
+        claims = {pair["claim"] for pair in results["pairs"]}
+        assert claims >= {"tuning the projector helps", "the language model reads its slots"}
+        depth = results["trials"][results["search"]["best"]]["parameters"]["depth"]
+        assert ("hidden layers help" in claims) == (depth > 0)
         return
     assert [row["seeds"] for row in results["confirm"]] == [[1000, 1001]] * 2
     best = max(results["confirm"], key=lambda row: row["mean"])

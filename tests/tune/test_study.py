@@ -109,7 +109,9 @@ def test_seeds_are_averaged_and_share_one_weight(
         "recommender": [made_up_method("recommender")],
         "best": [made_up_method(name, seed) for name, seed in seeds.items()],
     }
-    asked = Study(title="made up", question="?", base=BASE, twins=lambda best: {"best": {}}, num_seeds=3)
+    asked = Study(
+        title="made up", question="?", base=BASE, twins=lambda best: {"best": {}}, num_seeds=3
+    )
     pipeline: Any = SimpleNamespace(
         backbone="", fingerprint="", layout=None, store=SimpleNamespace()
     )
