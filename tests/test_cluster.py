@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import os
 import socket
@@ -10,9 +11,11 @@ import sys
 import tempfile
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 from ray._private.utils import write_ray_address
@@ -154,6 +157,43 @@ def test_gpus_are_asked_for_and_waited_for(
     assert asked[-1] == []
     with pytest.raises(ConfigError, match="RSLLM_GPUS=many is no number of GPUs"):
         cluster._wait_for_gpus.__wrapped__("many")
+
+
+@pytest.fixture
+def autoscaled() -> Iterator[dict[str, str]]:
+    """The environment of a head without GPUs whose autoscaler starts nodes with one beside it.
+
+    Ray's own provider of such nodes has them join at port 6379, whatever the head's is.
+    """
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", 6379), timeout=5):
+        pytest.skip("something listens on port 6379")
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        own = {"RAY_TMPDIR": folder, "RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"}
+        command = [Path(sys.executable).with_name("ray"), "start", "--head", "--num-gpus=0"]
+        command += ["--port=6379", "--num-cpus=1", "--include-dashboard=false"]
+        command += [f"--autoscaling-config={Path(__file__).with_name('autoscaled.yaml')}"]
+        try:
+            subprocess.run(command, env=os.environ | own, check=True, capture_output=True)
+            yield {**own, "RAY_ADDRESS": "127.0.0.1:6379"}
+        finally:
+            for process in psutil.process_iter():
+                with contextlib.suppress(psutil.Error):
+                    if process.environ().get("RAY_TMPDIR") == folder:
+                        process.kill()
+
+
+@pytest.mark.ray
+def test_an_autoscaler_brings_the_gpus(autoscaled: dict[str, str]) -> None:
+    code = (
+        "from rsllm.cli import run_script; from rsllm.cluster import cluster_resources, start_ray\n"
+        "run_script(lambda: (start_ray(), print(cluster_resources())))"
+    )
+    environment = os.environ | autoscaled | {"RSLLM_GPUS": "2"}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert "rsllm: 0 of 2 GPUs are there; the autoscaler brings the others" in done.stderr
+    assert "gpus=2.0, nodes=2" in done.stdout
 
 
 def test_the_address_is_not_that_of_a_dashboard(tmp_path: Path) -> None:
