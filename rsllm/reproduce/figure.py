@@ -67,7 +67,8 @@ def _draw_panel(axis: Any, panel: Shown, names: Sequence[str]) -> None:
     for marker, (publication, found) in zip(MARKERS, panel.published.items(), strict=False):
         known = {n: e[PUBLISHED] for n, e in found.items() if isinstance(e.get(PUBLISHED), float)}
         places = [names.index(name) for name in known]
-        axis.plot(list(known.values()), places, marker, fillstyle="none", label=publication)
+        if known:
+            axis.plot(list(known.values()), places, marker, fillstyle="none", label=publication)
     axis.axvline(panel.chance, color="gray", linestyle=":", label="chance")
     axis.set_title(_title(panel), parse_math=False)
     axis.set_xlabel(METRIC)

@@ -184,7 +184,7 @@ def make_parser(
     if any(budget.trials for budget in budgets.values()):
         parser.add_argument("--trials", type=int, help="number of trials, instead of the budget's")
         parser.add_argument("--seed", type=int, help="seed of the search (default: 0)")
-        parser.add_argument("--optuna-storage", metavar="URL", help="database instead of a file")
+        parser.add_argument("--optuna-storage", metavar="URL", help="database in place of a file")
         parser.add_argument("--warm-start", metavar="DIR", help="earlier study to learn from")
         parser.add_argument("--track", choices=("mlflow", "wandb"), help="log trials there too")
     if any(budget.seeds for budget in budgets.values()):
