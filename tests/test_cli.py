@@ -149,6 +149,14 @@ def test_verb_runs_its_stage_on_the_default_experiment(
     assert capsys.readouterr().out == "artifact\n"
 
 
+def test_on_a_cluster_the_storage_is_the_clusters(
+    runs: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RSLLM_STORAGE", "/mnt/rsllm/store")
+    assert main(["prepare"]) == main(["prepare", "--storage", "mine"]) == 0
+    assert [storage for _, _, storage in runs] == ["/mnt/rsllm/store", "mine"]
+
+
 def test_flags_become_settings(runs: list[Any]) -> None:
     arguments = [
         "--set",

@@ -248,7 +248,7 @@ def code_lines(path: Path) -> int:
 
 
 def test_package_stays_small() -> None:
-    assert sum(map(code_lines, SOURCES)) <= 9800
+    assert sum(map(code_lines, SOURCES)) <= 9750
 
 
 def test_imports_point_downwards() -> None:
