@@ -4,8 +4,10 @@ at equal samples on the same seeds, the test split once.
 Without a space to search it compares named variants, the first of which stands for the winner.
 """
 
+import ast
 import inspect
 import re
+import textwrap
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -80,7 +82,7 @@ class Study:
     def name(self) -> str:
         """Names the search: the same study continues, wherever it runs; a changed one is new."""
         parts = [to_dict(replace(self.base, compute=ComputeConfig())), self.seed]
-        parts.append(inspect.getsource(self.space) if self.space else self.twins({}))
+        parts.append(_code(self.space) if self.space else self.twins({}))
         return f"{re.sub('[^a-z0-9]+', '-', self.title.lower())[:40]}-{content_hash(parts)}"
 
     @property
@@ -88,6 +90,11 @@ class Study:
         """Of stage 2."""
         first = self.base.stage2.seed + self.twin_seed
         return range(first, first + self.num_seeds)
+
+
+def _code(function: Callable[..., Any]) -> str:
+    """What a function says, whatever its comments and layout."""
+    return ast.unparse(ast.parse(textwrap.dedent(inspect.getsource(function))))
 
 
 def run(study: Study, storage: str | Path) -> Path:

@@ -29,7 +29,7 @@ from rsllm.settings import replace_in
 from rsllm.tune import search as module
 from rsllm.tune.journal import FILE, METRIC, OVERRIDES, TrialRecord, _record, check_space
 from rsllm.tune.search import Search, _entry, _scheduler, _trial_name
-from rsllm.tune.study import Study
+from rsllm.tune.study import Study, _code
 
 BASE = replace_in(
     Experiment(),
@@ -550,3 +550,16 @@ def test_where_a_search_runs_does_not_name_it(tmp_path: Path) -> None:
 
     assert named() == named(**{"compute.workers": 2, "compute.zero_stage": 3})
     assert named() != named(**{"stage2.seed": 1})
+
+
+def test_a_comment_in_its_space_makes_no_new_search() -> None:
+    def space(trial: optuna.Trial) -> dict[str, Any]:
+        return {"recommender.dropout": trial.suggest_float("dropout", 0.0, 0.9)}
+
+    def same(trial: optuna.Trial) -> dict[str, Any]:
+        # wide
+        return {
+            "recommender.dropout": trial.suggest_float("dropout", 0.0, 0.9),
+        }
+
+    assert _code(space) == _code(same).replace("def same", "def space")
