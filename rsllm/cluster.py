@@ -1,5 +1,7 @@
 """The Ray cluster that this process belongs to, or the one that it starts on this machine."""
 
+from __future__ import annotations
+
 import contextlib
 import logging
 import os
