@@ -14,7 +14,7 @@ is not trained again; a run that was stopped goes on by the same command.
 LLaRA's LastFM is in one global order of items: its figures say nothing about sequences and stand
 beside the rule that knows that order. Only a sample of LLaRA's Steam training rows is at hand.
 
-Cost: 16 tuned methods a data set, see --help. Expected: not known. Last measured: seven
+Cost: 16 tuned methods a data set, see --help. Expected: not known. Last measured: nine
 methods on MovieLens, see experiments/results/reproduce_main_table/.
 """
 

@@ -63,6 +63,7 @@ def test_latex_shows_what_stands_there() -> None:
     lines = [re.sub(" +", " ", line.strip()) for line in latex(table).splitlines()]
     assert rf"\caption{{{shown}}}" in lines
     start = lines.index(r"\toprule")
+    assert lines[start - 1] == r"\begin{tabular}{lr}"
     assert lines[start + 1 : start + 6] == [
         r"method & HR@1 \\",
         r"\midrule",
