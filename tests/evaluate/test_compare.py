@@ -222,7 +222,7 @@ def test_pair_table(rows: Rows) -> None:
     assert [entry["test"] for entry in table[::3]] == ["exact McNemar", "sign-flip permutation"]
     assert table[0]["minimum_detectable"] == 0.0, "without spread"
     spread = np.array([1.0] + [0.0] * 11).std(ddof=1)
-    expected = (1.959964 + 0.841621) * spread / 12**0.5
+    expected = (2.200985 + 0.875530) * spread / 12**0.5  # Student's, 11 degrees of freedom
     assert table[2]["minimum_detectable"] == pytest.approx(expected, rel=1e-5)
     assert [entry["claim"] for entry in table[:2]] == ["the best wins", None]
 

@@ -17,6 +17,7 @@ MEASURED = {
     "tokens_per_second": 90.0,
     "data_wait_share": 0.125,
     "seconds": 4.0,
+    "device_seconds": 8.0,
 }
 
 
@@ -34,8 +35,6 @@ def test_losses_scores_rates_memory_and_cost(tmp_path: Path) -> None:
     found = {name: event.value for name, event in drawn.items()}
     memory_gibibytes = found.pop("memory_gibibytes")
     assert 0.1 <= memory_gibibytes <= psutil.virtual_memory().total / 1024**3
-    workers = found.pop("device_seconds") / MEASURED["seconds"]
-    assert workers == int(workers) >= 1
     assert found == MEASURED
     assert shown["mrr"] == MEASURED["MRR"]
     assert shown["loss_next_item"] == MEASURED["loss/next_item"]
