@@ -427,7 +427,7 @@ def test_ray_is_told_nothing_of_the_storage(tmp_path: Path) -> None:
 
     url = f"sqlite:///{tmp_path}/secret.db"
     search = make_search(tmp_path, optuna_storage=url)
-    for part in (module._Suggestions(search.journal), module._Notes(search, 1, 2)):
+    for part in (module._Suggestions(search.journal), module._Notes(search, 2)):
         assert b"secret" not in cloudpickle.dumps(part)
 
 
