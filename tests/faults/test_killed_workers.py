@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from functools import partial
 
 import pytest
+from driver import CLUSTER
 from fault_runs import STEPS, Run
 from faults import COMMIT_POINTS, Faults
 
@@ -80,10 +83,25 @@ def test_an_error_that_would_come_again(make_run: Callable[..., Run]) -> None:
     assert "Traceback" not in done.stdout
 
 
-def test_a_cluster_without_room(make_run: Callable[..., Run]) -> None:
-    run = make_run(settings={"compute.placement": "spread", "compute.wait_seconds": 8})
-    done = run.finish()
+HOLD = """
+import sys, ray
+ray.init(address=sys.argv[1], logging_level="ERROR", log_to_driver=False)
+ray.get(ray.util.placement_group([{"CPU": 2}]).ready())
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_cluster_without_room(make_run: Callable[..., Run], one_node: dict[str, str]) -> None:
+    """Somebody else holds two of its three CPUs."""
+    run = make_run(settings={"compute.wait_seconds": 8})
+    command, pipe = [sys.executable, "-c", HOLD, one_node[CLUSTER]], subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as holder:
+        assert holder.stdout
+        assert holder.stdout.readline() == "held\n"
+        done = run.finish()
+        holder.communicate()
     assert done.returncode == 1
     assert "stage2 needs 2 workers" in done.stdout
-    assert "on nodes of their own, and within 8 s the cluster had no room" in done.stdout
+    assert "within 8 s the cluster had no room" in done.stdout
     assert "Traceback" not in done.stdout
