@@ -262,7 +262,7 @@ def _read(store: Store, name: str) -> Artifact | None:
         facts = json.loads(stated)
         inputs, made = facts.get("inputs", {}), dict(flat(facts.get("provenance", {})))
         when = timegm(time.strptime(made["time"], "%Y-%m-%dT%H:%M:%SZ")) if made else 0
-        files = {file: fact["bytes"] for file, fact in facts["files"].items()}
+        files = {file: int(fact["bytes"]) for file, fact in facts["files"].items()}
         keys = frozenset(re.findall(r"\b[0-9a-f]{16}\b", json.dumps(inputs)))
         if store.remote is None:
             manifest(store.root / name)
