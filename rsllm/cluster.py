@@ -85,8 +85,8 @@ def start_ray() -> str:
                         "worker_process_setup_hook": prepare_worker,
                     },
                 )
-    if _is_driver():
-        _let_sigterm_end_it()
+    if ray.get_runtime_context().worker.mode == ray.SCRIPT_MODE:
+        _let_sigterm_end_the_driver()
         _wait_for_gpus(os.environ.get("RSLLM_GPUS") or "0")
     address = f"http://{ray.get_runtime_context().worker.node.webui_url}"
     os.environ["RAY_API_SERVER_ADDRESS"] = address
@@ -170,13 +170,7 @@ def _running_ray() -> str | None:
     return None
 
 
-def _is_driver() -> bool:
-    import ray
-
-    return bool(ray.get_runtime_context().worker.mode == ray.SCRIPT_MODE)
-
-
-def _let_sigterm_end_it() -> None:
+def _let_sigterm_end_the_driver() -> None:
     """As Ctrl-C does, but for the exit code; Ray's own handler would leave with 15 or 1."""
 
     def leave(number: int, frame: Any) -> None:

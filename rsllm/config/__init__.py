@@ -4,7 +4,7 @@ An experiment is plain data: it round-trips through JSON, has a content hash, an
 are written as paths: ``replace_in(base, {"stage2.loss.alpha": 0.1})``.
 """
 
-from dataclasses import field
+from dataclasses import field, replace
 from string import ascii_uppercase
 from typing import Annotated, Literal
 
@@ -103,6 +103,11 @@ class Experiment:
     )
     compute: ComputeConfig = field(default_factory=ComputeConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+    @property
+    def anywhere(self) -> "Experiment":
+        """The same but for `compute`: where it runs decides no name of a search."""
+        return replace(self, compute=ComputeConfig())
 
     def __post_init__(self) -> None:
         if self.mixture and not (self.stage1.steps and self.stage1.representation == "text"):

@@ -100,7 +100,7 @@ class Shown:
     @property
     def settings(self) -> dict[str, Any]:
         """What every entry has that the experiment of the data set has not."""
-        base = dict(flat(to_dict(self.site.experiment)))
+        base = dict(flat(self.common))
         return {
             name: {"kind": entry.kind, "joined": entry.fused, **entry.judged}
             | {path: v for path, v in flat(to_dict(own)) if v != base.get(path)}

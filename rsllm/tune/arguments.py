@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from rsllm.cluster import start_ray
-from rsllm.config import ComputeConfig, Experiment
+from rsllm.config import Experiment
 from rsllm.errors import ConfigError
 from rsllm.settings import content_hash, parse_setting, replace_in, to_dict
 
@@ -53,8 +53,7 @@ class Arguments:
 
     def named(self, title: str) -> str:
         """A name of a search: other settings (where it runs is none) or seeds give another one."""
-        experiment = replace(self.experiment, compute=ComputeConfig())
-        return f"{title}-{content_hash([to_dict(experiment), self.seed])}"
+        return f"{title}-{content_hash([to_dict(self.experiment.anywhere), self.seed])}"
 
 
 FLAGS = {

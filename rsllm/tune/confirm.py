@@ -114,7 +114,7 @@ def confirm_table(trained: Trained, searched: Mapping[str, TrialRecord]) -> list
         scores, then = [end[METRIC] for end in ends], searched[name]
         seeds = [getattr(p.experiment, p.watched).seed for p in group]
         row = {"name": name, "search_score": then.score, "seeds": seeds, "scores": scores}
-        row |= {"search_samples": then.curve[-1]["samples"], "samples": ends[0]["samples"]}
+        row |= {"search_samples": then.end["samples"], "samples": ends[0]["samples"]}
         table.append(row | {"mean": fmean(scores), "lowest": min(scores), "highest": max(scores)})
     return table
 

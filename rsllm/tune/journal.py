@@ -52,9 +52,14 @@ class TrialRecord:
     error: str | None = None
 
     @property
+    def end(self) -> dict[str, float]:
+        """The last validation; empty before the first."""
+        return self.curve[-1] if self.curve else {}
+
+    @property
     def score(self) -> float | None:
         """The last validation's score."""
-        return self.curve[-1][METRIC] if self.curve else None
+        return self.end.get(METRIC)
 
 
 @contextmanager
@@ -221,11 +226,11 @@ class Journal:
 
     def lose(self, number: int) -> bool:
         """Leave a trial running whose driver died, for `begin`; False if that was so before."""
-        before = number in self._lost
+        if number in self._lost:
+            return False
         self._lost.add(number)
-        if not before:
-            del self._live[number]
-        return not before
+        del self._live[number]
+        return True
 
     def leave(self, number: int, error: str = "") -> None:
         """End a trial that was stopped early or failed; one that has finished stays so."""

@@ -29,11 +29,10 @@ def table(records: Sequence[TrialRecord], total: int) -> str:
 
 
 def _rows(records: Sequence[TrialRecord]) -> list[dict[str, Any]]:
-    ends = [r.curve[-1] if r.curve else {} for r in records]
     return [
         {"trial": record.number, **values, "state": record.state}
-        | {name: last[name] for name in COLUMNS if name in last}
-        for record, values, last in zip(records, _tuned(records), ends, strict=True)
+        | {name: record.end[name] for name in COLUMNS if name in record.end}
+        for record, values in zip(records, _tuned(records), strict=True)
     ]
 
 
@@ -66,24 +65,24 @@ def run_name(text: str, unique: Any) -> str:
 
 def trial_rows(records: Sequence[TrialRecord], *, cost: bool = False) -> list[dict[str, Any]]:
     """The trials of a report; `cost` names what they were to be good at."""
-    values = zip(records, _tuned(records), strict=True)
-    return [_trial_row(record, tuned, cost) for record, tuned in values]
+    return [_trial_row(*pair, cost) for pair in zip(records, _tuned(records), strict=True)]
 
 
 def _trial_row(record: TrialRecord, tuned: Mapping[str, Any], cost: bool) -> dict[str, Any]:
-    last = record.curve[-1] if record.curve else {}
     row = {
         "number": record.number,
         "state": record.state,
         "parameters": dict(tuned),
-        "samples": int(last.get("samples", 0)),
-        "seconds": round(last.get("seconds", 0.0), 1),
+        "samples": int(record.end.get("samples", 0)),
+        "seconds": round(record.end.get("seconds", 0.0), 1),
         "curve": record.curve,
         "MRR": record.score,
-        "HR@1": last.get("HR@1"),
+        "HR@1": record.end.get("HR@1"),
         "error": record.error,
     }
-    return row | ({"objectives": {"MRR": record.score, COST: last[COST]}} if cost and last else {})
+    if cost and record.end:
+        row["objectives"] = {"MRR": record.score, COST: record.end[COST]}
+    return row
 
 
 def searched(

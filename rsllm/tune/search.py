@@ -12,7 +12,7 @@ import shutil
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -26,7 +26,7 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 from ray.tune.trainable.function_trainable import FunctionTrainable
 
-from rsllm.config import ComputeConfig, Experiment
+from rsllm.config import Experiment
 from rsllm.data.prepared import PreparedData
 from rsllm.errors import CheckpointError, TrainingError, require
 from rsllm.evaluate.rank import held_out
@@ -98,7 +98,7 @@ class Search:
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(there)
         place = storage(file, self.optuna_storage)
-        base = content_hash(replace(self.pipeline.experiment, compute=ComputeConfig()))
+        base = content_hash(self.pipeline.experiment.anywhere)
         return Journal(place, self.name, base, self.space, self.cost, self.seed)
 
     def run(self, trials: int) -> list[TrialRecord]:

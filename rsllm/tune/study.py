@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rsllm.cluster import start_ray
-from rsllm.config import SLOTTED, ComputeConfig, Experiment
+from rsllm.config import SLOTTED, Experiment
 from rsllm.data.prepared import PreparedData
 from rsllm.evaluate.compare import Claim, estimates, method_table, over_seeds, pair_table
 from rsllm.evaluate.fuse import joined, weighed
@@ -81,7 +81,7 @@ class Study:
     @property
     def name(self) -> str:
         """Names the search: the same study continues, wherever it runs; a changed one is new."""
-        parts = [to_dict(replace(self.base, compute=ComputeConfig())), self.seed]
+        parts = [to_dict(self.base.anywhere), self.seed]
         parts.append(_code(self.space) if self.space else self.twins({}))
         return f"{re.sub('[^a-z0-9]+', '-', self.title.lower())[:40]}-{content_hash(parts)}"
 
