@@ -175,8 +175,9 @@ class Search:
     def _scheduler(self) -> TrialScheduler:
         """In its rungs counts what the trials of earlier drivers reported."""
         base, of_recommender = self.pipeline.experiment, self.pipeline.watched == "recommender"
-        validations = base.recommender.max_epochs if of_recommender else base.stage2.validations
-        scheduler = FIFOScheduler() if self.cost else _scheduler(math.ceil(validations))
+        epochs, stage = math.ceil(base.recommender.max_epochs), base.stage2
+        validations = epochs if of_recommender else min(stage.validations, stage.steps)
+        scheduler = FIFOScheduler() if self.cost else _scheduler(validations)
         for record in self.journal.records():
             earlier = SimpleNamespace(trial_id=f"{record.number} of an earlier driver")
             scheduler.on_trial_add(None, earlier)

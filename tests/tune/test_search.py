@@ -398,6 +398,15 @@ def test_no_trial_is_stopped_at_its_last_report(validations: int, rungs: list[in
     assert max(found, default=0) < validations
 
 
+@pytest.mark.parametrize(("samples", "last"), [(8, 0), (24, 2), (800, 4)])
+def test_a_stage_shorter_than_its_validations_has_as_many_as_steps(
+    samples: int, last: int, tmp_path: Path
+) -> None:
+    stage = {"stage2.samples": samples, "stage2.batch_size": 8, "stage2.validations": 5}
+    search = make_search(tmp_path, pipeline=Pipeline(replace_in(BASE, stage), tmp_path))
+    assert getattr(search._scheduler(), "_max_t", 0) == last
+
+
 def test_trials_of_an_earlier_driver_count_in_the_rungs(tmp_path: Path) -> None:
     search = make_search(tmp_path)
     for score in (0.2, 0.4, 0.6):
