@@ -37,10 +37,10 @@ WORKER_ENVIRONMENT = {
 ends the group of a hung worker soon."""
 NO_WARNINGS = {
     "ray._private.services": "Found multiple active Ray instances",
-    "ray.train.v2._internal.execution.controller.placement_group_cleaner": "is dead. Cleaning up",
+    "ray.train.v2._internal.execution.controller.placement_group_cleaner": "ontroller actor",
 }
-"""What loggers of Ray say again and again of a second Ray on the machine, or once a trial was
-stopped early and is tidied up."""
+"""Words of what loggers of Ray say again and again of a second Ray on the machine, or once a trial
+was stopped early and is tidied up."""
 DASHBOARD_PORT = 8265
 OTHER_PORTS = range(20000, 32768)
 """Above those of Ray's workers, below those that the system hands out."""

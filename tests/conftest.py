@@ -20,6 +20,7 @@ ENVIRONMENT = {
     "RAY_DEDUP_LOGS": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.3",
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_enable_metrics_collection": "0",  # Ray's exporter has crashed a process that had it
 }
 
 
@@ -151,8 +152,6 @@ def ray_cluster() -> Iterator[str]:
         object_store_memory=300 * 1024**2,
         logging_level="ERROR",
         log_to_driver=False,
-        # Ray's exporter of metrics once crashed this process, with all tests to come.
-        _system_config={"enable_metrics_collection": False},
     )
     yield f"http://{context.dashboard_url}"
     ray.shutdown()

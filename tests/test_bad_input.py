@@ -11,7 +11,7 @@ import jobs
 import pytest
 from hosts import may_make_networks
 
-SECONDS, SECONDS_WITH_RAY = 20, 60
+SECONDS, SECONDS_WITH_RAY = 60, 120
 
 
 def refused(command: list[str], *, code: int, seconds: float = SECONDS) -> str:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import resource
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -98,11 +98,17 @@ def test_import_and_help_are_light(code: str) -> None:
     )
     seconds = []
     for _ in range(3):
-        start = time.perf_counter()
+        start = processor_seconds()
         done = subprocess.run([sys.executable, "-c", report + code], capture_output=True, text=True)
-        seconds.append(time.perf_counter() - start)
+        seconds.append(processor_seconds() - start)
         assert (done.returncode, done.stderr) == (0, "")
     assert min(seconds) <= 0.5
+
+
+def processor_seconds() -> float:
+    """Of all ended children: what others run on the machine does not count."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

@@ -174,9 +174,10 @@ class Search:
 
     def _scheduler(self) -> TrialScheduler:
         """In its rungs counts what the trials of earlier drivers reported."""
-        base, of_recommender = self.pipeline.experiment, self.pipeline.watched == "recommender"
-        epochs, stage = math.ceil(base.recommender.max_epochs), base.stage2
-        validations = epochs if of_recommender else min(stage.validations, stage.steps)
+        base, stage = self.pipeline.experiment, self.pipeline.experiment.stage2
+        validations = min(stage.validations, stage.steps)
+        if self.pipeline.watched == "recommender":
+            validations = math.ceil(base.recommender.max_epochs)
         scheduler = FIFOScheduler() if self.cost else _scheduler(validations)
         for record in self.journal.records():
             earlier = SimpleNamespace(trial_id=f"{record.number} of an earlier driver")
@@ -271,22 +272,21 @@ class _Notes(tune.Callback):  # type: ignore[misc]
             self.store.share(f"studies/{self.folder.name}")
 
 
+class _Rungs(ASHAScheduler):  # type: ignore[misc]
+    def on_trial_result(self, controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """At its last report a trial has only its artifact to write, whatever rungs it missed."""
+        last = result["validations"] >= self._max_t
+        return self.CONTINUE if last else str(super().on_trial_result(controller, trial, result))
+
+
 def _scheduler(validations: int) -> TrialScheduler:
     """Rungs at the validations before the last: the weaker half of the trials stops there.
 
-    The first one leaves every trial a sixth of its validations. At its last report a trial has yet
-    to write its artifact, so there is no rung.
+    The first one leaves every trial a sixth of its validations.
     """
-    if validations == 1:
-        return FIFOScheduler()
-    return ASHAScheduler(
-        time_attr="validations",
-        metric=METRIC,
-        mode="max",
-        grace_period=max(1, validations // 6),
-        reduction_factor=2,
-        max_t=validations - 1,
-        stop_last_trials=False,
+    grace = max(1, validations // 6)
+    return _Rungs(
+        "validations", METRIC, "max", max_t=validations, grace_period=grace, reduction_factor=2
     )
 
 

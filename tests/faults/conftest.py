@@ -35,7 +35,7 @@ def uninterrupted(
 ) -> Run:
     """The run that nothing happens to, from raw data on."""
     run = Run(tmp_path_factory.mktemp("twin") / "store", random_llm, environment=one_node)
-    done = run.finish(seconds=300)
+    done = run.finish()
     assert done.returncode == 0, done.stdout
     return run
 

@@ -65,7 +65,7 @@ class Run:
         driver = [sys.executable, str(HERE / "driver.py"), self.faults.json()]
         return [*self.prefix, *driver, "train", "--storage", f"{self.scheme}{self.store}", *sets]
 
-    def finish(self, seconds: float = 180) -> subprocess.CompletedProcess[str]:
+    def finish(self, seconds: float = 600) -> subprocess.CompletedProcess[str]:
         """Run it to its end."""
         with self.started() as job:
             job.wait(timeout=seconds)

@@ -15,7 +15,7 @@ from driver import CLUSTER
 from fault_runs import Run
 from hosts import LINK, join, may_make_networks, namespace
 
-pytestmark = [pytest.mark.faults, pytest.mark.long]
+pytestmark = [pytest.mark.faults, pytest.mark.long, pytest.mark.timeout(1200)]
 RAY = str(Path(sys.executable).with_name("ray"))
 PORT = 6397
 HOSTS = {"a": "10.81.0.1", "b": "10.81.0.2"}

@@ -12,7 +12,7 @@ from driver import CLUSTER
 from fault_runs import STEPS, Run
 from faults import COMMIT_POINTS, Faults
 
-pytestmark = pytest.mark.faults
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(1200)]
 INTERVAL = STEPS // 3
 
 
@@ -24,7 +24,7 @@ def make_run(make_run: Callable[..., Run], one_node: dict[str, str]) -> Callable
 
 def check(run: Run, twin: Run, *lost: int) -> None:
     """It ended well, with the twin's weights, after doing so many steps again for each fault."""
-    done = run.finish(seconds=300)
+    done = run.finish()
     assert done.returncode == 0, done.stdout
     assert run.weights() == twin.weights()
     steps = [number for _, number in run.notes(0, "step")]
@@ -45,7 +45,7 @@ def test_workers_killed_and_told_to_leave(make_run: Callable[..., Run], uninterr
 
 def test_a_worker_killed_in_stage_1(make_run: Callable[..., Run], uninterrupted: Run) -> None:
     run = make_run(Faults().kill(rank=0, step=10), missing=("stage-1", "stage-2"))
-    done = run.finish(seconds=180)
+    done = run.finish()
     assert done.returncode == 0, done.stdout
     assert run.weights("stage-1") == uninterrupted.weights("stage-1")
     assert run.weights() == uninterrupted.weights()
@@ -65,10 +65,10 @@ def test_killed_in_a_commit(make_run: Callable[..., Run], uninterrupted: Run) ->
 
 def test_a_worker_that_hangs(make_run: Callable[..., Run], uninterrupted: Run) -> None:
     run = make_run(
-        Faults().stop(rank=1, step=INTERVAL + 1), settings={"compute.timeout_seconds": 10}
+        Faults().stop(rank=1, step=INTERVAL + 1), settings={"compute.timeout_seconds": 30}
     )
     check(run, uninterrupted, 1)
-    assert "Timeout (0:00:10)!" in run.log.read_text(), "the stacks of the one that waited"
+    assert "Timeout (0:00:30)!" in run.log.read_text(), "the stacks of the one that waited"
     assert "most recent call first" in run.log.read_text()
 
 
@@ -76,9 +76,8 @@ def test_an_error_that_would_come_again(make_run: Callable[..., Run]) -> None:
     run = make_run(Faults().nan(rank=1, step=7))
     done = run.finish()
     assert done.returncode == 1
-    assert done.stdout.splitlines()[-1].startswith(
-        "rsllm: error: the loss of step 7 is not finite on worker 0, 1;"
-    )
+    (error,) = (line for line in done.stdout.splitlines() if line.startswith("rsllm: error: "))
+    assert "the loss of step 7 is not finite on worker 0, 1;" in error
     assert [number for _, number in run.notes(0, "restored")] == [0, 6], "two attempts"
     assert "Traceback" not in done.stdout
 

@@ -13,7 +13,7 @@ from fault_runs import STEPS, Run
 from faults import Faults
 from ray.cluster_utils import Cluster
 
-pytestmark = pytest.mark.faults
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(1200)]
 SPREAD = {"compute.placement": "spread", "compute.zero_stage": 3}
 
 
@@ -56,7 +56,7 @@ def node_of(run: Run, cluster: Cluster, rank: int) -> Any:
 
 def killed(make_run: Callable[..., Run], cluster: Cluster, **settings: Any) -> Run:
     """A run whose second worker's node is about to be killed, well after a checkpoint."""
-    faults = Faults().wait(rank=0, step=STEPS // 3 + 2, seconds=5)
+    faults = Faults().wait(rank=0, step=STEPS // 3 + 2, seconds=60)
     return make_run(faults, **options(cluster, **settings))
 
 
@@ -83,19 +83,19 @@ def test_a_killed_node_that_is_replaced(
         cluster.remove_node(node_of(run, cluster, rank=1), allow_graceful=False)
         cluster.add_node(num_cpus=2)
         replaced = time.time()
-        assert job.wait(timeout=180) == 0, run.log.read_text()
+        assert job.wait(timeout=600) == 0, run.log.read_text()
     assert run.weights_differ(sharded) < 1e-6
     assert [step for _, step in run.notes(0, "restored")] == [0, STEPS // 3]
     run.record(replaced)
 
 
 def test_a_killed_node_that_is_not_replaced(make_run: Callable[..., Run], cluster: Cluster) -> None:
-    run = killed(make_run, cluster, **{"compute.wait_seconds": 10})
+    run = killed(make_run, cluster, **{"compute.wait_seconds": 30})
     with run.started() as job:
         wait_for_fault(run, job)
         cluster.remove_node(node_of(run, cluster, rank=1), allow_graceful=False)
-        assert job.wait(timeout=90) == 1
+        assert job.wait(timeout=600) == 1
     cluster.add_node(num_cpus=2)
     shown = run.log.read_text()
     assert "stage2 needs 2 workers" in shown
-    assert "within 10 s the cluster had no room" in shown
+    assert "within 30 s the cluster had no room" in shown

@@ -16,7 +16,7 @@ from ray.cluster_utils import Cluster
 
 from rsllm.runs import MANIFEST, Mirror, read_json
 
-pytestmark = pytest.mark.faults
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(1200)]
 
 
 @pytest.fixture

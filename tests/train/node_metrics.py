@@ -38,7 +38,7 @@ def main(store: str, measured: dict[str, float]) -> None:
     with _log(assignment) as log:
         log(3, measured)
     names = {re.sub(r"\W+", "_", name).lower() for name in (*measured, "memory_gibibytes")}
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 150
     while not names <= (shown := exported(assignment.name)).keys():
         if time.monotonic() > deadline:
             sys.exit(f"not shown: {names - shown.keys()}")
@@ -49,7 +49,7 @@ def main(store: str, measured: dict[str, float]) -> None:
 def exported(run: str) -> dict[str, float]:
     """Ray's metrics of a run, as Prometheus reads them from the node, in lower case."""
     port = ray.nodes()[0]["MetricsExportPort"]
-    text = httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=10).text
+    text = httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=60).text
     lines = re.findall(r"^ray_rsllm_(\w+)\{(.*)\} (\S+)$", text, re.MULTILINE)
     return {name: float(value) for name, tags, value in lines if f'run="{run}"' in tags}
 

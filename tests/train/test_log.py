@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -25,7 +26,8 @@ MEASURED = {
 def test_losses_scores_rates_memory_and_cost(tmp_path: Path) -> None:
     script = Path(__file__).with_name("node_metrics.py")
     command = [sys.executable, str(script), str(tmp_path / "store"), json.dumps(MEASURED)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    environment = os.environ | {"RAY_enable_metrics_collection": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     shown = json.loads(done.stdout.splitlines()[-1])
     [folder] = (tmp_path / "store" / "tensorboard").iterdir()

@@ -237,7 +237,9 @@ def test_every_configuration_is_trained_on_the_same_seeds(
     trials = study.results["trials"]
     tried = {t["parameters"]["alpha"]: t["state"] for t in trials}
     finished = {(alpha, 0) for alpha, state in tried.items() if state == "finished"}
-    assert set(trainings) == finished | {(a, seed) for a in (*tried, 0.0) for seed in SEEDS}
+    again = {(alpha, seed) for alpha in (*tried, 0.0) for seed in SEEDS}
+    # A trial that is stopped may have reached its end before it heard of it.
+    assert finished | again <= set(trainings) <= {(alpha, 0) for alpha in tried} | again
     assert len(study.artifacts("stage-2")) == len(trainings)
     assert len(study.artifacts("recommender")) == len(study.artifacts("data")) == 1
     assert study.results["seeds"] == SEEDS
