@@ -11,7 +11,8 @@ tokens, by seconds of training and by trained numbers. gamma is 3, our ranking l
     python experiments/measure_efficiency.py --budget hour --render
 
 Cost: 18 tuned methods a data set, together as long as 10 on all samples, see --help. Expected: not
-known. Last measured: not yet run.
+known. Last measured: RSLLM on SASRec by samples, on MovieLens, see
+experiments/results/measure_efficiency/.
 """
 
 from __future__ import annotations

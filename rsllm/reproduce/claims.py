@@ -26,7 +26,7 @@ class Claim:
     gains: Mapping[str, float] = field(default_factory=dict)
     """By data source: the published gain in HitRatio@1; where it is missing any gain would do."""
     ours: bool = False
-    """Not of a paper: it is supported rather than reproduced."""
+    """Not of a paper, as one of what has our ranking loss never is: supported, not reproduced."""
 
 
 def judge(
@@ -80,8 +80,8 @@ def claim_rows(
             row |= _compared(compared["tests"], next(adjusted), gain)
         elif not claim.second:
             row |= {"second": f"{claim.above:g}"} | _valid(cells[claim.first], claim.above)
-        verdict = row["verdict"]
-        rows.append(row | {"verdict": OURS.get(verdict, verdict) if claim.ours else verdict})
+        verdict, ours = row["verdict"], claim.ours or cells[claim.first].get("gamma")
+        rows.append(row | {"verdict": OURS.get(verdict, verdict) if ours else verdict})
     return rows
 
 

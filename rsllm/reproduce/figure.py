@@ -87,6 +87,7 @@ def _draw_curves(figure: Any, panels: Sequence[Shown], curves: Curves) -> list[A
                 cells = [panel.cells[name] for name in names if name in panel.cells]
                 _draw_curve(axis, cost, cells, {"label": label, "color": f"C{labels.index(label)}"})
             axis.set_xscale("log")
+            axis.tick_params("x", which="minor", labelbottom=False)
             axis.set_xlabel(cost)
             axis.grid(alpha=0.3)
         row[0].set_title(_title(panel), parse_math=False, loc="left")

@@ -78,7 +78,7 @@ def cell(name: str, key: str, value: float = 0.4, **more: Any) -> dict[str, Any]
         "by_seed": {},
         "generation": {"free": {"LLaRA": rule, "strict": rule}},
         "ranking_seconds": 1.0,
-        "gamma": 3.0,
+        "gamma": 0.0,
         "samples": 24.0,
         "seconds": 10.0,
         "tokens": 100.0,

@@ -92,6 +92,14 @@ def test_a_claim_of_ours_is_supported_at_best() -> None:
     assert [row["verdict"] for row in rows] == ["supported", "not supported", "not computed"]
 
 
+@pytest.mark.parametrize(("gamma", "verdict"), [(0, "reproduced"), (3.0, "supported")])
+def test_nothing_with_our_ranking_loss_reproduces_a_paper(gamma: float, verdict: str) -> None:
+    cells = {name: cell(name, name, gamma=gamma) for name in "ab"}
+    claim = Claim(text="better", first="a", second="b")
+    (row,) = claim_rows([claim], cells, {("a", "b"): comparison(0.2)}, "here")
+    assert row["verdict"] == verdict
+
+
 @pytest.mark.parametrize(
     ("low", "high", "verdict"),
     [
