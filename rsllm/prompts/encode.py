@@ -182,11 +182,11 @@ class PromptEncoder:
     def _text(self, template: int, num_candidates: int) -> tuple[list[int], list[int], list[int]]:
         """What stands before the history, before the candidates and before the answer."""
         text = self.templates[template % len(self.templates)]
-        choice = text.choice.replace("{num_candidates}", str(num_candidates))
-        question = self._segment(text.question)
+        choice = text["choice"].replace("{num_candidates}", str(num_candidates))
+        question = self._segment(text["question"])
         if self._letters is not None:
             question = question + self._letters.opening
-        return self.prefix + self._segment(text.opening), self._segment(choice), question
+        return self.prefix + self._segment(text["opening"]), self._segment(choice), question
 
     def _join(self, runs: Sequence[Tokens], tokens: Tokens) -> list[int]:
         """Append items, separators between; returns the position of each one's last token."""

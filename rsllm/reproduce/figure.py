@@ -86,9 +86,8 @@ def _draw_curves(figure: Any, panels: Sequence[Shown], curves: Curves) -> list[A
             for label, names in lines.items():
                 cells = [panel.cells[name] for name in names if name in panel.cells]
                 _draw_curve(axis, cost, cells, {"label": label, "color": f"C{labels.index(label)}"})
-            axis.set_xscale("log")
+            axis.set(xscale="log", xlabel=cost)
             axis.tick_params("x", which="minor", labelbottom=False)
-            axis.set_xlabel(cost)
             axis.grid(alpha=0.3)
         row[0].set_title(_title(panel), parse_math=False, loc="left")
         row[0].set_ylabel(METRIC)

@@ -26,6 +26,7 @@ from rsllm.reproduce.claims import METRICS
 from rsllm.reproduce.grid import Asked, Grid, Site, sites
 from rsllm.runs import provenance, read_json
 from rsllm.settings import replace_in, to_dict
+from rsllm.train.health import warnings
 from rsllm.train.launch import Stage
 from rsllm.tune.confirm import answering_once, language_method, stages, train
 
@@ -223,7 +224,8 @@ def judged(method: Method, changes: Mapping[str, Any]) -> Method:
 
 
 def training_cost(trained: Sequence[Pipeline]) -> dict[str, Any]:
-    """Means over the seeds, stage 1 included, and how many numbers the last stage trained."""
+    """Means over the seeds, stage 1 included; of the last stage, how many numbers it trained, and
+    what each seed's end gives reason to doubt."""
 
     def spent(folder: Path) -> dict[str, float]:
         end: dict[str, float] = read_json(folder / "training.json")["curve"][-1]
@@ -233,7 +235,8 @@ def training_cost(trained: Sequence[Pipeline]) -> dict[str, Any]:
     kinds = ("samples", "seconds", "tokens")
     cost = {n: round(fmean(sum(end[n] for end in each) for each in ends), 1) for n in kinds}
     files = stages(trained[0])[-1].glob("*.safetensors")
-    return cost | {"trainable": sum(map(_numbers, (f for f in files if f.name != ITEM_TABLE)))}
+    cost["trainable"] = sum(map(_numbers, (f for f in files if f.name != ITEM_TABLE)))
+    return cost | {"doubts": [warnings(each[-1]) for each in ends]}
 
 
 def _numbers(path: Path) -> int:

@@ -12,7 +12,7 @@ TABLE = tomllib.loads(Path(__file__).with_suffix(".toml").read_text())
 SOURCES: dict[str, dict[str, Any]] = TABLE["sources"]
 LABELS: dict[str, str] = TABLE["labels"]
 BUDGETS = {name: Budget(**budget) for name, budget in TABLE["budgets"].items()}
-USUAL = dict.fromkeys(("quick", "tiny", "hour"), ("movielens-100k",))
+USUAL = dict.fromkeys(("quick", "tiny", "hour", "evening"), ("movielens-100k",))
 """By budget, the data sets without --data; all of them where nothing is said."""
 DATA: dict[str, dict[str, Any]] = {
     **{name: {"data.source": name, **settings} for name, settings in SOURCES.items()},

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from rsllm.evaluate.tables import BRIEF, Table, generated, likelihoods, popularity
+from rsllm.evaluate.tables import BRIEF, Table, by_seed, generated, likelihoods, popularity
 from rsllm.reproduce import paper
 from rsllm.reproduce.cells import Cell
 from rsllm.reproduce.claims import claim_rows
@@ -65,26 +65,34 @@ class Shown:
     def about(self) -> str:
         """On what all this was found out."""
         first, data = next(iter(self.cells.values())), self.site.experiment.data
-        users = first["data"]["counts"].get("users")
         seeds = max(len(cell["seeds"]) for cell in self.cells.values())
         unknown = "; with one seed nothing is known of other trainings" if seeds < 2 else ""
         return (
-            f"{first['data']['split']} split, the same {first['n']} test users for all (of {users}"
-            f" in the data) with {data.num_candidates} candidates: by chance HR@1 is"
-            f" {self.chance:.3f}. Intervals are over users{unknown}."
+            f"{first['data']['split']} split, the same {first['n']} test users for all (of"
+            f" {first['data']['counts'].get('users')} in the data) with {data.num_candidates}"
+            f" candidates: by chance HR@1 is {self.chance:.3f}. Intervals are over users{unknown}."
         )
 
     @property
     def tables(self) -> list[Table]:
         """All in which anything stands."""
-        shared = map(self._shared, (likelihoods, generated, popularity))
-        made = (self.verdicts, self.methods, *shared, self._cost())
+        shared = map(self._shared, (by_seed, likelihoods, generated, popularity))
+        made = (self.verdicts, self.methods, *shared, self._doubts(), self._cost())
         return [table for table in made if table.rows]
 
     def _shared(self, make: Callable[[Mapping[str, Any]], Table]) -> Table:
         """A table that reports of studies have too."""
         found = make({"methods": [{"name": name, **cell} for name, cell in self.cells.items()]})
         return replace(found, title=f"{found.title}, {self.title}")
+
+    def _doubts(self) -> Table:
+        rows = [
+            {"method": name, "seed": seed, "doubt": doubt}
+            for name, cell in self.cells.items()
+            for seed, doubts in zip(cell["seeds"], cell.get("doubts", ()), strict=False)
+            for doubt in doubts
+        ]
+        return Table(f"Doubts about trainings, {self.title}", rows, "doubts")
 
     def _cost(self) -> Table:
         rows = [

@@ -29,7 +29,7 @@ def cluster() -> Iterator[Cluster]:
             "dashboard_port": 0,
             "_system_config": {
                 "health_check_period_ms": 1000,
-                "health_check_failure_threshold": 3,
+                "health_check_failure_threshold": 10,
                 "health_check_timeout_ms": 1000,
             },
         },

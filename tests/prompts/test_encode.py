@@ -100,19 +100,19 @@ class ByHand:
         asked = "letter" if letters else WORDING.get(self.representation, "title")
         text = templates("movie", asked)[template]  # type: ignore[arg-type]
         bos = [self.tokenizer.bos_token_id] if "<s>" in self.tokenizer.get_vocab() else []
-        pairs = [(token, NO_ITEM) for token in bos] + self.text(text.opening)
+        pairs = [(token, NO_ITEM) for token in bos] + self.text(text["opening"])
         start = len(pairs)
         for place, item in enumerate(history):
             pairs += self.text(SEPARATOR) * bool(place) + self.item(item)
         span = (start, len(pairs))
-        pairs += self.text(text.choice.replace("{num_candidates}", str(len(candidates))))
+        pairs += self.text(text["choice"].replace("{num_candidates}", str(len(candidates))))
         choices = []
         for place, item in enumerate(candidates):
             pairs += self.text(SEPARATOR) * bool(place)
             pairs += self.text(f"{self.lead}({ascii_uppercase[place]})") * letters
             pairs += self.item(item) if self.config.candidate_slots else self.name(item)
             choices.append(len(pairs) - 1)
-        pairs += self.text(text.question) + self.text(self.lead + "(") * letters
+        pairs += self.text(text["question"]) + self.text(self.lead + "(") * letters
         ids, items = zip(*pairs, strict=True)
         return Prompt(Tokens(list(ids), list(items)), span, choices)
 
@@ -128,7 +128,7 @@ def check_control(encoder: PromptEncoder, prompt: Prompt, template: int) -> None
     control = control_ids(encoder.tokenizer)
     assert [token for token in ids if token in control] == encoder.prefix
     text = encoder.templates[template]
-    newlines = (text.opening + text.choice + text.question).count("\n")
+    newlines = (text["opening"] + text["choice"] + text["question"]).count("\n")
     assert ids.count(encoder.terminator) == newlines
 
 
@@ -206,16 +206,16 @@ def test_every_domain_has_its_own_wording(
     encoder = PromptEncoder(tokenizer, titles, config, representation, domain)
     prompt = encoder.prompt([0, 1], [2, 0], template).tokens
     text = templates(domain, answer)[template]
-    choice = text.choice.replace("{num_candidates}", "2")
+    choice = text["choice"].replace("{num_candidates}", "2")
     past, candidates, end = {
         "title": ("Heat,Winter", "TheGarden,Heat", ""),
         "number": ("1,2", "3,1", ""),
         "letter": ("Heat,Winter", "(A)TheGarden,(B)Heat", "("),
     }[answer]
-    expected = f"{text.opening}{past}{choice}{candidates}{text.question}{end}"
+    expected = text["opening"] + past + choice + candidates + text["question"] + end
     assert words(tokenizer.decode(prompt.ids[len(encoder.prefix) :])) == words(expected)
     asked = "name" if (domain, answer) == ("artist", "title") else answer
-    assert asked in text.question
+    assert asked in text["question"]
     others = [t for other in get_args(Domain) if other != domain for t in templates(other, answer)]
     assert text not in others
 

@@ -83,6 +83,7 @@ def cell(name: str, key: str, value: float = 0.4, **more: Any) -> dict[str, Any]
         "seconds": 10.0,
         "tokens": 100.0,
         "trainable": 5,
+        "doubts": [[]],
         "predictions": {"scores": [slug(name)]},
         "experiment": to_dict(Experiment()),
         "layout": {"precision": "fp32"},

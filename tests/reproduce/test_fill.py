@@ -148,6 +148,11 @@ def test_trained_numbers_are_those_of_the_files(place: Place, page: Path) -> Non
     files = [folder / "adapter_model.safetensors", folder / "projector.safetensors"]
     numbers = sum(tensor.size for path in files for tensor in load_file(path).values())
     assert place.cell(TUNED)["trainable"] == numbers
+    end = json.loads((folder / "training.json").read_text())["curve"][-1]
+    shares = {name: v for name, v in end.items() if name.startswith("health/gradient_share/")}
+    slight = {name.rpartition("/")[2] for name, share in shares.items() if share < 0.01}
+    (doubts,) = place.cell(TUNED)["doubts"]
+    assert {d.split()[0] for d in doubts if d.endswith("its weight hardly matters")} == slight
 
 
 def test_the_same_command_again_computes_nothing(place: Place, small: tuple[Path, str]) -> None:

@@ -8,9 +8,10 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from made_up import asked, estimate, grid, put_on_file
+from made_up import asked, cell, estimate, grid, put_on_file
 
 from rsllm.evaluate.tables import Table
+from rsllm.reproduce.grid import sites
 from rsllm.reproduce.page import latex, markdown, write_page
 from rsllm.reproduce.shown import gather
 
@@ -114,6 +115,21 @@ def test_the_page_says_what_was_run_and_what_was_not(tmp_path: Path) -> None:
     for text in ("2 of 9", "python experiments/made_up.py", "0.400", "abc", "reproduced", "gamma"):
         assert text in page
     assert {"figure.svg", "figure.pdf", "figure.png"} <= {path.name for path in tmp_path.iterdir()}
+
+
+def test_each_seed_and_what_is_doubtful_of_it_are_shown(tmp_path: Path) -> None:
+    of = grid("a", "b")
+    to = asked(tmp_path, of, num_seeds=2)
+    put_on_file(of, to, {"a": 0.4, "b": 0.2})
+    (site,) = sites(of, to)
+    by_seed = {"0": {"HR@1": estimate(0.31)}, "1": {"HR@1": estimate(0.49)}}
+    doubts = {"seeds": [0, 1], "by_seed": by_seed, "doubts": [[], ["slots are long"]]}
+    site.cells.write(site.name, site.key("a"), "a", cell("a", site.key("a"), **doubts))
+    said = write_page(tmp_path, of, to, {})
+    written = re.sub(" +", " ", (tmp_path / "page.md").read_text()).splitlines()
+    assert "| a | 0 | 0.310 [0.260, 0.360] |" in written
+    assert "| a | 1 | slots are long |" in written
+    assert "slots are long" in said
 
 
 def test_a_label_stands_with_the_data(tmp_path: Path) -> None:
