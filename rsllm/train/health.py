@@ -20,6 +20,7 @@ PROBE_ROWS = 4
 SLOT_SCALE, SLOT_ATTENTION = "health/slot_scale", "health/slot_attention"
 SHARE = "health/gradient_share/"
 DOUBTS = {
+    "health/loss_peak": (0, 3, "the loss rose to {value:.2g} times its median: a spike"),
     SLOT_SCALE: (0.1, 30, "slots are {value:.2g} times as long as tokens; see projector.scale"),
     SLOT_ATTENTION: (0.1, math.inf, "slots get {value:.2g} times the attention of other tokens"),
     "contrast/target_accuracy": (0, 0.95, "the target contrast is solved: alpha has no leverage"),

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from statistics import median
 from typing import Any, Protocol
 
 import torch
@@ -78,7 +79,7 @@ def train(
         validates = task.due(state.step) or state.step == task.steps
         if validates:
             state = replace(state, seconds=progress.seconds())
-            entry = losses | task.validate(engine.objective)
+            entry = losses | task.validate(engine.objective) | progress.peak()
             entry |= progress.rates(state, watch.spent)
             state = state.validated(entry, task.metric, keeps_best=task.patience > 0)
             log(state.step, state.curve[-1])
@@ -110,6 +111,7 @@ class Progress:
         self.task, self.first = task, state
         self.start = self.last = time.monotonic()
         self.waited, self.tokens = 0.0, 0
+        self.losses: list[float] = []
 
     @contextlib.contextmanager
     def waits(self) -> Iterator[None]:
@@ -121,6 +123,11 @@ class Progress:
     def seconds(self) -> float:
         """Time spent on this run so far, in seconds, over all attempts."""
         return self.first.seconds + time.monotonic() - self.start
+
+    def peak(self) -> dict[str, float]:
+        """The highest loss of a step since the last validation (or restart), over their median."""
+        losses, self.losses = self.losses, []
+        return {"health/loss_peak": max(losses) / (median(losses) or 1.0)}
 
     def rates(self, state: State, checkpoint_seconds: float) -> dict[str, float]:
         """Step, rows, speed and where time goes; tokens are rank 0's times the workers."""
@@ -138,7 +145,8 @@ class Progress:
         }
 
     def show(self, state: State, losses: dict[str, float]) -> None:
-        """Print a line if the last one is old."""
+        """Note the step's loss, and print a line if the last one is old."""
+        self.losses.append(losses["loss"])
         now = time.monotonic()
         if dist.get_rank() or now - self.last < PROGRESS_SECONDS:
             return

@@ -27,8 +27,8 @@ from rsllm.recommenders.base import Recommender
 from rsllm.recommenders.embeddings import ItemEmbeddings
 from rsllm.recommenders.losses import binary, full_softmax, sampled_softmax
 from rsllm.runs import write_json
+from rsllm.train.batches import sample_order
 from rsllm.train.engine import Optimization, ParameterGroup
-from rsllm.train.order import sample_order
 
 SEEN_ROWS = 2000
 """Training rows scored like held-out ones."""

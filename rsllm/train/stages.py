@@ -25,10 +25,9 @@ from rsllm.evaluate.statistics import mean_interval
 from rsllm.model import tuned
 from rsllm.model.objective import LanguageObjective
 from rsllm.prompts.collate import Batch, collate
-from rsllm.train.batches import StepBatches, TrainingSet
+from rsllm.train.batches import StepBatches, TrainingSet, evenly
 from rsllm.train.engine import Optimization, ParameterGroup, warmup_then_cosine
 from rsllm.train.health import PROBE_ROWS, health, warnings
-from rsllm.train.order import evenly
 
 Stream = Callable[[StepBatches, int], Iterator[list[Batch]]]
 """Makes the batches of a step and of all after it."""

@@ -14,6 +14,7 @@ from rsllm.errors import RsllmError
 from rsllm.prompts.collate import Batch
 from rsllm.train.batches import POOL_STEPS, StepBatches
 
+_fetched = lru_cache(maxsize=2)(ray.get)
 READY_BYTES = 2**28
 """Of encoded batches that wait in the object store, per worker."""
 
@@ -60,7 +61,7 @@ def _rows(batches: StepBatches, steps: Sequence[int], cpus: float) -> Iterator[d
 def _encode(block: dict[str, Any], reference: list[Any]) -> dict[str, Any]:
     """What the other process does: a block of step numbers becomes their batches."""
     _quieten()
-    batches = _fetched(reference[0])
+    batches: StepBatches = _fetched(reference[0])
     encoded = np.empty(len(block["item"]), object)
     dropped = np.zeros(len(encoded), np.int64)
     for row, step in enumerate(block["item"]):
@@ -71,11 +72,6 @@ def _encode(block: dict[str, Any], reference: list[Any]) -> dict[str, Any]:
             encoded[row] = error
         dropped[row] = batches.num_dropped_items - before
     return {"batches": encoded, "dropped": dropped}
-
-
-@lru_cache(maxsize=2)
-def _fetched(reference: Any) -> StepBatches:
-    return cast(StepBatches, ray.get(reference))
 
 
 def _quieten() -> None:

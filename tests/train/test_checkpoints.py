@@ -109,8 +109,8 @@ def test_resumed_equals_uninterrupted(make: Maker, tmp_path: Path) -> None:
 
 
 def timeless(entry: Report) -> Report:
-    clocked = ("second", "data_wait", "checkpoint")
-    return {name: v for name, v in entry.items() if not any(part in name for part in clocked)}
+    of_an_attempt = ("second", "data_wait", "checkpoint", "loss_peak")
+    return {n: v for n, v in entry.items() if not any(part in n for part in of_an_attempt)}
 
 
 def test_early_stopping_returns_the_best_weights(data: PreparedData, tmp_path: Path) -> None:

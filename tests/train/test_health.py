@@ -105,6 +105,7 @@ def test_text_prompts_have_no_slots_to_watch(data: PreparedData, random_llm: Pat
 @pytest.mark.parametrize(
     ("entry", "doubt"),
     [
+        ({"health/loss_peak": 3.6}, "rose to 3.6 times"),
         ({SLOT_SCALE: 40.0}, "40 times as long"),
         ({SLOT_SCALE: 0.01}, "0.01 times as long"),
         ({SLOT_ATTENTION: 0.02}, "0.02 times the attention"),
@@ -121,6 +122,7 @@ def test_a_doubt_is_told(entry: dict[str, float], doubt: str) -> None:
 
 def test_a_healthy_entry_is_not_doubted() -> None:
     healthy = {
+        "health/loss_peak": 1.8,
         SLOT_SCALE: 1.2,
         SLOT_ATTENTION: 0.8,
         "contrast/target_accuracy": 0.7,

@@ -23,8 +23,7 @@ from rsllm.prompts.collate import Batch
 from rsllm.recommenders.embeddings import ItemEmbeddings
 from rsllm.runs import commit_dir
 from rsllm.settings import replace_in
-from rsllm.train.batches import POOL_STEPS
-from rsllm.train.order import mixed_step, step_rows
+from rsllm.train.batches import POOL_STEPS, mixed_step, step_rows
 from rsllm.train.stages import LanguageTask
 
 WEIGHT = 0.5

@@ -20,8 +20,8 @@ from rsllm.evaluate.rank import decision
 from rsllm.model import tuned
 from rsllm.prompts.collate import PADDING, Batch, collate
 from rsllm.train import stages
+from rsllm.train.batches import step_rows, text_only
 from rsllm.train.engine import Engine
-from rsllm.train.order import step_rows, text_only
 
 STEPS = 3
 
