@@ -66,11 +66,11 @@ class Shown:
         """On what all this was found out."""
         first, data = next(iter(self.cells.values())), self.site.experiment.data
         seeds = max(len(cell["seeds"]) for cell in self.cells.values())
-        unknown = "; with one seed nothing is known of other trainings" if seeds < 2 else ""
+        over = " and seeds" if seeds > 1 else "; with one seed nothing is known of other trainings"
         return (
             f"{first['data']['split']} split, the same {first['n']} test users for all (of"
             f" {first['data']['counts'].get('users')} in the data) with {data.num_candidates}"
-            f" candidates: by chance HR@1 is {self.chance:.3f}. Intervals are over users{unknown}."
+            f" candidates: by chance HR@1 is {self.chance:.3f}. Intervals are over users{over}."
         )
 
     @property

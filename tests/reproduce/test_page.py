@@ -129,6 +129,7 @@ def test_each_seed_and_what_is_doubtful_of_it_are_shown(tmp_path: Path) -> None:
     written = re.sub(" +", " ", (tmp_path / "page.md").read_text()).splitlines()
     assert "| a | 0 | 0.310 [0.260, 0.360] |" in written
     assert "| a | 1 | slots are long |" in written
+    assert "Intervals are over users and seeds." in " ".join(written)
     assert "slots are long" in said
 
 
