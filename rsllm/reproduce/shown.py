@@ -77,7 +77,7 @@ class Shown:
     def tables(self) -> list[Table]:
         """All in which anything stands."""
         shared = map(self._shared, (by_seed, likelihoods, generated, popularity))
-        made = (self.verdicts, self.methods, *shared, self._doubts(), self._cost())
+        made = (self.verdicts, self.methods, self._doubts(), *shared, self._cost())
         return [table for table in made if table.rows]
 
     def _shared(self, make: Callable[[Mapping[str, Any]], Table]) -> Table:
