@@ -91,7 +91,7 @@ def size(difference: Mapping[str, float], gain: float | None) -> str | None:
         return None
     if difference["high"] < gain:
         return "smaller than published"
-    return "larger than published" if difference["low"] > gain else "may be as published"
+    return "larger than published" if difference["low"] > gain else "published gain not excluded"
 
 
 def _compared(tests: Mapping[str, Any], p_holm: float, gain: float | None) -> dict[str, Any]:

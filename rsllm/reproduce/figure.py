@@ -48,7 +48,7 @@ def draw(panels: Sequence[Shown], folder: Path, curves: Curves | None = None) ->
 
 def _draw_lines(figure: Any, panels: Sequence[Shown]) -> list[Any]:
     """A panel per data set."""
-    names = list(dict.fromkeys(name for panel in panels for name in panel.names))
+    names = list(dict.fromkeys(name for panel in panels for name in panel.cells))
     width, height = INCHES
     figure.set_size_inches(width * len(panels) + 2, height * len(names) + 1.6)
     axes = list(figure.subplots(1, len(panels), sharey=True, squeeze=False)[0])
@@ -65,10 +65,10 @@ def _draw_panel(axis: Any, panel: Shown, names: Sequence[str]) -> None:
     error = _error([e for _, e in ours])
     axis.errorbar(values, places, xerr=error, fmt="o", capsize=2, label="ours, 95 % interval")
     for marker, (publication, found) in zip(MARKERS, panel.published.items(), strict=False):
-        known = {n: e[PUBLISHED] for n, e in found.items() if isinstance(e.get(PUBLISHED), float)}
-        places = [names.index(name) for name in known]
+        known = [n for n in names if isinstance(found.get(n, {}).get(PUBLISHED), float)]
+        values, places = [found[n][PUBLISHED] for n in known], [names.index(n) for n in known]
         if known:
-            axis.plot(list(known.values()), places, marker, fillstyle="none", label=publication)
+            axis.plot(values, places, marker, fillstyle="none", label=f"{publication}: {PUBLISHED}")
     axis.axvline(panel.chance, color="gray", linestyle=":", label="chance")
     axis.set_title(_title(panel), parse_math=False)
     axis.set_xlabel(METRIC)

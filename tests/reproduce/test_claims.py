@@ -76,7 +76,7 @@ def test_a_gain_is_that_of_the_same_data() -> None:
     [
         (0.15, 0.27, 0.4, "smaller than published"),  # though it is above 0
         (-0.1, 0.05, 0.1, "smaller than published"),
-        (0.15, 0.27, 0.2, "may be as published"),
+        (0.15, 0.27, 0.2, "published gain not excluded"),
         (0.15, 0.27, 0.1, "larger than published"),
         (0.15, 0.27, None, None),
     ],
