@@ -14,7 +14,7 @@ The page also breaks every method down by how popular the targets are.
 
 Cost: 2 tuned methods a data set, see --help; the rest is evaluation. Expected: without the right
 slots little is left above chance, as `train_rsllm.py` measured. Last measured:
-MovieLens, see experiments/results/explain_gain/.
+MovieLens, two lengths of training, see experiments/results/explain_gain/.
 """
 
 from __future__ import annotations
