@@ -38,9 +38,8 @@ def weighed(
 
 def joined(language: Outcome, recommender: Outcome, weight: float) -> Outcome:
     """Both on the same rows, as one method."""
-    name = f"{language.method.name} + {recommender.method.name}"
     return Outcome(
-        method=replace(language.method, name=name),
+        method=replace(language.method, name=f"{language.method.name} + {recommender.method.name}"),
         scores_DRC=fused(language.scores_DRC, recommender.scores_DRC, weight),
         seconds=language.seconds + recommender.seconds,
     )

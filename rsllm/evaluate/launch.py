@@ -49,6 +49,9 @@ class Method:
     shuffle_titles: bool = False
     """Ablation: a language model reads, for every item, the title of another one, always the same;
     slots stay. It does not answer, for its answers would name other items."""
+    mean_of_orders: int = 0
+    """Of a language model: candidates' scores are means over so many random orders of them (as
+    arXiv 2305.08845, 3.3 does with ranks); 0 takes the one order that the rows have."""
 
     @property
     def speaks(self) -> bool:
@@ -132,7 +135,7 @@ def _inputs(
         "shuffle_items": method.experiment.projector.shuffle_items,
         "tuning": method.experiment.backbone.tuning,
         "precision": layout.precision,
-        **({"shuffle_titles": True} if method.shuffle_titles else {}),
+        **{n: value for n in ("shuffle_titles", "mean_of_orders") if (value := getattr(method, n))},
     }
 
 
@@ -218,19 +221,24 @@ def _language_scores(
     objective, encoder = _objective(method, data, backbone, layout)
     config = method.experiment.evaluation
 
-    def score(rows: Rows, scorer: Scorer) -> np.ndarray:
+    own: Scorer = "pointer" if method.scorer == "pointer" else "likelihood"
+
+    def score(rows: Rows, scorer: Scorer = own) -> np.ndarray:
         size = config.batch_size
         return rank.score_candidates(objective, rows, encoder, data, scorer, batch_size=size)
 
-    own: Scorer = "pointer" if method.scorer == "pointer" else "likelihood"
-    scores = {"scores": np.stack([score(rows, own) for rows in draws])}
+    def ranked(rows: Rows) -> np.ndarray:
+        orders = method.mean_of_orders
+        return rank.reordered_scores(score, rows, orders).mean(axis=0) if orders else score(rows)
+
+    scores = {"scores": np.stack([ranked(rows) for rows in draws])}
     if own == "pointer":
         scores["likelihood"] = np.stack([score(rows, "likelihood") for rows in draws])
     length_I = np.array([encoder.answer_length(item) for item in range(len(data.titles))])
     length_DRC = length_I[np.stack([rank.candidate_sets(rows) for rows in draws])]
     scores["per_token"] = scores.get("likelihood", scores["scores"]) / length_DRC
     if orders := config.candidate_orders:
-        scores["orders"] = rank.reordered_scores(lambda rows: score(rows, own), draws[0], orders)
+        scores["orders"] = rank.reordered_scores(score, draws[0], orders)
     if config.generation_rows < 0 or method.shuffle_titles:
         return scores, None
     asked = rank.fixed_sample(draws[0], config.generation_rows)

@@ -36,7 +36,8 @@ class Entry:
     """Paths into `Experiment`."""
     kind: Kind = "tuned"
     judged: Mapping[str, Any] = field(default_factory=dict)
-    """What holds in evaluation alone: paths, such as projector.shuffle_items; shuffle_titles."""
+    """What holds in evaluation alone: paths, such as projector.shuffle_items, and fields of
+    `Method`: shuffle_titles, mean_of_orders."""
     fused: bool = False
     """Joined with the recommender of its slots, by a weight chosen on validation."""
 

@@ -175,10 +175,9 @@ class Bench:
 
     def _vectors(self, predictions: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """The metrics [S, R] of stored predictions; none if one of them is not in the store."""
-        store = self.pipeline.store
         names = [*predictions["scores"], *filter(None, [predictions.get("recommender")])]
-        folders = [store.root / "evaluation" / Path(name).name for name in names]
-        if not all(map(store.holds, folders)):
+        folders = [self.pipeline.store.root / "evaluation" / Path(name).name for name in names]
+        if not all(map(self.pipeline.store.holds, folders)):
             return {}
         scores = [read_scores(folder)["scores"] for folder in folders]
         if "recommender" in predictions:
@@ -191,11 +190,10 @@ class Bench:
     def _described(self) -> dict[str, Any]:
         facts = self.data.facts
         counts = {n: v for n, v in facts["counts"].items() if isinstance(v, int | float | str)}
-        config = self.data.config
         return {
             "set": self.site.name,
-            "source": config["source"],
-            "split": config["split"],
+            "source": self.data.config["source"],
+            "split": self.data.config["split"],
             "key": self.data.path.name,
             "raw": facts["inputs"]["raw"],
             "counts": counts,
@@ -216,11 +214,10 @@ def _method(name: str, pipeline: Pipeline) -> Method:
 
 
 def judged(method: Method, changes: Mapping[str, Any]) -> Method:
-    """A method under what holds in evaluation alone: settings by paths, and `shuffle_titles`."""
-    paths = dict(changes)
-    shuffled = paths.pop("shuffle_titles", method.shuffle_titles)
-    experiment = replace_in(method.experiment, paths)
-    return replace(method, experiment=experiment, shuffle_titles=shuffled)
+    """A method under what holds in evaluation alone: settings by paths, and fields of `Method`."""
+    paths = {name: value for name, value in changes.items() if "." in name}
+    fields = {name: value for name, value in changes.items() if "." not in name}
+    return replace(method, experiment=replace_in(method.experiment, paths), **fields)
 
 
 def training_cost(trained: Sequence[Pipeline]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from small_data import NUM_CANDIDATES, TITLES, WINDOW, small_data
 
 from rsllm.config import Experiment
 from rsllm.data.prepared import PreparedData
+from rsllm.data.sequences import Rows
 from rsllm.evaluate.launch import (
     SHUFFLE_SEED,
     Method,
@@ -26,7 +27,13 @@ from rsllm.evaluate.launch import (
     _language_scores,
     read_scores,
 )
-from rsllm.evaluate.rank import candidate_scores, catalogue_scores, held_out
+from rsllm.evaluate.rank import (
+    candidate_scores,
+    candidate_sets,
+    catalogue_scores,
+    held_out,
+    presented_places,
+)
 from rsllm.recommenders import build, save
 from rsllm.recommenders.embeddings import ItemEmbeddings, other_items
 from rsllm.recommenders.rules import RULES
@@ -91,8 +98,8 @@ def test_what_changes_the_scores_has_a_key_of_its_own(tmp_path: Path) -> None:
 
     keys = {key(changes) for changes in [{}, *DIFFERENT]}
     keys |= {key({}, representation="unified"), key({}, representation="llara")}
-    keys |= {key({}, shuffle_titles=True)}
-    assert len(keys) == len(DIFFERENT) + 4
+    keys |= {key({}, shuffle_titles=True), key({}, mean_of_orders=2), key({}, mean_of_orders=3)}
+    assert len(keys) == len(DIFFERENT) + 6
     assert key({"stage1.samples": 7}) == key({}), "the artifact has its own"
 
 
@@ -164,3 +171,30 @@ def test_shuffled_titles_are_read_in_place_of_an_items_own(
     np.testing.assert_array_equal(found["scores"], expected["scores"])
     np.testing.assert_array_equal(found["per_token"], expected["per_token"])
     assert np.abs(found["scores"] - own["scores"]).max() > 1e-3
+
+
+@pytest.mark.parametrize("scorer", ["likelihood", "pointer"])
+def test_scores_may_be_means_over_orders_of_the_candidates(
+    data: PreparedData, random_llm: Path, scorer: Any
+) -> None:
+    experiment = replace_in(Experiment(), {"evaluation.generation_rows": -1})
+    plain = Method(name="m", scorer=scorer, experiment=experiment)
+    layout: Any = SimpleNamespace(precision="fp32", use_gpu=False)
+    rows = data.rows("test")
+
+    def scored(method: Method, of: Rows) -> np.ndarray:
+        found, _ = _language_scores(method, data, [of], str(random_llm), layout)
+        return found["scores"][0]
+
+    given = candidate_sets(rows)
+    summed = np.zeros(given.shape)
+    for place_RC in presented_places(rows, 3):
+        shown = np.zeros_like(given)
+        for row, places in enumerate(place_RC):
+            shown[row, places] = given[row]
+        scores = scored(plain, replace(rows, candidates_RC=shown))
+        for row, places in enumerate(place_RC):
+            summed[row] += scores[row, places]
+    means = scored(replace(plain, mean_of_orders=3), rows)
+    np.testing.assert_allclose(means, summed / 3, atol=1e-9)
+    assert np.abs(means - scored(plain, rows)).max() > 1e-3
