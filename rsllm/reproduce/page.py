@@ -79,9 +79,7 @@ def latex(table: Table) -> str:
     """For LaTeX with booktabs and graphicx, as wide as a page can show."""
     kept = [{n: v for n, v in row.items() if n not in DETAILS} for row in table.rows]
     table = replace(table, rows=kept)
-    align = ["left", *["right"] * (len(table.header) - 1)]
-    how: dict[str, Any] = {"disable_numparse": True, "colalign": align}
-    body = tabulate(table.cells(show), table.header, "latex_booktabs", **how)
+    body = tabulate(table.cells(show), table.header, "latex_booktabs", disable_numparse=True)
     title = "".join(LATEX_ESCAPE_RULES.get(char, char) for char in show(table.title))
     box = f"\\resizebox{{\\textwidth}}{{!}}{{%\n{body}}}"
     return f"\\begin{{table}}\n\\caption{{{title}}}\n{box}\n\\end{{table}}"

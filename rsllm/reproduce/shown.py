@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from rsllm.evaluate.tables import BRIEF, Table, by_seed, generated, likelihoods, popularity
+from rsllm.evaluate.tables import BRIEF, Table, by_seed, generated, likelihoods, popularity, show
 from rsllm.reproduce import paper
 from rsllm.reproduce.cells import Cell
 from rsllm.reproduce.claims import claim_rows
@@ -52,7 +52,9 @@ class Shown:
             row |= {"HitRatio@1": judged.get("hits_of_all")}
             row |= {"ValidRatio": judged.get("ValidRatio"), "answers": judged.get("n")}
         for publication, found in self.published.items():
-            row |= {f"{publication}: {m}": v for m, v in found.get(name, {}).items()}
+            if figures := found.get(name):
+                header = f"{publication}: {' / '.join(figures)}"
+                row[header] = " / ".join(map(show, figures.values()))
         return row
 
     @property

@@ -64,7 +64,7 @@ def test_latex_shows_what_stands_there() -> None:
     lines = [re.sub(" +", " ", line.strip()) for line in latex(table).splitlines()]
     assert rf"\caption{{{shown}}}" in lines
     start = lines.index(r"\toprule")
-    assert lines[start - 1] == r"\begin{tabular}{lr}"
+    assert lines[start - 1] == r"\begin{tabular}{ll}"
     assert lines[start + 1 : start + 6] == [
         r"method & HR@1 \\",
         r"\midrule",
@@ -79,7 +79,10 @@ def test_latex_shows_what_stands_there() -> None:
 
 
 def test_published_figures_stand_apart(tmp_path: Path) -> None:
-    figures = {"a": {"HitRatio@1": 0.77}, "GPT-4": {"HitRatio@1": 0.66}}
+    figures = {
+        "a": {"HitRatio@1": 0.77, "ValidRatio": 0.9},
+        "GPT-4": {"HitRatio@1": "unknown", "ValidRatio": "> 0.969"},
+    }
     published = {"LLaRA": {"movielens-100k": figures}}
     of, without = (grid("a", "b", "c", published=each) for each in (published, {}))
     to = asked(tmp_path, of)
@@ -88,9 +91,10 @@ def test_published_figures_stand_apart(tmp_path: Path) -> None:
     assert shown.claims == plain.claims
     rows = {row["method"]: row for row in shown.methods.rows}
     assert list(rows) == ["a", "b", "GPT-4"]
-    assert rows["a"].pop("LLaRA: HitRatio@1") == 0.77
+    column = "LLaRA: HitRatio@1 / ValidRatio"
+    assert rows["a"].pop(column) == "0.77 / 0.9"
     assert [rows["a"], rows["b"]] == plain.methods.rows
-    assert rows["GPT-4"] == {"method": "GPT-4", "LLaRA: HitRatio@1": 0.66}
+    assert rows["GPT-4"] == {"method": "GPT-4", column: "unknown / > 0.969"}
     assert rows["a"]["HR@1"] == estimate(0.4)
     assert rows["a"]["HitRatio@1"] == estimate(0.31), "of all answers"
     (claim,) = shown.claims
