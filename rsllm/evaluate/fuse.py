@@ -31,8 +31,7 @@ def weighed(
     other_DRC = np.concatenate([alone.scores_DRC] * len(language))
     draws, curve = [*validation] * len(language), {}
     for weight in WEIGHTS:
-        scores_DRC = fused(own_DRC, other_DRC, weight)
-        curve[weight] = float(per_user(scores_DRC, draws)["MRR"].mean())
+        curve[weight] = float(per_user(fused(own_DRC, other_DRC, weight), draws)["MRR"].mean())
     return max(curve, key=curve.__getitem__), curve
 
 

@@ -24,14 +24,16 @@ from rsllm.model.objective import LanguageObjective
 from rsllm.plan import Layout
 from rsllm.prompts.encode import PromptEncoder
 from rsllm.recommenders.embeddings import ItemEmbeddings, other_items
-from rsllm.recommenders.rules import RULES, title_similarity
+from rsllm.recommenders.rules import RULES, similarity
 from rsllm.runs import Store, read_json, write_json
 from rsllm.settings import replace_in, to_dict
 
 SCORES, ANSWERS = "scores.safetensors", "answers.json"
 SCORES_ONLY = {"evaluation.generation_rows": -1, "evaluation.candidate_orders": 0}
 SHUFFLE_SEED = 0
-Rule = Literal["popularity", "markov", "item-knn", "order-rule", "title-similarity"]
+RECENCY = {"title-similarity": 1.0, "slot-rule": 0.5}
+"""Of rules on vectors: what an item of the history counts, as a multiple of the next one."""
+Rule = Literal["popularity", "markov", "item-knn", "order-rule", "title-similarity", "slot-rule"]
 """What scores the whole catalogue beside a fitted recommender: `rsllm.recommenders.rules`."""
 
 
@@ -45,7 +47,7 @@ class Method:
     representation: Representation = "text"
     artifact: str = ""
     """Folder of the tuned model, the recommender or the title vectors; empty for the
-    backbone untuned, and for rules."""
+    backbone untuned, and for rules without vectors."""
     shuffle_titles: bool = False
     """Ablation: a language model reads, for every item, the title of another one, always the same;
     slots stay. It does not answer, for its answers would name other items."""
@@ -202,8 +204,9 @@ def _evaluate(
 
 def _catalogue_scorer(method: Method, data: PreparedData) -> Callable[[Rows], np.ndarray]:
     folder, config = Path(method.artifact), method.experiment.recommender
-    if method.scorer == "title-similarity":
-        return title_similarity(ItemEmbeddings.load(folder).standardised().double().numpy())
+    if method.scorer in RECENCY:
+        vectors_ID = ItemEmbeddings.load(folder).standardised().double().numpy()
+        return similarity(vectors_ID, RECENCY[method.scorer])
     if method.scorer != "recommender":
         return RULES[method.scorer](data)
     model = recommenders.load(folder, config, len(data.titles), data.config["window"])

@@ -4,7 +4,7 @@ Every rule is fitted on the training rows and scores like a recommender, so it i
 same rows and candidate sets. Where it has nothing to say, the more popular item comes first.
 """
 
-# Axes: R rows, H history, I items of the catalogue, U training users, D width of title vectors.
+# Axes: R rows, H history, I items of the catalogue, U training users, D width of vectors.
 
 from collections.abc import Callable
 from typing import Any
@@ -62,10 +62,15 @@ def order_rule(data: PreparedData) -> Rule:
     return lambda rows: -((place_I - place_I[_last(rows)][:, None] - 1) % size).astype(np.float64)
 
 
-def title_similarity(titles_ID: Floats) -> Rule:
-    """Summed cosine of an item's title vector with the history's, from a frozen backbone."""
-    unit_ID = titles_ID / np.linalg.norm(titles_ID, axis=1, keepdims=True).clip(1e-9)
-    return lambda rows: np.asarray(_bags(rows, len(unit_ID)) @ unit_ID @ unit_ID.T)
+def similarity(vectors_ID: Floats, recency: float = 1.0) -> Rule:
+    """Summed cosine of an item's vector with the history's.
+
+    Args:
+        vectors_ID: of titles, from a frozen backbone, or of slots, from a recommender.
+        recency: what an item counts, as a multiple of what the next one does.
+    """
+    unit_ID = vectors_ID / np.linalg.norm(vectors_ID, axis=1, keepdims=True).clip(1e-9)
+    return lambda rows: np.asarray(_bags(rows, len(unit_ID), recency) @ unit_ID @ unit_ID.T)
 
 
 RULES: dict[str, Callable[[PreparedData], Rule]] = {
@@ -118,7 +123,8 @@ def _counts(first: Any, second: Any, height: int, width: int) -> csr_matrix:
     return csr_matrix((np.ones(len(first)), (first, second)), shape=(height, width))
 
 
-def _bags(rows: Rows, size: int) -> csr_matrix:
-    """The items of each history. [R, I]"""
-    row_R = np.repeat(np.arange(len(rows)), rows.length_R)
-    return _counts(row_R, rows.history_RH[rows.history_RH != NO_ITEM], len(rows), size)
+def _bags(rows: Rows, size: int, recency: float = 1.0) -> csr_matrix:
+    """The items of each history, an item counting `recency` times what the next one does. [R, I]"""
+    row, place = np.nonzero(rows.history_RH != NO_ITEM)
+    weight = recency ** (rows.length_R[row] - 1.0 - place)
+    return csr_matrix((weight, (row, rows.history_RH[row, place])), shape=(len(rows), size))

@@ -16,13 +16,11 @@ from rsllm.config import Experiment
 from rsllm.runs import read_json, write_json
 from rsllm.settings import content_hash, to_dict
 
-Kind = Literal[
-    "tuned", "zero-shot", "recommender", "popularity", "markov", "item-knn", "order-rule"
-]
+Kind = Literal["tuned", "zero-shot", "recommender", "slot-rule", "popularity", "order-rule"]
 Cell = dict[str, Any]
 DECIDES = {
     "zero-shot": ("data", "backbone", "prompt", "evaluation"),
-    "recommender": ("data", "recommender", "evaluation"),
+    **dict.fromkeys(("recommender", "slot-rule"), ("data", "recommender", "evaluation")),
 }
 """The sections that an entry's kind depends on; of a tuned one all but compute, of rules fewest."""
 
@@ -49,7 +47,7 @@ class Entry:
     @property
     def seeded(self) -> bool:
         """Whether a seed changes it."""
-        return self.kind in ("tuned", "recommender")
+        return self.kind in ("tuned", "recommender", "slot-rule")
 
     def key(self, experiment: Experiment, seeds: Sequence[int]) -> str:
         """Of all that decides its numbers beside the data themselves."""

@@ -143,17 +143,17 @@ class Bench:
         if not entry.seeded:
             scorer: Any = "likelihood" if entry.speaks else entry.kind
             return [Method(name=entry.name, scorer=scorer, experiment=experiment)], {}
-        watched: Stage = "recommender" if entry.kind == "recommender" else "stage2"
+        watched: Stage = "stage2" if entry.speaks else "recommender"
         seeds = self.site.seeds
         (trained,) = train({entry.name: {}}, experiment, seeds, self.storage, watched).values()
-        return [_method(entry.name, pipeline) for pipeline in trained], training_cost(trained)
+        return [_method(entry, pipeline) for pipeline in trained], training_cost(trained)
 
     def _fused(
         self, methods: Sequence[Method], outcomes: Sequence[Outcome], experiment: Experiment
     ) -> tuple[list[Outcome], dict[str, Any]]:
         """Joined with the recommender of the slots; its evaluation and the weight."""
         fitted = Pipeline(experiment, self.storage).fit()
-        alone = _recommender("recommender", methods[0].experiment, fitted)
+        alone = _fitted("recommender", methods[0].experiment, fitted)
         single, *validated = self._evaluate([alone, *methods], "validation")
         rows = held_out(self.data, "validation", experiment.evaluation.validation_rows)
         weight, _ = weighed(validated, single, rows)
@@ -200,17 +200,17 @@ class Bench:
         }
 
 
-def _recommender(name: str, experiment: Experiment, fitted: Path) -> Method:
-    return Method(name=name, scorer="recommender", experiment=experiment, artifact=str(fitted))
+def _fitted(name: str, experiment: Experiment, folder: Path, scorer: Any = "recommender") -> Method:
+    return Method(name=name, scorer=scorer, experiment=experiment, artifact=str(folder))
 
 
-def _method(name: str, pipeline: Pipeline) -> Method:
+def _method(entry: Entry, pipeline: Pipeline) -> Method:
     """What a pipeline trained; a recommender's seed stands where a language model's does."""
     experiment, folder = pipeline.experiment, pipeline.run()
-    if pipeline.watched == "recommender":
-        seed = {"stage2.seed": experiment.recommender.seed}
-        return _recommender(name, replace_in(experiment, seed), folder)
-    return language_method(name, experiment, experiment.stage2, folder)
+    if entry.speaks:
+        return language_method(entry.name, experiment, experiment.stage2, folder)
+    seed = {"stage2.seed": experiment.recommender.seed}
+    return _fitted(entry.name, replace_in(experiment, seed), folder, entry.kind)
 
 
 def judged(method: Method, changes: Mapping[str, Any]) -> Method:

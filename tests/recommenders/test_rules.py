@@ -21,7 +21,7 @@ from rsllm.recommenders.rules import (
     markov,
     order_rule,
     popularity,
-    title_similarity,
+    similarity,
 )
 
 NUM_TRAIN = 30
@@ -87,16 +87,20 @@ def test_item_knn(data: PreparedData) -> None:
         np.testing.assert_allclose(scores_RI[row], expected, rtol=1e-9, atol=1e-12)
 
 
-def test_title_similarity(data: PreparedData) -> None:
-    titles_ID = np.random.default_rng(0).normal(size=(len(TITLES), 6))
-    titles_ID[5] = 0.0  # an item that has no title vector
+@pytest.mark.parametrize("recency", [1.0, 0.5])
+def test_similarity(data: PreparedData, recency: float) -> None:
+    vectors_ID = np.random.default_rng(0).normal(size=(len(TITLES), 6))
+    vectors_ID[5] = 0.0  # an item that has no vector
     rows = data.rows("validation")
-    scores_RI = title_similarity(titles_ID)(rows)
+    scores_RI = similarity(vectors_ID, recency)(rows)
     for row in range(len(rows)):
-        unit = [titles_ID[item] / max(norm(titles_ID[item]), 1e-9) for item in rows.histories(row)]
-        for item, title_D in enumerate(titles_ID):
-            similar = [float(title_D @ other) / max(norm(title_D), 1e-9) for other in unit]
-            assert scores_RI[row, item] == pytest.approx(sum(similar), abs=1e-12)
+        for item, vector_D in enumerate(vectors_ID):
+            expected, weight = 0.0, 1.0
+            for seen in reversed(rows.histories(row).tolist()):
+                lengths = max(norm(vector_D), 1e-9) * max(norm(vectors_ID[seen]), 1e-9)
+                expected += weight * float(vector_D @ vectors_ID[seen]) / lengths
+                weight *= recency
+            assert scores_RI[row, item] == pytest.approx(expected, abs=1e-12)
 
 
 def norm(vector: Any) -> float:

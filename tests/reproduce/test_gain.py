@@ -22,6 +22,7 @@ from rsllm.runs import manifest
 from rsllm.settings import to_dict
 
 WHOLE, TITLES, HISTORY = "RSLLM", "RSLLM, shuffled titles", "RSLLM, shuffled history"
+SLOTS = "slot rule"
 
 
 def script(name: str) -> Grid:
@@ -109,12 +110,12 @@ def curves(shown: Any, folder: Path, of: Grid) -> dict[tuple[str, str], list[tup
 
 @pytest.fixture(scope="module")
 def folder(tiny_llm: Path, tmp_path_factory: pytest.TempPathFactory, ray_cluster: str) -> Path:
-    """Store, cells and page of RSLLM and of two spoilt ones at tiny scale."""
+    """Store, cells and page of RSLLM, of two spoilt ones and of a rule, at tiny scale."""
     folder = tmp_path_factory.mktemp("gain")
     words = ["--budget", "tiny", "--data", "synthetic", "--backbone", str(tiny_llm)]
     words += ["--storage", str(folder / "store"), "--cells", str(folder / "cells")]
     words += ["--set", "compute.threads=1"]
-    words += [word for name in (WHOLE, TITLES, HISTORY) for word in ("--only", name)]
+    words += [word for name in (WHOLE, TITLES, HISTORY, SLOTS) for word in ("--only", name)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["explain_gain.py", *words])
         run(script("explain_gain"), "", str(folder / "explain_gain.py"))
@@ -182,3 +183,14 @@ def test_buckets_stand_from_popular_to_cold(tmp_path: Path) -> None:
         {"method": WHOLE, "targets": "rare", "n": 5} | estimates,
         {"method": WHOLE, "targets": "cold", "n": 2},
     ]
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(900)
+def test_the_slot_rule_has_the_vectors_of_the_slots(folder: Path) -> None:
+    (scores,) = on_file(folder, SLOTS)["predictions"]["scores"]
+    judged = manifest(folder / "store" / "evaluation" / scores)["inputs"]
+    (tuned,) = folder.glob("store/stage-2/[0-9a-f]*")
+    assert judged["scorer"] == "slot-rule"
+    assert judged["artifact"] == manifest(tuned)["inputs"]["recommender"]
+    assert len(list(folder.glob("cells/*/rsllm--slot-rule-*.json"))) == 1
