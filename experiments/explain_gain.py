@@ -79,6 +79,7 @@ GRID = Grid(
         better("a mean over orders of the candidates is better than one order", AVERAGED, WHOLE),
         better("RSLLM, mean of orders, beats the recommender", AVERAGED, ALONE),
         better("RSLLM beats a rule on the same slots", WHOLE, SLOTS),
+        better("the recommender beats a rule on its vectors", ALONE, SLOTS),
         better("RSLLM beats popularity", WHOLE, POPULARITY),
         better("RSLLM beats the order rule", WHOLE, ORDER),
         better("the recommender beats popularity", ALONE, POPULARITY),
