@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from tabulate import tabulate
 
 from rsllm import Experiment, Pipeline, RsllmError, replace_in
@@ -216,9 +217,17 @@ def _pairs(found: Mapping[str, Mapping[str, np.ndarray]]) -> list[dict[str, Any]
 
 
 def _neighbours(folder: Path, data: PreparedData) -> dict[str, list[str]]:
-    items = ItemEmbeddings.load(folder)
+    table_IE = ItemEmbeddings.load(folder).table_IE
     places = {title: data.titles.index(title) for title in FILMS if title in data.titles}
-    return {t: [data.titles[i] for i in items.nearest(at, 5)] for t, at in places.items()}
+    return {t: [data.titles[i] for i in nearest(table_IE, at, 5)] for t, at in places.items()}
+
+
+def nearest(table_IE: torch.Tensor, item: int, count: int) -> list[int]:
+    """The items of most similar vectors by cosine, the most similar first."""
+    unit_IE = torch.nn.functional.normalize(table_IE, dim=1)
+    similar_I = unit_IE @ unit_IE[item]
+    similar_I[[item, *torch.where(~table_IE.any(dim=1))[0].tolist()]] = -torch.inf
+    return similar_I.topk(count).indices.tolist()
 
 
 def _printed(table: list[dict[str, Any]]) -> str:

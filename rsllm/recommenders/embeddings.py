@@ -97,13 +97,6 @@ class ItemEmbeddings:
         scaled_XE = (all_XE - mean_E) / deviation_E.where(deviation_E > 0, torch.inf)
         return scaled_XE.where(all_XE.any(dim=1, keepdim=True), 0.0).float()
 
-    def nearest(self, item: int, count: int) -> list[int]:
-        """The items of most similar vectors by cosine, the most similar first."""
-        unit_IE = torch.nn.functional.normalize(self.table_IE, dim=1)
-        similar_I = unit_IE @ unit_IE[item]
-        similar_I[[item, *torch.where(~self.table_IE.any(dim=1))[0].tolist()]] = -torch.inf
-        return similar_I.topk(count).indices.tolist()
-
 
 def other_items(count: int) -> Tensor:
     """For every item another one, always the same: the next in a random cycle of all. [I]"""

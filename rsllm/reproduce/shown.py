@@ -51,10 +51,9 @@ class Shown:
             judged = (cell["generation"] or {}).get("free", {}).get("LLaRA", {})
             row |= {"HitRatio@1": judged.get("hits_of_all")}
             row |= {"ValidRatio": judged.get("ValidRatio"), "answers": judged.get("n")}
-        for publication, found in self.published.items():
+        for source, found in self.published.items():
             if figures := found.get(name):
-                header = f"{publication}: {' / '.join(figures)}"
-                row[header] = " / ".join(map(show, figures.values()))
+                row[f"{source}: {' / '.join(figures)}"] = " / ".join(map(show, figures.values()))
         return row
 
     @property

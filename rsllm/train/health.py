@@ -22,6 +22,7 @@ SHARE = "health/gradient_share/"
 DOUBTS = {
     "health/loss_peak": (0, 3, "the loss rose to {value:.2g} times its median: a spike"),
     SLOT_SCALE: (0.1, 30, "slots are {value:.2g} times as long as tokens; see projector.scale"),
+    "health/slot_spread": (0.3, math.inf, "slots keep {value:.0%} of their vectors' directions"),
     SLOT_ATTENTION: (0.1, math.inf, "slots get {value:.2g} times the attention of other tokens"),
     "contrast/target_accuracy": (0, 0.95, "the target contrast is solved: alpha has no leverage"),
     "contrast/(target|user)_cosine": (-1, 0.95, "{} vectors collapse (cosine {value:.2f})"),
@@ -38,7 +39,8 @@ def health(objective: LanguageObjective, trained: Batch, plain: Batch) -> dict[s
         plain: the same rows with one branch each.
 
     Returns:
-        `slot_scale`: mean length of slot vectors over that of token vectors. `slot_attention`:
+        `slot_scale`: mean length of slot vectors over that of token vectors. `slot_spread`: in how
+        many directions slots vary, over those of the recommender's vectors. `slot_attention`:
         what share of its attention the last prompt token pays to slots, mean over layers and
         heads, over the share of tokens that are slots; 1 is no preference. (Both only where
         prompts have slots.) `gradient_share/LOSS`: the length of each weighted loss's gradient at
@@ -46,9 +48,12 @@ def health(objective: LanguageObjective, trained: Batch, plain: Batch) -> dict[s
     """
     objective.eval()
     found = {SHARE + name: share for name, share in _gradient_shares(objective, trained).items()}
-    if objective.model.slots is not None:
+    if (slots := objective.model.slots) is not None:
         with torch.no_grad(), objective.precision(plain):
             found[SLOT_SCALE] = _slot_scale(objective, plain)
+            item_N = plain.item_BT[plain.item_BT >= 0]
+            vectors_NE, slots_ND = slots.items_IE[item_N], slots.projected(item_N)
+            found["health/slot_spread"] = _directions(slots_ND) / _directions(vectors_NE)
             found[SLOT_ATTENTION] = _slot_attention(objective, plain)
     return found
 
@@ -83,6 +88,12 @@ def _slot_scale(objective: LanguageObjective, batch: Batch) -> float:
     return float(length_BT[batch.item_BT >= 0].mean() / length_BT[text_BT].mean())
 
 
+def _directions(rows_ND: Tensor) -> float:
+    """In how many directions rows vary: the participation ratio of their variances."""
+    covariance_DD = rows_ND.double().T.cov(correction=0)
+    return max(1.0, float(covariance_DD.trace() ** 2 / covariance_DD.square().sum()))
+
+
 def _slot_attention(objective: LanguageObjective, batch: Batch) -> float:
     model, width = objective.model, batch.ids_BT.shape[1]
     with _eager(model.backbone):
@@ -98,8 +109,7 @@ def _slot_attention(objective: LanguageObjective, batch: Batch) -> float:
     weight_BT = torch.stack([a_BHTT[row_B, :, last_B].float().mean(1) for a_BHTT in layers]).mean(0)
     slot_BT = (batch.item_BT >= 0).float()
     paid_B = (weight_BT * slot_BT).sum(1) / weight_BT.sum(1)
-    share_B = slot_BT.sum(1) / (last_B + 1)
-    return float((paid_B / share_B).mean())
+    return float((paid_B * (last_B + 1) / slot_BT.sum(1)).mean())
 
 
 @contextmanager

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import runpy
 from pathlib import Path
 
+import jobs
 import numpy as np
 import pytest
 import torch
@@ -135,7 +137,8 @@ def test_all_tables_are_standardised_alike() -> None:
 def test_nearest_against_a_loop() -> None:
     table_IE = torch.randn(25, 4, generator=torch.Generator().manual_seed(0))
     table_IE[[3, 11]] = 0.0
-    embeddings, wide_IE = ItemEmbeddings(table_IE, source="a"), table_IE.double().numpy()
+    script = runpy.run_path(str(jobs.ROOT / "experiments" / "compare_recommenders.py"))
+    nearest, wide_IE = script["nearest"], table_IE.double().numpy()
 
     def cosine(first: int, second: int) -> float:
         a, b = wide_IE[first], wide_IE[second]
@@ -144,7 +147,7 @@ def test_nearest_against_a_loop() -> None:
     for item in (0, 10, 24):
         others = [other for other in range(25) if other not in (item, 3, 11)]
         expected = sorted(others, key=lambda other, own=item: -cosine(own, other))
-        assert embeddings.nearest(item, 6) == expected[:6]
+        assert nearest(table_IE, item, 6) == expected[:6]
 
 
 @pytest.mark.parametrize("count", [2, 3, 50])

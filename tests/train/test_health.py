@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from small_tasks import language_task
@@ -83,6 +84,30 @@ def test_slot_scale_is_a_ratio_of_lengths(probe: tuple[LanguageObjective, Batch]
     assert health(objective, batch, batch)[SLOT_SCALE] == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.parametrize("collapsed", [False, True])
+@torch.no_grad()
+def test_slot_spread_is_a_ratio_of_directions(
+    probe: tuple[LanguageObjective, Batch], collapsed: bool
+) -> None:
+    objective, batch = probe
+    slots = objective.model.slots
+    assert slots is not None
+    if collapsed:
+        slots.projector.linear.weight[1:] = 0.0
+
+    def directions(rows: list[torch.Tensor]) -> float:
+        shares = np.linalg.eigvalsh(np.cov(np.stack([row.double().numpy() for row in rows]).T))
+        return float((shares / shares.sum() @ (shares / shares.sum())) ** -1)
+
+    items = [item for item in batch.item_BT.flatten().tolist() if item >= 0]
+    projected = directions([slots.projected(torch.tensor(item)) for item in items])
+    assert projected == pytest.approx(1.0) if collapsed else projected > 1.5
+    expected = projected / directions([slots.items_IE[item] for item in items])
+    assert health(objective, batch, batch)["health/slot_spread"] == pytest.approx(
+        expected, rel=1e-5
+    )
+
+
 def test_gradient_shares_follow_the_weights(probe: tuple[LanguageObjective, Batch]) -> None:
     objective, batch = probe
     found = health(objective, batch, batch)
@@ -98,7 +123,7 @@ def test_gradient_shares_follow_the_weights(probe: tuple[LanguageObjective, Batc
 def test_text_prompts_have_no_slots_to_watch(data: PreparedData, random_llm: Path) -> None:
     task = language_task(data, random_llm, representation="text")
     report = task.validate(task.objective)
-    assert {SLOT_SCALE, SLOT_ATTENTION}.isdisjoint(report)
+    assert {SLOT_SCALE, "health/slot_spread", SLOT_ATTENTION}.isdisjoint(report)
     assert SHARE + "next_item" in report
 
 
@@ -108,6 +133,7 @@ def test_text_prompts_have_no_slots_to_watch(data: PreparedData, random_llm: Pat
         ({"health/loss_peak": 3.6}, "rose to 3.6 times"),
         ({SLOT_SCALE: 40.0}, "40 times as long"),
         ({SLOT_SCALE: 0.01}, "0.01 times as long"),
+        ({"health/slot_spread": 0.17}, "keep 17% of their vectors' directions"),
         ({SLOT_ATTENTION: 0.02}, "0.02 times the attention"),
         ({"contrast/target_accuracy": 0.99}, "alpha has no leverage"),
         ({"contrast/user_cosine": 0.97}, "user vectors .* 0.97"),
