@@ -53,7 +53,7 @@ def health(objective: LanguageObjective, trained: Batch, plain: Batch) -> dict[s
             found[SLOT_SCALE] = _slot_scale(objective, plain)
             item_N = plain.item_BT[plain.item_BT >= 0]
             vectors_NE, slots_ND = slots.items_IE[item_N], slots.projected(item_N)
-            found["health/slot_spread"] = _directions(slots_ND) / _directions(vectors_NE)
+            found["health/slot_spread"] = directions(slots_ND) / directions(vectors_NE)
             found[SLOT_ATTENTION] = _slot_attention(objective, plain)
     return found
 
@@ -88,7 +88,7 @@ def _slot_scale(objective: LanguageObjective, batch: Batch) -> float:
     return float(length_BT[batch.item_BT >= 0].mean() / length_BT[text_BT].mean())
 
 
-def _directions(rows_ND: Tensor) -> float:
+def directions(rows_ND: Tensor) -> float:
     """In how many directions rows vary: the participation ratio of their variances."""
     covariance_DD = rows_ND.double().T.cov(correction=0)
     return max(1.0, float(covariance_DD.trace() ** 2 / covariance_DD.square().sum()))

@@ -10,8 +10,13 @@ from typing import Any
 
 import jobs
 import pytest
+import torch
 from made_up import asked, cell, estimate
+from safetensors.torch import load_file
 
+from rsllm.data.prepared import PreparedData
+from rsllm.evaluate.rank import candidate_sets
+from rsllm.recommenders.embeddings import ItemEmbeddings
 from rsllm.reproduce import paper
 from rsllm.reproduce.cells import slug
 from rsllm.reproduce.figure import draw
@@ -194,3 +199,39 @@ def test_the_slot_rule_has_the_vectors_of_the_slots(folder: Path) -> None:
     assert judged["scorer"] == "slot-rule"
     assert judged["artifact"] == manifest(tuned)["inputs"]["recommender"]
     assert len(list(folder.glob("cells/*/rsllm--slot-rule-*.json"))) == 1
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(900)
+def test_slots_are_probed_before_and_after_the_projector(folder: Path) -> None:
+    (tuned,) = folder.glob("store/stage-2/[0-9a-f]*")
+    of = runpy.run_path(str(jobs.ROOT / "experiments" / "probe_slots.py"))
+    found = of["probe"](tuned)
+    inputs = manifest(tuned)["inputs"]
+    data = PreparedData.open(folder / "store" / "data" / inputs["data"])
+    vectors = ItemEmbeddings.load(tuned).standardised()
+    slots = of["projected"](tuned, vectors, inputs["projector"])
+    own = {name: t.double() for name, t in load_file(tuned / "projector.safetensors").items()}
+
+    def layer(name: str, rows: torch.Tensor) -> torch.Tensor:
+        return rows @ own[f"projector.{name}.weight"].T + own[f"projector.{name}.bias"]
+
+    wide = vectors.double()
+    inner = layer("mlp.0", wide)
+    inner = inner * (1 + torch.erf(inner / 2**0.5)) / 2  # GELU
+    expected = layer("linear", wide) + layer("mlp.2", inner)
+    torch.testing.assert_close(slots.double(), expected, rtol=1e-4, atol=1e-5)
+    rows = data.rows("validation")
+    ranks = []
+    for row in range(len(rows)):
+        last = vectors[rows.histories(row)[-1]]
+        candidates = [int(item) for item in candidate_sets(rows)[row]]
+        scores = {
+            item: float(torch.cosine_similarity(last, vectors[item], 0)) for item in candidates
+        }
+        target = scores[int(rows.target_R[row])]
+        ranks.append(sum(score >= target for score in scores.values()))
+    mrr = sum(1 / rank for rank in ranks) / len(ranks)
+    assert found["vectors"]["n"] == len(rows)
+    assert found["vectors"]["by_recency"]["0"]["MRR"] == pytest.approx(mrr, abs=1e-3)
+    assert 1 <= found["slots"]["directions"] <= vectors.shape[1]
