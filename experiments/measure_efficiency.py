@@ -11,8 +11,8 @@ our ranking loss; --set stage2.loss.gamma=0 is the paper's.
     python experiments/measure_efficiency.py --budget hour --render
 
 Cost: 18 tuned methods a data set, together as long as 10 on all samples, see --help; recommenders
-take seconds. Expected: not known. Last measured: RSLLM on SASRec by samples, recommenders by epochs, on
-MovieLens, see experiments/results/measure_efficiency/.
+take seconds. Expected: not known. Last measured: RSLLM on SASRec by samples and recommenders by
+epochs, on MovieLens, see experiments/results/measure_efficiency/.
 """
 
 from __future__ import annotations
