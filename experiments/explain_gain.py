@@ -3,9 +3,9 @@
 Trains RSLLM once and judges it again with one part of its input spoilt in evaluation alone: every
 history in random order, every item under another item's title, every slot with another item's
 vector; and once more unspoilt, its scores averaged over eight orders of the candidates. Beside it
-stand rules that learn little (one of them has the same slots), the recommender of its slots (also
-with shuffled histories), both joined, and a twin that never had slots. gamma is 3, our ranking loss
-by the pointer; --set stage2.loss.gamma=0 is the paper's.
+stand rules that learn little (one on the vectors behind its slots), the recommender of its slots
+(also with shuffled histories), both joined, and a twin that never had slots. gamma is 3, our
+ranking loss by the pointer; --set stage2.loss.gamma=0 is the paper's.
 
     python experiments/explain_gain.py
     python experiments/explain_gain.py --budget hour --data "movielens-100k, all users"
@@ -78,7 +78,7 @@ GRID = Grid(
         better("RSLLM beats the recommender of its slots", WHOLE, ALONE),
         better("a mean over orders of the candidates is better than one order", AVERAGED, WHOLE),
         better("RSLLM, mean of orders, beats the recommender", AVERAGED, ALONE),
-        better("RSLLM beats a rule on the same slots", WHOLE, SLOTS),
+        better("RSLLM beats a rule on its slots' vectors", WHOLE, SLOTS),
         better("the recommender beats a rule on its vectors", ALONE, SLOTS),
         better("RSLLM beats popularity", WHOLE, POPULARITY),
         better("RSLLM beats the order rule", WHOLE, ORDER),
@@ -92,7 +92,7 @@ GRID = Grid(
         " underpowered, and the detectable difference says how much may be hidden.",
         "A spoilt part that costs quality is a part that the model reads. It was never trained on"
         " spoilt input, so some of the cost is surprise; the twin, which was trained without slots,"
-        " bounds what slots are worth from the other side.",
+        " bounds what slots are worth from the other side, where it has been run.",
         "A part that costs nothing was not read, or says nothing that another part does not say.",
         "Slots read and RSLLM not above its recommender: the language model passes on what the"
         " recommender knows. Joined above the recommender alone: it knows something else as well."
@@ -105,9 +105,9 @@ GRID = Grid(
         " choices. The mean of its scores over eight random orders costs eight times the evaluation"
         " and no training; a recommender does not see their order.",
         "The slot rule has no language model and learns nothing: candidates stand in the order of"
-        " the cosine of their slot's vector with the history's, of which every older one counts"
-        " half as much. What it reaches lies in the slots; a language model below it has not learnt"
-        " yet to compare them.",
+        " the cosine of their recommender's vector with the history's, of which every older one"
+        " counts half as much. What it reaches lies in the vectors that slots are made from; below"
+        " it the projector or the language model loses some of that (probe_slots.py).",
         "What popularity reaches alone needs neither histories nor titles; whether RSLLM is better"
         " on rare targets too is in the tables by training interactions.",
     ],
