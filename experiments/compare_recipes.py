@@ -55,6 +55,10 @@ RECIPES: dict[str, dict[str, Any]] = {
     },
     "projector starts at titles": {"projector.start": "titles"},
     "slots start 10 times as long": {"projector.scale": 10.0},
+    "slots start 15 times as long, LoRA rate x 2": {
+        "projector.scale": 15.0,
+        "stage2.lora_learning_rate": 1e-3,
+    },
     "batch 4": {"stage2.batch_size": 4},
     "contrasts": {"stage2.loss.alpha": 0.1, "stage2.loss.beta": 0.05},
     "without slots": {"stage2.representation": "text"},
