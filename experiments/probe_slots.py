@@ -26,9 +26,10 @@ from rsllm.cli import run_script
 from rsllm.config import ProjectorConfig
 from rsllm.data.prepared import PreparedData
 from rsllm.errors import DataError
+from rsllm.evaluate.launch import RECENCY
 from rsllm.evaluate.metrics import rank_metrics, target_ranks
 from rsllm.evaluate.rank import candidate_scores, held_out, target_places
-from rsllm.model.projector import Projector
+from rsllm.model.hybrid import ItemSlots
 from rsllm.model.tuned import PROJECTOR
 from rsllm.recommenders.embeddings import ItemEmbeddings
 from rsllm.recommenders.rules import similarity
@@ -36,7 +37,6 @@ from rsllm.runs import manifest, provenance, read_json, write_json
 from rsllm.train.health import directions
 
 RECENCIES = (1.0, 0.8, 0.6, 0.5, 0.4, 0.2, 0.0)
-PREFIX = "projector."
 
 
 def probe(folder: Path) -> dict[str, Any]:
@@ -64,12 +64,10 @@ def probe(folder: Path) -> dict[str, Any]:
 def projected(folder: Path, vectors_IE: torch.Tensor, config: dict[str, Any]) -> torch.Tensor:
     """What the trained projector makes of all vectors. [I, D]"""
     tensors = load_file(folder / PROJECTOR)
-    own = {n.removeprefix(PREFIX): t for n, t in tensors.items() if n.startswith(PREFIX)}
-    width, llm_width = vectors_IE.shape[1], len(own["linear.bias"])
-    projector = Projector(width, llm_width, ProjectorConfig(**config), scale=1.0)
-    projector.load_state_dict(own)
-    slots_ID: torch.Tensor = projector(vectors_IE)
-    return slots_ID
+    no_tokens_VD = torch.zeros(1, len(tensors["marker_D"]))
+    slots = ItemSlots(vectors_IE, no_tokens_VD, ProjectorConfig(**config))
+    slots.load_state_dict(tensors)
+    return slots.projected(torch.arange(len(vectors_IE)))
 
 
 def ruled(vectors_ID: torch.Tensor, data: PreparedData) -> dict[str, Any]:
@@ -91,7 +89,7 @@ def main() -> None:
     parser.add_argument("trainings", nargs="+", type=Path, metavar="FOLDER")
     parser.add_argument("--out", type=Path, help="also write everything as JSON")
     values = parser.parse_args()
-    found = [probe(folder) for folder in values.trainings]
+    found, usual = [probe(folder) for folder in values.trainings], f"{RECENCY['slot-rule']:g}"
     rows = [
         {
             "training": one["training"],
@@ -99,10 +97,7 @@ def main() -> None:
             "validation MRR": one["validation"]["MRR"],
         }
         | {f"{name}: directions": one[name]["directions"] for name in ("vectors", "slots")}
-        | {
-            f"{name}: MRR, half": one[name]["by_recency"]["0.5"]["MRR"]
-            for name in ("vectors", "slots")
-        }
+        | {f"{name}: MRR": one[name]["by_recency"][usual]["MRR"] for name in ("vectors", "slots")}
         for one in found
     ]
     print(tabulate(rows, headers="keys", floatfmt=".3f"))
