@@ -24,7 +24,7 @@ from rsllm.recommenders.embeddings import FILE as ITEM_TABLE
 from rsllm.reproduce.cells import Cell, Entry, slug
 from rsllm.reproduce.claims import METRICS
 from rsllm.reproduce.grid import Asked, Grid, Site, sites
-from rsllm.runs import provenance, read_json
+from rsllm.runs import Store, provenance, read_json
 from rsllm.settings import replace_in, to_dict
 from rsllm.train.health import warnings
 from rsllm.train.launch import Stage
@@ -175,14 +175,8 @@ class Bench:
 
     def _vectors(self, predictions: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """The metrics [S, R] of stored predictions; none if one of them is not in the store."""
-        names = [*predictions["scores"], *filter(None, [predictions.get("recommender")])]
-        folders = [self.pipeline.store.root / "evaluation" / Path(name).name for name in names]
-        if not all(map(self.pipeline.store.holds, folders)):
+        if not (scores := stored_scores(predictions, self.pipeline.store)):
             return {}
-        scores = [read_scores(folder)["scores"] for folder in folders]
-        if "recommender" in predictions:
-            alone_DRC = scores.pop()
-            scores = [fused(own_DRC, alone_DRC, predictions["weight"]) for own_DRC in scores]
         draws = held_out(self.data, "test", scores[0].shape[1])
         found = [per_user(scores_DRC, draws) for scores_DRC in scores]
         return {metric: np.stack([one[metric] for one in found]) for metric in METRICS}
@@ -198,6 +192,19 @@ class Bench:
             "raw": facts["inputs"]["raw"],
             "counts": counts,
         }
+
+
+def stored_scores(predictions: Mapping[str, Any], store: Store) -> list[np.ndarray]:
+    """A cell's scores [D, R, C], one a seed; empty if one of them is not in the store."""
+    names = [*predictions["scores"], *filter(None, [predictions.get("recommender")])]
+    folders = [store.root / "evaluation" / Path(name).name for name in names]
+    if not all(map(store.holds, folders)):
+        return []
+    scores = [read_scores(folder)["scores"] for folder in folders]
+    if "recommender" not in predictions:
+        return scores
+    alone_DRC = scores.pop()
+    return [fused(own_DRC, alone_DRC, predictions["weight"]) for own_DRC in scores]
 
 
 def _fitted(name: str, experiment: Experiment, folder: Path, scorer: Any = "recommender") -> Method:

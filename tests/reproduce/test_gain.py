@@ -23,7 +23,7 @@ from rsllm.reproduce.figure import draw
 from rsllm.reproduce.grid import Grid, run, sites
 from rsllm.reproduce.page import write_page
 from rsllm.reproduce.shown import gather
-from rsllm.runs import manifest
+from rsllm.runs import Store, manifest
 from rsllm.settings import to_dict
 
 WHOLE, TITLES, HISTORY = "RSLLM", "RSLLM, shuffled titles", "RSLLM, shuffled history"
@@ -235,3 +235,36 @@ def test_slots_are_probed_before_and_after_the_projector(folder: Path) -> None:
     assert found["vectors"]["n"] == len(rows)
     assert found["vectors"]["by_recency"]["0"]["MRR"] == pytest.approx(mrr, abs=1e-3)
     assert 1 <= found["slots"]["directions"] <= vectors.shape[1]
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(900)
+def test_cells_are_compared_on_the_users_left(folder: Path) -> None:
+    """Against loops over the stored scores."""
+    compare = runpy.run_path(str(jobs.ROOT / "experiments" / "compare_cells.py"))["compare"]
+    paths = [next(folder.glob(f"cells/*/{slug(n)}-[0-9a-f]*.json")) for n in (WHOLE, HISTORY)]
+    found = compare(paths, Store.at(folder / "store"), outside=5)
+    rows = PreparedData.open(next(folder.glob("store/data/[0-9a-f]*"))).rows("test")
+    last = len(rows) - 1
+    known = {int(rows.user_R[round(place * last / 4)]) for place in range(5)}
+    asked_for = [round(place * last / 11) for place in range(12)]
+    means = []
+    for path, shown in zip(paths, found["cells"], strict=True):
+        (scored,) = json.loads(path.read_text())["predictions"]["scores"]
+        file = folder / "store" / "evaluation" / scored / "scores.safetensors"
+        hits: dict[int, list[bool]] = {0: [], 1: [], 2: []}
+        for row, scores in zip(asked_for, load_file(file)["scores"][0].tolist(), strict=True):
+            if int(rows.user_R[row]) not in known:
+                place = candidate_sets(rows)[row].tolist().index(rows.target_R[row])
+                beaten = [score < scores[place] for score in scores]
+                hits[place * 3 // len(scores)].append(sum(beaten) == len(scores) - 1)
+        every = [hit for third in hits.values() for hit in third]
+        means.append(sum(every) / len(every))
+        assert (shown["HR@1"]["n"], shown["HR@1"]["value"]) == (len(every), means[-1])
+        for third, name in enumerate(("first third", "second third", "last third")):
+            assert (name in shown) == bool(hits[third])
+            if hits[third]:
+                assert shown[name]["value"] == pytest.approx(sum(hits[third]) / len(hits[third]))
+    assert 0 < len(every) < len(asked_for)
+    assert found["pairs"][0]["difference"]["value"] == pytest.approx(means[0] - means[1])
+    assert found["cells"][1]["differs"] == {"judged.evaluation.shuffle_history": True}
