@@ -88,8 +88,8 @@ class Site:
         return entry.key(experiment, self.seeds)
 
     def cell(self, name: str) -> Cell | None:
-        """An entry's cell, if it is on file."""
-        return self.cells.read(self.name, self.key(name))
+        """An entry's cell, if it was asked for and is on file."""
+        return self.cells.read(self.name, self.key(name)) if name in self.entries else None
 
 
 def sites(grid: Grid, asked: Asked) -> Iterator[Site]:

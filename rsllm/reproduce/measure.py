@@ -125,8 +125,6 @@ class Bench:
 
     def compare(self, first: str, second: str) -> None:
         """Put a comparison on file, unless it is, or the predictions are not at hand."""
-        if not {first, second} <= self.site.entries.keys():
-            return
         one, other = self.known(first), self.known(second)
         if not one or not other or self.site.cells.comparison(self.site.name, one, other):
             return
@@ -178,8 +176,7 @@ class Bench:
         if not (scores := stored_scores(predictions, self.pipeline.store)):
             return {}
         draws = held_out(self.data, "test", scores[0].shape[1])
-        found = [per_user(scores_DRC, draws) for scores_DRC in scores]
-        return {metric: np.stack([one[metric] for one in found]) for metric in METRICS}
+        return {m: np.stack([per_user(own_DRC, draws)[m] for own_DRC in scores]) for m in METRICS}
 
     def _described(self) -> dict[str, Any]:
         facts = self.data.facts
@@ -198,10 +195,9 @@ def stored_scores(predictions: Mapping[str, Any], store: Store) -> list[np.ndarr
     """A cell's scores [D, R, C], one a seed; empty if one of them is not in the store."""
     names = [*predictions["scores"], *filter(None, [predictions.get("recommender")])]
     folders = [store.root / "evaluation" / Path(name).name for name in names]
-    if not all(map(store.holds, folders)):
-        return []
-    scores = [read_scores(folder)["scores"] for folder in folders]
-    if "recommender" not in predictions:
+    held = all(map(store.holds, folders))
+    scores = [read_scores(folder)["scores"] for folder in folders if held]
+    if not held or "recommender" not in predictions:
         return scores
     alone_DRC = scores.pop()
     return [fused(own_DRC, alone_DRC, predictions["weight"]) for own_DRC in scores]
