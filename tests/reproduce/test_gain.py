@@ -6,6 +6,7 @@ import json
 import runpy
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jobs
@@ -14,8 +15,11 @@ import torch
 from made_up import asked, cell, estimate
 from safetensors.torch import load_file
 
+from rsllm.config import Experiment, LossConfig
 from rsllm.data.prepared import PreparedData
-from rsllm.evaluate.rank import candidate_sets
+from rsllm.evaluate.rank import candidate_sets, score_candidates
+from rsllm.model import tuned
+from rsllm.model.objective import LanguageObjective
 from rsllm.recommenders.embeddings import ItemEmbeddings
 from rsllm.reproduce import paper
 from rsllm.reproduce.cells import slug
@@ -24,14 +28,18 @@ from rsllm.reproduce.grid import Grid, run, sites
 from rsllm.reproduce.page import write_page
 from rsllm.reproduce.shown import gather
 from rsllm.runs import Store, manifest
-from rsllm.settings import to_dict
+from rsllm.settings import from_dict, to_dict
 
 WHOLE, TITLES, HISTORY = "RSLLM", "RSLLM, shuffled titles", "RSLLM, shuffled history"
 SLOTS = "slot rule"
 
 
+def functions(name: str) -> dict[str, Any]:
+    return runpy.run_path(str(jobs.ROOT / "experiments" / f"{name}.py"))
+
+
 def script(name: str) -> Grid:
-    found: Grid = runpy.run_path(str(jobs.ROOT / "experiments" / f"{name}.py"))["GRID"]
+    found: Grid = functions(name)["GRID"]
     return found
 
 
@@ -205,7 +213,7 @@ def test_the_slot_rule_has_the_vectors_of_the_slots(folder: Path) -> None:
 @pytest.mark.timeout(900)
 def test_slots_are_probed_before_and_after_the_projector(folder: Path) -> None:
     (tuned,) = folder.glob("store/stage-2/[0-9a-f]*")
-    of = runpy.run_path(str(jobs.ROOT / "experiments" / "probe_slots.py"))
+    of = functions("probe_slots")
     found = of["probe"](tuned)
     inputs = manifest(tuned)["inputs"]
     data = PreparedData.open(folder / "store" / "data" / inputs["data"])
@@ -241,7 +249,7 @@ def test_slots_are_probed_before_and_after_the_projector(folder: Path) -> None:
 @pytest.mark.timeout(900)
 def test_cells_are_compared_on_the_users_left(folder: Path) -> None:
     """Against loops over the stored scores."""
-    compare = runpy.run_path(str(jobs.ROOT / "experiments" / "compare_cells.py"))["compare"]
+    compare = functions("compare_cells")["compare"]
     paths = [next(folder.glob(f"cells/*/{slug(n)}-[0-9a-f]*.json")) for n in (WHOLE, HISTORY)]
     found = compare(paths, Store.at(folder / "store"), outside=5)
     rows = PreparedData.open(next(folder.glob("store/data/[0-9a-f]*"))).rows("test")
@@ -268,3 +276,45 @@ def test_cells_are_compared_on_the_users_left(folder: Path) -> None:
     assert 0 < len(every) < len(asked_for)
     assert found["pairs"][0]["difference"]["value"] == pytest.approx(means[0] - means[1])
     assert found["cells"][1]["differs"] == {"judged.evaluation.shuffle_history": True}
+
+
+def test_a_readout_finds_what_is_in_states_and_nothing_else() -> None:
+    of, draw = functions("probe_layers"), torch.Generator().manual_seed(0)
+    wide, narrow = 12, 6
+    states = torch.randn(600, wide, generator=draw)
+    choices = torch.randn(600, 5, narrow, generator=draw)
+    truth = torch.randn(wide, narrow, generator=draw)
+    target = torch.einsum("rx,xe,rke->rk", states, truth, choices).argmax(1)
+    fit, own = (
+        SimpleNamespace(vector_RKE=choices[part], target_R=target[part])
+        for part in (slice(400), slice(400, None))
+    )
+    for shown, least, most in ((states, 0.8, 1.0), (torch.randn_like(states), 0.1, 0.35)):
+        scores = of["readout"](shown[:400], fit, shown[400:], own)
+        assert least <= float((scores.argmax(1) == own.target_R).float().mean()) <= most
+    half = torch.arange(600) < 300
+    assert of["explained"](states, states @ truth, half) == pytest.approx(1, abs=1e-3)
+    assert of["explained"](torch.randn_like(states), states @ truth, half) < 0.1
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(900)
+def test_layers_end_where_the_pointer_begins(folder: Path) -> None:
+    """Behind the last layer it is the model's own pointer; the first one holds no history."""
+    (path,) = folder.glob("cells/*/rsllm-[0-9a-f]*.json")
+    found = functions("probe_layers")["probe"](path, Store.at(folder / "store"), 16)
+    experiment = from_dict(Experiment, json.loads(path.read_text())["experiment"])
+    (artifact,) = folder.glob("store/stage-2/[0-9a-f]*")
+    data = PreparedData.open(next(folder.glob("store/data/[0-9a-f]*")))
+    items, backbone = ItemEmbeddings.load(artifact), experiment.backbone.source
+    how = {"items": items, "dtype": torch.float32}
+    model = tuned.build(experiment, experiment.stage2.representation, backbone, data, **how)
+    tuned.load(model, artifact)
+    objective, rows = LanguageObjective(model.hybrid, LossConfig()), data.rows("validation")
+    scores = score_candidates(objective, rows, model.encoder, data, "pointer", batch_size=4)
+    places = (candidate_sets(rows) == rows.target_R[:, None]).argmax(1)
+    ranks = [(own >= own[place]).sum() for own, place in zip(scores, places, strict=True)]
+    first, *_, last = found["layers"]
+    assert last["pointer"]["MRR"] == pytest.approx(sum(1 / r for r in ranks) / len(ranks), abs=0.02)
+    assert found["rows"] == {"training": 16, "validation": len(rows)}
+    assert first["R2"] > last["R2"]
