@@ -1,19 +1,18 @@
-"""Where in the language model is what slots say lost? Reads a tuned model's states by layer.
+"""Where in the language model is lost what slots say? Reads a tuned model's states by layer.
 
-Takes finished cells of methods with slots and asks of the validation users, after every layer:
+Takes finished cells of methods with slots and asks of all validation users, behind the embeddings
+and after every layer:
 
-candidates  in how many directions the states at candidates vary, and what share of the variance of
-            the items' own vectors a linear map finds in them, on items that it was not fit on (R2)
-pointer     MRR of comparing the last prompt state with those states, as the trained pointer does
-            after the last layer
-query       MRR of the last prompt state alone, by the best bilinear readout: state x W x vector of
-            a candidate, with W fit by cross-entropy on prompts of training rows
-both        the same of that state beside the history's vectors, summed as the slot rule sums them:
-            what is above the readout of those vectors alone is the language model's
+directions  in how many of them the states at candidates vary
+R2          what share of the variance of the candidates' own vectors, the recommender's, a linear
+            map finds in those states, on items that it was not fit on
+rule        MRR of the slot rule with states instead of vectors, each less the mean of candidates
+pointer     MRR of comparing the last prompt state with those at candidates, as the trained pointer
+            does after the last layer
 
     python experiments/probe_layers.py CELL.json --storage rsllm-store --out probe.json
 
-Cost: 10 min a cell on 2 cores. Last measured: experiments/results/probe_layers/.
+Cost: 5 min a cell on 2 cores. Last measured: experiments/results/probe_layers/.
 """
 
 from __future__ import annotations
@@ -36,117 +35,64 @@ from rsllm.assets import resolve_backbone
 from rsllm.cli import run_script
 from rsllm.config import Experiment
 from rsllm.data.prepared import PreparedData
+from rsllm.data.sequences import Rows
 from rsllm.errors import DataError
 from rsllm.evaluate.launch import RECENCY
 from rsllm.evaluate.metrics import rank_metrics, target_ranks
-from rsllm.evaluate.rank import decision, fixed_sample
+from rsllm.evaluate.rank import candidate_scores, candidate_sets, decision, target_places
 from rsllm.model import tuned
 from rsllm.model.tuned import LanguageModel
-from rsllm.prompts.collate import Row, collate
+from rsllm.prompts.collate import Batch, Row, collate
 from rsllm.recommenders.embeddings import ItemEmbeddings
+from rsllm.recommenders.rules import similarity
 from rsllm.runs import Store, manifest, provenance, read_json, write_json
 from rsllm.settings import from_dict
-from rsllm.train.batches import TrainingSet
 from rsllm.train.health import directions
 
 BATCH = 8
-DECAYS = (0.001, 0.01, 0.1, 1.0)
-"""Of the readout's weights; the best on a fifth of the training rows is taken."""
-CANDIDATE_SEED = 1000
-"""Of the training rows' candidates: not those that the model was trained with."""
 
 
 @dataclass(frozen=True)
-class Asked:
-    """Rows as a tuned model reads them, and what the vectors of their items say."""
+class States:
+    """Of prompts, behind the embeddings and after each layer."""
 
     query_LRD: Tensor
-    """The last state of each prompt: behind the embeddings, then after each layer."""
+    """At the last token."""
     choice_LRKD: Tensor
-    """The states at its candidates."""
-    past_RE: Tensor
-    """Unit vectors of its history, summed as the slot rule sums them."""
-    item_RK: Tensor
-    vector_RKE: Tensor
-    """Of its candidates."""
-    target_R: Tensor
-    """The target's place among them."""
+    """At the candidates."""
+    past_LRHD: Tensor
+    """At the history's slots, the newest last, 0 where there is none."""
 
     @classmethod
-    def of(
-        cls, model: LanguageModel, decisions: Sequence[Row], vectors_IE: Tensor, data: PreparedData
-    ) -> Asked:
+    @torch.inference_mode()
+    def of(cls, model: LanguageModel, rows: Sequence[Row], keys_I: np.ndarray) -> States:
         """Run the model over all rows."""
-        item_RK = torch.tensor([row.candidates for row in decisions])
-        return cls(
-            *states(model, decisions, data.catalogue.title_keys_I),
-            past_RE=torch.stack([past(row.history, vectors_IE) for row in decisions]),
-            item_RK=item_RK,
-            vector_RKE=vectors_IE[item_RK],
-            target_R=torch.tensor([list(row.candidates).index(row.target) for row in decisions]),
-        )
+        parts, window = [], max(len(row.history) for row in rows)
+        decoder: Any = model.hybrid.eval().backbone.get_decoder()
+        for start in trange(0, len(rows), BATCH, unit="batch", mininterval=10):
+            batch = collate(rows[start : start + BATCH], model.encoder, keys_I, all_branches=False)
+            with torch.autocast("cpu", torch.bfloat16):
+                layers = decoder(
+                    inputs_embeds=model.hybrid.embed(batch.ids_BT, batch.item_BT),
+                    position_ids=batch.position_BT,
+                    output_hidden_states=True,
+                    use_cache=False,
+                ).hidden_states
+            flat_LND = torch.stack([layer.flatten(0, 1).bfloat16() for layer in layers])
+            past_BH = history_slots(batch, window)
+            shown_BH1 = (past_BH >= 0)[:, :, None]
+            past_LBHD = flat_LND[:, past_BH.clamp(min=0)] * shown_BH1
+            parts.append((flat_LND[:, batch.last_B], flat_LND[:, batch.choice_BK], past_LBHD))
+        return cls(*(torch.cat(each, dim=1) for each in zip(*parts, strict=True)))
 
 
-@torch.inference_mode()
-def states(
-    model: LanguageModel, decisions: Sequence[Row], keys_I: np.ndarray
-) -> tuple[Tensor, Tensor]:
-    """The states [L, R, D] at the ends of prompts, and those at candidates [L, R, K, D]."""
-    hybrid, queries, choices = model.hybrid.eval(), [], []
-    decoder: Any = hybrid.backbone.get_decoder()
-    for start in trange(0, len(decisions), BATCH, unit="batch", mininterval=10):
-        batch = collate(decisions[start : start + BATCH], model.encoder, keys_I, all_branches=False)
-        with torch.autocast("cpu", torch.bfloat16):
-            layers = decoder(
-                inputs_embeds=hybrid.embed(batch.ids_BT, batch.item_BT),
-                position_ids=batch.position_BT,
-                output_hidden_states=True,
-                use_cache=False,
-            ).hidden_states
-        flat_LND = torch.stack([layer.flatten(0, 1).bfloat16() for layer in layers])
-        queries.append(flat_LND[:, batch.last_B])
-        choices.append(flat_LND[:, batch.choice_BK])
-    return torch.cat(queries, 1), torch.cat(choices, 1)
-
-
-def past(history: Sequence[int], vectors_IE: Tensor) -> Tensor:
-    """Unit vectors of a history, summed; an item counts as much as the slot rule has it. [E]"""
-    age_H = torch.arange(len(history) - 1, -1, -1)
-    return RECENCY["slot-rule"] ** age_H @ F.normalize(vectors_IE[list(history)], dim=1)
-
-
-def readout(train_RX: Tensor, fit: Asked, other_RX: Tensor, own: Asked) -> Tensor:
-    """Scores [R, K] of other rows' candidates by x W v, with W fit on the training rows."""
-    candidates_RKE, target_R = fit.vector_RKE, fit.target_R
-    mean_X, spread_X = train_RX.mean(0), train_RX.std(0).clamp_min(1e-6)
-    train_RX, other_RX = (train_RX - mean_X) / spread_X, (other_RX - mean_X) / spread_X
-    cut = len(train_RX) * 4 // 5
-    fits = [_fit(train_RX[:cut], candidates_RKE[:cut], target_R[:cut], d) for d in DECAYS]
-    held = [
-        F.cross_entropy(_scores(train_RX[cut:], w, candidates_RKE[cut:]), target_R[cut:])
-        for w in fits
-    ]
-    best = DECAYS[int(torch.stack(held).argmin())]
-    return _scores(other_RX, _fit(train_RX, candidates_RKE, target_R, best), own.vector_RKE)
-
-
-def _scores(rows_RX: Tensor, weights_XE: Tensor, candidates_RKE: Tensor) -> Tensor:
-    return torch.einsum("re,rke->rk", rows_RX @ weights_XE, candidates_RKE)
-
-
-def _fit(rows_RX: Tensor, candidates_RKE: Tensor, target_R: Tensor, decay: float) -> Tensor:
-    weights_XE = torch.zeros(rows_RX.shape[1], candidates_RKE.shape[2], requires_grad=True)
-    optimizer = torch.optim.LBFGS([weights_XE], max_iter=60, line_search_fn="strong_wolfe")
-
-    def loss() -> Tensor:
-        optimizer.zero_grad()
-        found = F.cross_entropy(_scores(rows_RX, weights_XE, candidates_RKE), target_R)
-        whole = found + decay * weights_XE.square().sum()
-        whole.backward()  # type: ignore[no-untyped-call]
-        return whole
-
-    optimizer.step(loss)  # type: ignore[no-untyped-call]
-    return weights_XE.detach()
+def history_slots(batch: Batch, window: int) -> Tensor:
+    """Flat positions of the slots in each history, the newest last, -1 where there is none."""
+    found = torch.full((len(batch.last_B), window), -1)
+    for row, shown_T in enumerate(batch.history_BT & (batch.item_BT >= 0)):
+        places = shown_T.nonzero()[:, 0] + row * len(shown_T)
+        found[row, window - len(places) :] = places
+    return found
 
 
 def explained(states_ND: Tensor, vectors_NE: Tensor, fit_N: Tensor) -> float:
@@ -160,31 +106,39 @@ def explained(states_ND: Tensor, vectors_NE: Tensor, fit_N: Tensor) -> float:
     return 1 - float(left / (own_NE - own_NE.mean(0)).square().sum())
 
 
-def metrics(scores_RK: Tensor, own: Asked) -> dict[str, float]:
+def ruled(past_RHD: Tensor, choice_RKD: Tensor) -> Tensor:
+    """Scores [R, K] of the slot rule: cosines with the history, an older item counting less."""
+    weight_H = RECENCY["slot-rule"] ** torch.arange(past_RHD.shape[1] - 1.0, -1.0, -1.0)
+    query_RD = torch.einsum("h,rhd->rd", weight_H, F.normalize(past_RHD, dim=2))
+    return torch.einsum("rd,rkd->rk", query_RD, F.normalize(choice_RKD, dim=2))
+
+
+def metrics(scores_RK: Tensor, rows: Rows) -> dict[str, float]:
     """HR@1 and MRR."""
-    found = rank_metrics(target_ranks(scores_RK.double().numpy(), own.target_R.numpy()))
+    found = rank_metrics(target_ranks(scores_RK.double().numpy(), target_places(rows)))
     return {name: round(float(np.mean(found[name])), 4) for name in ("HR@1", "MRR")}
 
 
-def left(fit: Asked, own: Asked, layer: int) -> dict[str, Any]:
-    """What is left after a layer, of other rows than the readouts are fit on."""
-    choice_RKD, query_RD = own.choice_LRKD[layer].float(), own.query_LRD[layer].float()
-    width, fit_RD = choice_RKD.shape[-1:], fit.query_LRD[layer].float()
+def measure(states: States, layer: int, vectors_IE: Tensor, rows: Rows) -> dict[str, Any]:
+    """What is left after a layer."""
+    query_RD, choice_RKD, past_RHD = (
+        each[layer].float() for each in (states.query_LRD, states.choice_LRKD, states.past_LRHD)
+    )
+    choice_ND, width = choice_RKD.flatten(0, 1), choice_RKD.shape[-1:]
     unit_RD, unit_RKD = F.rms_norm(query_RD, width), F.rms_norm(choice_RKD, width)
-    beside = torch.cat([fit_RD, fit.past_RE], 1), torch.cat([query_RD, own.past_RE], 1)
-    chosen_I = torch.from_numpy(np.random.default_rng(0).random(int(own.item_RK.max()) + 1) < 0.5)
-    choice_ND, vector_NE = choice_RKD.flatten(0, 1), own.vector_RKE.flatten(0, 1)
+    item_N = torch.from_numpy(candidate_sets(rows).astype(np.int64)).flatten()
+    fit_I = torch.from_numpy(np.random.default_rng(0).random(len(vectors_IE)) < 0.5)
+    mean_D, shown_RH1 = choice_ND.mean(0), past_RHD.any(dim=2, keepdim=True)
     return {
         "layer": layer,
         "directions": round(directions(choice_ND), 2),
-        "R2": round(explained(choice_ND, vector_NE, chosen_I[own.item_RK.flatten()]), 4),
-        "pointer": metrics(torch.einsum("rd,rkd->rk", unit_RD, unit_RKD), own),
-        "query": metrics(readout(fit_RD, fit, query_RD, own), own),
-        "both": metrics(readout(beside[0], fit, beside[1], own), own),
+        "R2": round(explained(choice_ND, vectors_IE[item_N], fit_I[item_N]), 4),
+        "rule": metrics(ruled((past_RHD - mean_D) * shown_RH1, choice_RKD - mean_D), rows),
+        "pointer": metrics(torch.einsum("rd,rkd->rk", unit_RD, unit_RKD), rows),
     }
 
 
-def probe(path: Path, store: Store, num_rows: int) -> dict[str, Any]:
+def probe(path: Path, store: Store) -> dict[str, Any]:
     """One cell: what is left after each layer, and what the vectors alone give.
 
     Raises:
@@ -202,24 +156,23 @@ def probe(path: Path, store: Store, num_rows: int) -> dict[str, Any]:
     written = experiment.stage2.representation
     model = tuned.build(experiment, written, backbone, data, items, dtype=torch.float32)
     tuned.load(model, folder)
-    vectors_IE = items.standardised()[: len(data.titles)].float()
-    train, rows = fixed_sample(data.rows("train"), num_rows), data.rows("validation")
-    places = [(0, row) for row in range(len(train))]
-    drawn = TrainingSet(data, train, model.encoder, 1.0).decisions(places, CANDIDATE_SEED)
-    fit = Asked.of(model, drawn, vectors_IE, data)
-    own = Asked.of(model, [decision(rows, row) for row in range(len(rows))], vectors_IE, data)
-    rule_RK = torch.einsum("re,rke->rk", own.past_RE, F.normalize(own.vector_RKE, dim=2))
+    vectors_IE, rows = items.standardised()[: len(data.titles)].float(), data.rows("validation")
+    decisions = [decision(rows, row) for row in range(len(rows))]
+    states = States.of(model, decisions, data.catalogue.title_keys_I)
+    rule_RI = similarity(vectors_IE.double().numpy(), RECENCY["slot-rule"])(rows)
     return {
         "cell": cell["key"],
         "entry": cell["entry"],
+        "samples": cell["samples"],
         "training": folder.name,
-        "rows": {"training": len(train), "validation": len(rows)},
+        "n": len(rows),
         "vectors": {
             "directions": round(directions(vectors_IE), 2),
-            "slot rule": metrics(rule_RK, own),
-            "readout": metrics(readout(fit.past_RE, fit, own.past_RE, own), own),
+            "rule": metrics(torch.from_numpy(candidate_scores(rule_RI, rows)), rows),
         },
-        "layers": [left(fit, own, layer) for layer in trange(len(fit.query_LRD), desc="layers")],
+        "layers": [
+            measure(states, layer, vectors_IE, rows) for layer in range(len(states.query_LRD))
+        ],
     }
 
 
@@ -229,13 +182,12 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("cells", nargs="+", type=Path, metavar="FILE")
-    parser.add_argument("--rows", type=int, default=2048, help="training rows to fit readouts on")
     parser.add_argument("--storage", default=os.environ.get("RSLLM_STORAGE") or "rsllm-store")
     parser.add_argument("--out", type=Path, help="also write everything as JSON")
     values = parser.parse_args()
     found = []
     for path in values.cells:
-        found.append(probe(path, Store.at(values.storage), values.rows))
+        found.append(probe(path, Store.at(values.storage)))
         flat = [
             {n: v["MRR"] if isinstance(v, dict) else v for n, v in row.items()}
             for row in found[-1]["layers"]

@@ -6,7 +6,6 @@ import json
 import runpy
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import jobs
@@ -278,31 +277,20 @@ def test_cells_are_compared_on_the_users_left(folder: Path) -> None:
     assert found["cells"][1]["differs"] == {"judged.evaluation.shuffle_history": True}
 
 
-def test_a_readout_finds_what_is_in_states_and_nothing_else() -> None:
-    of, draw = functions("probe_layers"), torch.Generator().manual_seed(0)
-    wide, narrow = 12, 6
-    states = torch.randn(600, wide, generator=draw)
-    choices = torch.randn(600, 5, narrow, generator=draw)
-    truth = torch.randn(wide, narrow, generator=draw)
-    target = torch.einsum("rx,xe,rke->rk", states, truth, choices).argmax(1)
-    fit, own = (
-        SimpleNamespace(vector_RKE=choices[part], target_R=target[part])
-        for part in (slice(400), slice(400, None))
-    )
-    for shown, least, most in ((states, 0.8, 1.0), (torch.randn_like(states), 0.1, 0.35)):
-        scores = of["readout"](shown[:400], fit, shown[400:], own)
-        assert least <= float((scores.argmax(1) == own.target_R).float().mean()) <= most
-    half = torch.arange(600) < 300
-    assert of["explained"](states, states @ truth, half) == pytest.approx(1, abs=1e-3)
-    assert of["explained"](torch.randn_like(states), states @ truth, half) < 0.1
+def test_a_linear_map_finds_what_is_in_states_and_nothing_else() -> None:
+    explained, draw = functions("probe_layers")["explained"], torch.Generator().manual_seed(0)
+    states = torch.randn(600, 12, generator=draw)
+    vectors, half = states @ torch.randn(12, 6, generator=draw), torch.arange(600) < 300
+    assert explained(states, vectors, half) == pytest.approx(1, abs=1e-3)
+    assert explained(torch.randn(600, 12, generator=draw), vectors, half) < 0.1
 
 
 @pytest.mark.ray
 @pytest.mark.timeout(900)
 def test_layers_end_where_the_pointer_begins(folder: Path) -> None:
-    """Behind the last layer it is the model's own pointer; the first one holds no history."""
+    """The last one is the model's own pointer; before the first one the rule is on slots."""
     (path,) = folder.glob("cells/*/rsllm-[0-9a-f]*.json")
-    found = functions("probe_layers")["probe"](path, Store.at(folder / "store"), 16)
+    found = functions("probe_layers")["probe"](path, Store.at(folder / "store"))
     experiment = from_dict(Experiment, json.loads(path.read_text())["experiment"])
     (artifact,) = folder.glob("store/stage-2/[0-9a-f]*")
     data = PreparedData.open(next(folder.glob("store/data/[0-9a-f]*")))
@@ -316,5 +304,18 @@ def test_layers_end_where_the_pointer_begins(folder: Path) -> None:
     ranks = [(own >= own[place]).sum() for own, place in zip(scores, places, strict=True)]
     first, *_, last = found["layers"]
     assert last["pointer"]["MRR"] == pytest.approx(sum(1 / r for r in ranks) / len(ranks), abs=0.02)
-    assert found["rows"] == {"training": 16, "validation": len(rows)}
     assert first["R2"] > last["R2"]
+    slots = model.hybrid.slots.projected(torch.arange(len(data.titles))).detach().double()
+    slots -= slots[torch.from_numpy(candidate_sets(rows)).flatten().long()].mean(0)
+    ranks = []
+    for row, place in enumerate(places.tolist()):
+        history = rows.histories(row)[::-1]
+        scores = [
+            sum(
+                0.5**age * float(torch.cosine_similarity(slots[item], slots[candidate], 0))
+                for age, item in enumerate(history.tolist())
+            )
+            for candidate in candidate_sets(rows)[row].tolist()
+        ]
+        ranks.append(sum(score >= scores[place] for score in scores))
+    assert first["rule"]["MRR"] == pytest.approx(sum(1 / r for r in ranks) / len(ranks), abs=0.02)
