@@ -2,7 +2,7 @@
 
 A grid compares what has the same settings. This takes any cells of one data set whose predictions
 are in the store: the first against each other one, paired by user, with Holm's correction over
-all that is asked; and HR@1 by the third of the candidates' list in which the target stands. With
+the others; and HR@1 by the third of the candidates' list in which the target stands. With
 --outside N it leaves out the users of evaluations on N rows, to confirm on fresh ones what was
 chosen on those.
 
@@ -83,7 +83,8 @@ def compare(paths: list[Path], store: Store, outside: int = 0) -> dict[str, Any]
         cells.append(plain | {"data": cell["data"]["set"], "differs": differing(cell, first)})
     claims = [Claim(first["key"], cell["key"]) for cell in cells[1:]]
     vectors = {cell["key"]: values for cell, values in measured.values()}
-    return {"outside": outside, "cells": cells, "pairs": pair_table(vectors, claims, METRICS)}
+    tested = [pair for metric in METRICS for pair in pair_table(vectors, claims, [metric])]
+    return {"outside": outside, "cells": cells, "pairs": tested}
 
 
 def differing(cell: Cell, other: Cell) -> dict[str, Any]:
