@@ -42,18 +42,16 @@ def write_page(folder: Path, grid: Grid, asked: Asked, left_out: Mapping[str, st
     results: dict[str, Any] = {
         "title": grid.title,
         "question": grid.question,
-        "budget": f"{asked.budget_name}: {asked.budget.summary}",
         "backbone": shown[0].site.experiment.backbone.source,
-        "seeds": asked.num_seeds,
         "command": again(asked, known),
         "done": f"{sum(len(s.cells) for s in shown)} of {sum(len(s.site.entries) for s in shown)}",
         "missing": missing(shown, left_out),
         "notes": grid.notes,
     }
     figure = drawn and base64.b64encode(drawn.read_bytes()).decode()
-    context = {"results": results, "shown": known, "figure": figure, "grid": markdown}
+    context = {"results": results, "asked": asked, "shown": known, "figure": figure}
     for name in ("page.html", "page.md"):
-        page = rendered(Path(__file__).with_name(name), **context)
+        page = rendered(Path(__file__).with_name(name), **context, grid=markdown)
         (folder / name).write_text(page, encoding="utf-8")
     papers = [table for part in known for table in (part.methods, part.verdicts) if table.rows]
     (folder / "tables.tex").write_text("\n\n".join(map(latex, papers)) + "\n", encoding="utf-8")
