@@ -16,7 +16,7 @@ beside the rule that knows that order. Only a sample of LLaRA's Steam training r
 
 Cost: 16 tuned methods a data set, see --help. Expected: not known. Last measured: ten methods
 on MovieLens, of several seeds where a seed matters, see experiments/results/reproduce_main_table/;
-more of one seed, and one schedule that is longer, in folders there.
+a longer schedule, all 943 users, LastFM and Steam, of one seed, in folders there.
 """
 
 from __future__ import annotations
