@@ -179,7 +179,7 @@ GRID = Grid(
         " has them) is nearer to them, and still has a stage of text first. It was set apart as a"
         " claim after a first look at one seed on these users.",
         "Order artefact: LLaRA's LastFM stands in one order of items, the order rule's, so that"
-        " scores say nothing about sequences there. Its files and those of Steam come by rsllm fetch."
+        " scores say nothing about sequences there. Its files and Steam's come by rsllm fetch."
         " evaluation.test_rows = 0 judges all users.",
         "Published figures are of Llama2-7B, other candidate draws and, beside all users, of other"
         " users; those on Steam saw all of its training rows. RSLLM's HitRatio@1 is not known.",
