@@ -56,7 +56,8 @@ class DataConfig:
     max_history: NonNegativeInt = 0
     """Most recent interactions of a user that are used at all; 0 uses all."""
     split: Literal["user", "leave-one-out", "time", "given"] = "user"
-    """By user, as LLaRA; each user's last two interactions; two cuts in time; the source's own."""
+    """By user, as LLaRA; each user's last two interactions, also where the source has a split;
+    two cuts in time; the source's own."""
     train_share: Annotated[float, Field(gt=0, lt=1)] = 0.8
     """Share of users (by first interaction) or of interactions (by time) that train; the rest is
     halved."""

@@ -108,7 +108,7 @@ def raw_location(config: DataConfig, fetch: Callable[[str], Path]) -> Iterator[s
 
 def _check_split(config: DataConfig, data: sources.RawData) -> None:
     given = "split" in data.source.interactions.columns
-    if given != (config.split == "given"):
+    if config.split != "leave-one-out" and given != (config.split == "given"):
         says = "brings its own split; set data.split=given" if given else "does not say a split;"
         hint = "" if given else " name its column with data.table.split"
         raise ConfigError(f"data.source {config.source} {says}{hint}")

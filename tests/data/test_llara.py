@@ -74,9 +74,36 @@ def test_lastfm_is_theirs_row_by_row_and_no_sequence_in_time(
     assert data.domain == "artist"
     for split, name in (("train", "train"), ("validation", "Val"), ("test", "Test")):
         assert _ours(data, split) == _theirs(raw / f"{name}_data.df", 4606)
+    every = DataConfig(source=data.config["source"], split="leave-one-out")
+    held_out = PreparedData.open(prepare(every, Store.open(tmp_path / "store"), Path)).rows("test")
+    assert len(held_out) == 976 + 122 + 122
     (finding,) = (f for f in audit(data.path) if f.check == "order artefact")
     assert finding.verdict == "leak"
     assert finding.evidence.startswith("1.00 of the item pairs")
+
+
+@pytest.mark.ray
+def test_all_sequences_can_be_held_out_from(tmp_path: Path, ray_cluster: str) -> None:
+    """The last item of each, whatever split the files bring; other splits would lose theirs."""
+    draw, raw = np.random.default_rng(0), tmp_path / "raw"
+    raw.mkdir()
+    splits = ["train"] * 20 + ["validation"] * 6 + ["test"] * 6
+    own = {f"{split}-{n}": draw.permutation(40)[:7].tolist() for n, split in enumerate(splits)}
+    lines = [
+        {"user_id": user, "item_id": str(item), "timestamp": place, "split": user.split("-")[0]}
+        for user, items in own.items()
+        for place, item in enumerate(items)
+    ]
+    titles = [{"item_id": str(item), "title": f"Artist {item}"} for item in range(40)]
+    pd.DataFrame(lines).to_parquet(raw / "llara-lastfm.parquet")
+    pd.DataFrame(titles).to_parquet(raw / "llara-lastfm-items.parquet")
+    config = DataConfig(source=str(raw), split="leave-one-out")
+    data = PreparedData.open(prepare(config, Store.open(tmp_path / "store"), Path))
+    assert _ours(data, "test") == Counter(map(tuple, own.values()))
+    assert _ours(data, "validation") == Counter(tuple(items[:-1]) for items in own.values())
+    for split in ("user", "time"):
+        with pytest.raises(ConfigError, match=r"brings its own split; set data\.split=given"):
+            prepare(replace_in(config, {"split": split}), Store.open(tmp_path / "store"), Path)
 
 
 @pytest.mark.ray
