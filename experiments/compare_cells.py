@@ -15,17 +15,16 @@ Cost: seconds. Last measured: experiments/results/compare_cells/.
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tabulate import tabulate
 
-from rsllm.cli import run_script
+from rsllm.cli import add_storage_flag, run_script
 from rsllm.data.prepared import PreparedData
 from rsllm.errors import DataError
-from rsllm.evaluate.compare import Claim, estimates, pair_table, per_user
+from rsllm.evaluate.compare import Claim, estimates, pair_table, stacked
 from rsllm.evaluate.metrics import Floats
 from rsllm.evaluate.rank import held_out, target_places
 from rsllm.evaluate.tables import Table, pairs, show
@@ -59,8 +58,8 @@ def measure(path: Path, store: Store, outside: int = 0) -> tuple[Cell, dict[str,
     if not fresh_R.any():
         raise DataError(f"{path}: all of its {len(fresh_R)} rows are of users left out")
     draws = [rows.take(fresh_R) for rows in draws]
-    found = [per_user(scores_DRC[:, fresh_R], draws) for scores_DRC in scores]
-    values = {metric: np.stack([each[metric] for each in found]) for metric in METRICS}
+    found = stacked([scores_DRC[:, fresh_R] for scores_DRC in scores], draws)
+    values = {metric: found[metric] for metric in METRICS}
     third_R = target_places(draws[0]) * 3 // scores[0].shape[2]
     by_third = {name: values["HR@1"][:, third_R == i] for i, name in enumerate(THIRDS)}
     kept = {name: cell[name] for name in FACTS}
@@ -103,7 +102,7 @@ def main() -> None:
     )
     parser.add_argument("cells", nargs="+", type=Path, metavar="FILE")
     parser.add_argument("--outside", type=int, default=0, metavar="N", help="without these users")
-    parser.add_argument("--storage", default=os.environ.get("RSLLM_STORAGE") or "rsllm-store")
+    add_storage_flag(parser)
     parser.add_argument("--out", type=Path, help="also write everything as JSON")
     values = parser.parse_args()
     found = compare(values.cells, Store.at(values.storage), values.outside)

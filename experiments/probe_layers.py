@@ -18,7 +18,6 @@ Cost: 5 min a cell on 2 cores. Last measured: experiments/results/probe_layers/.
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +31,7 @@ from torch.nn import functional as F
 from tqdm import trange
 
 from rsllm.assets import resolve_backbone
-from rsllm.cli import run_script
+from rsllm.cli import add_storage_flag, run_script
 from rsllm.config import Experiment
 from rsllm.data.prepared import PreparedData
 from rsllm.data.sequences import Rows
@@ -41,6 +40,7 @@ from rsllm.evaluate.launch import RECENCY
 from rsllm.evaluate.metrics import rank_metrics, target_ranks
 from rsllm.evaluate.rank import candidate_scores, candidate_sets, decision, target_places
 from rsllm.model import tuned
+from rsllm.model.branches import pointer_scores
 from rsllm.model.tuned import LanguageModel
 from rsllm.prompts.collate import Batch, Row, collate
 from rsllm.recommenders.embeddings import ItemEmbeddings
@@ -56,8 +56,8 @@ BATCH = 8
 class States:
     """Of prompts, behind the embeddings and after each layer."""
 
-    query_LRD: Tensor
-    """At the last token."""
+    pointer_LRK: Tensor
+    """The scores of the candidates, as the trained pointer gives them after the last layer."""
     choice_LRKD: Tensor
     """At the candidates."""
     past_LRHD: Tensor
@@ -82,7 +82,8 @@ class States:
             past_BH = history_slots(batch, window)
             shown_BH1 = (past_BH >= 0)[:, :, None]
             past_LBHD = flat_LND[:, past_BH.clamp(min=0)] * shown_BH1
-            parts.append((flat_LND[:, batch.last_B], flat_LND[:, batch.choice_BK], past_LBHD))
+            pointer_LBK = torch.stack([pointer_scores(one_ND[None], batch) for one_ND in flat_LND])
+            parts.append((pointer_LBK, flat_LND[:, batch.choice_BK], past_LBHD))
         return cls(*(torch.cat(each, dim=1) for each in zip(*parts, strict=True)))
 
 
@@ -121,11 +122,8 @@ def metrics(scores_RK: Tensor, rows: Rows) -> dict[str, float]:
 
 def measure(states: States, layer: int, vectors_IE: Tensor, rows: Rows) -> dict[str, Any]:
     """What is left after a layer."""
-    query_RD, choice_RKD, past_RHD = (
-        each[layer].float() for each in (states.query_LRD, states.choice_LRKD, states.past_LRHD)
-    )
-    choice_ND, width = choice_RKD.flatten(0, 1), choice_RKD.shape[-1:]
-    unit_RD, unit_RKD = F.rms_norm(query_RD, width), F.rms_norm(choice_RKD, width)
+    choice_RKD, past_RHD = states.choice_LRKD[layer].float(), states.past_LRHD[layer].float()
+    choice_ND = choice_RKD.flatten(0, 1)
     item_N = torch.from_numpy(candidate_sets(rows).astype(np.int64)).flatten()
     fit_I = torch.from_numpy(np.random.default_rng(0).random(len(vectors_IE)) < 0.5)
     mean_D, shown_RH1 = choice_ND.mean(0), past_RHD.any(dim=2, keepdim=True)
@@ -134,7 +132,7 @@ def measure(states: States, layer: int, vectors_IE: Tensor, rows: Rows) -> dict[
         "directions": round(directions(choice_ND), 2),
         "R2": round(explained(choice_ND, vectors_IE[item_N], fit_I[item_N]), 4),
         "rule": metrics(ruled((past_RHD - mean_D) * shown_RH1, choice_RKD - mean_D), rows),
-        "pointer": metrics(torch.einsum("rd,rkd->rk", unit_RD, unit_RKD), rows),
+        "pointer": metrics(states.pointer_LRK[layer], rows),
     }
 
 
@@ -171,7 +169,7 @@ def probe(path: Path, store: Store) -> dict[str, Any]:
             "rule": metrics(torch.from_numpy(candidate_scores(rule_RI, rows)), rows),
         },
         "layers": [
-            measure(states, layer, vectors_IE, rows) for layer in range(len(states.query_LRD))
+            measure(states, layer, vectors_IE, rows) for layer in range(len(states.pointer_LRK))
         ],
     }
 
@@ -182,7 +180,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("cells", nargs="+", type=Path, metavar="FILE")
-    parser.add_argument("--storage", default=os.environ.get("RSLLM_STORAGE") or "rsllm-store")
+    add_storage_flag(parser)
     parser.add_argument("--out", type=Path, help="also write everything as JSON")
     values = parser.parse_args()
     found = []

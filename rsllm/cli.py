@@ -107,7 +107,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--title-tokens", type=float, default=8.0, metavar="N", help="mean length of a title"
     )
     doctor = add("doctor", "check the installation, and the machine or its cluster", _doctor)
-    _add_storage_flag(doctor)
+    add_storage_flag(doctor)
     audit = add("audit", "look for leaks and biases in a prepared data set or a run", _audit)
     audit.add_argument("folder", type=Path, metavar="DIR", help="an artifact, as verbs print them")
     evaluate = add("evaluate", "judge another system's scores on our candidate sets", _evaluate)
@@ -127,7 +127,7 @@ def build_parser() -> argparse.ArgumentParser:
 def _add_actions(actions: Any) -> None:
     parsers = [actions.add_parser(name, help=p, description=p) for name, p in ACTIONS.items()]
     for parser in parsers:
-        _add_storage_flag(parser)
+        add_storage_flag(parser)
     _, show, diff, gc = parsers
     name = "KIND/KEY, a key, the beginning of either, or a path"
     show.add_argument("names", nargs=1, metavar="NAME", help=name)
@@ -149,10 +149,11 @@ def _add_world_flags(parser: argparse.ArgumentParser) -> None:
 
 def _add_experiment_flags(parser: argparse.ArgumentParser) -> None:
     add_setting_flags(parser)
-    _add_storage_flag(parser)
+    add_storage_flag(parser)
 
 
-def _add_storage_flag(parser: argparse.ArgumentParser) -> None:
+def add_storage_flag(parser: argparse.ArgumentParser) -> None:
+    """--storage, for a parser of ours or of a script."""
     parser.add_argument(
         "--storage",
         default=os.environ.get("RSLLM_STORAGE") or "rsllm-store",

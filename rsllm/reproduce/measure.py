@@ -14,7 +14,7 @@ from safetensors import safe_open
 from rsllm.config import Experiment
 from rsllm.data.prepared import PreparedData
 from rsllm.errors import RsllmError
-from rsllm.evaluate.compare import method_table, per_user
+from rsllm.evaluate.compare import method_table, stacked
 from rsllm.evaluate.fuse import fused, joined, weighed
 from rsllm.evaluate.launch import Method, Outcome, evaluate, read_scores
 from rsllm.evaluate.rank import held_out
@@ -173,10 +173,9 @@ class Bench:
 
     def _vectors(self, predictions: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """The metrics [S, R] of stored predictions; none if one of them is not in the store."""
-        if not (scores := stored_scores(predictions, self.pipeline.store)):
-            return {}
-        draws = held_out(self.data, "test", scores[0].shape[1])
-        return {m: np.stack([per_user(own_DRC, draws)[m] for own_DRC in scores]) for m in METRICS}
+        scores = stored_scores(predictions, self.pipeline.store)
+        draws = held_out(self.data, "test", scores[0].shape[1]) if scores else []
+        return stacked(scores, draws)
 
     def _described(self) -> dict[str, Any]:
         facts = self.data.facts
@@ -195,9 +194,10 @@ def stored_scores(predictions: Mapping[str, Any], store: Store) -> list[np.ndarr
     """A cell's scores [D, R, C], one a seed; empty if one of them is not in the store."""
     names = [*predictions["scores"], *filter(None, [predictions.get("recommender")])]
     folders = [store.root / "evaluation" / Path(name).name for name in names]
-    held = all(map(store.holds, folders))
-    scores = [read_scores(folder)["scores"] for folder in folders if held]
-    if not held or "recommender" not in predictions:
+    if not all(map(store.holds, folders)):
+        return []
+    scores = [read_scores(folder)["scores"] for folder in folders]
+    if "recommender" not in predictions:
         return scores
     alone_DRC = scores.pop()
     return [fused(own_DRC, alone_DRC, predictions["weight"]) for own_DRC in scores]
