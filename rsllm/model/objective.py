@@ -57,7 +57,7 @@ class LanguageObjective(nn.Module):
         """The weighted loss and its parts, detached, for logs."""
         plain, cached = (batch.batch, batch) if isinstance(batch, CachedBatch) else (batch, None)
         terms, facts = self.terms(self._states(plain), plain, cached)
-        facts["loss"] = loss = _sum(terms)
+        facts["loss"] = loss = total(terms)
         return loss, {name: value.detach().float() for name, value in facts.items()}
 
     def terms(
@@ -98,7 +98,7 @@ class LanguageObjective(nn.Module):
             found = [self._vectors(self._states(batch), batch) for batch in batches]
         vectors = {n: torch.cat([part[n] for part in found]).requires_grad_() for n in found[0]}
         terms, facts = self._contrasts(vectors, batches)
-        contrasts = _sum(terms)
+        contrasts = total(terms)
         whole = torch.autograd.grad(contrasts, list(vectors.values()))
         sizes = [len(batch.user_B) for batch in batches]
         split = (torch.split(len(batches) * part, sizes) for part in whole)
@@ -165,7 +165,7 @@ class LanguageObjective(nn.Module):
         return branch_scores(self.model.label_log_probs(states_BTD, batch), batch)
 
 
-def _sum(terms: Parts) -> Tensor:
+def total(terms: Parts) -> Tensor:
     return torch.stack(list(terms.values())).sum()
 
 
