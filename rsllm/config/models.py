@@ -59,6 +59,9 @@ class BackboneConfig:
 
     source: str = "smollm2-135m-q4"
     """An asset name (see `rsllm fetch`), a local model folder, or a hub name."""
+    layers: NonNegativeInt = 0
+    """How many of its layers are kept, from the lowest one; 0 keeps all. Few suffice to read a
+    history (SLMRec, arXiv 2405.17890), but what is left does not write titles any more."""
     tuning: Literal["lora", "full"] = "lora"
     """An adapter (arXiv 2106.09685), or every weight."""
     gradient_checkpointing: bool = False

@@ -25,11 +25,17 @@ def load_tokenizer(source: str | Path) -> Any:
         raise _unloadable("the tokenizer of backbone", source, error) from error
 
 
-def load_backbone(source: str | Path, dtype: torch.dtype) -> Any:
+def load_backbone(source: str | Path, dtype: torch.dtype, layers: int = 0) -> Any:
     """A causal LM with safetensors weights, and SDPA attention if it can, all parameters frozen.
 
+    Args:
+        source: a local folder or a hub name.
+        dtype: of the weights.
+        layers: how many are kept, from the lowest one; 0 keeps all.
+
     Raises:
-        ConfigError: nothing loadable at `source`, or weights that are damaged or incomplete.
+        ConfigError: nothing loadable at `source`, weights that are damaged or incomplete, or fewer
+            layers than are to be kept.
     """
     from transformers import AutoModelForCausalLM, GenerationConfig
 
@@ -46,6 +52,8 @@ def load_backbone(source: str | Path, dtype: torch.dtype) -> Any:
         raise _unloadable("backbone", source, error) from error
     if missing := sorted(loading["missing_keys"]):
         raise ConfigError(f"backbone {source} lacks weights: {missing[:3]}; fetch it again")
+    if layers:
+        _keep_layers(llm, layers, source)
     llm.requires_grad_(False)
     llm.config.use_cache = False
     llm.generation_config = GenerationConfig()  # how to decode is never the backbone's choice
@@ -62,6 +70,16 @@ def _refuse_other_weights(folder: Path) -> None:
         for name in json.loads(index.read_text())["weight_map"].values():
             if PurePath(name).name != name or not name.endswith(".safetensors"):
                 raise ConfigError(f"{index.name} names {name!r}, which is no *.safetensors in it")
+
+
+def _keep_layers(llm: Any, count: int, source: str | Path) -> None:
+    """Leave the upper layers out."""
+    blocks: Any = getattr(llm.get_decoder(), "layers", None)
+    if blocks is None or len(blocks) < count:
+        has = "none that can be left out" if blocks is None else len(blocks)
+        raise ConfigError(f"backbone.layers is {count}, but {source} has {has}; choose fewer, or 0")
+    llm.get_decoder().layers = blocks[:count]
+    llm.config.num_hidden_layers = count
 
 
 def _unloadable(what: str, source: str | Path, error: Exception) -> ConfigError:

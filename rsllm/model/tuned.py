@@ -70,7 +70,7 @@ def build(
             its output head cannot score candidates.
     """
     torch.manual_seed(seed)
-    llm = load_backbone(backbone, dtype)
+    llm = load_backbone(backbone, dtype, experiment.backbone.layers)
     tokenizer = load_tokenizer(backbone)
     room = context_length(llm) - experiment.prompt.max_title_tokens - 1
     if room < 16:
