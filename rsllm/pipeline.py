@@ -7,16 +7,16 @@ they have in common, and nothing is computed twice.
 import re
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, InitVar, dataclass, replace
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from rsllm.assets import backbone_here, fetch, resolve_backbone
+from rsllm.assets import backbone_here, fetch, fingerprint, resolve_backbone
 from rsllm.cluster import lay_out_on_cluster, start_ray
 from rsllm.config import SLOTTED, DataConfig, Experiment, StageConfig
 from rsllm.errors import ConfigError
 from rsllm.plan import DRIVER_CPUS, Layout
-from rsllm.runs import Store, manifest, read_json, sha256
+from rsllm.runs import Store, manifest, read_json
 from rsllm.settings import to_dict
 from rsllm.train.launch import Assignment, Stage
 
@@ -59,8 +59,12 @@ class Pipeline:
 
     @cached_property
     def backbone(self) -> str:
-        """Local folder or hub name of the backbone."""
-        return str(resolve_backbone(self.experiment.backbone.source))
+        """Local folder of the backbone, which is checked before anything is made with it."""
+        from rsllm.model.backbone import check_backbone
+
+        folder = resolve_backbone(self.experiment.backbone.source)
+        check_backbone(folder, self.experiment)
+        return str(folder)
 
     def check(self) -> None:
         """Find all raw data and the backbone, before Ray starts and anything is computed.
@@ -231,8 +235,8 @@ class Pipeline:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of a local backbone's weights; a hub name stands for itself."""
-        return _fingerprint(self.backbone)
+        """What decides all that the backbone computes."""
+        return fingerprint(self.backbone)
 
     def _train(self, stage: Stage, inputs: dict[str, Any], folders: dict[str, Any]) -> Path:
         from rsllm.train.attempts import run
@@ -291,14 +295,6 @@ def run_all(pipelines: Sequence[Pipeline]) -> list[Path]:
 def _sources(**folders: Path | None) -> Sources:
     names = {source: folder and folder.name for source, folder in folders.items()}
     return names, {source: str(folder or "") for source, folder in folders.items()}
-
-
-@cache
-def _fingerprint(backbone: str) -> str:
-    folder = Path(backbone)
-    if not folder.is_dir():
-        return backbone
-    return "+".join(sha256(path)[:16] for path in sorted(folder.glob("*.safetensors")))
 
 
 def _users(folder: Path) -> Any:
