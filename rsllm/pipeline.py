@@ -16,6 +16,7 @@ from rsllm.cluster import lay_out_on_cluster, start_ray
 from rsllm.config import SLOTTED, DataConfig, Experiment, StageConfig
 from rsllm.errors import ConfigError
 from rsllm.plan import DRIVER_CPUS, Layout
+from rsllm.prompts.templates import wording
 from rsllm.runs import Store, manifest, read_json
 from rsllm.settings import to_dict
 from rsllm.train.launch import Assignment, Stage
@@ -66,6 +67,11 @@ class Pipeline:
         check_backbone(folder, self.experiment)
         return str(folder)
 
+    @property
+    def needs_backbone(self) -> bool:
+        """Whether what is watched is a language model, or reads titles with one."""
+        return self.watched != "recommender" or self.experiment.recommender.items == "title"
+
     def check(self) -> None:
         """Find all raw data and the backbone, before Ray starts and anything is computed.
 
@@ -84,7 +90,7 @@ class Pipeline:
                 )
             with raw_location(config, fetch) as location:
                 sources.find(location, config.table)
-        if speaks or self.experiment.recommender.items == "title":
+        if self.needs_backbone:
             _ = self.backbone
 
     def prepare(self) -> Path:
@@ -131,7 +137,7 @@ class Pipeline:
 
     def title_vectors(self) -> Path:
         """The backbone's frozen vectors of all titles, as an item table."""
-        data, backbone, prompt = self.prepare(), self.backbone, self.experiment.prompt
+        backbone, data, prompt = self.backbone, self.prepare(), self.experiment.prompt
         inputs = {"data": data.name, "backbone": self.fingerprint, "prompt": to_dict(prompt)}
 
         def commit() -> None:
@@ -151,7 +157,11 @@ class Pipeline:
                 with store.commit("titles", inputs) as folder:
                     ItemEmbeddings(vectors_ID, source=backbone).save(folder)
 
-            ray.get(ray.remote(work).options(num_cpus=self.layout.cpus_per_worker).remote())
+            remote = ray.remote(work).options(num_cpus=self.layout.cpus_per_worker)
+            try:
+                ray.get(remote.remote())
+            except ray.exceptions.RayTaskError as error:
+                raise error.cause from error
 
         return self.store.ensure(self.store.path("titles", inputs), commit)
 
@@ -209,7 +219,7 @@ class Pipeline:
         names, folders = _sources(data=data, recommender=items, **more)
         inputs = names | {
             "backbone": to_dict(experiment.backbone) | {"source": self.fingerprint},
-            "prompt": to_dict(experiment.prompt),
+            "prompt": to_dict(experiment.prompt) | {"wording": wording()},
             "stage": to_dict(stage),
             "projector": to_dict(experiment.projector) if items else None,
             "validation_rows": experiment.evaluation.validation_rows,

@@ -23,6 +23,7 @@ from rsllm.model import tuned
 from rsllm.model.objective import LanguageObjective
 from rsllm.plan import Layout
 from rsllm.prompts.encode import PromptEncoder
+from rsllm.prompts.templates import wording
 from rsllm.recommenders.embeddings import ItemEmbeddings, other_items
 from rsllm.recommenders.rules import RULES, similarity
 from rsllm.runs import Store, read_json, write_json
@@ -133,6 +134,7 @@ def _inputs(
         "representation": method.representation,
         "scorer": method.scorer,
         "prompt": to_dict(method.experiment.prompt),
+        "wording": wording() if method.speaks else "",
         "evaluation": to_dict(method.experiment.evaluation),
         "shuffle_items": method.experiment.projector.shuffle_items,
         "tuning": method.experiment.backbone.tuning,

@@ -121,10 +121,10 @@ def _weights(folder: Path) -> list[str]:
     if (folder / WEIGHTS).is_file():
         return [WEIGHTS]
     if (folder / INDEX).is_file():
-        try:
-            names = sorted({*_json(folder / INDEX)["weight_map"].values()})
-        except (AttributeError, KeyError, TypeError) as error:
-            raise refusal(folder, f"{INDEX} names no files; fetch it again") from error
+        listed = _json(folder / INDEX).get("weight_map")
+        names = sorted({str(n) for n in listed.values()}) if isinstance(listed, dict) else []
+        if not names:
+            raise refusal(folder, f"{INDEX} names no files; fetch it again")
         for name in names:
             if PurePath(name).name != name or not name.endswith(".safetensors"):
                 raise refusal(folder, f"{INDEX} names {name!r}, which is no *.safetensors in it")
