@@ -8,6 +8,7 @@ import re
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -16,9 +17,14 @@ from pydantic import TypeAdapter
 
 from rsllm.downloads import HubModel, LlaraFolder, Source, UrlZip, Wheel, say
 from rsllm.errors import ConfigError, DataError
-from rsllm.runs import cache_root, commit_dir, manifest, require_writable
+from rsllm.runs import MANIFEST, cache_root, commit_dir, manifest, require_writable, sha256
+from rsllm.settings import content_hash
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+HUB_FOLDER = re.compile(r"/models--(?P<name>[^/]+)/snapshots/(?P<commit>[0-9a-f]+)$")
+"""Where the hub's own cache has a model; what lies there does not change."""
+DECIDING = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.spm", "*.tiktoken", "*.txt")
+"""Files of weights, of settings and of tokenizers."""
 
 
 @dataclass(frozen=True)
@@ -69,52 +75,77 @@ def fetch(name: str, *, cache: Path | None = None, sources: Sequence[Source] = (
     raise DataError("\n".join([f"cannot fetch {name}; every source failed:", *failures]))
 
 
-def resolve_backbone(source: str) -> Path | str:
-    """The local folder of a backbone, or the hub name that the caller loads it by.
+def resolve_backbone(source: str, *, commit: str = "", weights: bool = True) -> Path:
+    """The local folder of a backbone; `rsllm.model.check` says whether it can be one.
 
     Args:
         source: an asset name, a local folder in Hugging Face format, or `organisation/model`.
+        commit: of the hub's model; by default the newest, or the one that the local hub cache
+            knows where the hub cannot be asked.
+        weights: or only what describes the model, if it has to come from the hub.
 
     Raises:
-        ConfigError: none of the three, a folder without safetensors weights, or a model that the
-            hub does not give.
+        ConfigError: none of the three, or a model that the hub does not give.
         DataError: an asset that could not be fetched.
     """
     if source in ASSETS and ASSETS[source].kind == "backbone":
         return fetch(source)
     folder = Path(source).expanduser()
-    if (folder / "config.json").is_file():
-        if not any(folder.glob("*.safetensors")):
-            raise ConfigError(
-                f"backbone {source} has no *.safetensors weights, and others can run code when"
-                " loaded; convert it with save_pretrained"
-            )
+    if source and folder.is_dir():
         return folder.absolute()
-    if HUB_NAME.fullmatch(source) and not folder.exists():
-        _require_on_hub(source)
-        return source
+    if HUB_NAME.fullmatch(source):
+        return _from_hub(source, commit, weights)
     known = ", ".join(name for name, asset in ASSETS.items() if asset.kind == "backbone")
     raise ConfigError(
-        f"backbone {source!r} is no local folder with a config.json and no hub name"
-        f" (organisation/model); known backbones: {known}"
+        f"backbone {source!r} is no local folder and no hub name (organisation/model); known"
+        f" backbones: {known}"
     )
 
 
 def backbone_here(found: str, source: str) -> str:
     """What `resolve_backbone(source)` found on another node, for this one."""
-    return found if Path(found).exists() else str(resolve_backbone(source))
+    if Path(found).exists():
+        return found
+    cached = HUB_FOLDER.search(found)
+    return str(resolve_backbone(source, commit=cached["commit"] if cached else ""))
 
 
-def _require_on_hub(name: str) -> None:
-    """Find out now, and not in a worker, whether a model can be loaded by its hub name."""
-    from huggingface_hub import HfApi, try_to_load_from_cache
+def fingerprint(backbone: str | Path) -> str:
+    """What decides all that a backbone computes: a hub's model and commit, or its files' hash."""
+    if cached := HUB_FOLDER.search(str(backbone)):
+        return f"{cached['name'].replace('--', '/')}@{cached['commit']}"
+    stats = [(path, path.stat()) for path in deciding(Path(backbone))]
+    return content_hash({p.name: _sha256(p, stat.st_size, stat.st_mtime_ns) for p, stat in stats})
 
+
+def deciding(folder: Path) -> list[Path]:
+    """The files of a backbone that decide what it computes: not how it would decode by itself."""
+    files = {path for pattern in DECIDING for path in folder.glob(pattern) if path.is_file()}
+    return sorted(path for path in files if path.name not in ("generation_config.json", MANIFEST))
+
+
+@cache
+def _sha256(path: Path, size: int, changed: int) -> str:
+    """Hashes a file once, until its size or time says that it is another."""
+    return sha256(path)
+
+
+def _from_hub(name: str, commit: str, weights: bool) -> Path:
+    """A model's files at one commit, in the hub's own cache; never its code, nor pickles."""
+    from huggingface_hub import snapshot_download
+
+    files = [pattern for pattern in DECIDING if weights or pattern != "*.safetensors"]
     try:
-        if not isinstance(try_to_load_from_cache(name, "config.json"), str):
-            HfApi().model_info(name, timeout=5)
+        found = snapshot_download(
+            name,
+            revision=commit or None,
+            allow_patterns=files,
+            ignore_patterns=["*/*", "consolidated*"],  # the same weights in other formats
+        )
     except Exception as error:  # the client's errors share no base class of its own
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise ConfigError(
             f"backbone {name} is not in the local hub cache, and cannot be had ({reason}); correct"
             " the name, give a local folder, or choose one that rsllm fetch lists"
         ) from error
+    return Path(found)

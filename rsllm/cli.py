@@ -14,7 +14,7 @@ import rsllm
 from rsllm.config import Experiment
 from rsllm.errors import ConfigError, RsllmError
 from rsllm.settings import replace_in
-from rsllm.tune.arguments import add_setting_flags, overrides
+from rsllm.tune.arguments import add_backbone_flag, add_setting_flags, overrides
 
 SAFE_FROM = {
     "torch": ((2, 10), "install 2.10 or newer (CVE-2025-32434, CVE-2026-24747: weights run code)"),
@@ -108,6 +108,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     doctor = add("doctor", "check the installation, and the machine or its cluster", _doctor)
     add_storage_flag(doctor)
+    add_backbone_flag(doctor)
     audit = add("audit", "look for leaks and biases in a prepared data set or a run", _audit)
     audit.add_argument("folder", type=Path, metavar="DIR", help="an artifact, as verbs print them")
     evaluate = add("evaluate", "judge another system's scores on our candidate sets", _evaluate)
@@ -236,7 +237,7 @@ def _plan(arguments: argparse.Namespace) -> None:
 def _doctor(arguments: argparse.Namespace) -> None:
     from rsllm import doctor
 
-    doctor.report(doctor.examine(arguments.storage))
+    doctor.report(doctor.examine(arguments.storage, arguments.backbone))
 
 
 def _runs(arguments: argparse.Namespace) -> None:

@@ -20,8 +20,11 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from tabulate import tabulate
 from torch.distributed import TCPStore, all_reduce, init_process_group  # type: ignore[attr-defined]
 
+from rsllm.assets import fingerprint, resolve_backbone
 from rsllm.cluster import is_open, start_ray
-from rsllm.errors import ConfigError, RsllmError
+from rsllm.config import Experiment
+from rsllm.errors import RsllmError
+from rsllm.model.backbone import check_backbone
 from rsllm.runs import Store, cache_root, require_writable
 
 LIBRARIES = ["rsllm", "torch", "ray", "transformers", "deepspeed"]
@@ -31,8 +34,10 @@ Check = tuple[str, str, str, str]
 """What was looked at, what was found, "ok", "warn" or "fail", and what to do about it."""
 
 
-def examine(storage: str | Path) -> list[Check]:
+def examine(storage: str | Path, backbone: str | None = None) -> list[Check]:
     """Look at the installation, the storage and the cache, at Ray and at every node of it.
+
+    A backbone is looked at too, if there is one.
 
     Joins the cluster that this process belongs to, or starts one here, as experiments do.
     """
@@ -42,6 +47,8 @@ def examine(storage: str | Path) -> list[Check]:
         checks += _attempt("storage", "choose another", partial(_look_at_uri, str(storage)))
     else:
         folders = {"storage": Path(storage)} | folders
+    if backbone:
+        checks += _attempt("backbone", "see there", partial(_look_at_backbone, backbone))
     for name, folder in folders.items():
         checks += _attempt(name, "choose another", partial(_look_at_folder, name, folder))
     seen = [folder for folder in folders.values() if os.access(folder, os.W_OK)]
@@ -67,7 +74,7 @@ def _judge(name: str, finding: str, bad: object, remedy: str, verdict: str = "fa
 def _attempt(name: str, remedy: str, look: Callable[[], list[Check]]) -> list[Check]:
     try:
         return look()
-    except (ConfigError, ConnectionError, RayError, metadata.PackageNotFoundError) as error:
+    except (RsllmError, ConnectionError, RayError, metadata.PackageNotFoundError) as error:
         return [(name, str(error).strip().splitlines()[-1], "fail", remedy)]
 
 
@@ -89,6 +96,13 @@ def _look_at_folder(name: str, folder: Path) -> list[Check]:
 
 def _look_at_uri(storage: str) -> list[Check]:
     return [_judge("storage", f"{Store.open(storage).location}, writable", False, "")]
+
+
+def _look_at_backbone(source: str) -> list[Check]:
+    folder = resolve_backbone(source)
+    config = check_backbone(folder, Experiment())
+    finding = f"{config.model_type}, {config.num_hidden_layers} layers, {fingerprint(folder)}"
+    return [_judge("backbone", finding, False, "")]
 
 
 def _look_at_ray(versions: Check, folders: Sequence[Path]) -> list[Check]:

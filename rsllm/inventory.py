@@ -16,13 +16,12 @@ from typing import Any
 
 from tabulate import tabulate
 
-import rsllm
 from rsllm.errors import CheckpointError, ConfigError, require
 from rsllm.runs import MANIFEST, Mirror, Store, manifest
 from rsllm.settings import flat
+from rsllm.versions import VERSIONS
 
-KINDS = ("data", "titles", "recommender", "items", "stage-1", "stage-2", "evaluation")
-"""Of artifacts, sources before what is made of them."""
+KINDS = tuple(VERSIONS)
 DAY, MIB = 86400.0, 1024**2
 SHOWN = ("samples", "seconds", "MRR", "HR@1", "HR@5", "NDCG@10")
 """Of the validation that an artifact's weights had."""
@@ -53,7 +52,7 @@ class Artifact:
     keys: frozenset[str] = frozenset()
     """Of what it was made of, among others."""
     made: dict[str, Any] = field(default_factory=dict)
-    """When, of which versions, on what."""
+    """When, of which versions of the code and of packages, on what."""
     days: float = 0.0
     """Since then."""
     files: dict[str, int] | None = None
@@ -155,7 +154,7 @@ def clear(store: Store, *, days: float | None, remove: bool) -> str:
 
     Args:
         days: if given also artifacts that old of which nothing younger was made, those of other
-            versions, and checkpoints and notes of Ray that nothing has touched for so long.
+            code, and checkpoints and notes of Ray that nothing has touched for so long.
         remove: or only look.
 
     Raises:
@@ -191,7 +190,7 @@ def _needless(
     if days is None or any(_untouched(store.root / "running" / n) < days for n in unfinished):
         return
     sound = [one for one in found if one.files]
-    other = {one.name: v for one in sound if (v := one.made.get("rsllm")) != rsllm.__version__}
+    other = {one.name for one in sound if one.made.get("version") != VERSIONS[_kind(one)]}
     kept = {
         one.name: one
         for one in sound
@@ -204,7 +203,7 @@ def _needless(
         reached += sources
     for one in sound:
         if one.name not in kept:
-            by = f", by rsllm {other[one.name]}" if one.name in other else ""
+            by = ", by other code" if one.name in other else ""
             yield one.name, f"{one.days:.0f} days old{by}, nothing that stays was made of it"
 
 
@@ -262,6 +261,7 @@ def _read(store: Store, name: str) -> Artifact | None:
         facts = json.loads(stated)
         inputs, made = facts.get("inputs", {}), dict(flat(facts.get("provenance", {})))
         when = timegm(time.strptime(made["time"], "%Y-%m-%dT%H:%M:%SZ")) if made else 0
+        made["version"] = facts.get("version")
         files = {file: int(fact["bytes"]) for file, fact in facts["files"].items()}
         keys = frozenset(re.findall(r"\b[0-9a-f]{16}\b", json.dumps(inputs)))
         if store.remote is None:

@@ -7,16 +7,17 @@ they have in common, and nothing is computed twice.
 import re
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, InitVar, dataclass, replace
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from rsllm.assets import backbone_here, fetch, resolve_backbone
+from rsllm.assets import backbone_here, fetch, fingerprint, resolve_backbone
 from rsllm.cluster import lay_out_on_cluster, start_ray
 from rsllm.config import SLOTTED, DataConfig, Experiment, StageConfig
 from rsllm.errors import ConfigError
 from rsllm.plan import DRIVER_CPUS, Layout
-from rsllm.runs import Store, manifest, read_json, sha256
+from rsllm.prompts.templates import wording
+from rsllm.runs import Store, manifest, read_json
 from rsllm.settings import to_dict
 from rsllm.train.launch import Assignment, Stage
 
@@ -64,8 +65,17 @@ class Pipeline:
 
     @cached_property
     def backbone(self) -> str:
-        """Local folder or hub name of the backbone."""
-        return str(resolve_backbone(self.experiment.backbone.source))
+        """Local folder of the backbone, which is checked before anything is made with it."""
+        from rsllm.model.backbone import check_backbone
+
+        folder = resolve_backbone(self.experiment.backbone.source)
+        check_backbone(folder, self.experiment)
+        return str(folder)
+
+    @property
+    def needs_backbone(self) -> bool:
+        """Whether what is watched is a language model, or reads titles with one."""
+        return self.watched != "recommender" or self.experiment.recommender.items == "title"
 
     def check(self) -> None:
         """Find all raw data and the backbone, before Ray starts and anything is computed.
@@ -85,7 +95,7 @@ class Pipeline:
                 )
             with raw_location(config, fetch) as location:
                 sources.find(location, config.table)
-        if speaks or self.experiment.recommender.items == "title":
+        if self.needs_backbone:
             _ = self.backbone
 
     def prepare(self) -> Path:
@@ -132,7 +142,7 @@ class Pipeline:
 
     def title_vectors(self) -> Path:
         """The backbone's frozen vectors of all titles, as an item table."""
-        data, backbone, prompt = self.prepare(), self.backbone, self.experiment.prompt
+        backbone, data, prompt = self.backbone, self.prepare(), self.experiment.prompt
         inputs = {"data": data.name, "backbone": self.fingerprint, "prompt": to_dict(prompt)}
 
         def commit() -> None:
@@ -152,7 +162,11 @@ class Pipeline:
                 with store.commit("titles", inputs) as folder:
                     ItemEmbeddings(vectors_ID, source=backbone).save(folder)
 
-            ray.get(ray.remote(work).options(num_cpus=self.layout.cpus_per_worker).remote())
+            remote = ray.remote(work).options(num_cpus=self.layout.cpus_per_worker)
+            try:
+                ray.get(remote.remote())
+            except ray.exceptions.RayTaskError as error:
+                raise error.cause from error
 
         return self.store.ensure(self.store.path("titles", inputs), commit)
 
@@ -238,7 +252,7 @@ class Pipeline:
         names, folders = _sources(data=data, recommender=items, **more)
         inputs = names | {
             "backbone": to_dict(experiment.backbone) | {"source": self.fingerprint},
-            "prompt": to_dict(experiment.prompt),
+            "prompt": to_dict(experiment.prompt) | {"wording": wording()},
             "stage": to_dict(stage),
             "projector": to_dict(experiment.projector) if items else None,
             "catalogue": to_dict(experiment.catalogue) if stage.prompts == "history" else None,
@@ -265,8 +279,8 @@ class Pipeline:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of a local backbone's weights; a hub name stands for itself."""
-        return _fingerprint(self.backbone)
+        """What decides all that the backbone computes."""
+        return fingerprint(self.backbone)
 
     def _train(self, stage: Stage, inputs: dict[str, Any], folders: dict[str, Any]) -> Path:
         from rsllm.train.attempts import run
@@ -325,14 +339,6 @@ def run_all(pipelines: Sequence[Pipeline]) -> list[Path]:
 def _sources(**folders: Path | None) -> Sources:
     names = {source: folder and folder.name for source, folder in folders.items()}
     return names, {source: str(folder or "") for source, folder in folders.items()}
-
-
-@cache
-def _fingerprint(backbone: str) -> str:
-    folder = Path(backbone)
-    if not folder.is_dir():
-        return backbone
-    return "+".join(sha256(path)[:16] for path in sorted(folder.glob("*.safetensors")))
 
 
 def _users(folder: Path) -> Any:

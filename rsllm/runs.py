@@ -30,6 +30,7 @@ import rsllm
 from rsllm.errors import CheckpointError, ConfigError
 from rsllm.remote import Remote
 from rsllm.settings import content_hash
+from rsllm.versions import decided_by
 
 MANIFEST = "manifest.json"
 
@@ -77,9 +78,8 @@ def require_writable(folder: Path, purpose: str, remedy: str) -> None:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise ConfigError(
-            f"{purpose} {folder} cannot be written ({error.strerror}); {remedy}"
-        ) from error
+        reason = f"{purpose} {folder} cannot be written ({error.strerror}); {remedy}"
+        raise ConfigError(reason) from error
 
 
 @contextlib.contextmanager
@@ -310,7 +310,7 @@ class Store(Mirror):
 
     def path(self, kind: str, inputs: Any) -> Path:
         """Where this node has the artifact of `kind` made from `inputs` (JSON-ready)."""
-        return self.root / kind / content_hash({"version": rsllm.__version__, "inputs": inputs})
+        return self.root / kind / content_hash(decided_by(kind, inputs))
 
     def name(self, path: Path) -> str:
         """What all nodes know an artifact by."""
@@ -357,7 +357,7 @@ class Store(Mirror):
         path = self.path(kind, inputs)
         with _staged(path) as staging:
             yield staging
-            seal(staging, {"kind": kind, "inputs": inputs, "provenance": provenance()})
+            seal(staging, {"kind": kind, "provenance": provenance(), **decided_by(kind, inputs)})
             self.upload(self.name(path), staging)
 
     @contextlib.contextmanager

@@ -21,7 +21,15 @@ from typing import Any
 import pytest
 
 from rsllm import assets, runs
-from rsllm.assets import ASSETS, Asset, cache_root, fetch, resolve_backbone
+from rsllm.assets import (
+    ASSETS,
+    Asset,
+    backbone_here,
+    cache_root,
+    fetch,
+    fingerprint,
+    resolve_backbone,
+)
 from rsllm.downloads import File, HubModel, Source, UrlZip, Wheel, _convert_gguf
 from rsllm.errors import CheckpointError, ConfigError, DataError
 
@@ -256,12 +264,6 @@ class TestResolveBackbone:
         (tmp_path / "model.safetensors").touch()
         assert resolve_backbone(str(tmp_path)) == tmp_path
 
-    def test_refuses_bin_weights(self, tmp_path: Path) -> None:
-        (tmp_path / "config.json").write_text("{}")
-        (tmp_path / "pytorch_model.bin").touch()
-        with pytest.raises(ConfigError, match="safetensors"):
-            resolve_backbone(str(tmp_path))
-
     def test_hub_name_in_the_local_cache(
         self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:
@@ -271,9 +273,17 @@ class TestResolveBackbone:
         (snapshot / "config.json").write_text("{}")
         (snapshot.parents[1] / "refs").mkdir()
         (snapshot.parents[1] / "refs" / "main").write_text("abc")
-        assert resolve_backbone("org/name") == "org/name"
+        assert resolve_backbone("org/name") == snapshot
+        assert fingerprint(snapshot) == "org/name@abc"
+        (snapshot.parents[1] / "refs" / "main").write_text("def")
+        with pytest.raises(ConfigError, match="backbone org/name is not in the local hub cache"):
+            resolve_backbone("org/name")
+        assert backbone_here(str(snapshot), "org/name") == str(snapshot)
+        elsewhere = snapshot.relative_to(tmp_path)
+        with pytest.raises(ConfigError, match="backbone org/name is not in the local hub cache"):
+            backbone_here(f"/another/node/{elsewhere}", "org/name")
 
-    @pytest.mark.parametrize(("offline", "reason"), [(True, "offline mode"), (False, "404")])
+    @pytest.mark.parametrize(("offline", "reason"), [(True, "HF_HUB_OFFLINE"), (False, "404")])
     def test_hub_name_that_cannot_be_had(
         self, offline: bool, reason: str, site: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

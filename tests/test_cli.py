@@ -30,7 +30,7 @@ GOLDEN = {
     "fit": EXPERIMENT_FLAGS,
     "train": EXPERIMENT_FLAGS,
     "plan": sorted([*EXPERIMENT_FLAGS, "--cluster", "--title-tokens"]),
-    "doctor": ["--storage"],
+    "doctor": ["--backbone", "--storage"],
     "audit": ["DIR"],
     "evaluate": sorted([*EXPERIMENT_FLAGS, "--export", "--predictions", "--split"]),
     "runs ls": ["--storage"],

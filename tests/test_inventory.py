@@ -18,6 +18,7 @@ from rsllm.cli import main
 from rsllm.errors import CheckpointError, ConfigError
 from rsllm.remote import Remote
 from rsllm.runs import MANIFEST, Store
+from rsllm.versions import VERSIONS
 
 HOUR, DAY = 3600.0, 86400.0
 
@@ -35,17 +36,20 @@ def make(monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
     """Puts an artifact into a store; returns its name."""
 
     def make(
-        store: Store, kind: str, inputs: Any, *, days: float = 0.0, version: str = "", mrr: Any = ()
+        store: Store, kind: str, inputs: Any, *, days: float = 0.0, version: int = 0, mrr: Any = ()
     ) -> str:
         moment = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() - days * DAY))
-        made = {"rsllm": version or rsllm.__version__, "time": moment}
+        made = {"rsllm": rsllm.__version__, "time": moment}
         monkeypatch.setattr(runs, "provenance", lambda: made)
+        monkeypatch.setitem(VERSIONS, kind, version or VERSIONS[kind])
         with store.commit(kind, inputs) as folder:
             (folder / "part.bin").write_bytes(bytes(1024 * 1024))
             curve = [{"MRR": value, "HR@1": 0.5, "samples": 8.0} for value in mrr]
             if curve:
                 (folder / "training.json").write_text(json.dumps({"curve": curve}))
-        return store.name(store.path(kind, inputs))
+        name = store.name(store.path(kind, inputs))
+        monkeypatch.setitem(VERSIONS, kind, 1)
+        return name
 
     return make
 
@@ -159,11 +163,11 @@ def folder(tmp_path: Path) -> Store:
 @pytest.mark.parametrize("store", ["folder"], indirect=True)
 def test_what_nothing_has_used_for_long(store: Store, chain: list[str], make: Any) -> None:
     """Data and a recommender of long ago stay while something young was made of them."""
-    other = make(store, "stage-1", {"samples": 1}, days=12, version="0.0.1")
-    young = make(store, "stage-1", {"samples": 2}, days=8, version="0.0.1")
+    other = make(store, "stage-1", {"samples": 1}, days=12, version=9)
+    young = make(store, "stage-1", {"samples": 2}, days=8, version=9)
     text = inventory.clear(store, days=10, remove=True)
     assert told(text) == [other, chain[2]]
-    assert "12 days old, by rsllm 0.0.1" in text
+    assert "12 days old, by other code, nothing" in text
     assert "20 days old, nothing that stays was made of it" in text
     assert [one.name for one in inventory.artifacts(store)] == [*chain[:2], young, chain[3]]
     inventory.clear(store, days=0, remove=True)

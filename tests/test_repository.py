@@ -22,19 +22,19 @@ LAYERS = (
     {"cli"},
     {"reproduce"},
     {"tune", "serve"},
-    {"pipeline"},
+    {"pipeline", "doctor"},
     {"train"},
     {"evaluate"},
     {"model", "prompts", "recommenders"},
     {"data"},
-    {"doctor", "inventory"},
+    {"inventory"},
     {"cluster"},
     {"plan"},
     {"assets"},
     {"downloads"},
     {"runs"},
     {"remote"},
-    {"config", "settings", "errors"},
+    {"config", "settings", "errors", "versions"},
 )
 LAYER = {part: depth for depth, parts in enumerate(LAYERS) for part in parts}
 
@@ -73,8 +73,11 @@ REQUIRED_KEYWORDS = {
     "numpy.load": {"allow_pickle": False},
     "extractall": {"filter": "data"},
     "extract": {"filter": "data"},
-    "AutoTokenizer.from_pretrained": {"trust_remote_code": False},
-    "AutoModelForCausalLM.from_pretrained": {"trust_remote_code": False, "use_safetensors": True},
+    "from_config": {"trust_remote_code": False},
+    "from_pretrained": {"trust_remote_code": False},
+}
+OF_MODELS = {
+    "from_pretrained": {"trust_remote_code": False, "use_safetensors": True},
 }
 LOADS = ("load", "load_file", "safe_open", "from_pretrained", "read_table", "ParquetFile", "loads")
 ENVIRONMENT_PARTS = {"get", "keys", "setdefault", "pop"}
@@ -159,7 +162,9 @@ def _call_violations(call: ast.Call) -> Iterator[str]:
     constants = {k: v.value for k, v in keywords.items() if isinstance(v, ast.Constant)}
     if function == "zip" and "strict" not in keywords:
         yield f"zip() without strict in line {call.lineno}"
-    required = REQUIRED_KEYWORDS.get(function) or REQUIRED_KEYWORDS.get(last) or {}
+    model = "from_" in last and "AutoModel" in function
+    required = (OF_MODELS if model else {}).get(last) or REQUIRED_KEYWORDS.get(function)
+    required = required or REQUIRED_KEYWORDS.get(last) or {}
     for keyword, value in required.items():
         if constants.get(keyword) != value:
             yield f"{function}() without {keyword}={value!r} in line {call.lineno}"
@@ -198,10 +203,16 @@ def test_source_file(path: Path) -> None:
         "yaml.load(text, Loader=yaml.SafeLoader)",
         "yaml.unsafe_load(text)",
         "ruamel.yaml.load_all(text)",
-        "AutoModel.from_pretrained(path, trust_remote_code=flag)",
-        "AutoModel.from_pretrained(path, trust_remote_code=True)",
+        "AutoModel.from_pretrained(path, trust_remote_code=flag, use_safetensors=True)",
+        "AutoModel.from_pretrained(path, trust_remote_code=True, use_safetensors=True)",
         "AutoTokenizer.from_pretrained(path, trust_remote_code=flag)",
         "AutoTokenizer.from_pretrained(path)",
+        "AutoConfig.from_pretrained(path)",
+        "AutoProcessor.from_pretrained(path, **settings)",
+        "transformers.AutoModel.from_pretrained(path, trust_remote_code=False)",
+        "AutoModelForCausalLM.from_config(config)",
+        "kind.from_pretrained(path)",
+        "AutoImageProcessor.from_pretrained(path, trust_remote_code=not safe)",
         "AutoModelForCausalLM.from_pretrained(path, trust_remote_code=False)",
         "def f():\n    return zip(a, b)",
         "eval(text)",
@@ -232,7 +243,9 @@ def test_the_guard_lets_pass() -> None:
         "np.load(path, allow_pickle=False)\nyaml.safe_load(text)\nzip(a, b, strict=True)\n"
         "archive.extractall(folder, filter='data')\nre.compile(pattern)\nmodel.eval()\n"
         "json.load(file)\nos.environ['HOME'] + os.environ.get('USER')\n"
-        "AutoTokenizer.from_pretrained(path, trust_remote_code=False)"
+        "AutoTokenizer.from_pretrained(path, trust_remote_code=False)\n"
+        "AutoConfig.from_pretrained(path, trust_remote_code=False)\n"
+        "AutoModelForCausalLM.from_config(config, trust_remote_code=False)"
     )
     assert violations(ast.parse(source)) == []
 

@@ -88,8 +88,10 @@ def tiny(folder: Path, backbone: str) -> str:
 
     sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "head_dim": 16}
     heads = {"num_attention_heads": 2, "num_key_value_heads": 1}
-    config = AutoConfig.from_pretrained(backbone, **sizes, **heads)
-    AutoModelForCausalLM.from_config(config).save_pretrained(folder / "tiny")
+    config = AutoConfig.from_pretrained(backbone, trust_remote_code=False, **sizes, **heads)
+    AutoModelForCausalLM.from_config(config, trust_remote_code=False).save_pretrained(
+        folder / "tiny"
+    )
     load_tokenizer(backbone).save_pretrained(folder / "tiny")
     return str(folder / "tiny")
 

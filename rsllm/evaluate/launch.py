@@ -26,6 +26,7 @@ from rsllm.model.history import HistoryObjective
 from rsllm.model.objective import LanguageObjective
 from rsllm.plan import Layout
 from rsllm.prompts.encode import PromptEncoder
+from rsllm.prompts.templates import wording
 from rsllm.recommenders.embeddings import FILE as ITEM_TABLE
 from rsllm.recommenders.embeddings import ItemEmbeddings, other_items
 from rsllm.recommenders.rules import RULES, similarity
@@ -139,6 +140,7 @@ def _inputs(
         "prompts": method.prompts,
         "scorer": method.scorer,
         "prompt": to_dict(method.experiment.prompt),
+        "wording": wording() if method.speaks else "",
         "evaluation": to_dict(method.experiment.evaluation),
         "shuffle_items": method.experiment.projector.shuffle_items,
         "tuning": method.experiment.backbone.tuning,

@@ -1,95 +1,149 @@
 """Load a causal language model, and choose what of it trains."""
 
-import json
-from pathlib import Path, PurePath
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from rsllm.config import BackboneConfig
+from rsllm.config import BackboneConfig, Experiment
 from rsllm.errors import ConfigError
+from rsllm.model.files import (
+    check_weights,
+    first_line,
+    has_tokenizer,
+    has_weights,
+    read_config,
+    refusal,
+)
+from rsllm.prompts.encode import UNLIMITED, PromptEncoder, control_ids
 
 
-def load_tokenizer(source: str | Path) -> Any:
-    """The backbone's tokenizer, from a local folder or the hub; code that comes with it never runs.
+def check_backbone(folder: str | Path, experiment: Experiment, *, weights: bool = True) -> Any:
+    """Find out before anything is prepared whether a folder can be the backbone.
+
+    Args:
+        folder: as `resolve_backbone` finds it.
+        experiment: whose shortest prompts have to fit.
+        weights: whether they have to be there; one can plan for a model before it is.
+
+    Returns:
+        The config of its text model.
 
     Raises:
-        ConfigError: nothing loadable at `source`.
+        ConfigError: it cannot; no weight was read.
+    """
+    folder = Path(folder)
+    config = read_config(folder)
+    if weights or has_weights(folder):
+        check_weights(folder)
+    elif not has_tokenizer(folder):
+        return config
+    tokenizer = _known_tokenizer(folder)
+    largest = max({*tokenizer.get_vocab().values()} - control_ids(tokenizer), default=0)
+    if largest >= config.vocab_size:
+        both = f"its tokenizer has ids up to {largest}, and its config {config.vocab_size} tokens"
+        raise refusal(folder, f"{both}; fetch both of one model")
+    titles = ["a"] * experiment.data.num_candidates  # the shortest that there can be
+    stages = (experiment.stage1, experiment.stage2)
+    for written in dict.fromkeys(stage.representation for stage in stages if stage.steps):
+        positions = context_length(config)
+        encoder = PromptEncoder(tokenizer, titles, experiment.prompt, written, "item", positions)
+        for template in range(len(encoder.templates)):
+            encoder.prompt([0], range(len(titles)), template)
+    return config
+
+
+def load_tokenizer(folder: str | Path) -> Any:
+    """The backbone's tokenizer; code that comes with it never runs.
+
+    Raises:
+        ConfigError: there is none, or none that prompts can be written with.
     """
     from transformers import AutoTokenizer
 
+    if not has_tokenizer(folder):
+        raise refusal(folder, "it has no tokenizer; fetch it again with all its files")
     try:
-        return AutoTokenizer.from_pretrained(str(source), trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
+        if tokenizer("a", add_special_tokens=False)["input_ids"]:
+            return tokenizer
     except Exception as error:  # whatever a stranger's files can cause
-        raise _unloadable("the tokenizer of backbone", source, error) from error
+        raise refusal(folder, f"its tokenizer: {first_line(error)}") from error
+    raise refusal(folder, "its tokenizer knows no letter; fetch it again")
 
 
-def load_backbone(source: str | Path, dtype: torch.dtype, layers: int = 0) -> Any:
+_known_tokenizer = lru_cache(maxsize=1)(load_tokenizer)
+"""For the many checks of a search."""
+
+
+def load_backbone(folder: str | Path, dtype: torch.dtype, layers: int = 0) -> Any:
     """A causal LM with safetensors weights, and SDPA attention if it can, all parameters frozen.
 
     Args:
-        source: a local folder or a hub name.
+        folder: with its files.
         dtype: of the weights.
         layers: how many are kept, from the lowest one; 0 keeps all.
 
     Raises:
-        ConfigError: nothing loadable at `source`, weights that are damaged or incomplete, or fewer
-            layers than are to be kept.
+        ConfigError: nothing loadable in the folder, weights that are damaged or incomplete, or
+            fewer layers than are to be kept.
     """
     from transformers import AutoModelForCausalLM, GenerationConfig
 
     try:
-        _refuse_other_weights(Path(source))
+        check_weights(Path(folder))
         llm, loading = AutoModelForCausalLM.from_pretrained(
-            str(source),
+            str(folder),
             dtype=dtype,
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
         )
+        llm = _text_model(llm)
+    except ConfigError:
+        raise
     except Exception as error:  # whatever a stranger's files can cause
-        raise _unloadable("backbone", source, error) from error
+        raise refusal(folder, first_line(error)) from error
     if missing := sorted(loading["missing_keys"]):
-        raise ConfigError(f"backbone {source} lacks weights: {missing[:3]}; fetch it again")
+        raise refusal(folder, f"it lacks weights: {missing[:3]}; fetch it again")
     if layers:
-        _keep_layers(llm, layers, source)
+        _keep_layers(llm, layers, folder)
     llm.requires_grad_(False)
     llm.config.use_cache = False
     llm.generation_config = GenerationConfig()  # how to decode is never the backbone's choice
     return llm
 
 
-def _refuse_other_weights(folder: Path) -> None:
-    """An index of shards may name any file, and transformers would unpickle one that is no tensors.
+def _text_model(llm: Any) -> Any:
+    """Of a model of text and images what reads text, as the causal LM that it is by itself."""
+    from transformers import AutoModelForCausalLM
 
-    Raises:
-        ConfigError: it names a file elsewhere, or one that is not safetensors.
-    """
-    for index in folder.glob("*.index.json"):
-        for name in json.loads(index.read_text())["weight_map"].values():
-            if PurePath(name).name != name or not name.endswith(".safetensors"):
-                raise ConfigError(f"{index.name} names {name!r}, which is no *.safetensors in it")
+    config = llm.config.get_text_config(decoder=True)
+    if config is llm.config:
+        return llm
+    with torch.device("meta"):
+        text = AutoModelForCausalLM.from_config(config, dtype=llm.dtype, trust_remote_code=False)
+    setattr(text, text.base_model_prefix, llm.get_decoder())
+    text.set_output_embeddings(llm.get_output_embeddings())
+    return text
 
 
-def _keep_layers(llm: Any, count: int, source: str | Path) -> None:
+def _keep_layers(llm: Any, count: int, folder: str | Path) -> None:
     """Leave the upper layers out."""
     blocks: Any = getattr(llm.get_decoder(), "layers", None)
     if blocks is None or len(blocks) < count:
         has = "none that can be left out" if blocks is None else len(blocks)
-        raise ConfigError(f"backbone.layers is {count}, but {source} has {has}; choose fewer, or 0")
+        raise refusal(folder, f"backbone.layers is {count}, and it has {has}; choose fewer, or 0")
     llm.get_decoder().layers = blocks[:count]
     llm.config.num_hidden_layers = count
 
 
-def _unloadable(what: str, source: str | Path, error: Exception) -> ConfigError:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return ConfigError(f"cannot load {what} {source}: {lines[0]}")
-
-
-def context_length(llm: Any) -> int:
-    """Longest sequence, in tokens, that the backbone has positions for."""
-    return int(getattr(llm.config, "max_position_embeddings", 1 << 30))
+def context_length(config: Any) -> int:
+    """Longest sequence, in tokens, that a model of that config has positions for."""
+    positions = getattr(config, "max_position_embeddings", None) or 0
+    return int(positions) if positions > 0 else UNLIMITED
 
 
 def linear_layers(llm: Any) -> tuple[str, ...]:

@@ -32,18 +32,24 @@ def ranks_in_one_pass(llm: Any, encoder: PromptEncoder, backbone: str | Path) ->
 
     Raises:
         ConfigError: not even separate passes do: what the output head says is not the whole of a
-            logit (it is scaled or capped), so ranking and generation would disagree.
+            logit (it is scaled or capped), so ranking and generation would disagree; or it looks
+            ahead, so that the answer would be seen.
     """
-    config, window = encoder.config, getattr(llm.config.get_text_config(), "sliding_window", None)
+    window = getattr(llm.config, "sliding_window", None)
     row = Row(history=[1], candidates=[0, 1], target=0, user=0)
+    if _looks_ahead(llm, encoder.prompt(row.history, row.candidates, 0).tokens.ids):
+        raise ConfigError(
+            f"backbone {backbone}: its attention is not causal, so the answer would be seen; choose"
+            " a causal language model"
+        )
     separate = [replace(row, target=item) for item in row.candidates]
     if reason := _misfit(llm, encoder, row, separate, all_branches=False):
         raise ConfigError(
             f"backbone {backbone}: its output head alone does not give its token probabilities"
             f" ({reason}); use a model without logit scaling, such as a Llama- or Qwen-like one"
         )
-    if window and window < config.max_tokens + config.max_title_tokens:
-        reason = f"its window is {window} tokens, prompt.max_tokens {config.max_tokens}"
+    if window and window < encoder.max_tokens + encoder.config.max_title_tokens:
+        reason = f"its window is {window} tokens, prompt.max_tokens {encoder.max_tokens}"
     else:
         reason = _misfit(llm, encoder, row, [row], all_branches=True)
     if reason:
@@ -53,6 +59,14 @@ def ranks_in_one_pass(llm: Any, encoder: PromptEncoder, backbone: str | Path) ->
             stacklevel=3,
         )
     return not reason
+
+
+@torch.no_grad()
+def _looks_ahead(llm: Any, ids: list[int]) -> bool:
+    """Whether what is said of a token changes with one that comes later."""
+    whole_TV, part_TV = (llm(torch.tensor([part])).logits[0].float() for part in (ids, ids[:-1]))
+    tolerance = TOLERANCE[llm.dtype]
+    return not torch.allclose(whole_TV[:-1], part_TV, rtol=tolerance, atol=tolerance)
 
 
 def _misfit(

@@ -7,7 +7,7 @@ table, `catalogue.safetensors` the catalogue scorer with the key of every item.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -72,13 +72,12 @@ def build(
     torch.manual_seed(seed)
     llm = load_backbone(backbone, dtype, experiment.backbone.layers)
     tokenizer = load_tokenizer(backbone)
-    room = context_length(llm) - experiment.prompt.max_title_tokens - 1
-    if room < 16:
-        raise ConfigError(f"backbone {backbone} has a context of {context_length(llm)} tokens only")
-    prompt = replace(experiment.prompt, max_tokens=min(experiment.prompt.max_tokens, room))
-    check = PromptEncoder(tokenizer, CHECK_TITLES, prompt, "text", "item")
+    prompt, positions = experiment.prompt, context_length(llm.config)
+    check = PromptEncoder(tokenizer, CHECK_TITLES, prompt, "text", "item", positions)
     one_pass = ranks_in_one_pass(llm, check, backbone)
-    encoder = PromptEncoder(tokenizer, data.titles, prompt, representation, data.domain, form)
+    encoder = PromptEncoder(
+        tokenizer, data.titles, prompt, representation, data.domain, positions, form
+    )
     slots = catalogue = None
     if encoder.slotted:
         if items is None:

@@ -24,6 +24,8 @@ from rsllm.prompts.templates import SEPARATOR, Answer, templates
 
 NO_ITEM = -1
 MARKER = -2
+FEWEST, UNLIMITED = 16, 1 << 30
+"""Tokens that a prompt is allowed at least, and positions of a model that has no limit."""
 
 
 @dataclass(slots=True)
@@ -82,11 +84,13 @@ class PromptEncoder:
         title_ids: ids of each item's name: its title, or under `index` its number.
         terminator: id of the newline that ends a title.
         ending: what ends an answer: the terminator, or nothing after a letter.
+        max_tokens: of a prompt: `prompt.max_tokens`, or what the positions leave beside an answer.
         num_cut_titles: titles longer than `max_title_tokens`.
         num_dropped_items: history items dropped so far to fit `max_tokens`.
 
     Raises:
-        ConfigError: the tokenizer has no token for the newline, or none for a letter to answer.
+        ConfigError: the tokenizer has no token for the newline, or none for a letter to answer, or
+            there are too few positions for any prompt.
         DataError: a title that is empty, or reads as a control token.
     """
 
@@ -97,9 +101,19 @@ class PromptEncoder:
         config: PromptConfig,
         representation: Representation,
         domain: Domain,
+        positions: int = UNLIMITED,
         form: Form = "choice",
     ) -> None:
         self.tokenizer, self.config, self.form = tokenizer, config, form
+        self.positions = positions
+        self._room = positions - config.max_title_tokens - 1
+        if self._room < FEWEST:
+            raise ConfigError(
+                f"the backbone has a context of {positions} tokens only, and an answer may take"
+                f" prompt.max_title_tokens + 1 = {config.max_title_tokens + 1} of them; lower that,"
+                " or choose a backbone with more positions"
+            )
+        self.max_tokens = min(config.max_tokens, self._room)
         self.representation: Representation = representation
         self.slotted = representation in SLOTTED
         self.prefix = _prefix_ids(tokenizer)
@@ -124,14 +138,16 @@ class PromptEncoder:
     ) -> PromptEncoder:
         """The same for another catalogue, or with its items written in another way."""
         written = written or self.representation
-        return PromptEncoder(self.tokenizer, titles, self.config, written, domain, self.form)
+        return PromptEncoder(
+            self.tokenizer, titles, self.config, written, domain, self.positions, self.form
+        )
 
     def _tokenize(self, names: Sequence[str]) -> tuple[list[list[int]], int]:
         lead = _title_lead(self.tokenizer)
         encoded = self.tokenizer(
             [lead + name for name in names], add_special_tokens=False, split_special_tokens=True
         )["input_ids"]
-        control = set(self.tokenizer.added_tokens_decoder) | {self.terminator}
+        control = control_ids(self.tokenizer) | {self.terminator}
         for name, ids in zip(names, encoded, strict=True):
             if not (ids and name.strip()) or control & set(ids):
                 raise DataError(f"title {name!r} is empty or reads as a control token; rename it")
@@ -168,8 +184,7 @@ class PromptEncoder:
         """Encode one row; the oldest history items are dropped whole until it fits.
 
         Raises:
-            ConfigError: more candidates than letters.
-            DataError: the candidates alone do not fit.
+            ConfigError: more candidates than letters, or the candidates alone do not fit.
         """
         opening, choice, question = self._text(template, len(candidates))
         runs = [self._choices[item] for item in self._listed(candidates)]
@@ -178,7 +193,7 @@ class PromptEncoder:
         fixed = len(opening) + len(choice) + len(question)
         fixed += max(0, sum([len(run.ids) for run in runs]) - len(self._separator))
         tokens = Tokens.of(opening)
-        self._join(self._newest(history, self.config.max_tokens - fixed), tokens)
+        self._join(self._newest(history, fixed), tokens)
         span = (len(opening), len(tokens))
         tokens += Tokens.of(choice)
         ends = self._join(runs, tokens)
@@ -191,10 +206,10 @@ class PromptEncoder:
         The tokens up to an item's last one are those of the prompt that ends there.
 
         Raises:
-            DataError: not even the last item fits.
+            ConfigError: not even the last item fits.
         """
         opening, _, _ = self._text(template, 0)
-        runs = self._newest(items, self.config.max_tokens - len(opening))
+        runs = self._newest(items, len(opening))
         tokens = Tokens.of(opening)
         ends = self._join(runs, tokens)
         starts = [len(opening), *(end + 1 + len(self._separator) for end in ends[:-1])]
@@ -205,7 +220,7 @@ class PromptEncoder:
         text = sum(map(len, self._text(template, len(candidates))))
         past = sum(len(self._past[item].ids) for item in history)
         listed = sum(len(self._choices[item].ids) for item in self._listed(candidates))
-        return min(text + past + listed - 2 * len(self._separator), self.config.max_tokens)
+        return min(text + past + listed - 2 * len(self._separator), self.max_tokens)
 
     def _listed(self, candidates: Sequence[int]) -> Sequence[int]:
         """Of the candidates, those that stand in the prompt: all, or none in a history prompt."""
@@ -233,16 +248,24 @@ class PromptEncoder:
         del ids[len(ids) - gap :], items[len(items) - gap :]
         return ends
 
-    def _newest(self, history: Sequence[int], room: int) -> list[Tokens]:
-        """As many of the last items as fit into `room` tokens, joined."""
-        runs = [self._past[item] for item in history]
+    def _newest(self, history: Sequence[int], fixed: int) -> list[Tokens]:
+        """As many of the last items as fit beside `fixed` tokens, joined."""
+        runs, gap = [self._past[item] for item in history], len(self._separator)
         ends = list(accumulate([len(run.ids) for run in reversed(runs)]))
-        kept = bisect_right(ends, room + len(self._separator))
+        kept = bisect_right(ends, self.max_tokens - fixed + gap)
         if not kept:
-            raise DataError(
-                f"a prompt needs {self.config.max_tokens - room} tokens beside its history, and no"
-                f" history item fits into prompt.max_tokens = {self.config.max_tokens}; raise it or"
-                " lower data.num_candidates"
+            shorter = "lower data.num_candidates"
+            if fixed + ends[0] - gap <= self._room:
+                limit = f"prompt.max_tokens = {self.max_tokens}; raise it or {shorter}"
+            else:
+                limit = (
+                    f"the {self._room} that an answer leaves of the backbone's {self.positions}"
+                    f" positions; {shorter} or prompt.max_title_tokens, or choose a backbone with"
+                    " more positions"
+                )
+            raise ConfigError(
+                f"a prompt needs {fixed} tokens beside its history, and no history item fits into"
+                f" {limit}"
             )
         self.num_dropped_items += len(runs) - kept
         return runs[-kept:]
@@ -282,19 +305,32 @@ def _letters(tokenizer: Any) -> _Letters:
     return _Letters(opening, labels, answers)
 
 
+def control_ids(tokenizer: Any) -> set[int]:
+    """Of the tokens that text must not become; other added tokens are words like any."""
+    added = tokenizer.added_tokens_decoder.items()
+    return {*tokenizer.all_special_ids, *(id_ for id_, token in added if token.special)}
+
+
 def _prefix_ids(tokenizer: Any) -> list[int]:
     """What the tokenizer puts before a text (a BOS token, or nothing)."""
     plain = tokenizer("a", add_special_tokens=False)["input_ids"]
     full = tokenizer("a")["input_ids"]
-    starts = range(len(full) - len(plain) + 1)
-    at = next(i for i in starts if full[i : i + len(plain)] == plain)
-    return list(full[:at])
+    for at in range(len(full) - len(plain) + 1):
+        if full[at : at + len(plain)] == plain:
+            return list(full[:at])
+    raise ConfigError(
+        "the backbone's tokenizer writes a text otherwise where it adds its control tokens;"
+        " choose another backbone"
+    )
 
 
 def _terminator_id(tokenizer: Any) -> int:
     ids = tokenizer("\n", add_special_tokens=False)["input_ids"]
     if not ids or tokenizer.decode(ids[-1:]) != "\n":
-        raise ConfigError("the backbone's tokenizer has no token for a newline, which ends answers")
+        raise ConfigError(
+            "the backbone's tokenizer has no token for a newline, which ends answers; choose"
+            " another backbone"
+        )
     return int(ids[-1])
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from rsllm.config import Domain
+from rsllm.settings import content_hash
 
 SEPARATOR = ","
 TEXTS = tomllib.loads(Path(__file__).with_suffix(".toml").read_text())
@@ -21,3 +22,8 @@ def templates(domain: Domain, answer: Answer) -> list[dict[str, str]]:
     asked = words["title"] if answer == "title" else answer
     words |= {"Noun": words["noun"].capitalize(), "asked": asked}
     return [{part: text.format(**words) for part, text in t.items()} for t in TEXTS["template"]]
+
+
+def wording() -> str:
+    """Hash of all of `templates.toml`, which decides what is learned and scored with it."""
+    return content_hash(TEXTS)

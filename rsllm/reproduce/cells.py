@@ -58,7 +58,9 @@ class Entry:
         elif parts["recommender"]["items"] == "title":
             decides = (*decides, "backbone", "prompt")
         made = [self.kind, dict(self.judged), self.fused, list(seeds) if self.seeded else []]
-        return content_hash([*made, {name: parts[name] for name in decides}])
+        precision = experiment.compute.precision
+        asked = [precision] if self.speaks and precision != "auto" else []
+        return content_hash([*made, *asked, {name: parts[name] for name in decides}])
 
 
 def slug(name: str) -> str:

@@ -20,6 +20,7 @@ from rsllm.evaluate.launch import Method, Outcome, evaluate, read_scores
 from rsllm.evaluate.rank import held_out
 from rsllm.evaluate.statistics import paired
 from rsllm.pipeline import Pipeline
+from rsllm.prompts.templates import wording
 from rsllm.recommenders.embeddings import FILE as ITEM_TABLE
 from rsllm.reproduce.cells import Cell, Entry, slug
 from rsllm.reproduce.claims import METRICS
@@ -29,6 +30,10 @@ from rsllm.settings import replace_in, to_dict
 from rsllm.train.health import warnings
 from rsllm.train.launch import Stage
 from rsllm.tune.confirm import answering_once, language_method, stages, train
+from rsllm.versions import VERSIONS
+
+CODE = {**VERSIONS, "wording": wording()}
+"""What decides a cell beside its settings, its data and its backbone."""
 
 
 def fill(grid: Grid, asked: Asked) -> dict[str, str]:
@@ -87,12 +92,16 @@ class Bench:
         return PreparedData.open(self.pipeline.prepare())
 
     def known(self, name: str) -> Cell | None:
-        """An entry's cell, if it is on file and of these data and this backbone."""
+        """An entry's cell, if it is on file and what would be measured now: of these data and this
+        code and, of a language model, of this backbone and in this precision."""
         cell = self.site.cell(name)
         if cell is None or cell["data"]["key"] != self.data.path.name:
             return None
-        other = cell["backbone"] and cell["backbone"] != self.pipeline.fingerprint
-        return None if other else cell
+        same = cell.get("code") == CODE
+        if same and cell["backbone"]:
+            same = cell["backbone"] == self.pipeline.fingerprint
+            same = same and cell["layout"]["precision"] == self.pipeline.layout.precision
+        return cell if same else None
 
     def measure(self, entry: Entry, experiment: Experiment) -> Cell:
         """Train an entry on all seeds and judge it on the test rows."""
@@ -120,6 +129,7 @@ class Bench:
             "predictions": {"scores": names, **fusion},
             "experiment": to_dict(experiment),
             "layout": to_dict(self.pipeline.layout),
+            "code": CODE,
             "provenance": provenance(),
         }
 

@@ -18,7 +18,7 @@ from ray.train.v2._internal.execution.callback import ControllerCallback
 from ray.train.v2._internal.execution.worker_group import worker_group
 from ray.util import get_current_placement_group, placement_group_table
 
-from rsllm.errors import ConfigError, Interrupted, RsllmError, TrainingError
+from rsllm.errors import ConfigError, DataError, Interrupted, RsllmError, TrainingError
 from rsllm.plan import Layout
 from rsllm.runs import Mirror
 from rsllm.train.launch import Assignment, out_of_memory, work
@@ -34,6 +34,7 @@ def run(assignment: Assignment, *, name: str, storage: Path, callbacks: Sequence
     Raises:
         TrainingError: workers were lost too often without a step forward, the cluster has no room
             for them, or the same error of ours came twice.
+        ConfigError, DataError: a mistake, which would be the same at every attempt.
         Interrupted: Ray Tune stopped the trial that this is.
     """
     allowed = assignment.experiment.compute.max_failures
@@ -51,7 +52,7 @@ def run(assignment: Assignment, *, name: str, storage: Path, callbacks: Sequence
             before, reached = reached, _newest_step(assignment)
             fruitless = 0 if reached > before else fruitless + 1
             again = str(reason) == last and not isinstance(reason, Interrupted | _LostError)
-            final = again or isinstance(reason, ConfigError | _NoRoomError)
+            final = again or isinstance(reason, ConfigError | DataError | _NoRoomError)
             if final or fruitless > allowed:
                 raise reason from error
         last = str(reason)

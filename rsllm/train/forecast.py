@@ -9,10 +9,10 @@ from statistics import fmean
 from timeit import timeit
 from typing import Any
 
-from rsllm.assets import ASSETS, fetch
+from rsllm.assets import resolve_backbone
 from rsllm.config import Experiment, Offload
 from rsllm.errors import ConfigError
-from rsllm.model.backbone import load_tokenizer
+from rsllm.model.backbone import check_backbone, load_tokenizer
 from rsllm.plan import Layout, Resources, cpu_has_bf16, lay_out
 from rsllm.train.memory import GIB, Shape, Sizes, Step
 
@@ -134,7 +134,8 @@ def plan(experiment: Experiment, machine: Machine, title: float) -> None:
     from tabulate import tabulate
 
     layout, source = lay_out(experiment.compute, machine.resources), experiment.backbone.source
-    backbone = fetch(source) if source in ASSETS else source
+    backbone = resolve_backbone(source, weights=False)
+    check_backbone(backbone, experiment, weights=False)
     stages = {name: getattr(experiment, name) for name in ("stage1", "stage2")}
     shapes = {
         n: Shape.of(experiment, s, layout.workers, title) for n, s in stages.items() if s.steps

@@ -30,6 +30,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from rsllm.config import BackboneConfig, Experiment, Offload, StageConfig
 from rsllm.errors import ConfigError
 from rsllm.model.backbone import tunable
+from rsllm.model.files import read_config
 from rsllm.model.hybrid import HybridLM
 from rsllm.plan import Layout
 from rsllm.prompts.collate import Items
@@ -81,7 +82,7 @@ class Step:
     """A training step of a causal LM, from its config alone.
 
     Args:
-        source: a folder with a config.json, or a hub name.
+        source: a folder with a config.json.
         tuning: what of it trains.
         shape: its micro-batches.
         layout: how many workers share it, where, and in which precision.
@@ -97,20 +98,20 @@ class Step:
     def __init__(
         self, source: str | Path, tuning: BackboneConfig, shape: Shape, layout: Layout
     ) -> None:
-        self.source, self.tuning, self.shape, self.layout = str(source), tuning, shape, layout
+        self.source, self.tuning, self.shape, self.layout = Path(source), tuning, shape, layout
         bf16, gpu = layout.precision == "bf16", layout.use_gpu
         self.dtype = torch.bfloat16 if bf16 and gpu else torch.float32
         self.autocast = bf16 and not gpu
         try:
             self.first, self.whole = self._traced()
+        except ConfigError:
+            raise
         except Exception as error:  # whatever a foreign architecture makes of fake tensors
             raise ConfigError(f"cannot plan for backbone {source}: {error}") from error
 
     def _traced(self) -> tuple[Sizes, Sizes]:
         """With one layer, and with all."""
-        from transformers import AutoConfig
-
-        config = AutoConfig.from_pretrained(self.source)
+        config = read_config(self.source)
         self.layers, self.width = config.num_hidden_layers, config.hidden_size
         one, two = (self._pass(copy(config), layers) for layers in (1, 2))
         more = self.layers - 1
@@ -125,7 +126,9 @@ class Step:
         config.num_hidden_layers = layers
         slots: Any = lambda tokens_BTD, item_BT: tokens_BTD.requires_grad_()  # noqa: E731
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+            model = AutoModelForCausalLM.from_config(
+                config, dtype=torch.float32, trust_remote_code=False
+            )
             parameters = sum(p.numel() for p in model.requires_grad_(False).parameters())
             model = tunable(model, replace(self.tuning, gradient_checkpointing=False)).train()
             if model.config._attn_implementation == "sdpa":

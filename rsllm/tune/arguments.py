@@ -77,7 +77,7 @@ def add_setting_flags(parser: argparse.ArgumentParser, data_sets: Sequence[str] 
         about = f"repeatable (default: {'; '.join(data_sets)}), or another {about}"
     action = "append" if data_sets else "store"
     parser.add_argument("--data", metavar="SOURCE", action=action, help=about)
-    parser.add_argument("--backbone", metavar="SOURCE", help="asset, model folder or hub name")
+    add_backbone_flag(parser)
     parser.add_argument(
         "--recommender", metavar="MODEL", help="gru4rec, caser or sasrec, as tuned for the data"
     )
@@ -88,6 +88,11 @@ def add_setting_flags(parser: argparse.ArgumentParser, data_sets: Sequence[str] 
         metavar="PATH=VALUE",
         help="any setting, such as stage2.loss.alpha=0.1; the value is JSON or plain text",
     )
+
+
+def add_backbone_flag(parser: argparse.ArgumentParser) -> None:
+    """--backbone."""
+    parser.add_argument("--backbone", metavar="SOURCE", help="asset, model folder or hub name")
 
 
 def overrides(values: argparse.Namespace) -> dict[str, Any]:

@@ -33,6 +33,7 @@ from rsllm.evaluate.rank import held_out
 from rsllm.evaluate.report import tables, write_report
 from rsllm.pipeline import Pipeline
 from rsllm.plan import DRIVER_CPUS
+from rsllm.prompts.templates import wording
 from rsllm.runs import provenance, read_json
 from rsllm.settings import content_hash, replace_in, to_dict
 from rsllm.train.launch import Stage
@@ -41,6 +42,7 @@ from rsllm.tune.journal import COST, FILE, METRIC, Journal, check_space, refused
 from rsllm.tune.journal import Space as Space
 from rsllm.tune.journal import TrialRecord as TrialRecord
 from rsllm.tune.progress import run_name, searched, shown, table, trial_rows
+from rsllm.versions import VERSIONS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +100,9 @@ class Search:
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(there)
         place = storage(file, self.optuna_storage)
-        base = content_hash(self.pipeline.experiment.anywhere)
+        backbone = self.pipeline.fingerprint if self.pipeline.needs_backbone else ""
+        made_with = [VERSIONS, wording(), backbone]
+        base = content_hash([to_dict(self.pipeline.experiment.anywhere), *made_with])
         return Journal(place, self.name, base, self.space, self.cost, self.seed)
 
     def run(self, trials: int) -> list[TrialRecord]:

@@ -34,6 +34,7 @@ from rsllm.evaluate.rank import (
     held_out,
     presented_places,
 )
+from rsllm.prompts.templates import TEXTS
 from rsllm.recommenders import build, save
 from rsllm.recommenders.embeddings import ItemEmbeddings, other_items
 from rsllm.recommenders.rules import RULES
@@ -101,6 +102,24 @@ def test_what_changes_the_scores_has_a_key_of_its_own(tmp_path: Path) -> None:
     keys |= {key({}, shuffle_titles=True), key({}, mean_of_orders=2), key({}, mean_of_orders=3)}
     assert len(keys) == len(DIFFERENT) + 6
     assert key({"stage1.samples": 7}) == key({}), "the artifact has its own"
+
+
+def test_the_wording_of_prompts_has_a_key_where_there_are_any(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layout: Any = SimpleNamespace(precision="fp32")
+
+    def keys() -> list[str]:
+        asked = [
+            Method(name="m", scorer=scorer, experiment=Experiment())
+            for scorer in ("likelihood", "recommender")
+        ]
+        return [content_hash(_inputs(m, "test", tmp_path, "backbone", layout)) for m in asked]
+
+    spoken, fitted = keys()
+    monkeypatch.setitem(TEXTS["words"]["game"], "noun", "video game")
+    assert keys() == [keys()[0], fitted]
+    assert keys()[0] != spoken
 
 
 @pytest.mark.parametrize("scorer", ["likelihood", "pointer"])

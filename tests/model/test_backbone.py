@@ -53,7 +53,7 @@ def test_unmatched_lora_target_is_refused(random_llm: Path) -> None:
 
 def test_architecture_is_read_off_the_model(random_llm: Path) -> None:
     llm = load_backbone(random_llm, torch.float32)
-    assert context_length(llm) == 1024
+    assert context_length(llm.config) == 1024
     projections = ("down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj")
     assert linear_layers(llm) == projections
 
@@ -93,5 +93,5 @@ def test_a_folder_that_holds_no_model_is_refused(tmp_path: Path, name: str) -> N
         (tmp_path / name).write_text("{}")
     with pytest.raises(ConfigError, match="cannot load backbone"):
         load_backbone(tmp_path, torch.float32)
-    with pytest.raises(ConfigError, match="cannot load the tokenizer"):
+    with pytest.raises(ConfigError, match="it has no tokenizer; fetch it again"):
         load_tokenizer(tmp_path)

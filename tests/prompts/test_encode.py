@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerFast
 
 from rsllm.config import SLOTTED, Domain, PromptConfig, Representation
 from rsllm.errors import ConfigError, DataError
+from rsllm.prompts import encode
 from rsllm.prompts.collate import Row, collate
 from rsllm.prompts.encode import MARKER, NO_ITEM, Prompt, PromptEncoder, Tokens
 from rsllm.prompts.templates import SEPARATOR, templates
@@ -241,7 +242,7 @@ def test_budget_drops_whole_oldest_items(tokenizer: Any, representation: Represe
             assert encoder.num_dropped_items == calls * dropped
     config = PromptConfig(max_title_tokens=10_000, max_tokens=lengths[-1] - 1)
     encoder = PromptEncoder(tokenizer, HOSTILE, config, representation, "movie")
-    with pytest.raises(DataError, match=f"max_tokens = {lengths[-1] - 1}; raise it or lower"):
+    with pytest.raises(ConfigError, match=f"max_tokens = {lengths[-1] - 1}; raise it or lower"):
         encoder.prompt(history, candidates, 0)
 
 
@@ -261,7 +262,7 @@ def test_any_window_fits_any_context(
         least = len(by_hand.prompt(history[-1:], candidates, 0).tokens)
         row = Row(history, candidates, target=59, user=0)
         if least > max_tokens:
-            with pytest.raises(DataError, match=f"{max_tokens}; raise it"):
+            with pytest.raises(ConfigError, match=f"{max_tokens}; raise it"):
                 encoder.prompt(history, candidates, 0)
             continue
         prompt = encoder.prompt(history, candidates, 0)
@@ -331,6 +332,32 @@ def word_tokenizer(words: list[str]) -> Any:
 def test_a_tokenizer_without_a_newline_is_refused() -> None:
     with pytest.raises(ConfigError, match="newline"):
         PromptEncoder(word_tokenizer(["[UNK]", "a"]), ["a"], UNLIMITED, "text", "movie")
+
+
+def test_an_added_token_that_controls_nothing_is_text() -> None:
+    """A title may hold it, unless the tokenizer calls it special, whatever its name."""
+    tokenizer = word_tokenizer(["[UNK]", "a", "\n"])
+    tokenizer.add_tokens(["Heat"])
+    tokenizer.add_tokens(["<turn>"], special_tokens=True)
+    encoder = PromptEncoder(tokenizer, ["Heat", "a Heat"], UNLIMITED, "text", "movie")
+    added = tokenizer.convert_tokens_to_ids("Heat")
+    assert [ids[-1] for ids in encoder.title_ids] == [added, added]
+    turn = tokenizer.convert_tokens_to_ids("<turn>")
+    assert encode.control_ids(tokenizer) == {tokenizer.unk_token_id, turn}
+
+
+def test_a_limit_that_cannot_be_raised_is_said(tokenizer: Any) -> None:
+    """Positions bind where prompt.max_tokens does not, and where raising that would not do."""
+    for max_tokens in (100_000, 16):
+        config = PromptConfig(max_title_tokens=8, max_tokens=max_tokens)
+        encoder = PromptEncoder(tokenizer, HOSTILE, config, "text", "movie", positions=30)
+        with pytest.raises(ConfigError, match=r"the 21 .* backbone's 30 positions; lower data"):
+            encoder.prompt([1, 2], [3, 4], 0)
+    encoder = PromptEncoder(tokenizer, HOSTILE, config, "text", "movie", positions=4000)
+    with pytest.raises(ConfigError, match=r"prompt\.max_tokens = 16; raise it or lower"):
+        encoder.prompt([1, 2], [3, 4], 0)
+    with pytest.raises(ConfigError, match=r"a context of 24 tokens only, .* = 9 of them; lower"):
+        PromptEncoder(tokenizer, HOSTILE, config, "text", "movie", positions=24)
 
 
 def test_a_tokenizer_without_letters_is_refused() -> None:

@@ -24,6 +24,7 @@ ROOT = Path(__file__).parents[2]
 SCRIPTS = ("ablate", "compare_item_representations", "reproduce_main_table")
 CHANGES = {
     "compute.threads": 1,
+    "compute.precision": "fp32",
     "data.seed": 1,
     "evaluation.test_rows": 5,
     "recommender.width": 32,
@@ -34,6 +35,7 @@ CHANGES = {
 DECIDE: dict[Any, set[str]] = {
     "tuned": set(CHANGES) - {"compute.threads"},
     "zero-shot": {
+        "compute.precision",
         "data.seed",
         "evaluation.test_rows",
         "backbone.lora_rank",

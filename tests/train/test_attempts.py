@@ -9,15 +9,17 @@ from typing import Any
 import pytest
 
 from rsllm.config import Experiment
-from rsllm.errors import Interrupted, TrainingError
+from rsllm.errors import ConfigError, DataError, Interrupted, RsllmError, TrainingError
 from rsllm.train import attempts
 
 
 class Dying:
-    """A trainer whose controller dies."""
+    """A trainer whose controller dies, or whose workers raise an error of ours."""
+
+    error: Exception = RuntimeError("The actor is dead because its placement group was removed.")
 
     def fit(self) -> None:
-        raise RuntimeError("The actor is dead because its placement group was removed.")
+        raise self.error
 
 
 @pytest.fixture
@@ -39,6 +41,24 @@ def test_a_lost_worker_is_said_and_tried_again(
         run(assignment)
     shown, allowed = capsys.readouterr().out, assignment.experiment.compute.max_failures
     assert shown.count("goes on from step 0") == allowed
+
+
+@pytest.mark.parametrize("kind", [ConfigError, DataError])
+def test_a_mistake_is_not_tried_again(
+    kind: type[RsllmError],
+    assignment: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """However deep in what Ray Train says of its workers it lies."""
+    failed = RuntimeError("rank 0 failed")
+    failed.worker_failures = {0: RuntimeError()}  # type: ignore[attr-defined]
+    failed.worker_failures[0].__cause__ = kind("a title is empty")  # type: ignore[attr-defined]
+    monkeypatch.setattr(attempts, "_stopped", lambda: False)
+    monkeypatch.setattr(Dying, "error", failed)
+    with pytest.raises(kind, match="a title is empty"):
+        run(assignment)
+    assert capsys.readouterr().out == ""
 
 
 @pytest.mark.ray

@@ -1,50 +1,100 @@
-"""Twenty steps of stage 2, step by step: a change of numbers must be meant.
+"""What each kind of artifact holds, number by number: a change must be meant, and raise a version.
 
-A change that is meant: `RSLLM_GOLDEN=write python -m pytest tests/train/test_golden.py` writes the
-file anew and shows by how much it moved; say why in the commit.
+Keys of artifacts carry the version of the code that makes them. A file here is of one version and
+stays as it is: after a change that is meant, raise it in `rsllm/versions.py`, and
+`RSLLM_GOLDEN=write python -m pytest tests/train/test_golden.py` writes the next one's file in place
+of it; say why in the commit.
 """
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
-from small_tasks import language_task
+from small_data import TITLES
+from small_tasks import language_task, recommender_task
 
+from rsllm.config import Experiment, PromptConfig
 from rsllm.data.prepared import PreparedData
+from rsllm.evaluate.launch import Method, _language_scores
+from rsllm.model.titles import title_vectors
+from rsllm.settings import replace_in
 from rsllm.train.engine import Engine
+from rsllm.versions import VERSIONS
 
-GOLDEN = Path(__file__).with_name("golden") / "tiny_stage2_cpu.json"
+GOLDEN = Path(__file__).with_name("golden")
 STEPS = 20
 TOLERANCE = 1e-5
 """Relative; far above what other orders of summation change, far below what a bug does."""
 
 
-def losses(data: PreparedData, backbone: Path) -> list[dict[str, float]]:
-    task = language_task(data, backbone, samples=4 * STEPS)
+def losses(task: Any) -> list[dict[str, float]]:
     engine = Engine(task.objective, task.optimization, zero_stage=0, bf16=False)
     torch.manual_seed(0)
     return [engine.step(task.batches(step), step) for step in range(STEPS)]
 
 
-def test_losses_are_those_on_file(
-    data: PreparedData, random_llm: Path, capsys: pytest.CaptureFixture[str]
+def stage(number: int) -> Callable[[PreparedData, Path], list[dict[str, float]]]:
+    name = f"stage{number}"
+    return lambda data, llm: losses(language_task(data, llm, name=name, samples=4 * STEPS))
+
+
+def recommender(data: PreparedData, _: Path) -> list[dict[str, float]]:
+    return losses(recommender_task(data, max_epochs=STEPS))
+
+
+def titles(_: PreparedData, llm: Path) -> list[dict[str, float]]:
+    """Two numbers of each title's vector."""
+    vectors_ID = title_vectors(llm, TITLES, PromptConfig(), threads=0)
+    return [{"first": float(v[0]), "length": float(v.norm())} for v in vectors_ID]
+
+
+def evaluation(data: PreparedData, llm: Path) -> list[dict[str, float]]:
+    """An untuned model's scores of the candidates of each test row."""
+    experiment = replace_in(Experiment(), {"evaluation.generation_rows": -1})
+    method = Method(name="m", scorer="likelihood", experiment=experiment)
+    layout: Any = SimpleNamespace(precision="fp32", use_gpu=False)
+    scores, _ = _language_scores(method, data, [data.rows("test")], str(llm), layout)
+    return [dict(zip("abcdefgh", map(float, row), strict=False)) for row in scores["scores"][0]]
+
+
+NUMBERS = {
+    "recommender": recommender,
+    "stage-1": stage(1),
+    "stage-2": stage(2),
+    "titles": titles,
+    "evaluation": evaluation,
+}
+
+
+@pytest.mark.parametrize("kind", NUMBERS)
+def test_numbers_are_those_on_file(
+    kind: str, data: PreparedData, random_llm: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found = losses(data, random_llm)
-    if os.environ.get("RSLLM_GOLDEN") == "write":
-        before = json.loads(GOLDEN.read_text()) if GOLDEN.exists() else found
-        with capsys.disabled():
-            for step, (old, new) in enumerate(zip(before, found, strict=True)):
-                print(step, {name: new[name] - old.get(name, 0.0) for name in new})
-        GOLDEN.write_text(json.dumps(found, indent=1) + "\n")
-    for step, (entry, expected) in enumerate(
-        zip(found, json.loads(GOLDEN.read_text()), strict=True)
-    ):
-        assert entry == pytest.approx(expected, rel=TOLERANCE, abs=TOLERANCE), f"step {step}"
-    first, last = (
-        sum(entry["loss/next_item"] for entry in part) for part in (found[:5], found[-5:])
-    )
-    assert last < first, "it learns"
+    found = NUMBERS[kind](data, random_llm)
+    file = GOLDEN / f"{kind}-version-{VERSIONS[kind]}.json"
+    if os.environ.get("RSLLM_GOLDEN") == "write" and not file.exists():
+        for before in GOLDEN.glob(f"{kind}-version-*.json"):
+            with capsys.disabled():
+                for step, (old, new) in enumerate(
+                    zip(json.loads(before.read_text()), found, strict=False)
+                ):
+                    print(kind, step, {name: new[name] - old.get(name, 0.0) for name in new})
+            before.unlink()
+        file.write_text(json.dumps(found, indent=1) + "\n")
+    for step, (entry, expected) in enumerate(zip(found, json.loads(file.read_text()), strict=True)):
+        assert entry == pytest.approx(expected, rel=TOLERANCE, abs=TOLERANCE), f"{kind} {step}"
+
+
+@pytest.mark.parametrize("kind", ["recommender", "stage-2"])
+def test_it_learns(kind: str) -> None:
+    numbers = json.loads((GOLDEN / f"{kind}-version-{VERSIONS[kind]}.json").read_text())
+    name = "loss" if kind == "recommender" else "loss/next_item"
+    first, last = (sum(entry[name] for entry in part) for part in (numbers[:5], numbers[-5:]))
+    assert last < first

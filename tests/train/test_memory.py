@@ -204,7 +204,7 @@ def test_a_worker_refuses_before_it_reads_weights(
 
 
 def test_what_cannot_be_planned_for_says_so(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="cannot plan for backbone"):
+    with pytest.raises(ConfigError, match="it has no config"):
         Step(tmp_path, BackboneConfig(), SMALL, layout())
 
 
