@@ -180,11 +180,8 @@ class LanguageTask:
         rows = [decision(self.validation, i) for i in range(min(PROBE_ROWS, len(self.validation)))]
         keys = self.data.catalogue.title_keys_I
         device = next(objective.parameters()).device
-        trained, plain = (
-            collate(rows, self.model.encoder, keys, all_branches=branches).to(device)
-            for branches in (self.batches.all_branches, False)
-        )
-        found = health(objective, trained, plain)
+        batch = collate(rows, self.model.encoder, keys, all_branches=False).to(device)
+        found = health(objective, batch)
         if dist.get_rank() == 0:
             for doubt in warnings(found):
                 print(f"{self.name}: {doubt}", flush=True)
