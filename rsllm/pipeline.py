@@ -79,7 +79,7 @@ class Pipeline:
                     " choose uniform or popularity"
                 )
             with raw_location(config, fetch) as location:
-                sources.find(location, config.table)
+                sources.find(location, config.table, config.layout)
         if speaks or self.experiment.recommender.items == "title":
             _ = self.backbone
 
