@@ -94,7 +94,7 @@ class Pipeline:
                     " choose uniform or popularity"
                 )
             with raw_location(config, fetch) as location:
-                sources.find(location, config.table)
+                sources.find(location, config.table, config.layout)
         if self.needs_backbone:
             _ = self.backbone
 

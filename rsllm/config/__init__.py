@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from rsllm.config.checks import settings
-from rsllm.config.data import DataConfig, Domain, MixedData, TableConfig, TimeUnit
+from rsllm.config.data import AUTO, DataConfig, Domain, MixedData, TableConfig
 from rsllm.config.models import (
     BackboneConfig,
     CatalogueConfig,
