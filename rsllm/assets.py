@@ -12,7 +12,6 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
-import httpx
 from pydantic import TypeAdapter
 
 from rsllm.downloads import HubModel, LlaraFolder, Source, UrlZip, Wheel, say
@@ -66,7 +65,7 @@ def fetch(name: str, *, cache: Path | None = None, sources: Sequence[Source] = (
             with commit_dir(folder, **facts) as staging:
                 say(f"fetching {name} from {source}")
                 source.fill(staging)
-        except (DataError, OSError, httpx.HTTPError) as error:
+        except (DataError, OSError) as error:
             reason = str(error).strip() or type(error).__name__
             failures.append(f"  {source}: {reason.splitlines()[0]}")
         else:

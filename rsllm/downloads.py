@@ -13,9 +13,8 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO, NamedTuple, Protocol
+from typing import IO, Any, NamedTuple, Protocol
 
-import httpx
 from tqdm import tqdm
 
 from rsllm.errors import DataError
@@ -23,7 +22,7 @@ from rsllm.runs import sha256
 
 MAX_ARCHIVE_BYTES = 256 << 20
 MAX_MEMBERS = 10_000
-TIMEOUT = httpx.Timeout(30, connect=5)
+TIMEOUT_SECONDS = 30.0
 
 
 class File(NamedTuple):
@@ -46,7 +45,7 @@ class Source(Protocol):
         """Write the verified files into `folder`.
 
         Raises:
-            DataError, OSError, httpx.HTTPError: the source is unreachable or holds other content.
+            DataError, OSError: the source is unreachable or holds other content.
         """
 
 
@@ -146,8 +145,17 @@ def scratch(folder: Path) -> Iterator[Path]:
 
 
 def _download(url: str, target: Path) -> None:
+    import httpx  # a fifth of a second that `rsllm --help` need not wait for
+
+    try:
+        _stream(httpx.stream("GET", url, timeout=TIMEOUT_SECONDS, follow_redirects=True), target)
+    except httpx.HTTPError as error:
+        raise DataError(str(error).strip() or type(error).__name__) from error
+
+
+def _stream(answer: Any, target: Path) -> None:
     with (
-        httpx.stream("GET", url, timeout=TIMEOUT, follow_redirects=True) as response,
+        answer as response,
         target.open("wb") as file,
     ):
         response.raise_for_status()
