@@ -111,6 +111,8 @@ def build_parser() -> argparse.ArgumentParser:
     add_backbone_flag(doctor)
     audit = add("audit", "look for leaks and biases in a prepared data set or a run", _audit)
     audit.add_argument("folder", type=Path, metavar="DIR", help="an artifact, as verbs print them")
+    meant = "repeatable: note in the data that what this check finds is meant"
+    audit.add_argument("--accept", action="append", default=[], metavar="CHECK", help=meant)
     evaluate = add("evaluate", "judge another system's scores on our candidate sets", _evaluate)
     _add_experiment_flags(evaluate)
     evaluate.add_argument("--split", choices=("validation", "test"), default="validation")
@@ -197,8 +199,10 @@ def _synthesize(arguments: argparse.Namespace) -> None:
 
 
 def _audit(arguments: argparse.Namespace) -> None:
-    from rsllm.data.audit import audit, refuse_leaks, table
+    from rsllm.data.audit import accept, audit, refuse_leaks, table
 
+    if arguments.accept:
+        accept(arguments.folder, arguments.accept)
     findings = audit(arguments.folder)
     print(table(findings))
     refuse_leaks(findings)

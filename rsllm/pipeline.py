@@ -21,7 +21,12 @@ from rsllm.runs import Store, manifest, read_json
 from rsllm.settings import to_dict
 from rsllm.train.launch import Assignment, Stage
 
-KINDS = {"recommender": "recommender", "stage1": "stage-1", "stage2": "stage-2"}
+KINDS = {
+    "recommender": "recommender",
+    "keys": "keys",
+    "stage1": "stage-1",
+    "stage2": "stage-2",
+}
 Sources = tuple[dict[str, Any], dict[str, Any]]
 """What decides an artifact, its sources by their names, and these by their folders."""
 
@@ -89,7 +94,7 @@ class Pipeline:
                     " choose uniform or popularity"
                 )
             with raw_location(config, fetch) as location:
-                sources.find(location, config.table)
+                sources.find(location, config.table, config.layout)
         if self.needs_backbone:
             _ = self.backbone
 
@@ -165,6 +170,31 @@ class Pipeline:
 
         return self.store.ensure(self.store.path("titles", inputs), commit)
 
+    def title_ngrams(self) -> Path:
+        """Vectors of what titles are written like, as an item table: a part of the keys."""
+        data, width = self.prepare(), self.experiment.catalogue.title_width
+
+        def make(folder: Path) -> None:
+            from rsllm.data.prepared import PreparedData
+            from rsllm.recommenders.embeddings import ItemEmbeddings
+            from rsllm.recommenders.ngrams import title_vectors
+
+            vectors_IF = title_vectors(PreparedData.open(self.store.local(data)).titles, width)
+            ItemEmbeddings(vectors_IF, source=data.name).save(folder)
+
+        return self.store.get("titles", {"data": data.name, "ngrams": width}, make)
+
+    def train_keys(self, stage: StageConfig | None = None) -> Path:
+        """The keys of the catalogue scorer alone, by default for the items of stage 2."""
+        stage = stage or self.experiment.stage2
+        items = self.item_table() if stage.representation in SLOTTED else None
+        names, folders = _sources(
+            data=self.prepare(), recommender=items, titles=self.title_ngrams()
+        )
+        longest = self.experiment.prompt.history_items
+        decides = {"catalogue": to_dict(self.experiment.catalogue), "history_items": longest}
+        return self._train("keys", names | decides, folders)
+
     def train_text(self) -> Path:
         """Stage 1: the language model, by default on text-only prompts."""
         return self._train("stage1", *self._stage1)
@@ -216,12 +246,16 @@ class Pipeline:
         """What decides a language-model stage, with more sources; stage 1 has a mixture beside."""
         experiment, data = self.experiment, self.prepare()
         items = self.item_table() if stage.representation in SLOTTED else None
+        if stage.prompts == "history":
+            keys = self.train_keys(stage) if experiment.catalogue.max_epochs else None
+            more = {**more, "titles": self.title_ngrams(), "keys": keys}
         names, folders = _sources(data=data, recommender=items, **more)
         inputs = names | {
             "backbone": to_dict(experiment.backbone) | {"source": self.fingerprint},
             "prompt": to_dict(experiment.prompt) | {"wording": wording()},
             "stage": to_dict(stage),
             "projector": to_dict(experiment.projector) if items else None,
+            "catalogue": to_dict(experiment.catalogue) if stage.prompts == "history" else None,
             "validation_rows": experiment.evaluation.validation_rows,
             "precision": self.layout.precision,
         }
@@ -317,10 +351,11 @@ def _users(folder: Path) -> Any:
 
 
 def _check_batch(experiment: Experiment, stage: str, workers: int) -> None:
-    config = getattr(experiment, stage)  # which has no accumulation where it is a recommender's
+    # Of recommender and keys, which have no accumulation, and of the stages.
+    config = getattr(experiment, "catalogue" if stage == "keys" else stage)
     size, parts = config.batch_size, workers * getattr(config, "accumulation", 1)
     if size % parts:
         raise ConfigError(
-            f"{stage}.batch_size {size} does not divide into {parts} equal micro-batches;"
+            f"{stage}'s batch_size {size} does not divide into {parts} equal micro-batches;"
             " change it, compute.workers or accumulation"
         )

@@ -11,6 +11,7 @@ VERSIONS = {
     "titles": 1,
     "recommender": 1,
     "items": 1,
+    "keys": 1,
     "stage-1": 1,
     "stage-2": 1,
     "evaluation": 1,

@@ -22,7 +22,7 @@ from rsllm.errors import DataError
 from rsllm.runs import write_json
 from rsllm.settings import replace_in
 
-EXPERIMENT_FLAGS = ["--backbone", "--data", "--recommender", "--set", "--storage"]
+EXPERIMENT_FLAGS = ["--backbone", "--data", "--layout", "--recommender", "--set", "--storage"]
 GOLDEN = {
     "fetch": ["--from", "NAME"],
     "synthesize": ["--items", "--length", "--noise", "--seed", "--text-share", "--users", "DIR"],
@@ -31,7 +31,7 @@ GOLDEN = {
     "train": EXPERIMENT_FLAGS,
     "plan": sorted([*EXPERIMENT_FLAGS, "--cluster", "--title-tokens"]),
     "doctor": ["--backbone", "--storage"],
-    "audit": ["DIR"],
+    "audit": ["--accept", "DIR"],
     "evaluate": sorted([*EXPERIMENT_FLAGS, "--export", "--predictions", "--split"]),
     "runs ls": ["--storage"],
     "runs show": ["--storage", "NAME"],

@@ -11,10 +11,16 @@ from typing import Annotated, Literal
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from rsllm.config.checks import settings
-from rsllm.config.data import DataConfig, Domain, MixedData, TableConfig, TimeUnit
-from rsllm.config.models import BackboneConfig, ProjectorConfig, RecommenderConfig
+from rsllm.config.data import AUTO, DataConfig, Domain, MixedData, TableConfig
+from rsllm.config.models import (
+    BackboneConfig,
+    CatalogueConfig,
+    ProjectorConfig,
+    RecommenderConfig,
+)
 from rsllm.config.stages import (
     SLOTTED,
+    Form,
     LossConfig,
     PromptConfig,
     Representation,
@@ -95,6 +101,7 @@ class Experiment:
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     prompt: PromptConfig = field(default_factory=PromptConfig)
     projector: ProjectorConfig = field(default_factory=ProjectorConfig)
+    catalogue: CatalogueConfig = field(default_factory=CatalogueConfig)
     stage1: StageConfig = field(
         default_factory=lambda: StageConfig(representation="text", samples=4096)
     )
@@ -123,6 +130,11 @@ class Experiment:
                 raise ConfigError(
                     f"{name}.gradient_caching runs the network twice and must find it the same, but"
                     f" backbone.lora_dropout is {dropout}; set one of them to 0"
+                )
+            if letters and stage.steps and stage.prompts == "history":
+                raise ConfigError(
+                    f"prompt.answer is letter, but {name}.prompts = history lists no candidates"
+                    " that could have one; choose prompt.answer = title"
                 )
             if letters and stage.steps and (stage.loss.alpha or stage.loss.alignment):
                 raise ConfigError(

@@ -9,28 +9,83 @@ from rsllm.config.checks import settings
 from rsllm.errors import ConfigError
 
 Domain = Literal["movie", "game", "artist", "item"]
-TimeUnit = Literal["seconds", "milliseconds", "iso8601"]
+Split = Literal["auto", "user", "leave-one-out", "time", "given"]
+AUTO = "auto"
+"""Value of a setting that is found in the files, and printed as the setting that would say it."""
+TIME_UNITS = ("seconds", "milliseconds", "microseconds", "nanoseconds", "iso8601")
+UNPRINTED = {"tab": "\t", "space": " ", "\\t": "\t"}
+"""What a command line may call a separator."""
 
 
 @settings
 class TableConfig:
-    """Names of the columns of a table that no known layout describes."""
+    """How a table is read that no known layout describes; what is `auto` is found in its files.
 
-    user: str = "user_id"
-    item: str = "item_id"
-    time: str = "timestamp"
+    Known layouts have columns of their own and obey the rest.
+    """
+
+    user: str = AUTO
+    """Name of a column, as those that follow; looked for under the usual names."""
+    item: str = AUTO
+    time: str = AUTO
     rating: str = ""
     """Empty: interactions carry no rating, and `data.min_rating` is not applied."""
-    title: str = "title"
+    title: str = AUTO
     text: tuple[str, ...] = ()
     """Columns whose words follow the title in parentheses, such as genres."""
     split: str = ""
     """Column that says train, validation or test, the same for all rows of a user."""
     items: str = ""
-    """File or folder of item titles; empty: the titles stand beside the interactions."""
-    time_unit: TimeUnit = "seconds"
-    encoding: str = "utf-8"
+    """File or folder of item titles; empty: the files of a folder that name no user, or else the
+    titles stand beside the interactions."""
+    item_id: str = AUTO
+    """Column of that table which `item` refers to."""
+    header: tuple[str, ...] = ()
+    """Names of the columns where the first line is data already."""
+    separator: str = AUTO
+    """Up to four characters, or `tab`."""
+    quote: str = AUTO
+    """A character around fields that may hold separators and line breaks; `none`: just text."""
+    escape: str = AUTO
+    """A character before quotes that are text; `none`: they are doubled."""
+    encoding: str = AUTO
+    time_unit: str = AUTO
+    """seconds, milliseconds, microseconds or nanoseconds since 1970, iso8601, or a format of dates
+    such as %d/%m/%Y; without a zone they are UTC."""
+    missing: tuple[str, ...] = ("nan", "NaN", "null", "NULL", "None", "\\N")
+    """What, beside an empty field, is no id."""
+    fold_ids: bool = True
+    """Whether the ids 1.0 and 1 are one, as they are once an empty field made floats of them."""
+    years: Literal["auto", "strip", "keep"] = "auto"
+    """A year in parentheses after a title; `auto` strips it off films."""
+    unescape: bool = False
+    """Whether titles are HTML, in which `&amp;` is an ampersand."""
     domain: Domain = "item"
+
+    def __post_init__(self) -> None:
+        try:
+            "".encode("utf-8" if self.encoding == AUTO else self.encoding)
+        except (LookupError, ValueError):
+            raise ConfigError(
+                f"data.table.encoding is {self.encoding!r}, which is no encoding of text; use one"
+                " such as utf-8, cp1252 or utf-16, or auto"
+            ) from None
+        if not 0 < len(UNPRINTED.get(self.separator, self.separator)) <= 4:
+            raise ConfigError(
+                f"data.table.separator is {self.separator!r}; use one to four characters, tab, or"
+                " auto"
+            )
+        for name in ("quote", "escape"):
+            value = getattr(self, name)
+            if len(value) != 1 and value not in (AUTO, "none"):
+                raise ConfigError(
+                    f"data.table.{name} is {value!r}; use one character, none, or auto"
+                )
+        if self.time_unit not in (AUTO, *TIME_UNITS) and "%" not in self.time_unit:
+            raise ConfigError(
+                f"data.table.time_unit is {self.time_unit!r}; use auto, {', '.join(TIME_UNITS)}, or"
+                " a format such as %d/%m/%Y"
+            )
 
 
 @settings
@@ -39,8 +94,10 @@ class DataConfig:
 
     source: str = "movielens-100k"
     """A data set name (see `rsllm fetch`), `synthetic`, or a file, folder or URI of raw data."""
+    layout: str = ""
+    """File (TOML) that describes the raw files; empty: a known layout, or `table`."""
     table: TableConfig = field(default_factory=TableConfig)
-    """Columns of a raw file or folder in no known layout."""
+    """How a raw file or folder in no known layout is read."""
     min_rating: float = 3.0
     """Interactions rated lower are dropped (LLaRA's MovieLens rule)."""
     duplicates: Literal["event", "first", "last", "keep"] = "event"
@@ -55,9 +112,10 @@ class DataConfig:
     """Rows with a shorter history are dropped (LLaRA's loading rule)."""
     max_history: NonNegativeInt = 0
     """Most recent interactions of a user that are used at all; 0 uses all."""
-    split: Literal["user", "leave-one-out", "time", "given"] = "user"
+    split: Split = "auto"
     """By user, as LLaRA; each user's last two interactions, also where the source has a split;
-    two cuts in time; the source's own."""
+    two cuts in time; the source's own. `auto` takes that if there is one, splits MovieLens and the
+    other data sets known by name by user, and holds out of every user in any other table."""
     train_share: Annotated[float, Field(gt=0, lt=1)] = 0.8
     """Share of users (by first interaction) or of interactions (by time) that train; the rest is
     halved."""
@@ -92,7 +150,7 @@ class DataConfig:
                 f"data.num_draws is {self.num_draws}, but with data.candidates = full every draw is"
                 " the same; choose 1"
             )
-        if self.table.split and self.split != "given":
+        if self.table.split and self.split not in ("auto", "given"):
             raise ConfigError(
                 f"data.table.split is {self.table.split}, but data.split = {self.split} would not"
                 " use it; set data.split=given"

@@ -1,8 +1,8 @@
 """The parts that are trained: recommender, language model, projector."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from rsllm.config.checks import Share, settings
 from rsllm.errors import ConfigError
@@ -59,6 +59,9 @@ class BackboneConfig:
 
     source: str = "smollm2-135m-q4"
     """An asset name (see `rsllm fetch`), a local model folder, or a hub name."""
+    layers: NonNegativeInt = 0
+    """How many of its layers are kept, from the lowest one; 0 keeps all. Few suffice to read a
+    history (SLMRec, arXiv 2405.17890), but what is left does not write titles any more."""
     tuning: Literal["lora", "full"] = "lora"
     """An adapter (arXiv 2106.09685), or every weight."""
     gradient_checkpointing: bool = False
@@ -88,3 +91,30 @@ class ProjectorConfig:
     embeddings on their vectors."""
     shuffle_items: bool = False
     """Ablation: every slot holds another item's vector, always the same one."""
+
+
+@settings
+class CatalogueConfig:
+    """The catalogue scorer, which ranks all items by a history prompt (ours)."""
+
+    title_width: PositiveInt = 256
+    """Width of the title vectors in an item's key."""
+    user_state: Literal["last", "mean"] = "last"
+    """What of the history the user's vector is made of: the state at its last item, or the mean
+    over it (CALRec, arXiv 2405.02429)."""
+    shortcut: bool = True
+    """Whether the user's vector also holds the keys of the history's items, so that training
+    starts at a rule that works and not at chance."""
+    recency: Annotated[float, Field(gt=0, le=1)] = 0.7
+    """In the shortcut, what an item counts as a multiple of the next one."""
+    temperature: PositiveFloat = 0.1
+    """Of the cosines, at the start; it is learned."""
+    max_epochs: NonNegativeFloat = 10.0
+    """Of the keys alone, before a language model reads anything; 0 starts at the rule."""
+    learning_rate: PositiveFloat = 1e-3
+    """Of the keys alone."""
+    batch_size: PositiveInt = 64
+    """Windows per step of the keys alone."""
+    patience: PositiveInt = 3
+    """Validations of the keys alone without a better score before they are done."""
+    seed: NonNegativeInt = 0

@@ -11,7 +11,10 @@ from rsllm.errors import ConfigError
 Representation = Literal["index", "behavioural", "text", "llara", "unified"]
 SLOTTED: tuple[Representation, ...] = ("behavioural", "llara", "unified")
 """Representations with a slot that holds the item's projected vector."""
-Scorer = Literal["likelihood", "pointer"]
+Form = Literal["choice", "history"]
+Scorer = Literal["likelihood", "pointer", "catalogue"]
+"""What a language model ranks by: the log-probability of titles, the pointer at the candidates of a
+choice prompt, or the catalogue scorer of a history prompt (the last two are ours)."""
 
 
 @settings
@@ -24,6 +27,8 @@ class PromptConfig:
     """What is to be answered: the title, or the letter before it (a verbalizer, LlamaRec)."""
     max_title_tokens: PositiveInt = 24
     """Longer titles are cut, and counted."""
+    history_items: PositiveInt = 20
+    """Most items of a history prompt in training that ask for the next one."""
     max_tokens: Annotated[int, Field(ge=16)] = 1024
     """Longest prompt; whole oldest history items are dropped until it fits, and counted."""
 
@@ -32,7 +37,8 @@ class PromptConfig:
 class LossConfig:
     """L = (1 - alpha - beta) L_NIP + alpha L_TT + beta L_UT + gamma L_rank.
 
-    The first three are RSLLM's; L_rank is an extension of ours, and gamma = 0 is the paper.
+    The first three are RSLLM's; L_rank is an extension of ours, and gamma = 0 is the paper. History
+    prompts have the first three at every position.
     """
 
     alpha: NonNegativeFloat = 0.1
@@ -40,7 +46,7 @@ class LossConfig:
     beta: NonNegativeFloat = 0.05
     """Weight of the user-to-target contrast; 0 turns it off."""
     temperature: PositiveFloat = 0.1
-    """Temperature of all contrasts."""
+    """Temperature of the contrasts; history prompts learn theirs, see `catalogue.temperature`."""
     symmetric: bool = False
     """Also contrast each joint vector with the targets of other rows, and take the mean."""
     user_span: Literal["history", "prompt"] = "history"
@@ -49,25 +55,23 @@ class LossConfig:
     """Weight of the ranking loss over the row's candidates (ours)."""
     alignment: NonNegativeFloat = 0.0
     """Weight of a contrast of each target's slot with its own title (ablation, not RSLLM's)."""
-    scorer: Scorer = "likelihood"
+    scorer: Literal["likelihood", "pointer"] = "likelihood"
     """What the ranking loss ranks by: title log-probabilities, or the pointer (ours)."""
+    negatives: Literal["catalogue", "batch"] = "catalogue"
+    """Of history prompts: every item, or the next items of all prompts of a step, corrected for how
+    often they come up (logQ)."""
 
     def __post_init__(self) -> None:
-        if self.alpha + self.beta >= 1:
+        if self.alpha + self.beta > 1:
             raise ConfigError(
-                f"loss.alpha {self.alpha} + loss.beta {self.beta} leaves no weight for the"
-                " language-model loss; keep the sum below 1"
+                f"loss.alpha {self.alpha} + loss.beta {self.beta} is more than the weight of all"
+                " three losses; keep the sum below 1, or at 1 under history prompts"
             )
 
     @property
     def contrasts(self) -> bool:
         """Whether any contrastive loss has weight."""
         return self.alpha > 0 or self.beta > 0 or self.alignment > 0
-
-    @property
-    def ranks_by(self) -> Scorer:
-        """What candidates are ranked by: the scorer if it was trained, else the likelihood."""
-        return self.scorer if self.gamma > 0 else "likelihood"
 
 
 @settings
@@ -79,9 +83,12 @@ class StageConfig:
     projected item vector. `text`: its title. `llara`: title and slot (arXiv 2312.02445).
     `unified`: title, marker and slot (RSLLM)."""
     samples: NonNegativeInt
-    """Training rows seen; 0 skips the stage."""
+    """Training prompts seen; 0 skips the stage."""
+    prompts: Form = "choice"
+    """`choice`: a history and candidates, one of which is the next item (the paper's form).
+    `history`: items alone, each but the last of which predicts the next one (ours)."""
     batch_size: PositiveInt = 8
-    """Training rows per optimizer step, over all workers and accumulation steps."""
+    """Training prompts per optimizer step, over all workers and accumulation steps."""
     accumulation: PositiveInt = 1
     """Micro-batches per optimizer step and worker. Contrasts see one micro-batch's negatives,
     unless gradients are cached."""
@@ -94,6 +101,8 @@ class StageConfig:
     """What of the language model and the projector learns."""
     lora_learning_rate: PositiveFloat = 5e-4
     projector_learning_rate: PositiveFloat = 5e-3
+    catalogue_learning_rate: PositiveFloat = 1e-3
+    """Of what brings histories and items into one space, under history prompts."""
     warmup_share: Share = 0.05
     weight_decay: NonNegativeFloat = 0.0
     max_gradient_norm: PositiveFloat = 1.0
@@ -113,6 +122,36 @@ class StageConfig:
                 f"stage.representation is {self.representation}, which has no slots for a"
                 f" curriculum, alignment or projector; choose one of {', '.join(SLOTTED)}"
             )
+        self._check_form()
+
+    def _check_form(self) -> None:
+        """Refuse settings that the form of the prompts has no use for."""
+        loss = self.loss
+        if self.prompts == "choice" and loss.alpha + loss.beta == 1:
+            raise ConfigError(
+                f"loss.alpha {loss.alpha} + loss.beta {loss.beta} leaves no weight for the"
+                " language-model loss of choice prompts; keep the sum below 1"
+            )
+        unused = {
+            "loss.gamma": loss.gamma,
+            "loss.alignment": loss.alignment,
+            "loss.symmetric": loss.symmetric,
+            "gradient_caching": self.gradient_caching,
+            "curriculum": self.curriculum,
+        }
+        for name, value in unused.items():
+            if self.prompts == "history" and value:
+                raise ConfigError(
+                    f"stage.{name} is {value}, which history prompts have no use for: they list no"
+                    " candidates; set it to 0 or false, or prompts to choice"
+                )
+
+    @property
+    def ranks_by(self) -> Scorer:
+        """What candidates are ranked by: what was trained for it, else the likelihood."""
+        if self.prompts == "history":
+            return "catalogue" if self.loss.beta > 0 else "likelihood"
+        return self.loss.scorer if self.loss.gamma > 0 else "likelihood"
 
     @property
     def steps(self) -> int:

@@ -8,7 +8,7 @@ reader of the score must know.
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,11 +21,13 @@ from tabulate import tabulate
 from rsllm.data.prepared import PreparedData
 from rsllm.data.sequences import NO_ITEM, SPLITS, Catalogue, Events, Ints, Rows, Split
 from rsllm.errors import CheckpointError, ConfigError, DataError
-from rsllm.runs import MANIFEST, manifest
+from rsllm.runs import MANIFEST, manifest, seal
 
-Verdict = Literal["ok", "warning", "leak"]
+Verdict = Literal["ok", "warning", "leak", "accepted"]
 HELD_OUT: tuple[Split, Split] = ("validation", "test")
 
+ACCEPTABLE = ("time order", "own history", "order artefact", "time ties", "duplicate titles")
+"""Checks of what the data are, not of what was made of them: it may be meant, as in a course."""
 CHANCE = 1e-4
 """p-value below which chance is ruled out: a dozen tests a run, one false alarm in a thousand."""
 SHARED_Z, SHARED = 6.0, 0.02
@@ -55,25 +57,55 @@ def audit(path: Path) -> list[Finding]:
         CheckpointError: it or its data set is damaged, or the data set is missing.
     """
     path = path.resolve()
+    data = PreparedData.open(_data_of(path))
+    accepted = data.facts.get("accepted", [])
+    findings = [*_checks(data), *(ancestry(path, data) if path != data.path else ())]
+    return [
+        replace(finding, verdict="accepted")
+        if finding.check in accepted and finding.verdict != "ok"
+        else finding
+        for finding in findings
+    ]
+
+
+def accept(path: Path, checks: Sequence[str]) -> None:
+    """Note in the data's manifest that what these checks find is meant.
+
+    Raises:
+        ConfigError: the folder is no artifact, or a check's finding is a fault whatever was meant.
+    """
+    for check in checks:
+        if check not in ACCEPTABLE:
+            raise ConfigError(
+                f"--accept {check!r} is no finding that may be meant; choose of"
+                f" {', '.join(map(repr, ACCEPTABLE))}"
+            )
+    folder = _data_of(path.resolve())
+    facts = {name: fact for name, fact in manifest(folder).items() if name != "files"}
+    seal(folder, facts | {"accepted": sorted({*facts.get("accepted", []), *checks})})
+
+
+def _data_of(path: Path) -> Path:
+    """The prepared folder that an artifact is, or was made from."""
     facts = manifest(path) if (path / MANIFEST).is_file() else {}
     if "inputs" not in facts:
         raise ConfigError(f"{path} is no artifact; name a folder that prepare, fit or train prints")
-    run = facts["kind"] != "data"
-    data = PreparedData.open(path.parents[1] / "data" / facts["inputs"]["data"] if run else path)
+    data = facts["kind"] == "data"
+    return path if data else path.parents[1] / "data" / str(facts["inputs"]["data"])
+
+
+def _checks(data: PreparedData) -> Iterator[Finding]:
     splits = {split: data.rows(split) for split in SPLITS}
     events, timed = data.events(), data.facts["counts"].get("timed", True)
     none = [Finding(f"time {what}", "ok", "no times in this data") for what in ("order", "ties")]
-    return [
-        histories(splits, events),
-        time_order(splits, data.config["split"]) if timed else none[0],
-        overlap(splits, data.config["split"]),
-        *itertools.chain.from_iterable(candidates(data, split) for split in HELD_OUT),
-        own_history(splits, data),
-        order_artefact(events),
-        time_ties(events) if timed else none[1],
-        duplicate_titles(data),
-        *(ancestry(path, data) if run else ()),
-    ]
+    yield histories(splits, events)
+    yield time_order(splits, data.config["split"]) if timed else none[0]
+    yield overlap(splits, data.config["split"])
+    yield from itertools.chain.from_iterable(candidates(data, split) for split in HELD_OUT)
+    yield own_history(splits, data)
+    yield order_artefact(events)
+    yield time_ties(events) if timed else none[1]
+    yield duplicate_titles(data)
 
 
 def refuse_leaks(findings: Sequence[Finding]) -> None:

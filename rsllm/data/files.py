@@ -1,7 +1,6 @@
 """Raw files wherever fsspec reaches: a local folder, a bucket, the inside of an archive."""
 
 import hashlib
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -11,35 +10,45 @@ from typing import Any, cast
 import fsspec
 from fsspec.utils import infer_compression
 
-from rsllm.config import TimeUnit
+from rsllm.config import AUTO
 from rsllm.errors import ConfigError, DataError
 
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """How the rows of a raw table stand in its files.
+    """How the rows of a raw table stand in its files; `auto` until `rsllm.data.dialect` looked.
 
     Attributes:
         files: name of its file, or a glob, below the source's folder.
         columns: the column of each role (user, item, time, rating, title, split, text...).
-        separator: between fields; empty for JSON lines and Parquet, which the suffix tells.
         header: the columns' names where the file does not say them in its first line.
-        quoting: whether fields may stand in double quotes.
+        separator: between fields; empty for JSON and Parquet, which the suffix tells.
+        quote: character around fields that may hold anything; empty: there are no such fields.
+        escape: character before quotes within those; empty: they are doubled.
         encoding: of the text.
-        time_unit: of the time column.
-        max_rating: a rating must lie between 0 and this; infinite: any number.
+        time_unit: of the time column, or its format.
+        max_rating: a rating must lie between 0 and this; 0: any number.
+        missing: what is no id, beside nothing.
+        fold_ids: whether the id "1.0" is "1".
+        strip_years: whether years in parentheses are taken off titles.
+        unescape: whether titles are HTML.
         remedy: the way out when a column is missing.
     """
 
     files: str
     columns: Mapping[str, str]
-    separator: str = ""
     header: Sequence[str] = ()
-    quoting: bool = False
-    encoding: str = "utf-8"
-    time_unit: TimeUnit = "seconds"
-    max_rating: float = math.inf
-    remedy: str = "Name the columns with data.table, such as data.table.user=USER"
+    separator: str = AUTO
+    quote: str = AUTO
+    escape: str = AUTO
+    encoding: str = AUTO
+    time_unit: str = AUTO
+    max_rating: float = 0.0
+    missing: Sequence[str] = ()
+    fold_ids: bool = False
+    strip_years: bool = True
+    unescape: bool = False
+    remedy: str = "Name the columns with data.table, such as --set data.table.user=USER"
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from rsllm.data import interactions, prepared, sequences
 from rsllm.data.files import Chunk
 from rsllm.data.hashing import UInt64s
 from rsllm.data.interactions import select
-from rsllm.data.raw import read_interactions, titles_beside
+from rsllm.data.raw import Change, merged, read_interactions, titles_beside
 from rsllm.data.sequences import SPLITS, Bools, Catalogue, Events, Ints, Split
 from rsllm.data.sources import RawData
 from rsllm.errors import DataError
@@ -64,13 +64,15 @@ def read(job: Job, item_ids: pa.Array, task: tuple[int, Chunk]) -> Counts:
     split = {"split": pa.int8()} if "split" in source.columns else {}
     schema = pa.schema({"user": pa.string(), "item": pa.int32(), "time": pa.int64()} | split)
     counts = Counter[str]()
-    rejects: list[tuple[int, str]] = []
+    rejects: list[tuple[int, str, str]] = []
+    changes: list[Mapping[str, Change]] = []
     times: list[int] = []
     with ExitStack() as stack:
         files = [_dealt(job, group) / f"{number}.arrow" for group in range(config.num_shards)]
         writers = [stack.enter_context(pa.ipc.new_file(file, schema)) for file in files]
         for part in read_interactions(chunk, source, item_ids):
-            rejects += [(reject.line, reject.reason) for reject in part.rejects]
+            rejects += [(reject.line, reject.reason, reject.value) for reject in part.rejects]
+            changes.append(part.changes)
             counts.update(lines=part.num_lines, used=len(part.table), rejected=len(part.rejects))
             table = part.table
             if "rating" in table.column_names:
@@ -84,7 +86,8 @@ def read(job: Job, item_ids: pa.Array, task: tuple[int, Chunk]) -> Counts:
                 writer.write_table(dealt.slice(stop - size, size))
             if len(table):
                 times += pa.compute.min_max(table["time"]).as_py().values()
-    return {"lines": 0, **counts, "rejects": rejects, "times": times}
+    found = {"rejects": rejects, "times": times, "changes": merged(changes)}
+    return {"lines": 0, **counts, **found}
 
 
 def _dealt(job: Job, group: int) -> Path:
@@ -123,7 +126,7 @@ def order(job: Job, item_hash_I: UInt64s, group: int) -> Counts:
 def read_titles(job: Job, task: tuple[int, Chunk]) -> Counts:
     """How often the interactions of a chunk give an item which title."""
     found = titles_beside(task[1], job.data.source.interactions)
-    return {"titles": [(*pair, count) for pair, count in found.items()]}
+    return {"titles": [(texts, count) for texts, count in found.items()]}
 
 
 def _read_events(job: Job, group: int) -> Events:

@@ -2,34 +2,40 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
+import shlex
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from rsllm.config import TimeUnit
+from rsllm.data.delimited import COUNT, QUOTES
 from rsllm.data.files import Chunk, File, Table
+from rsllm.data.pieces import SHOWN, Fault, Piece
 from rsllm.data.sequences import SPLITS, Bools
-from rsllm.data.tables import Piece, read, read_all
+from rsllm.data.tables import read, read_all
+from rsllm.data.values import as_text, folded, folded_id, numbers, time_units, times
 from rsllm.errors import DataError
 
 TEXT = "text"
 """Start of the roles of further texts of an item."""
-MAX_TIME = 2**32 * 1000
-"""Milliseconds since 1970 (year 2106); beyond it a time is in another unit."""
 _YEAR = re.compile(r"( ?\(([0-9]{4}|V|TV)\))+$")
 _ARTICLE = re.compile(r"(^|\()([^()]+), (The|An|A)(?= ?(?:[()]|$))")
+_ENTITY = re.compile(r"&(#[0-9]+|#x[0-9a-fA-F]+|[a-zA-Z]+[0-9]*);")
 _PLACEHOLDERS = {"unknown", "unkonwn", ""}
 """MovieLens-100K's item 267 has no title; GroupLens and RecBole spell that differently."""
+FOLDED, YEARS, ENTITIES = "ids folded", "years taken off", "titles with HTML entities"
+Change = tuple[int, str]
+"""How many values were changed, or might be, and the first of them by alphabet."""
 
 
 @dataclass(frozen=True, order=True)
@@ -40,6 +46,8 @@ class Reject:
     line: int
     """Line in the file (row, in Parquet), counted from 1, headers included."""
     reason: str
+    value: str = ""
+    """What is wrong with it."""
 
 
 @dataclass(frozen=True)
@@ -48,18 +56,11 @@ class Items:
 
     ids: list[str]
     titles: list[str]
-    rejects: list[Reject]
-    rows_read: int
+    rejects: list[Reject] = field(default_factory=list)
+    rows_read: int = 0
     other_titles: int = 0
     """Items whose interactions name several titles; the most frequent one is theirs."""
-
-    @classmethod
-    def of(
-        cls, titles: Mapping[str, str], rejects: list[Reject], rows_read: int, other_titles: int = 0
-    ) -> Items:
-        """The items with the titles of their ids."""
-        ids = sorted(titles, key=lambda item: (len(item), item))
-        return cls(ids, [titles[item] for item in ids], rejects, rows_read, other_titles)
+    changes: dict[str, Change] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -71,93 +72,159 @@ class Interactions:
             (float64) and split (int8) where the source has them.
         rejects: of these lines; their `line` counts from 0 at the start of the chunk.
         num_lines: lines of the chunk that were read, the header too.
+        changes: what was done to values.
     """
 
     table: pa.Table
     rejects: list[Reject]
     num_lines: int
+    changes: dict[str, Change]
 
 
-def clean_title(title: str, item: str) -> str:
+def clean_title(title: str, item: str, *, strip_years: bool = True, unescape: bool = False) -> str:
     """The title as prompts show it: one line, no year, article in front.
 
     ``"Matrix, The (1999)"`` becomes ``"The Matrix"``; alternative titles in parentheses stay and
     get the same treatment. A title that is empty or a placeholder becomes ``"item <id>"``.
     """
+    title = html.unescape(title) if unescape else title
     visible = (" " if unicodedata.category(c) == "Cc" else c for c in title)
     kept = "".join(c for c in visible if unicodedata.category(c) != "Cf")
     line = " ".join(unicodedata.normalize("NFC", kept).split())
-    name = _ARTICLE.sub(r"\1\3 \2", _YEAR.sub("", line)).strip()
+    name = _ARTICLE.sub(r"\1\3 \2", _YEAR.sub("", line) if strip_years else line).strip()
     return f"item {item}" if name in _PLACEHOLDERS else name
 
 
-def titled(row: Mapping[str, str | bytes]) -> tuple[str, str]:
-    """A row's item id and its clean title, with the further texts in parentheses."""
-    text = {k: v.decode() if isinstance(v, bytes) else v for k, v in row.items()}
-    title = clean_title(text["title"], text["item"])
-    words = [clean_title(v, "") for k, v in text.items() if k.startswith(TEXT) and v.strip()]
-    return text["item"], f"{title} ({', '.join(words)})" if words else title
+def titled(texts: Sequence[str], item: str, table: Table) -> str:
+    """An item's clean title, with its further texts in parentheses."""
+    how = {"strip_years": table.strip_years, "unescape": table.unescape}
+    first, *more = texts
+    words = [clean_title(text, "", **how) for text in more if text.strip()]
+    title = clean_title(first, item, **how)
+    return f"{title} ({', '.join(words)})" if words else title
+
+
+def merged(changes: Sequence[Mapping[str, Change]]) -> dict[str, Change]:
+    """The changes of several parts."""
+    total: dict[str, Change] = {}
+    for what, (count, example) in (pair for part in changes for pair in part.items()):
+        before = total.get(what, (0, example))
+        total[what] = (before[0] + count, min(before[1], example))
+    return total
+
+
+def _title_changes(titles: Sequence[str], table: Table) -> dict[str, Change]:
+    """What cleaning takes off the titles of a catalogue, and what it leaves but might not."""
+    years = [title for title in titles if table.strip_years and _YEAR.search(title.strip())]
+    entities = [title for title in titles if _ENTITY.search(title)]
+    found = {YEARS: years, ENTITIES: entities}
+    return {what: (len(some), min(some)) for what, some in found.items() if some}
+
+
+def _text_roles(table: Table) -> list[str]:
+    return [role for role in table.columns if role == "title" or role.startswith(TEXT)]
+
+
+def _ids(column: pa.Array, table: Table) -> tuple[pa.Array, Bools, dict[str, Change]]:
+    """Ids, which of them are missing, and how many are folded."""
+    changes: dict[str, Change] = {}
+    plain = column
+    if table.fold_ids:
+        plain, folded_R = folded(column)
+        if folded_R.any():
+            changed = column.filter(pa.array(folded_R))
+            changes[FOLDED] = (len(changed), pc.min(changed).as_py())
+    none = pa.array(["", *table.missing], pa.string())
+    return plain, np.asarray(pc.is_in(plain, value_set=none)), changes
 
 
 def read_items(files: Sequence[File], table: Table) -> Items:
-    """The titles of all items, one row each.
+    """The titles of all items, one row each; of an item's rows the first one counts.
 
     Raises:
-        DataError: an item with two titles, or no usable row.
+        DataError: no usable row.
     """
-    titles: dict[str, str] = {}
+    places: dict[str, tuple[str, str, str]] = {}
     rejects: list[Reject] = []
-    rows_read = 0
+    rows_read, changes = 0, list[dict[str, Change]]()
     for file, first, piece in read_all(files, table):
-        broken = piece.broken | _add_items(titles, piece)
-        rejects += [Reject(file.name, first + line, broken[line]) for line in sorted(broken)]
+        broken = piece.broken | _add_items(places, changes, piece, (file, first, table))
+        rejects += [Reject(file.name, first + line, *broken[line]) for line in sorted(broken)]
         rows_read += len(piece.columns) + len(piece.broken)
-    if not titles:
-        raise DataError(f"{files[0].name} has no usable row; is it the right file?")
-    return Items.of(titles, rejects, rows_read)
+    if not places:
+        at = f"; {_told(rejects[0])}" if rejects else ""
+        raise DataError(f"{files[0].name} has no usable row{at}; is it the right file?")
+    titles = {item: title for item, (title, _, _) in places.items()}
+    changes.append(_title_changes([raw for _, raw, _ in places.values()], table))
+    ids = _by_size(titles)
+    return Items(ids, [titles[item] for item in ids], rejects, rows_read, 0, merged(changes))
 
 
-def _add_items(titles: dict[str, str], piece: Piece) -> dict[int, str]:
-    """Put the rows' titles into `titles`; the lines that are refused, and why."""
-    broken: dict[int, str] = {}
-    for line, row in zip(piece.lines, piece.columns.to_pylist(), strict=True):
-        try:
-            item, title = titled(row)
-        except UnicodeDecodeError as error:
-            broken[line] = f"undecodable text at byte {error.start} of a field"
-            continue
-        if not item or item in titles:
-            broken[line] = "repeated item" if item else "empty id"
-        if item and titles.setdefault(item, title) != title:
-            raise DataError(
-                f"item {item} has two titles, {titles[item]!r} and {title!r}; keep one of them"
-            )
+def _by_size(titles: Mapping[str, str]) -> list[str]:
+    return sorted(titles, key=lambda item: (len(item), item))
+
+
+def _add_items(
+    places: dict[str, tuple[str, str, str]],
+    changes: list[dict[str, Change]],
+    piece: Piece,
+    where: tuple[File, int, Table],
+) -> dict[int, Fault]:
+    """Put the rows' clean titles, raw ones and places into `places`; the lines that are refused."""
+    file, first, table = where
+    no_text: dict[int, str] = {}
+    pairs = zip(table.columns, piece.columns.columns, strict=True)
+    columns = {role: as_text(column.combine_chunks(), no_text) for role, column in pairs}
+    ids, missing_R, folds = _ids(columns["item"], table)
+    changes.append(folds)
+    broken: dict[int, Fault] = {}
+    rows = zip(*(columns[role].to_pylist() for role in _text_roles(table)), strict=True)
+    for row, (line, item, texts) in enumerate(zip(piece.lines, ids.to_pylist(), rows, strict=True)):
+        if row in no_text:
+            broken[line] = (no_text[row], ", ".join([item, *texts])[:SHOWN])
+        elif missing_R[row]:
+            broken[line] = ("empty id", ", ".join([item, *texts])[:SHOWN])
+        elif item in places:
+            before, raw, place = places[item]
+            title = titled(texts, item, table)
+            what = "repeated item" if title == before else "item with a second title"
+            broken[line] = (what, f"{item} {texts[0]}, which is {raw} in {place}"[: 2 * SHOWN])
+        else:
+            place = f"{file.name}:{first + line}"
+            places[item] = (titled(texts, item, table), texts[0], place)
     return broken
 
 
-def titles_beside(chunk: Chunk, table: Table) -> Counter[tuple[str, str]]:
-    """How often the interactions of a chunk give an item which title; broken lines do not count."""
-    found: Counter[tuple[str, str]] = Counter()
-    roles = [role for role in table.columns if role in ("item", "title") or role.startswith(TEXT)]
+def titles_beside(chunk: Chunk, table: Table) -> Counter[tuple[str, ...]]:
+    """How often the interactions of a chunk give an item (first) which title and further texts."""
+    found: Counter[tuple[str, ...]] = Counter()
+    roles = ["item", *_text_roles(table)]
     for piece in read(chunk, table):
         rows = piece.columns.select(roles).group_by(roles).aggregate([([], "count_all")])
         for row in rows.to_pylist():
-            count = row.pop("count_all")
+            count, texts = row.pop("count_all"), row.values()
             try:
-                found[titled(row)] += count
+                plain = [v.decode() if isinstance(v, bytes) else v for v in texts]
             except UnicodeDecodeError:
                 continue
+            item = folded_id(plain[0]) if table.fold_ids else plain[0]
+            if item and item not in table.missing:
+                found[item, *plain[1:]] += count
     return found
 
 
-def settle_titles(counts: Mapping[tuple[str, str], int]) -> Items:
+def settle_titles(counts: Mapping[tuple[str, ...], int], table: Table) -> Items:
     """One title per item: the most frequent one, of equally frequent ones the first by alphabet."""
-    best: dict[str, tuple[int, str]] = {}
-    for (item, title), count in counts.items():
-        best[item] = min(best.get(item, (1, "")), (-count, title))
-    best.pop("", None)
-    titles = {item: title for item, (_, title) in best.items()}
-    return Items.of(titles, [], 0, len(counts) - len(titles))
+    by_title: dict[str, dict[str, tuple[int, str]]] = {}
+    for (item, *texts), count in counts.items():
+        title, held = titled(texts, item, table), by_title.setdefault(item, {})
+        before = held.get(title, (0, texts[0]))
+        held[title] = (before[0] + count, min(before[1], texts[0]))
+    best = {item: min(held, key=lambda t: (-held[t][0], t)) for item, held in by_title.items()}
+    raw = [by_title[item][title][1] for item, title in best.items()]
+    ids, others = _by_size(best), sum(map(len, by_title.values())) - len(best)
+    titles = [best[item] for item in ids]
+    return Items(ids, titles, other_titles=others, changes=_title_changes(raw, table))
 
 
 def read_interactions(chunk: Chunk, table: Table, item_ids: pa.Array) -> Iterator[Interactions]:
@@ -166,74 +233,56 @@ def read_interactions(chunk: Chunk, table: Table, item_ids: pa.Array) -> Iterato
         no_text: dict[int, str] = {}
         pairs = zip(table.columns, piece.columns.columns, strict=True)
         columns = {role: as_text(column.combine_chunks(), no_text) for role, column in pairs}
-        bad: dict[str, Bools] = {"": np.isin(np.arange(len(piece.columns)), list(no_text))}
-        numbers = pc.index_in(columns["item"], value_set=item_ids)
-        bad["empty id"] = np.any([pc.equal(columns[role], "") for role in ("user", "item")], axis=0)
-        clean = {"user": columns["user"], "item": numbers}
+        users, no_user_R, folds = _ids(columns["user"], table)
+        items, no_item_R, more_folds = _ids(columns["item"], table)
+        numbers_R = pc.index_in(items, value_set=item_ids)
+        clean = {"user": users, "item": numbers_R}
+        bad: dict[tuple[str, str], Bools] = {
+            ("", "user"): np.isin(np.arange(len(piece.columns)), list(no_text)),
+            ("empty id", "user"): no_user_R,
+            ("empty id", "item"): no_item_R,
+        }
         if "rating" in columns:
-            clean["rating"], bad["bad rating"] = _ratings(columns["rating"], table.max_rating)
-        clean["time"], bad["bad time"] = _times(columns["time"], table.time_unit)
+            clean["rating"], wrong_R = _ratings(columns["rating"], table.max_rating)
+            bad["bad rating", "rating"] = wrong_R
+        clean["time"], bad["bad time", "time"] = times(columns["time"], table.time_unit)
         if "split" in columns:
             codes = pc.index_in(columns["split"], value_set=pa.array(SPLITS))
             clean["split"] = codes.cast(pa.int8())
-            bad["bad split"] = np.asarray(codes.is_null())
-        bad["unknown item"] = np.asarray(numbers.is_null())
+            bad["bad split", "split"] = np.asarray(codes.is_null())
+        bad["unknown item", "item"] = np.asarray(numbers_R.is_null())
         bad_CR = np.stack(list(bad.values()))
-        bad_R, first_R, reasons = bad_CR.any(axis=0), bad_CR.argmax(axis=0), list(bad)
-        found = {piece.lines[i]: reasons[first_R[i]] for i in np.flatnonzero(bad_R)} | piece.broken
-        found |= {piece.lines[i]: reason for i, reason in no_text.items()}
-        rejects = [Reject(chunk.file.name, line, found[line]) for line in sorted(found)]
-        yield Interactions(pa.table(clean).filter(pa.array(~bad_R)), rejects, piece.num_lines)
-
-
-def as_text(column: pa.Array, no_text: dict[int, str]) -> pa.Array:
-    """A column as strings; `no_text` takes the rows that are no UTF-8, and why."""
-    try:
-        return column.cast(pa.string())
-    except pa.ArrowInvalid:
-        values = column.to_pylist()
-    for row, value in enumerate(values):
-        try:
-            values[row] = value.decode()
-        except UnicodeDecodeError as error:
-            values[row] = value.decode(errors="replace")
-            no_text[row] = f"undecodable text at byte {error.start} of a field"
-    return pa.array(values)
-
-
-def _numbers(column: pa.Array) -> tuple[NDArray[np.float64], Bools]:
-    """The values of a column, and which of them are no finite numbers."""
-    try:
-        values_R = np.asarray(column.cast(pa.float64()))
-    except pa.ArrowInvalid:
-        values_R = np.asarray(pd.to_numeric(column.to_pandas(), errors="coerce"), np.float64)
-    return values_R, ~np.isfinite(values_R)
+        bad_R, first_R, faults = bad_CR.any(axis=0), bad_CR.argmax(axis=0), list(bad)
+        found = dict(piece.broken)
+        for row in np.flatnonzero(bad_R).tolist():
+            reason, role = faults[first_R[row]]
+            value = columns[role][row].as_py()
+            found[piece.lines[row]] = (no_text.get(row, reason), value[:SHOWN])
+        rejects = [Reject(chunk.file.name, line, *found[line]) for line in sorted(found)]
+        rows = pa.table(clean).filter(pa.array(~bad_R))
+        yield Interactions(rows, rejects, piece.num_lines, merged([folds, more_folds]))
 
 
 def _ratings(column: pa.Array, highest: float) -> tuple[NDArray[np.float64], Bools]:
-    values_R, bad_R = _numbers(column)
-    if np.isfinite(highest):
+    values_R, bad_R = numbers(column)
+    if highest:
         bad_R |= (values_R < 0) | (values_R > highest)
     return values_R, bad_R
 
 
-def _times(column: pa.Array, unit: TimeUnit) -> tuple[NDArray[np.int64], Bools]:
-    if unit == "iso8601":
-        stamps = pd.to_datetime(column.to_pandas(), errors="coerce", format="ISO8601", utc=True)
-        time_R = stamps.to_numpy("datetime64[ms]").astype(np.int64).astype(np.float64)
-        bad_R = stamps.isna().to_numpy()
-    else:
-        time_R, bad_R = _numbers(column)
-        time_R = time_R * (1.0 if unit == "milliseconds" else 1e3)
-    bad_R = bad_R | (time_R < 0) | (time_R > MAX_TIME)
-    return np.where(bad_R, 0, time_R).round().astype(np.int64), bad_R
-
-
-def check_rejects(rejects: Sequence[Reject], rows_read: int, allowed: int, listed: Path) -> None:
+def check_rejects(
+    rejects: Sequence[Reject],
+    rows_read: int,
+    allowed: int,
+    listed: Path,
+    hint: str = "",
+    useless: bool = False,
+) -> None:
     """Write the rejects to `listed`, one JSON object a line, and refuse too many of them.
 
     Raises:
-        DataError: more than `allowed`.
+        DataError: more than `allowed`, with the most frequent reason's first value, and the way
+            out; what is `useless` without them has no other than the hint.
     """
     if rejects:
         lines = (json.dumps(asdict(reject), sort_keys=True) for reject in rejects)
@@ -242,9 +291,57 @@ def check_rejects(rejects: Sequence[Reject], rows_read: int, allowed: int, liste
     if len(rejects) > allowed:
         reasons = Counter(reject.reason for reject in rejects)
         summary = ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common(9))
-        first = rejects[0]
+        more = f" To go on without them: --set data.max_rejected_rows={len(rejects)}"
         raise DataError(
-            f"{len(rejects):,} of {rows_read:,} rows rejected ({summary}); first:"
-            f" {first.file}:{first.line} {first.reason}; all: {listed}. Allowed: {allowed:,}."
-            " Raise data.max_rejected_rows to continue."
+            f"{len(rejects):,} of {rows_read:,} rows rejected ({summary});"
+            f" {_told(most_frequent(rejects))}{hint}; all: {listed}.{'' if useless else more}"
         )
+
+
+def most_frequent(rejects: Sequence[Reject]) -> Reject:
+    """The first reject of the most frequent reason."""
+    ((reason, _),) = Counter(reject.reason for reject in rejects).most_common(1)
+    return next(reject for reject in rejects if reject.reason == reason)
+
+
+def _told(reject: Reject) -> str:
+    return f"{reject.reason}: {reject.value!r} in {reject.file}:{reject.line}"
+
+
+def hint_of(reject: Reject, table: Table, items: Items, items_file: str) -> str:
+    """What would have the line read, as far as its value tells."""
+    match reject.reason:
+        case "bad time":
+            fits = [unit for unit in time_units([reject.value]) if unit != table.time_unit]
+            return f"; looks like {fits[0]}: {setting('time_unit', fits[0])}" if fits else ""
+        case "unknown item" if items.ids:
+            near = _near(reject.value, items.ids)
+            own = f"{near!r}" if near else f"ids such as {items.ids[0]!r}"
+            fold = near == folded_id(reject.value) and near != reject.value
+            way = f": {setting('fold_ids', 'true')} makes them one" if fold else ""
+            return f"; {items_file or 'the catalogue'} has {own}{way}"
+        case reason if reason in (COUNT, QUOTES) and table.quote and table.quote in reject.value:
+            return f"; where quotes are just text: {setting('quote', 'none')}"
+        case reason if reason.startswith("undecodable text"):
+            return f"; if it is not {table.encoding}: {setting('encoding', 'cp1252')}"
+        case "bad rating":
+            return f"; choose a number{f' from 0 to {table.max_rating:g}' * bool(table.max_rating)}"
+        case "bad split":
+            return f"; choose {', '.join(SPLITS)}"
+        case "no JSON object":
+            return "; write one object a line, or one array of them"
+    return ""
+
+
+def setting(name: str, value: Any) -> str:
+    """A setting of `data.table` as the command line says it."""
+    return f"--set {shlex.quote(f'data.table.{name}={value}')}"
+
+
+def _near(value: str, ids: Sequence[str]) -> str:
+    """The catalogue's spelling of an id, if it has one."""
+
+    def plain(text: str) -> str:
+        return folded_id(text.strip()).lstrip("0").casefold()
+
+    return next((item for item in ids if plain(item) == plain(value)), "")

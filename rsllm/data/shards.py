@@ -20,8 +20,9 @@ import logging
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,15 +30,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from pyarrow import feather
-from tabulate import tabulate
 from tqdm import tqdm
 
 from rsllm.config import DataConfig
-from rsllm.data import passes, prepared, sources, synthetic
+from rsllm.data import account, passes, prepared, sources, synthetic
 from rsllm.data.hashing import hash_strings
 from rsllm.data.interactions import time_cut, user_numbers
 from rsllm.data.passes import Job, Users
-from rsllm.data.raw import Items, Reject, check_rejects, read_items, settle_titles
+from rsllm.data.raw import Items, Reject, merged, read_items, settle_titles
 from rsllm.data.sequences import SPLITS, Bools, Catalogue, split_sizes
 from rsllm.data.tables import plan
 from rsllm.errors import ConfigError, DataError
@@ -46,8 +46,20 @@ from rsllm.settings import to_dict
 
 SYNTHETIC_WORLD = {"num_users": 120, "num_items": 60, "length": 16}
 PROGRESS_SECONDS = 5.0
-DROPPED = ("below_min_rating", "duplicates", "outside_core", "beyond_max_history")
-BY_ROW = ("seen", "short_history", "cold_target", "kept")
+KNOWN_TABLE = {
+    "user": "user_id",
+    "item": "item_id",
+    "time": "timestamp",
+    "rating": "",
+    "title": "title",
+    "text": [],
+    "split": "",
+    "items": "",
+    "time_unit": "seconds",
+    "encoding": "utf-8",
+    "domain": "item",
+}
+"""What the keys of known layouts say of `data.table`, which such data do not read."""
 
 
 def prepare(
@@ -69,11 +81,15 @@ def prepare(
         DataError: broken raw lines, too few titles, or a split without rows.
     """
     with raw_location(config, fetch) as location:
-        data = sources.find(location, config.table)
-        _check_split(config, data)
+        data = sources.find(location, config.table, config.layout)
+        for name, settings in data.found.items():
+            print(f"{name} is read as {settings}", flush=True)
+        config = _with_split(config, data)
         files = {"interactions": data.interactions, "items": data.items}
         hashes = {kind: {f.name: f.sha256() for f in found} for kind, found in files.items()}
         inputs = {"config": to_dict(config), "raw": hashes}
+        del inputs["config"]["layout"]
+        inputs["config"]["table"] = KNOWN_TABLE if data.known else data.reading()
         rejects = store.root / "rejects" / f"{store.path('data', inputs).name}.jsonl"
 
         def make(folder: Path) -> None:
@@ -106,20 +122,23 @@ def raw_location(config: DataConfig, fetch: Callable[[str], Path]) -> Iterator[s
         yield str(fetch(config.source))
 
 
-def _check_split(config: DataConfig, data: sources.RawData) -> None:
+def _with_split(config: DataConfig, data: sources.RawData) -> DataConfig:
+    """With the split of the source, unless the user chose one."""
+    if config.split == "auto":
+        return replace(config, split=data.source.split)
     given = "split" in data.source.interactions.columns
     if config.split != "leave-one-out" and given != (config.split == "given"):
         says = "brings its own split; set data.split=given" if given else "does not say a split;"
         hint = "" if given else " name its column with data.table.split"
         raise ConfigError(f"data.source {config.source} {says}{hint}")
+    return config
 
 
 def _run(job: Job, listed: Path) -> None:
     """All passes; `listed` takes the rejected lines."""
     job.scratch.mkdir()
     items, rejects, span, counts = _read(job)
-    rows_read = counts["used"] + counts["rejected"] + items.rows_read
-    check_rejects(rejects, rows_read, job.config.max_rejected_rows, listed)
+    account.refuse(job, items, rejects, counts, listed)
     if not counts["used"]:
         raise DataError(f"{job.data.interactions[0].name} has no usable row; is it the right file?")
     groups = range(job.config.num_shards)
@@ -135,9 +154,9 @@ def _run(job: Job, listed: Path) -> None:
     shutil.rmtree(job.scratch)
     if rejects:
         shutil.copy(listed, job.folder / "rejects.jsonl")
-    facts = _account(job, items, catalogue, users, counts)
+    facts = account.facts_of(job, items, catalogue, users, counts)
     write_json(job.folder / prepared.COUNTS, facts)
-    print(_describe(facts), flush=True)
+    print(account.describe(facts), flush=True)
 
 
 def _read(job: Job) -> tuple[Items, list[Reject], tuple[int, int], Counter[str]]:
@@ -147,21 +166,24 @@ def _read(job: Job) -> tuple[Items, list[Reject], tuple[int, int], Counter[str]]
     if source.items:
         items = read_items(job.data.items, source.items)
     else:
-        titles = Counter[tuple[str, str]]()
+        titles = Counter[tuple[str, ...]]()
         for result in _each("titles", partial(passes.read_titles, job), tasks):
-            for item, title, count in result["titles"]:
-                titles[item, title] += count
-        items = settle_titles(titles)
+            for texts, count in result["titles"]:
+                titles[tuple(texts)] += count
+        items = settle_titles(titles, source.interactions)
     work = partial(passes.read, job, pa.array(items.ids, pa.string()))
     rejects, counts, before = [*items.rejects], Counter[str](), Counter[str]()
     times: list[int] = []
+    changes = [items.changes]
     for (_, chunk), result in zip(tasks, _each("read", work, tasks), strict=True):
         name = chunk.file.name
-        for line, reason in result.pop("rejects"):
-            rejects.append(Reject(name, before[name] + line + 1, reason))
+        for line, *fault in result.pop("rejects"):
+            rejects.append(Reject(name, before[name] + line + 1, *fault))
+        changes.append(result.pop("changes"))
         before[name] += result["lines"]
         times += result.pop("times")
         counts.update(result)
+    items = replace(items, changes=merged(changes))
     return items, rejects, (min(times, default=0), max(times, default=0)), counts
 
 
@@ -241,50 +263,6 @@ def _check_splits(counts: Counter[str], config: DataConfig) -> None:
                 " a target that no training row holds; lower data.min_history, give more users or"
                 f" change data.train_share = {config.train_share}"
             )
-
-
-def _account(
-    job: Job, items: Items, catalogue: Catalogue, users: Users, counts: Counter[str]
-) -> dict[str, Any]:
-    """The content of counts.json.
-
-    Nothing is lost: what is read is used or rejected, what is used is kept or dropped by a named
-    filter, and what is kept is a row's target or history only.
-    """
-    source = job.data.source
-    assert counts["used"] == counts["kept"] + sum(counts[name] for name in DROPPED)
-    assert counts["kept"] == counts["history_only"] + sum(counts[f"{s}.seen"] for s in SPLITS)
-    read = counts["used"] + counts["rejected"] + items.rows_read
-    rejected = counts["rejected"] + len(items.rejects)
-    dropped = {name: counts[name] for name in (*DROPPED, "kept", "history_only")}
-    return {
-        "source": source.name,
-        "domain": source.domain,
-        "family": source.family,
-        "timed": source.timed,
-        "raw": {"read": read, "used": read - rejected, "rejected": rejected},
-        "items": len(catalogue.title_keys_I),
-        "distinct_titles": int(catalogue.title_keys_I.max()) + 1,
-        "other_titles": items.other_titles,
-        "cold_items": int((catalogue.counts_I == 0).sum()),
-        "users": len(users.split_U),
-        "interactions": {"read": counts["used"], **dropped},
-        "cuts": list(users.cuts) if job.config.split == "time" else None,
-        "rows": {split: {name: counts[f"{split}.{name}"] for name in BY_ROW} for split in SPLITS},
-    }
-
-
-def _describe(facts: Mapping[str, Any]) -> str:
-    """The same as a table, without what is zero."""
-    parts = {"raw lines": facts["raw"], "interactions": facts["interactions"]}
-    parts |= {f"{split} rows": counts for split, counts in facts["rows"].items()}
-    names = ("users", "items", "distinct_titles", "other_titles", "cold_items")
-    parts[""] = {name: facts[name] for name in names}
-    shown = {
-        part: ", ".join(f"{n:,} {w.replace('_', ' ')}" for w, n in counts.items() if n or not part)
-        for part, counts in parts.items()
-    }
-    return tabulate(shown.items(), tablefmt="plain")
 
 
 def _configure_ray_data(*, here: bool) -> None:

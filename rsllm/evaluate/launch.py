@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -13,17 +14,20 @@ from safetensors.numpy import load_file, save_file
 
 from rsllm import recommenders
 from rsllm.assets import backbone_here
-from rsllm.config import SLOTTED, Decoding, Experiment, LossConfig, Representation, Scorer
+from rsllm.config import SLOTTED, Decoding, Experiment, Form, LossConfig, Representation, Scorer
 from rsllm.data.prepared import PreparedData
 from rsllm.data.sequences import Rows
 from rsllm.errors import CheckpointError
 from rsllm.evaluate import rank
 from rsllm.evaluate.generate import greedy_answers
 from rsllm.model import tuned
+from rsllm.model.catalogue import ItemKeys
+from rsllm.model.history import HistoryObjective
 from rsllm.model.objective import LanguageObjective
 from rsllm.plan import Layout
 from rsllm.prompts.encode import PromptEncoder
 from rsllm.prompts.templates import wording
+from rsllm.recommenders.embeddings import FILE as ITEM_TABLE
 from rsllm.recommenders.embeddings import ItemEmbeddings, other_items
 from rsllm.recommenders.rules import RULES, similarity
 from rsllm.runs import Store, read_json, write_json
@@ -43,9 +47,10 @@ class Method:
     """Something that ranks candidates: a recommender, a rule or a (tuned) language model."""
 
     name: str
-    scorer: Scorer | Literal["recommender"] | Rule
+    scorer: Scorer | Literal["recommender", "keys"] | Rule
     experiment: Experiment
     representation: Representation = "text"
+    prompts: Form = "choice"
     artifact: str = ""
     """Folder of the tuned model, the recommender or the title vectors; empty for the
     backbone untuned, and for rules without vectors."""
@@ -132,6 +137,7 @@ def _inputs(
         "backbone": fingerprint if method.speaks else "",
         "artifact": Path(method.artifact).name,
         "representation": method.representation,
+        "prompts": method.prompts,
         "scorer": method.scorer,
         "prompt": to_dict(method.experiment.prompt),
         "wording": wording() if method.speaks else "",
@@ -209,12 +215,26 @@ def _catalogue_scorer(method: Method, data: PreparedData) -> Callable[[Rows], np
     if method.scorer in RECENCY:
         vectors_ID = ItemEmbeddings.load(folder).standardised().double().numpy()
         return similarity(vectors_ID, RECENCY[method.scorer])
+    if method.scorer == "keys":
+        return _keys_scorer(folder, method, data)
     if method.scorer != "recommender":
         return RULES[method.scorer](data)
     model = recommenders.load(folder, config, len(data.titles), data.config["window"])
     if config.shuffle_history:
         return lambda rows: rank.catalogue_scores(model, rows.shuffled(config.seed))
     return lambda rows: rank.catalogue_scores(model, rows)
+
+
+def _keys_scorer(folder: Path, method: Method, data: PreparedData) -> Callable[[Rows], np.ndarray]:
+    """What the catalogue scorer's keys say before a language model reads anything."""
+    items = ItemEmbeddings.load(folder) if (folder / ITEM_TABLE).exists() else None
+    titles_IF = tuned.title_vectors(folder)
+    if titles_IF is None:
+        raise CheckpointError(f"{folder} holds no keys; train them again")
+    items_XE = items.standardised() if items else None
+    keys = ItemKeys(items_XE, titles_IF, data.catalogue, method.experiment.catalogue)
+    tuned.load_keys(keys, folder)
+    return lambda rows: rank.score_keys(keys, rows)
 
 
 def _language_scores(
@@ -225,6 +245,10 @@ def _language_scores(
         data = replace(data, titles=[data.titles[item] for item in others])
     objective, encoder = _objective(method, data, backbone, layout)
     config = method.experiment.evaluation
+    if isinstance(objective, HistoryObjective):
+        size = config.batch_size
+        score_all = partial(rank.score_catalogue, objective, encoder=encoder, batch_size=size)
+        return rank.rank_catalogue(score_all, draws, data), None
 
     own: Scorer = "pointer" if method.scorer == "pointer" else "likelihood"
 
@@ -256,9 +280,10 @@ def _language_scores(
 
 def _objective(
     method: Method, data: PreparedData, backbone: str, layout: Layout
-) -> tuple[LanguageObjective, PromptEncoder]:
+) -> tuple[LanguageObjective | HistoryObjective, PromptEncoder]:
     """The method's model on its device, and the encoder of its prompts."""
     bf16, slotted = layout.precision == "bf16", method.representation in SLOTTED
+    catalogue = method.scorer == "catalogue"
     model = tuned.build(
         method.experiment,
         method.representation,
@@ -266,9 +291,12 @@ def _objective(
         data,
         ItemEmbeddings.load(Path(method.artifact)) if slotted else None,
         dtype=torch.bfloat16 if layout.use_gpu and bf16 else torch.float32,
+        form=method.prompts,
+        titles_IF=tuned.title_vectors(Path(method.artifact)) if catalogue else None,
         lora=bool(method.artifact),
     )
     if method.artifact:
         tuned.load(model, Path(method.artifact))
-    objective = LanguageObjective(model.hybrid, LossConfig(), autocast=bf16 and not layout.use_gpu)
+    kind = HistoryObjective if catalogue else LanguageObjective
+    objective = kind(model.hybrid, LossConfig(), autocast=bf16 and not layout.use_gpu)
     return objective.to("cuda" if layout.use_gpu else "cpu"), model.encoder

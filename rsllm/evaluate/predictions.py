@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from rsllm.data.files import Table, find_files
 from rsllm.data.prepared import PreparedData
-from rsllm.data.raw import as_text
 from rsllm.data.sequences import NO_ITEM, Rows, Split
-from rsllm.data.tables import columns_of, read_all
+from rsllm.data.tables import check, columns_of, read_all
+from rsllm.data.values import as_text
 from rsllm.errors import ConfigError, DataError
 from rsllm.evaluate.compare import Claim, estimates, pair_table, per_user
 from rsllm.evaluate.launch import ANSWERS, read_scores
@@ -156,12 +156,21 @@ def _lines(path: Path) -> pd.DataFrame:
     if not files:
         raise ConfigError(f"there is no file {path}")
     remedy = "It needs user_id, item_id, score and, for several draws, draw"
-    table = Table(files=path.name, columns=_NAMES, separator=separator, quoting=True, remedy=remedy)
+    table = Table(
+        files=path.name,
+        columns=_NAMES,
+        separator=separator,
+        quote='"',
+        escape="",
+        encoding="utf-8",
+        remedy=remedy,
+    )
     if "draw" in columns_of(files[0], table):
         table = replace(table, columns=_NAMES | {"draw": "draw"})
+    check(files, table)
     parts = []
     for _, first, piece in read_all(files, table):
-        for line, reason in piece.broken.items():
+        for line, (reason, _) in piece.broken.items():
             raise DataError(f"{path}:{first + line} is no prediction: {reason}")
         texts = {role: as_text(piece.columns[role].combine_chunks(), {}) for role in table.columns}
         parts.append(pa.table(texts).to_pandas().assign(line=first + np.array(piece.lines)))

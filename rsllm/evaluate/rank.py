@@ -16,9 +16,12 @@ from rsllm.data.prepared import PreparedData
 from rsllm.data.sequences import NO_ITEM, Catalogue, Ints, Rows, Split
 from rsllm.errors import EvaluationError
 from rsllm.evaluate.metrics import Floats, expected_metrics, rank_metrics
+from rsllm.model.catalogue import ItemKeys
+from rsllm.model.history import HistoryObjective
 from rsllm.model.objective import LanguageObjective
 from rsllm.prompts.collate import Row, collate
 from rsllm.prompts.encode import PromptEncoder
+from rsllm.prompts.histories import Whole, collate_histories
 from rsllm.recommenders.base import Recommender
 
 EXPECTED, CATALOGUE = "expected/", "catalogue/"
@@ -188,6 +191,47 @@ def score_candidates(
         else:
             parts.append(scored(chosen, all_branches=scorer == "likelihood"))
     return np.concatenate(parts)[np.argsort(order)]
+
+
+@torch.inference_mode()
+def score_catalogue(
+    objective: HistoryObjective, rows: Rows, encoder: PromptEncoder, *, batch_size: int
+) -> Floats:
+    """A tuned model's scores of the whole catalogue, one pass of each history. [R, I]."""
+    objective.eval()
+    device, counts_I = (
+        next(objective.parameters()).device,
+        objective.head.keys.popularity_I.cpu().numpy(),
+    )
+    histories = history_rows(rows)
+    order = np.argsort([encoder.length(row.history, (), 0) for row in histories], kind="stable")
+    parts = [np.empty((0, len(counts_I)))]
+    for start in range(0, len(rows), batch_size):
+        chosen = [histories[index] for index in order[start : start + batch_size]]
+        whole = Whole.of(chosen, encoder, counts_I)
+        batch = collate_histories(chosen, encoder, len(counts_I), whole).to(device)
+        parts.append(objective.score(batch).double().cpu().numpy())
+    return np.asarray(np.concatenate(parts)[np.argsort(order)])
+
+
+@torch.inference_mode()
+def score_keys(keys: ItemKeys, rows: Rows) -> Floats:
+    """Scores of the whole catalogue by the keys alone, without a language model. [R, I]."""
+    keys.eval()
+    histories = history_rows(rows)
+    whole = Whole.of(histories, None, keys.popularity_I.cpu().numpy())
+    asked = whole.asked([row.history for row in histories], histories)
+    asked, keys_XK = asked.to(keys.popularity_I.device), keys()
+    scores_BI = keys.last_scores(keys.shortcut(asked, keys_XK), keys_XK, asked)
+    return np.asarray(scores_BI.double().cpu().numpy())
+
+
+def history_rows(rows: Rows) -> list[Row]:
+    """Held-out rows as histories, with what came next; their candidates are left out."""
+    return [
+        Row(rows.histories(i).tolist(), (), int(rows.target_R[i]), int(rows.user_R[i]))
+        for i in range(len(rows))
+    ]
 
 
 def presented_places(rows: Rows, num_orders: int) -> NDArray[np.int64]:

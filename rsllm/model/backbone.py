@@ -78,11 +78,17 @@ _known_tokenizer = lru_cache(maxsize=1)(load_tokenizer)
 """For the many checks of a search."""
 
 
-def load_backbone(folder: str | Path, dtype: torch.dtype) -> Any:
+def load_backbone(folder: str | Path, dtype: torch.dtype, layers: int = 0) -> Any:
     """A causal LM with safetensors weights, and SDPA attention if it can, all parameters frozen.
 
+    Args:
+        folder: with its files.
+        dtype: of the weights.
+        layers: how many are kept, from the lowest one; 0 keeps all.
+
     Raises:
-        ConfigError: nothing loadable in the folder, or weights that are damaged or incomplete.
+        ConfigError: nothing loadable in the folder, weights that are damaged or incomplete, or
+            fewer layers than are to be kept.
     """
     from transformers import AutoModelForCausalLM, GenerationConfig
 
@@ -102,6 +108,8 @@ def load_backbone(folder: str | Path, dtype: torch.dtype) -> Any:
         raise refusal(folder, first_line(error)) from error
     if missing := sorted(loading["missing_keys"]):
         raise refusal(folder, f"it lacks weights: {missing[:3]}; fetch it again")
+    if layers:
+        _keep_layers(llm, layers, folder)
     llm.requires_grad_(False)
     llm.config.use_cache = False
     llm.generation_config = GenerationConfig()  # how to decode is never the backbone's choice
@@ -120,6 +128,16 @@ def _text_model(llm: Any) -> Any:
     setattr(text, text.base_model_prefix, llm.get_decoder())
     text.set_output_embeddings(llm.get_output_embeddings())
     return text
+
+
+def _keep_layers(llm: Any, count: int, folder: str | Path) -> None:
+    """Leave the upper layers out."""
+    blocks: Any = getattr(llm.get_decoder(), "layers", None)
+    if blocks is None or len(blocks) < count:
+        has = "none that can be left out" if blocks is None else len(blocks)
+        raise refusal(folder, f"backbone.layers is {count}, and it has {has}; choose fewer, or 0")
+    llm.get_decoder().layers = blocks[:count]
+    llm.config.num_hidden_layers = count
 
 
 def context_length(config: Any) -> int:

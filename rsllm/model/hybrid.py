@@ -12,9 +12,11 @@ from torch import Tensor, nn
 
 from rsllm.config import ProjectorConfig
 from rsllm.model.branches import branch_mask
+from rsllm.model.catalogue import CatalogueHead
 from rsllm.model.projector import Projector, embedding_scale
 from rsllm.prompts.collate import Batch, Items
 from rsllm.prompts.encode import NO_ITEM
+from rsllm.prompts.histories import HistoryBatch
 
 
 class ItemSlots(nn.Module):
@@ -51,11 +53,19 @@ class HybridLM(nn.Module):
     Attributes:
         one_pass: whether its attention keeps parallel branches apart, so that one pass scores all
             candidates; otherwise every branch needs a pass of its own.
+        catalogue: what ranks all items by a history prompt, where the model has learned to.
     """
 
-    def __init__(self, llm: Any, slots: ItemSlots | None, *, one_pass: bool = True) -> None:
+    def __init__(
+        self,
+        llm: Any,
+        slots: ItemSlots | None,
+        catalogue: CatalogueHead | None = None,
+        *,
+        one_pass: bool = True,
+    ) -> None:
         super().__init__()
-        self.llm, self.slots, self.one_pass = llm, slots, one_pass
+        self.llm, self.slots, self.catalogue, self.one_pass = llm, slots, catalogue, one_pass
 
     @property
     def backbone(self) -> Any:
@@ -71,6 +81,11 @@ class HybridLM(nn.Module):
         """Final-norm hidden states of prompts and branches. [B, T, D]."""
         mask = branch_mask(batch.branch_BT) if batch.parallel else None
         return self._run(batch.ids_BT, batch.item_BT, batch.position_BT, mask)
+
+    def history_states(self, batch: HistoryBatch) -> Tensor:
+        """Final-norm hidden states of history prompts. [B, T, D]."""
+        position_BT = torch.arange(batch.ids_BT.shape[1], device=batch.ids_BT.device)
+        return self._run(batch.ids_BT, batch.item_BT, position_BT.expand_as(batch.ids_BT), None)
 
     def item_states(self, items: Items) -> Tensor:
         """Mean final-norm state of each item on its own. [G, D]."""
@@ -99,12 +114,15 @@ class HybridLM(nn.Module):
 
     def label_log_probs(self, states_BTD: Tensor, batch: Batch) -> Tensor:
         """Log-probability of every label, logits computed only where there are labels. [N]."""
-        states_UD = states_BTD.flatten(0, 1)[batch.state_U]
-        head = self.backbone.get_output_embeddings()
-        with torch.autocast(states_UD.device.type, enabled=False):
-            logits_UV: Tensor = head(states_UD.to(head.weight.dtype)).float()
+        logits_UV = self.logits(states_BTD.flatten(0, 1)[batch.state_U])
         logits_N = logits_UV[batch.label_state_N, batch.label_N]
         return logits_N - logits_UV.logsumexp(-1)[batch.label_state_N]
+
+    def logits(self, states_UD: Tensor) -> Tensor:
+        """What the output head makes of some states, in fp32. [U, V]."""
+        head = self.backbone.get_output_embeddings()
+        with torch.autocast(states_UD.device.type, enabled=False):
+            return cast(Tensor, head(states_UD.to(head.weight.dtype)).float())
 
 
 def pool(states_BTD: Tensor, span_BT: Tensor) -> Tensor:

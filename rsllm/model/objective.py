@@ -56,34 +56,27 @@ class LanguageObjective(nn.Module):
     def forward(self, batch: Batch | CachedBatch) -> tuple[Tensor, Parts]:
         """The weighted loss and its parts, detached, for logs."""
         plain, cached = (batch.batch, batch) if isinstance(batch, CachedBatch) else (batch, None)
-        terms, facts = self.terms(self._states(plain), plain, cached)
-        facts["loss"] = loss = _sum(terms)
-        return loss, {name: value.detach().float() for name, value in facts.items()}
-
-    def terms(
-        self, states_BTD: Tensor, batch: Batch, cached: CachedBatch | None = None
-    ) -> tuple[Parts, Parts]:
-        """The weighted losses that add up to the whole, and what is to be reported."""
-        config = self.loss
-        logp_N = self.model.label_log_probs(states_BTD, batch)
-        next_item = losses.next_item_loss(_own_labels(logp_N, batch), batch.tokens_per_batch)
+        config, states_BTD = self.loss, self._states(plain)
+        logp_N = self.model.label_log_probs(states_BTD, plain)
+        next_item = losses.next_item_loss(_own_labels(logp_N, plain), plain.tokens_per_batch)
         terms = {"next_item": (1 - config.alpha - config.beta) * next_item}
         facts = {"loss/next_item": next_item}
         if config.contrasts:
-            vectors = self._vectors(states_BTD, batch)
+            vectors = self._vectors(states_BTD, plain)
             if cached:
                 contrasts, found = {"contrasts": cached.attached_to(vectors)}, cached.facts
             else:
-                contrasts, found = self._contrasts(vectors, [batch])
+                contrasts, found = self._contrasts(vectors, [plain])
             terms, facts = terms | contrasts, facts | found
         if config.gamma:
             if config.scorer == "pointer":
-                scores_BK, target_B = pointer_scores(states_BTD, batch), batch.choice_target_B
+                scores_BK, target_B = pointer_scores(states_BTD, plain), plain.choice_target_B
             else:
-                scores_BK, target_B = branch_scores(logp_N, batch), batch.target_B
+                scores_BK, target_B = branch_scores(logp_N, plain), plain.target_B
             ranking = losses.ranking_loss(scores_BK, target_B)
             terms["ranking"], facts["loss/ranking"] = config.gamma * ranking, ranking
-        return terms, facts
+        facts["loss"] = loss = total(terms)
+        return loss, {name: value.detach().float() for name, value in facts.items()}
 
     def look_ahead(self, batches: Sequence[Batch]) -> Sequence[Batch | CachedBatch]:
         """Gradient caching (arXiv 2101.06983): contrast the rows of all micro-batches of a step.
@@ -98,7 +91,7 @@ class LanguageObjective(nn.Module):
             found = [self._vectors(self._states(batch), batch) for batch in batches]
         vectors = {n: torch.cat([part[n] for part in found]).requires_grad_() for n in found[0]}
         terms, facts = self._contrasts(vectors, batches)
-        contrasts = _sum(terms)
+        contrasts = total(terms)
         whole = torch.autograd.grad(contrasts, list(vectors.values()))
         sizes = [len(batch.user_B) for batch in batches]
         split = (torch.split(len(batches) * part, sizes) for part in whole)
@@ -165,7 +158,7 @@ class LanguageObjective(nn.Module):
         return branch_scores(self.model.label_log_probs(states_BTD, batch), batch)
 
 
-def _sum(terms: Parts) -> Tensor:
+def total(terms: Parts) -> Tensor:
     return torch.stack(list(terms.values())).sum()
 
 

@@ -3,7 +3,7 @@
 `adapter_config.json` and `adapter_model.safetensors` load with plain peft. A backbone of which
 every weight was tuned stands there as plain transformers loads it, with its tokenizer.
 `projector.safetensors` holds projector and marker, `items.safetensors` the recommender's item
-table.
+table, `catalogue.safetensors` the catalogue scorer with the key of every item.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,10 +16,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from rsllm.config import BackboneConfig, Experiment, ProjectorConfig, Representation
+from rsllm.config import BackboneConfig, Experiment, Form, ProjectorConfig, Representation
 from rsllm.data.prepared import PreparedData
 from rsllm.errors import CheckpointError, ConfigError
 from rsllm.model.backbone import context_length, load_backbone, load_tokenizer, tunable
+from rsllm.model.catalogue import CatalogueHead, ItemKeys
 from rsllm.model.hybrid import HybridLM, ItemSlots
 from rsllm.model.one_pass import CHECK_TITLES, ranks_in_one_pass
 from rsllm.model.projector import mean_embeddings
@@ -27,8 +28,11 @@ from rsllm.prompts.encode import PromptEncoder
 from rsllm.recommenders.embeddings import ItemEmbeddings
 
 PROJECTOR = "projector.safetensors"
+CATALOGUE = "catalogue.safetensors"
 ADAPTER = "adapter_model.safetensors"
-_LLM_PREFIX, _SLOTS_PREFIX = "llm.", "slots."
+_LLM_PREFIX, _SLOTS_PREFIX, _CATALOGUE_PREFIX = "llm.", "slots.", "catalogue."
+KEYS, TITLES = "keys", "titles"
+"""In the catalogue scorer's file, beside its weights."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +44,8 @@ class LanguageModel:
     source: BackboneConfig
     items: ItemEmbeddings | None = None
     """What the slots project; None for text prompts."""
+    titles_IF: Tensor | None = None
+    """Title vectors, which with the items make the keys of the catalogue scorer."""
 
 
 def build(
@@ -50,29 +56,41 @@ def build(
     items: ItemEmbeddings | None,
     *,
     dtype: torch.dtype,
+    form: Form = "choice",
+    titles_IF: Tensor | None = None,
     seed: int = 0,
     lora: bool = True,
 ) -> LanguageModel:
     """Backbone, fresh LoRA (unless `lora` is off) and, for unified prompts, fresh slots.
+
+    With title vectors it also has a fresh catalogue scorer.
 
     Raises:
         ConfigError: the backbone cannot be loaded, its context is too short for any prompt, or
             its output head cannot score candidates.
     """
     torch.manual_seed(seed)
-    llm = load_backbone(backbone, dtype)
+    llm = load_backbone(backbone, dtype, experiment.backbone.layers)
     tokenizer = load_tokenizer(backbone)
     prompt, positions = experiment.prompt, context_length(llm.config)
     check = PromptEncoder(tokenizer, CHECK_TITLES, prompt, "text", "item", positions)
     one_pass = ranks_in_one_pass(llm, check, backbone)
-    encoder = PromptEncoder(tokenizer, data.titles, prompt, representation, data.domain, positions)
-    slots = None
+    encoder = PromptEncoder(
+        tokenizer, data.titles, prompt, representation, data.domain, positions, form
+    )
+    slots = catalogue = None
     if encoder.slotted:
         if items is None:
             raise ConfigError(f"{representation} prompts need the item table of a recommender")
         slots = _fresh_slots(llm, items, encoder.title_ids, experiment.projector)
-    hybrid = HybridLM(tunable(llm, experiment.backbone) if lora else llm, slots, one_pass=one_pass)
-    return LanguageModel(hybrid, encoder, experiment.backbone, items if slots else None)
+    if titles_IF is not None:
+        known_XE = None if slots is None else slots.items_IE
+        keys = ItemKeys(known_XE, titles_IF, data.catalogue, experiment.catalogue)
+        catalogue = CatalogueHead(keys, llm.get_input_embeddings().weight.shape[1])
+    llm = tunable(llm, experiment.backbone) if lora else llm
+    hybrid = HybridLM(llm, slots, catalogue, one_pass=one_pass)
+    kept = items if slots else None
+    return LanguageModel(hybrid, encoder, experiment.backbone, kept, titles_IF)
 
 
 def _fresh_slots(
@@ -103,6 +121,47 @@ def save(model: LanguageModel, tensors: Mapping[str, Tensor], folder: Path) -> N
     if model.items is not None:
         save_file(slots, folder / PROJECTOR)
         model.items.save(folder)
+    if (head := model.hybrid.catalogue) is not None and model.titles_IF is not None:
+        trained = _without_prefix(tensors, _CATALOGUE_PREFIX)
+        head.load_state_dict(trained)
+        save_catalogue(head.keys, trained, model.titles_IF, folder)
+
+
+def save_catalogue(
+    keys: ItemKeys, trained: Mapping[str, Tensor], titles_IF: Tensor, folder: Path
+) -> None:
+    """Write weights of a catalogue scorer, the keys that they make, and the titles' vectors."""
+    with torch.no_grad():
+        keys_IK = keys()[: keys.num_items].contiguous()
+    save_file({**trained, KEYS: keys_IK, TITLES: titles_IF}, folder / CATALOGUE)
+
+
+def load_keys(keys: ItemKeys, folder: Path) -> None:
+    """Load what the keys alone have learned.
+
+    Raises:
+        CheckpointError: the file is damaged, or of other items.
+    """
+    try:
+        _load_catalogue(keys, keys, load_file(folder / CATALOGUE), folder)
+    except (OSError, SafetensorError, KeyError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{folder / CATALOGUE} is damaged: {error}; train it again"
+        ) from error
+
+
+def title_vectors(folder: Path) -> Tensor | None:
+    """The title vectors of a tuned model that has a catalogue scorer. [I, F].
+
+    Raises:
+        CheckpointError: its file is damaged.
+    """
+    if not (folder / CATALOGUE).exists():
+        return None
+    try:
+        return load_file(folder / CATALOGUE)[TITLES]
+    except (OSError, SafetensorError, KeyError) as error:
+        raise CheckpointError(f"{folder / CATALOGUE} is damaged: {error}; train it again") from None
 
 
 def load(model: LanguageModel, folder: Path) -> None:
@@ -119,10 +178,30 @@ def load(model: LanguageModel, folder: Path) -> None:
             model.hybrid.llm.load_state_dict(weights)
         if model.hybrid.slots is not None and (folder / PROJECTOR).exists():
             model.hybrid.slots.load_state_dict(load_file(folder / PROJECTOR))
+        if model.hybrid.catalogue is not None and (folder / CATALOGUE).exists():
+            head = model.hybrid.catalogue
+            _load_catalogue(head, head.keys, load_file(folder / CATALOGUE), folder)
     except (OSError, SafetensorError, RuntimeError, ConfigError) as error:
         raise CheckpointError(
             f"{folder} does not fit this model or is damaged: {error}; train it again"
         ) from error
+
+
+def _load_catalogue(
+    module: CatalogueHead | ItemKeys, keys: ItemKeys, tensors: dict[str, Tensor], folder: Path
+) -> None:
+    """The weights, if they are of the same kind of keys, which then must come out as they are."""
+    stored_IK, _ = tensors.pop(KEYS), tensors.pop(TITLES)
+    if stored_IK.shape[1] != keys.width:
+        return  # an earlier stage, whose items had no slots
+    module.load_state_dict(tensors)
+    with torch.no_grad():
+        fresh_IK = keys()[: keys.num_items]
+    if fresh_IK.shape != stored_IK.shape or not torch.allclose(fresh_IK, stored_IK, atol=1e-4):
+        raise CheckpointError(
+            f"{folder / CATALOGUE} holds keys of other items than these; prepare the data as it was"
+            " trained on"
+        )
 
 
 def _load_adapter(llm: Any, folder: Path) -> None:

@@ -104,15 +104,16 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""
-        return cast(Batch, _move(self, device))
+        return cast(Batch, moved(self, device))
 
 
-def _move(value: Any, device: torch.device) -> Any:
+def moved(value: Any, device: torch.device) -> Any:
+    """A tensor, or a dataclass with all of its tensors, on another device."""
     if isinstance(value, Tensor):
         return value.to(device)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = dataclasses.fields(value)
-        return type(value)(**{f.name: _move(getattr(value, f.name), device) for f in fields})
+        return type(value)(**{f.name: moved(getattr(value, f.name), device) for f in fields})
     return value
 
 
@@ -149,7 +150,7 @@ def collate(
     branch_BT, position_BT = layout.tokens()
     state_U, label_state_N, label_branch_N = layout.links()
     return Batch(
-        ids_BT=_padded(inputs, layout.width, encoder.terminator),
+        ids_BT=padded(inputs, layout.width, encoder.terminator),
         item_BT=_slots(prompts, [row.table * len(title_keys) for row in rows], layout.width),
         branch_BT=branch_BT,
         position_BT=position_BT,
@@ -170,7 +171,7 @@ def collate(
         slot_B=torch.tensor([row.table * len(title_keys) + row.target for row in rows]),
         user_B=torch.tensor([row.user for row in rows]),
         title_B=torch.as_tensor(title_keys[[row.target for row in rows]], dtype=torch.long),
-        past_BH=_padded(past, max(map(len, past)), PADDING),
+        past_BH=padded(past, max(map(len, past)), PADDING),
         tokens_per_batch=tokens_per_batch or answer_tokens([row.target for row in rows], encoder),
     )
 
@@ -211,7 +212,7 @@ class _Layout:
         """
         segments = range(self.length_BS.shape[1])
         branches = [np.repeat(segments, length_S) for length_S in self.length_BS]
-        branch_BT = _padded(branches, self.width, PADDING)
+        branch_BT = padded(branches, self.width, PADDING)
         prompt_B1 = self.length_BS[:, :1]
         shift_BS = np.maximum(self.start_BS - prompt_B1, 0)
         shift_BT = np.take_along_axis(shift_BS, branch_BT.numpy(), axis=1)
@@ -247,7 +248,8 @@ def _starts(lengths: Ints) -> Ints:
     return np.asarray(lengths.cumsum(-1) - lengths)
 
 
-def _padded(lists: Sequence[Sequence[int] | Ints], width: int, fill: int) -> Tensor:
+def padded(lists: Sequence[Sequence[int] | Ints], width: int, fill: int) -> Tensor:
+    """Lists of numbers as rows of a matrix, `fill` behind each."""
     out = np.full((len(lists), width), fill, dtype=np.int64)
     for row, values in enumerate(lists):
         out[row, : len(values)] = values
@@ -264,7 +266,7 @@ def _targets(rows: Sequence[Row], encoder: PromptEncoder, size: int) -> tuple[It
 
 def _slots(prompts: Sequence[Prompt], first: Sequence[int], width: int) -> Tensor:
     """Items at their slots, counted from where each row's item table starts."""
-    item_BT = _padded([prompt.tokens.items for prompt in prompts], width, NO_ITEM)
+    item_BT = padded([prompt.tokens.items for prompt in prompts], width, NO_ITEM)
     return torch.where(item_BT >= 0, item_BT + torch.tensor(first)[:, None], item_BT)
 
 
@@ -278,7 +280,7 @@ def items_alone(items: Sequence[Tokens], fill: int) -> Items:
     width = max(len(tokens) for tokens in items)
     lengths_G1 = torch.tensor([[len(tokens)] for tokens in items])
     return Items(
-        ids_GL=_padded([tokens.ids for tokens in items], width, fill),
-        item_GL=_padded([tokens.items for tokens in items], width, NO_ITEM),
+        ids_GL=padded([tokens.ids for tokens in items], width, fill),
+        item_GL=padded([tokens.items for tokens in items], width, NO_ITEM),
         mask_GL=torch.arange(width) < lengths_G1,
     )

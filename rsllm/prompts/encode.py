@@ -18,7 +18,7 @@ from itertools import accumulate
 from string import ascii_uppercase
 from typing import Any
 
-from rsllm.config import SLOTTED, Domain, PromptConfig, Representation
+from rsllm.config import SLOTTED, Domain, Form, PromptConfig, Representation
 from rsllm.errors import ConfigError, DataError
 from rsllm.prompts.templates import SEPARATOR, Answer, templates
 
@@ -63,12 +63,24 @@ class Prompt:
     """Position of each candidate's last token: its slot, or the last of its name."""
 
 
+@dataclass(frozen=True, slots=True)
+class History:
+    """A history prompt: items alone, oldest first."""
+
+    tokens: Tokens
+    starts: list[int]
+    """Position of each item's first token."""
+    ends: list[int]
+    """Position of each item's last token: its slot, or the last of its name."""
+
+
 class PromptEncoder:
     """Encodes rows of a catalogue for one tokenizer, item representation and domain.
 
     Attributes:
         representation: how items are written.
         slotted: whether that has slots.
+        form: of its prompts: a choice among candidates, or a history that the next title follows.
         title_ids: ids of each item's name: its title, or under `index` its number.
         terminator: id of the newline that ends a title.
         ending: what ends an answer: the terminator, or nothing after a letter.
@@ -90,8 +102,10 @@ class PromptEncoder:
         representation: Representation,
         domain: Domain,
         positions: int = UNLIMITED,
+        form: Form = "choice",
     ) -> None:
-        self.tokenizer, self.config, self.positions = tokenizer, config, positions
+        self.tokenizer, self.config, self.form = tokenizer, config, form
+        self.positions = positions
         self._room = positions - config.max_title_tokens - 1
         if self._room < FEWEST:
             raise ConfigError(
@@ -124,7 +138,9 @@ class PromptEncoder:
     ) -> PromptEncoder:
         """The same for another catalogue, or with its items written in another way."""
         written = written or self.representation
-        return PromptEncoder(self.tokenizer, titles, self.config, written, domain, self.positions)
+        return PromptEncoder(
+            self.tokenizer, titles, self.config, written, domain, self.positions, self.form
+        )
 
     def _tokenize(self, names: Sequence[str]) -> tuple[list[list[int]], int]:
         lead = _title_lead(self.tokenizer)
@@ -171,11 +187,11 @@ class PromptEncoder:
             ConfigError: more candidates than letters, or the candidates alone do not fit.
         """
         opening, choice, question = self._text(template, len(candidates))
-        runs = [self._choices[item] for item in candidates]
+        runs = [self._choices[item] for item in self._listed(candidates)]
         if self._letters is not None:
             runs = self._letters.before(runs)
         fixed = len(opening) + len(choice) + len(question)
-        fixed += sum([len(run.ids) for run in runs]) - len(self._separator)
+        fixed += max(0, sum([len(run.ids) for run in runs]) - len(self._separator))
         tokens = Tokens.of(opening)
         self._join(self._newest(history, fixed), tokens)
         span = (len(opening), len(tokens))
@@ -184,16 +200,37 @@ class PromptEncoder:
         tokens += Tokens.of(question)
         return Prompt(tokens, span, ends)
 
+    def history(self, items: Sequence[int], template: int) -> History:
+        """Encode a history alone; the oldest items are dropped whole until it fits.
+
+        The tokens up to an item's last one are those of the prompt that ends there.
+
+        Raises:
+            ConfigError: not even the last item fits.
+        """
+        opening, _, _ = self._text(template, 0)
+        runs = self._newest(items, len(opening))
+        tokens = Tokens.of(opening)
+        ends = self._join(runs, tokens)
+        starts = [len(opening), *(end + 1 + len(self._separator) for end in ends[:-1])]
+        return History(tokens, starts, ends)
+
     def length(self, history: Sequence[int], candidates: Sequence[int], template: int) -> int:
         """Tokens of a prompt, but for the letters that all have alike."""
         text = sum(map(len, self._text(template, len(candidates))))
         past = sum(len(self._past[item].ids) for item in history)
-        listed = sum(len(self._choices[item].ids) for item in candidates)
+        listed = sum(len(self._choices[item].ids) for item in self._listed(candidates))
         return min(text + past + listed - 2 * len(self._separator), self.max_tokens)
+
+    def _listed(self, candidates: Sequence[int]) -> Sequence[int]:
+        """Of the candidates, those that stand in the prompt: all, or none in a history prompt."""
+        return candidates if self.form == "choice" else ()
 
     def _text(self, template: int, num_candidates: int) -> tuple[list[int], list[int], list[int]]:
         """What stands before the history, before the candidates and before the answer."""
         text = self.templates[template % len(self.templates)]
+        if self.form == "history":
+            return self.prefix + self._segment(text["opening"]), [], self._separator
         choice = text["choice"].replace("{num_candidates}", str(num_candidates))
         question = self._segment(text["question"])
         if self._letters is not None:
@@ -203,7 +240,7 @@ class PromptEncoder:
     def _join(self, runs: Sequence[Tokens], tokens: Tokens) -> list[int]:
         """Append items, separators between; returns the position of each one's last token."""
         ids, items, ends = tokens.ids, tokens.items, []
-        gap = len(self._separator)
+        gap = len(self._separator) if runs else 0
         for run in runs:
             ids += run.ids
             items += run.items

@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 
 from rsllm.config import StageConfig
+from rsllm.data.histories import Histories
 from rsllm.data.prepared import PreparedData
 from rsllm.data.sequences import Rows, draw_candidates, row_keys
 from rsllm.evaluate.rank import decision
 from rsllm.prompts.collate import Batch, Row, answer_tokens, collate
 from rsllm.prompts.encode import PromptEncoder
+from rsllm.prompts.histories import HistoryBatch, Whole, collate_histories
 
 GOLDEN_RATIO = (5**0.5 - 1) / 2
 POOL_STEPS = 16
@@ -45,11 +47,92 @@ class TrainingSet:
             for i, (template, table) in enumerate(chosen)
         ]
 
+    @property
+    def num_users(self) -> int:
+        """Whose rows they are."""
+        return len(np.unique(self.rows.user_R))
+
+    def __len__(self) -> int:
+        """Rows of an epoch."""
+        return len(self.rows)
+
+    def micro_batches(
+        self, rows: Sequence[Row], parts: Sequence[Sequence[Row]], all_branches: bool, world: int
+    ) -> list[Any]:
+        """One worker's `parts` of a step's rows, encoded."""
+        tokens = answer_tokens([row.target for row in rows], self.encoder)
+        return [
+            collate(
+                own,
+                self.encoder,
+                self.data.catalogue.title_keys_I,
+                all_branches=all_branches,
+                tokens_per_batch=tokens / (world * len(parts)),
+            )
+            for own in parts
+        ]
+
     def length(self, row: Row, all_branches: bool) -> int:
         """Tokens of a row, in its prompt and its branches."""
         answers = self.encoder.answers(row.candidates) if all_branches else []
         branches = sum(len(answer + self.encoder.ending) - 1 for answer in answers)
         return branches + self.encoder.length(row.history, row.candidates, row.template)
+
+
+@dataclass(frozen=True, slots=True)
+class HistorySet:
+    """The training sequences of one data set as history prompts, and its weight in the mixture."""
+
+    data: PreparedData
+    histories: Histories
+    encoder: PromptEncoder
+    weight: float
+    folds: int = 0
+    """See `TrainingSet`."""
+    sampled: bool = False
+    """Whether items are told from those of the same step only."""
+
+    def decisions(self, places: Sequence[tuple[int, int]], seed: int) -> list[Row]:
+        """Windows at (epoch, number), as histories and what came next."""
+        return window_rows(self.histories, places, seed, self.folds)
+
+    @property
+    def num_users(self) -> int:
+        """Whose sequences they are."""
+        return len(np.unique(self.histories.user_S))
+
+    def __len__(self) -> int:
+        """Windows of an epoch."""
+        return len(self.histories)
+
+    def micro_batches(
+        self, rows: Sequence[Row], parts: Sequence[Sequence[Row]], all_branches: bool, world: int
+    ) -> list[Any]:
+        """One worker's `parts` of a step's windows, encoded."""
+        counts_I, number = self.data.catalogue.counts_I, world * len(parts)
+        whole = Whole.of(rows, self.encoder, counts_I, sampled=self.sampled, parts=number)
+        return [collate_histories(own, self.encoder, len(counts_I), whole) for own in parts]
+
+    def length(self, row: Row, all_branches: bool) -> int:
+        """Tokens of a prompt."""
+        return self.encoder.length(row.history, (), row.template)
+
+
+def window_rows(
+    histories: Histories, places: Sequence[tuple[int, int]], seed: int, folds: int
+) -> list[Row]:
+    """Windows at (epoch, number), as histories and what came next."""
+    return [
+        Row(
+            history=items[:-1].tolist(),
+            candidates=(),
+            target=int(items[-1]),
+            user=user,
+            template=int(key >> np.uint64(48)),
+            table=1 + user % folds if folds else 0,
+        )
+        for user, items, key in histories.windows(places, seed)
+    ]
 
 
 class StepBatches:
@@ -65,7 +148,7 @@ class StepBatches:
     def __init__(
         self,
         stage: StageConfig,
-        sets: Sequence[TrainingSet],
+        sets: Sequence[TrainingSet | HistorySet],
         text: PromptEncoder | None = None,
         *,
         rank: int,
@@ -86,27 +169,18 @@ class StepBatches:
         loss = self.stage.loss
         return loss.gamma > 0 and loss.scorer == "likelihood"
 
-    def __call__(self, step: int) -> list[Batch]:
+    def __call__(self, step: int) -> list[Batch | HistoryBatch]:
         """The worker's micro-batches of a step."""
         seed, accumulation = self.stage.seed, self.stage.accumulation
         number, own_step = mixed_step(seed, step, [part.weight for part in self.sets])
         part, (pool, place) = self.sets[number], divmod(own_step, POOL_STEPS)
-        rows, encoder = _pool(self, number, pool)[place], part.encoder
+        rows = _pool(self, number, pool)[place]
         if self.text and text_only(seed, step, self.stage.steps):
-            encoder = self.text
-        tokens = answer_tokens([row.target for row in rows], encoder)
-        return [
-            collate(
-                own,
-                encoder,
-                part.data.catalogue.title_keys_I,
-                all_branches=self.all_branches,
-                tokens_per_batch=tokens / (self.world * accumulation),
-            )
-            for own in shares(rows, self.rank, self.world, accumulation)
-        ]
+            part = replace(part, encoder=self.text)
+        own = shares(rows, self.rank, self.world, accumulation)
+        return part.micro_batches(rows, own, self.all_branches, self.world)
 
-    def in_turn(self, start: int) -> Iterator[list[Batch]]:
+    def in_turn(self, start: int) -> Iterator[list[Batch | HistoryBatch]]:
         """The batches of a step and of all after it, each made when it is asked for."""
         return map(self, range(start, self.stage.steps))
 
@@ -116,7 +190,7 @@ def _pool(batches: StepBatches, number: int, pool: int) -> list[list[Row]]:
     """The global batches of a pool of steps of one set, each of rows of similar length."""
     stage, part = batches.stage, batches.sets[number]
     steps = range(pool * POOL_STEPS, min((pool + 1) * POOL_STEPS, stage.steps))
-    size, num_rows = stage.batch_size, len(part.rows)
+    size, num_rows = stage.batch_size, len(part)
     rows = part.decisions(
         [at for step in steps for at in step_rows(stage.seed, step, size, num_rows)], stage.seed
     )

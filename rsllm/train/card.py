@@ -15,7 +15,7 @@ from rsllm.evaluate.metrics import BUCKETS
 from rsllm.evaluate.report import rendered
 from rsllm.evaluate.statistics import Estimate, mean_interval
 from rsllm.settings import to_dict
-from rsllm.train.batches import TrainingSet
+from rsllm.train.batches import HistorySet, TrainingSet
 from rsllm.train.checkpoints import State
 from rsllm.train.launch import Assignment
 from rsllm.train.stages import LanguageTask
@@ -55,7 +55,7 @@ def write_card(
         start=f"artifact {Path(assignment.start).name}" if assignment.start else "the backbone",
         slots=inputs["recommender"] and f"{experiment.recommender.model} ({inputs['recommender']})",
         settings=to_dict(task.stage),
-        scorer=task.stage.loss.ranks_by,
+        scorer=task.stage.ranks_by,
         num_candidates=experiment.data.num_candidates,
         data=[_described(part) for part in task.batches.sets],
         validated=_validated(end, n),
@@ -71,12 +71,12 @@ def write_card(
     (folder / CARD).write_text(card, encoding="utf-8")
 
 
-def _described(part: TrainingSet) -> dict[str, Any]:
+def _described(part: TrainingSet | HistorySet) -> dict[str, Any]:
     source, raw = part.data.config["source"], part.data.facts["inputs"]["raw"]
     return {
         "name": source if source in ASSETS else Path(source).name,
         "key": part.data.path.name,
-        "users": len(np.unique(part.rows.user_R)),
+        "users": part.num_users,
         "licence": _licence(source),
         "files": {name: digest for files in raw.values() for name, digest in files.items()},
     }

@@ -18,7 +18,6 @@ from rsllm.prompts.encode import NO_ITEM
 
 PROBE_ROWS = 4
 SLOT_SCALE, SLOT_ATTENTION = "health/slot_scale", "health/slot_attention"
-SHARE = "health/gradient_share/"
 DOUBTS = {
     "health/loss_peak": (0, 3, "the loss rose to {value:.2g} times its median: a spike"),
     SLOT_SCALE: (0.1, 30, "slots are {value:.2g} times as long as tokens; see projector.scale"),
@@ -26,36 +25,34 @@ DOUBTS = {
     SLOT_ATTENTION: (0.1, math.inf, "slots get {value:.2g} times the attention of other tokens"),
     "contrast/target_accuracy": (0, 0.95, "the target contrast is solved: alpha has no leverage"),
     "contrast/(target|user)_cosine": (-1, 0.95, "{} vectors collapse (cosine {value:.2f})"),
-    f"{SHARE}(.*)": (0.01, 1, "{} makes {value:.1%} of the gradient: its weight hardly matters"),
 }
 """Of a reported quantity: the least and the most that is sound, and what to say otherwise."""
 
 
-def health(objective: LanguageObjective, trained: Batch, plain: Batch) -> dict[str, float]:
+def health(objective: LanguageObjective, batch: Batch) -> dict[str, float]:
     """What a validation reports beside its metrics. Every rank must call it, under ZeRO 3.
 
     Args:
-        trained: probe rows as the stage trains on them.
-        plain: the same rows with one branch each.
+        batch: probe rows with one branch each.
 
     Returns:
         `slot_scale`: mean length of slot vectors over that of token vectors. `slot_spread`: in how
         many directions slots vary, over those of the recommender's vectors. `slot_attention`:
         what share of its attention the last prompt token pays to slots, mean over layers and
-        heads, over the share of tokens that are slots; 1 is no preference. (Both only where
-        prompts have slots.) `gradient_share/LOSS`: the length of each weighted loss's gradient at
-        the final states, over the sum of all.
+        heads, over the share of tokens that are slots; 1 is no preference. Nothing where prompts
+        have no slots.
     """
     objective.eval()
-    found = {SHARE + name: share for name, share in _gradient_shares(objective, trained).items()}
-    if (slots := objective.model.slots) is not None:
-        with torch.no_grad(), objective.precision(plain):
-            found[SLOT_SCALE] = _slot_scale(objective, plain)
-            item_N = plain.item_BT[plain.item_BT >= 0]
-            vectors_NE, slots_ND = slots.items_IE[item_N], slots.projected(item_N)
-            found["health/slot_spread"] = directions(slots_ND) / directions(vectors_NE)
-            found[SLOT_ATTENTION] = _slot_attention(objective, plain)
-    return found
+    if (slots := objective.model.slots) is None:
+        return {}
+    with torch.no_grad(), objective.precision(batch):
+        item_N = batch.item_BT[batch.item_BT >= 0]
+        vectors_NE, slots_ND = slots.items_IE[item_N], slots.projected(item_N)
+        return {
+            SLOT_SCALE: _slot_scale(objective, batch),
+            "health/slot_spread": directions(slots_ND) / directions(vectors_NE),
+            SLOT_ATTENTION: _slot_attention(objective, batch),
+        }
 
 
 def warnings(entry: Mapping[str, float]) -> list[str]:
@@ -66,20 +63,6 @@ def warnings(entry: Mapping[str, float]) -> list[str]:
         for pattern, (low, high, text) in DOUBTS.items()
         if (match := re.fullmatch(pattern, name)) and not low <= value <= high
     ]
-
-
-def _gradient_shares(objective: LanguageObjective, batch: Batch) -> dict[str, float]:
-    with torch.enable_grad(), objective.precision(batch):
-        with torch.no_grad():
-            states_BTD = objective.model.states(batch)
-        states_BTD.requires_grad_()
-        terms, _ = objective.terms(states_BTD, batch)
-        lengths = {
-            name: float(torch.autograd.grad(term, states_BTD, retain_graph=True)[0].float().norm())
-            for name, term in terms.items()
-        }
-    total = sum(lengths.values())
-    return {name: length / total for name, length in lengths.items() if total}
 
 
 def _slot_scale(objective: LanguageObjective, batch: Batch) -> float:

@@ -17,7 +17,7 @@ from rsllm.errors import CheckpointError, ConfigError
 from rsllm.plan import Layout
 from rsllm.runs import Store, unseen, write_json
 
-Stage = Literal["recommender", "stage1", "stage2"]
+Stage = Literal["recommender", "keys", "stage1", "stage2"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,7 +34,10 @@ class Assignment:
     data: str
     backbone: str = ""
     titles: str = ""
-    """Folder of the title vectors that stand for the items of a recommender; empty: ids do."""
+    """Folder of title vectors: they stand for the items of a recommender (empty: ids do), or are a
+    part of the catalogue scorer's keys."""
+    keys: str = ""
+    """Folder of the keys that the catalogue scorer starts from; empty starts at the rule."""
     fold: int | None = None
     """The part of the training users that a cross-fitted recommender does not see."""
     recommender: str = ""
@@ -86,7 +89,7 @@ def work(config: dict[str, Assignment]) -> None:
         with assignment.store.commit(assignment.kind, assignment.inputs) as staging:
             task.export(tensors, staging)
             write_json(staging / "training.json", asdict(state))
-            if assignment.stage != "recommender":
+            if assignment.stage in ("stage1", "stage2"):
                 write_card(staging, assignment, task, state, tensors)
     dist.barrier()
     if assignment.store.remote:
@@ -191,8 +194,8 @@ def _prepare_process(layout: Layout) -> None:
 
 
 def _engine_settings(assignment: Assignment) -> dict[str, Any]:
-    """The recommender is tiny: fp32, and nothing for ZeRO to shard."""
-    if assignment.stage == "recommender":
+    """Recommender and keys are tiny: fp32, and nothing for ZeRO to shard."""
+    if assignment.stage in ("recommender", "keys"):
         return {"zero_stage": 0, "bf16": False}
     compute, layout = assignment.experiment.compute, assignment.layout
     bf16 = layout.use_gpu and layout.precision == "bf16"
@@ -207,6 +210,7 @@ def build_task(assignment: Assignment) -> Any:
     from rsllm.model import tuned
     from rsllm.recommenders.embeddings import ItemEmbeddings
     from rsllm.train.forecast import check_launch
+    from rsllm.train.keys import KeysTask
     from rsllm.train.recommender import RecommenderTask
     from rsllm.train.stages import LanguageTask
     from rsllm.train.stream import streamed
@@ -214,20 +218,37 @@ def build_task(assignment: Assignment) -> Any:
     experiment, layout, local = assignment.experiment, assignment.layout, assignment.store.local
     data = PreparedData.open(local(assignment.data))
     if assignment.stage == "recommender":
-        titles = assignment.titles
-        titles_ID = ItemEmbeddings.load(local(titles)).standardised() if titles else None
+        folder = assignment.titles
+        titles_ID = ItemEmbeddings.load(local(folder)).standardised() if folder else None
         return RecommenderTask(experiment, data, titles_ID, assignment.fold)
+    table = assignment.recommender
+    items = ItemEmbeddings.load(local(table)) if table else None
+    titles_IF = (
+        ItemEmbeddings.load(local(assignment.titles)).table_IE if assignment.titles else None
+    )
+    if assignment.stage == "keys":
+        assert titles_IF is not None
+        return KeysTask(experiment, data, items, titles_IF)
     stage = experiment.stage1 if assignment.stage == "stage1" else experiment.stage2
     backbone = backbone_here(assignment.backbone, experiment.backbone.source)
     check_launch(experiment, assignment.stage, backbone, data.titles, layout)
-    bf16, table = layout.precision == "bf16", assignment.recommender
-    items = ItemEmbeddings.load(local(table)) if table else None
+    bf16 = layout.precision == "bf16"
     dtype = torch.bfloat16 if layout.use_gpu and bf16 else torch.float32
     model = tuned.build(
-        experiment, stage.representation, backbone, data, items, dtype=dtype, seed=stage.seed
+        experiment,
+        stage.representation,
+        backbone,
+        data,
+        items,
+        dtype=dtype,
+        form=stage.prompts,
+        titles_IF=titles_IF,
+        seed=stage.seed,
     )
     if assignment.start:
         tuned.load(model, local(assignment.start))
+    if assignment.keys and model.hybrid.catalogue is not None:
+        tuned.load_keys(model.hybrid.catalogue.keys, local(assignment.keys))
     return LanguageTask(
         experiment,
         stage,

@@ -9,6 +9,7 @@ Axes: B rows, C candidates, H history, I items.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +18,33 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from rsllm.config import Experiment, StageConfig
+from rsllm.data.histories import Histories
 from rsllm.data.prepared import PreparedData
+from rsllm.data.sequences import Rows
 from rsllm.evaluate.compare import BUCKET_METRICS, FEWEST_USERS, popularity_buckets
 from rsllm.evaluate.metrics import BUCKETS, rank_metrics, target_ranks
-from rsllm.evaluate.rank import decision, fixed_sample, score_candidates, target_places
+from rsllm.evaluate.rank import (
+    EXPECTED,
+    decision,
+    fixed_sample,
+    named,
+    rank_catalogue,
+    score_candidates,
+    score_catalogue,
+    target_places,
+)
 from rsllm.evaluate.statistics import mean_interval
 from rsllm.model import tuned
+from rsllm.model.history import HistoryObjective
 from rsllm.model.objective import LanguageObjective
 from rsllm.prompts.collate import Batch, collate
-from rsllm.train.batches import StepBatches, TrainingSet, evenly
+from rsllm.prompts.encode import PromptEncoder
+from rsllm.prompts.histories import HistoryBatch
+from rsllm.train.batches import HistorySet, StepBatches, TrainingSet, evenly
 from rsllm.train.engine import Optimization, ParameterGroup, warmup_then_cosine
 from rsllm.train.health import PROBE_ROWS, health, warnings
 
-Stream = Callable[[StepBatches, int], Iterator[list[Batch]]]
+Stream = Callable[[StepBatches, int], Iterator[list[Batch | HistoryBatch]]]
 """Makes the batches of a step and of all after it."""
 
 
@@ -58,28 +73,44 @@ class LanguageTask:
         self.experiment, self.stage, self.data, self.model = experiment, stage, data, model
         self.name, self.seed = name, stage.seed
         folds = len(model.items.fold_tables) if model.items else 0
-        sets = [TrainingSet(data, data.rows("train"), model.encoder, 1.0, folds)]
+        sets = [self._set(data, model.encoder, 1.0, folds)]
         for other, weight in mixture:
             encoder = model.encoder.of(other.titles, other.domain)
-            sets.append(TrainingSet(other, other.rows("train"), encoder, weight))
+            sets.append(self._set(other, encoder, weight))
         text = model.encoder.of(data.titles, data.domain, "text") if stage.curriculum else None
         rank, world = dist.get_rank(), dist.get_world_size()
         self.batches, self._stream = StepBatches(stage, sets, text, rank=rank, world=world), stream
         held_out = data.rows("validation")
         self.validation = fixed_sample(held_out, experiment.evaluation.validation_rows)
         self.rows_per_step, self.steps = stage.batch_size, stage.steps
-        objective = LanguageObjective(model.hybrid, stage.loss, autocast=autocast)
-        self.objective: nn.Module = objective
+        look_ahead: Callable[[Sequence[Any]], Sequence[Any]] = list
+        self.objective: nn.Module
+        if stage.prompts == "history":
+            self.objective = HistoryObjective(model.hybrid, stage.loss, autocast=autocast)
+        else:
+            self.objective = LanguageObjective(model.hybrid, stage.loss, autocast=autocast)
+            look_ahead = self.objective.look_ahead if stage.gradient_caching else list
         self.optimization = Optimization(
             groups=_parameter_groups(model, stage),
             schedule=warmup_then_cosine(stage.steps, round(stage.warmup_share * stage.steps)),
             micro_batch=stage.batch_size // (world * stage.accumulation),
             accumulation=stage.accumulation,
             max_gradient_norm=stage.max_gradient_norm,
-            look_ahead=objective.look_ahead if stage.gradient_caching else list,
+            look_ahead=look_ahead,
         )
 
-    def feed(self, start: int) -> Iterator[list[Batch]]:
+    def _set(
+        self, data: PreparedData, encoder: PromptEncoder, weight: float, folds: int = 0
+    ) -> TrainingSet | HistorySet:
+        """The training rows of one data set, in the form of the stage's prompts."""
+        stage, rows = self.stage, data.rows("train")
+        if stage.prompts == "choice":
+            return TrainingSet(data, rows, encoder, weight, folds)
+        histories = Histories.of(rows, self.experiment.prompt.history_items)
+        sampled = stage.loss.negatives == "batch"
+        return HistorySet(data, histories, encoder, weight, folds, sampled)
+
+    def feed(self, start: int) -> Iterator[list[Batch | HistoryBatch]]:
         """This worker's micro-batches of a step and of all after it."""
         return self._stream(self.batches, start)
 
@@ -93,25 +124,41 @@ class LanguageTask:
         Beside them: how many titles and history items were cut so far for want of room, and signs
         of health.
         """
-        assert isinstance(objective, LanguageObjective)
+        assert isinstance(objective, LanguageObjective | HistoryObjective)
         world, total = dist.get_world_size(), len(self.validation)
         padded = np.resize(np.arange(total), -(-total // world) * world)
-        own = self.validation.take(padded[dist.get_rank() :: world])
-        encoder, scorer = self.model.encoder, self.stage.loss.ranks_by
-        size = self.experiment.evaluation.batch_size
-        scores_RC = score_candidates(objective, own, encoder, self.data, scorer, batch_size=size)
+        found = self._ranked(objective, self.validation.take(padded[dist.get_rank() :: world]))
         dropped = self.batches.num_dropped_items
         gathered: list[Any] = [None] * world
-        dist.all_gather_object(gathered, (target_ranks(scores_RC, target_places(own)), dropped))
-        found, counts = zip(*gathered, strict=True)
-        ranks = np.zeros(total, dtype=np.int64)
-        ranks[padded] = np.stack(found, axis=1).ravel()
+        dist.all_gather_object(gathered, (found, dropped))
+        parts, counts = zip(*gathered, strict=True)
+        of_rows = {}
+        for name in found:
+            of_rows[name] = np.empty(total)
+            of_rows[name][padded] = np.stack([part[name] for part in parts], axis=1).ravel()
         cut = sum(part.encoder.num_cut_titles for part in self.batches.sets)
         cuts = {"prompts/cut_titles": cut, "prompts/dropped_history_items": sum(counts)}
-        of_rows = rank_metrics(ranks)
         metrics = {name: values.mean() for name, values in of_rows.items()} | cuts
         metrics |= self._by_target(of_rows)
         return {name: float(value) for name, value in metrics.items()} | self._health(objective)
+
+    def _ranked(
+        self, objective: LanguageObjective | HistoryObjective, rows: Rows
+    ) -> dict[str, np.ndarray]:
+        """The metrics of each row: exact expectations over candidate draws where all is scored."""
+        encoder, scorer = self.model.encoder, self.stage.ranks_by
+        size = self.experiment.evaluation.batch_size
+        if isinstance(objective, HistoryObjective):
+            score = partial(score_catalogue, objective, encoder=encoder, batch_size=size)
+            ranked = rank_catalogue(score, [rows], self.data)
+            if expected := named(ranked, EXPECTED):
+                return expected
+            scores_RC = ranked["scores"][0]
+        else:
+            scores_RC = score_candidates(
+                objective, rows, encoder, self.data, scorer, batch_size=size
+            )
+        return rank_metrics(target_ranks(scores_RC, target_places(rows)))
 
     def _by_target(self, of_rows: Mapping[str, np.ndarray]) -> dict[str, float]:
         """How sure the MRR is, and metrics by popularity of the target, for the card."""
@@ -126,16 +173,15 @@ class LanguageTask:
                     found[f"targets/{name}/{metric}"] = of_rows[metric][own_R].mean()
         return found
 
-    def _health(self, objective: LanguageObjective) -> dict[str, float]:
+    def _health(self, objective: LanguageObjective | HistoryObjective) -> dict[str, float]:
         """Of the first validation rows; doubts are printed."""
+        if isinstance(objective, HistoryObjective):
+            return {}
         rows = [decision(self.validation, i) for i in range(min(PROBE_ROWS, len(self.validation)))]
         keys = self.data.catalogue.title_keys_I
         device = next(objective.parameters()).device
-        trained, plain = (
-            collate(rows, self.model.encoder, keys, all_branches=branches).to(device)
-            for branches in (self.batches.all_branches, False)
-        )
-        found = health(objective, trained, plain)
+        batch = collate(rows, self.model.encoder, keys, all_branches=False).to(device)
+        found = health(objective, batch)
         if dist.get_rank() == 0:
             for doubt in warnings(found):
                 print(f"{self.name}: {doubt}", flush=True)
@@ -158,4 +204,20 @@ def _parameter_groups(model: tuned.LanguageModel, stage: StageConfig) -> list[Pa
     for name, group in groups.items():
         for parameter in group.parameters:
             parameter.requires_grad_(stage.trains in ("all", name))
-    return list(groups.values())
+    return [*groups.values(), *_catalogue_groups(model, stage)]
+
+
+def _catalogue_groups(model: tuned.LanguageModel, stage: StageConfig) -> list[ParameterGroup]:
+    """The catalogue scorer's parameters, apart from those that no loss of the stage reaches."""
+    if model.hybrid.catalogue is None:
+        return []
+    used: list[nn.Parameter] = []
+    unused: list[nn.Parameter] = []
+    for name, parameter in model.hybrid.catalogue.named_parameters():
+        weight = {"answer_map": stage.loss.alpha, "state_map": stage.loss.beta}.get(
+            name.split(".")[0], stage.loss.alpha + stage.loss.beta
+        )
+        parameter.requires_grad_(weight > 0)
+        (used if weight > 0 else unused).append(parameter)
+    rate = stage.catalogue_learning_rate
+    return [ParameterGroup(part, rate, stage.weight_decay) for part in (used, unused) if part]

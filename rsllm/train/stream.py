@@ -12,6 +12,7 @@ from ray.data import DataContext, ExecutionResources, TaskPoolStrategy
 
 from rsllm.errors import RsllmError
 from rsllm.prompts.collate import Batch
+from rsllm.prompts.histories import HistoryBatch
 from rsllm.train.batches import POOL_STEPS, StepBatches
 
 _fetched = lru_cache(maxsize=2)(ray.get)
@@ -19,7 +20,9 @@ READY_BYTES = 2**28
 """Of encoded batches that wait in the object store, per worker."""
 
 
-def streamed(batches: StepBatches, start: int, *, cpus: float) -> Iterator[list[Batch]]:
+def streamed(
+    batches: StepBatches, start: int, *, cpus: float
+) -> Iterator[list[Batch | HistoryBatch]]:
     """The batches of a step and of all after it, made ahead by another process with `cpus`.
 
     Each worker streams its own share of every step, so the order is that of the steps whatever

@@ -58,6 +58,7 @@ class Arguments:
 
 FLAGS = {
     "data": "data.source",
+    "layout": "data.layout",
     "backbone": "backbone.source",
     "recommender": "recommender.model",
     "workers": "compute.workers",
@@ -77,6 +78,7 @@ def add_setting_flags(parser: argparse.ArgumentParser, data_sets: Sequence[str] 
         about = f"repeatable (default: {'; '.join(data_sets)}), or another {about}"
     action = "append" if data_sets else "store"
     parser.add_argument("--data", metavar="SOURCE", action=action, help=about)
+    parser.add_argument("--layout", metavar="FILE", help="TOML that describes the raw files")
     add_backbone_flag(parser)
     parser.add_argument(
         "--recommender", metavar="MODEL", help="gru4rec, caser or sasrec, as tuned for the data"

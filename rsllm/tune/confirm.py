@@ -51,9 +51,10 @@ def language_method(name: str, experiment: Experiment, stage: StageConfig, folde
     """What a stage of language-model tuning left in `folder`, as something that ranks."""
     return Method(
         name=name,
-        scorer=stage.loss.ranks_by,
+        scorer=stage.ranks_by,
         experiment=experiment,
         representation=stage.representation,
+        prompts=stage.prompts,
         artifact=str(folder),
     )
 

@@ -1,11 +1,20 @@
-"""Writers of small raw folders, in several layouts."""
+"""Writers of small raw folders, in several layouts, and a plain reader of any."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from rsllm.config import TableConfig
+from rsllm.data import raw, sources
+from rsllm.data.raw import Items, Reject
+from rsllm.data.tables import plan
+
+PLAIN = TableConfig()
 
 INTER_HEADER = "user_id:token\titem_id:token\trating:float\ttimestamp:float"
 ITEM_HEADER = "item_id:token\tmovie_title:token_seq\trelease_year:token\tclass:token_seq"
@@ -63,3 +72,32 @@ def write_lines(path: Path, lines: list[str], encoding: str = "utf-8") -> None:
     """Write lines that end in a newline each."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes("".join(f"{line}\n" for line in lines).encode(encoding))
+
+
+def read(
+    location: Path | str, config: TableConfig = PLAIN
+) -> tuple[Items, list[Any], list[Reject]]:
+    """Items, interactions (user, item id, rating, seconds) and rejects of a location."""
+    data = sources.find(str(location), config)
+    chunks = plan(data.interactions, data.source.interactions)
+    if data.source.items:
+        items = raw.read_items(data.items, data.source.items)
+    else:
+        found = [raw.titles_beside(chunk, data.source.interactions) for chunk in chunks]
+        items = raw.settle_titles(sum(found[1:], found[0]), data.source.interactions)
+    rows: list[Any] = []
+    rejects = list(items.rejects)
+    first: dict[str, int] = {}
+    for chunk in chunks:
+        lines = 0
+        ids = pa.array(items.ids)
+        for part in raw.read_interactions(chunk, data.source.interactions, ids):
+            rows += part.table.to_pylist()
+            start = first.get(chunk.file.name, 0) + 1
+            rejects += [replace(r, line=start + r.line) for r in part.rejects]
+            lines += part.num_lines
+        first[chunk.file.name] = first.get(chunk.file.name, 0) + lines
+    plain = [
+        (row["user"], items.ids[row["item"]], row.get("rating"), row["time"] / 1000) for row in rows
+    ]
+    return items, plain, rejects

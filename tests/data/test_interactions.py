@@ -22,8 +22,8 @@ from rsllm.data.interactions import (
     time_cut,
     user_numbers,
 )
-from rsllm.data.raw import MAX_TIME
 from rsllm.data.sequences import Events
+from rsllm.data.values import MAX_TIME
 
 HASHES = [15049453508330490149, 7695123598714798591, 15049453508330490149]
 lines = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 5), st.integers(0, 3)), min_size=1)

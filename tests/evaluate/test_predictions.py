@@ -195,7 +195,7 @@ def test_files_that_are_none(data: PreparedData, tmp_path: Path) -> None:
         read_predictions(tmp_path / "nowhere.csv", data, "test")
     with pytest.raises(ConfigError, match=r"is no \.csv, \.tsv or \.parquet file"):
         read_predictions(write(table, tmp_path / "mine.txt"), data, "test")
-    with pytest.raises(DataError, match=r"has no column 'score'.*\. It needs user_id, item_id"):
+    with pytest.raises(ConfigError, match=r"has no column 'score'.*\. It needs user_id, item_id"):
         read_predictions(write(table.drop(columns="score"), tmp_path / "a.csv"), data, "test")
     with pytest.raises(DataError, match="has no predictions"):
         read_predictions(write(table.iloc[:0], tmp_path / "b.csv"), data, "test")

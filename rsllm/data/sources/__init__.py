@@ -1,25 +1,39 @@
 """Raw layouts: which files a source has, and what their columns mean.
 
-A new one is a TOML file like those beside this one, and its name in `FILES`. RecBole's atomic files
-(https://recbole.io/docs/user_guide/data/atomic_files.html) and tables whose columns `data.table`
-names say more of themselves and are read here.
+A known one is a TOML file like those beside this one; a user's own may lie anywhere. RecBole's
+atomic files (https://recbole.io/docs/user_guide/data/atomic_files.html) and other tables say more
+of themselves and are read here.
 """
 
+import re
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from dataclasses import fields as fields_of
 from pathlib import Path, PurePosixPath
+from typing import Any
 
-from rsllm.config import Domain, TableConfig
+from rsllm.config import AUTO, Domain, TableConfig
+from rsllm.config.data import UNPRINTED, Split
+from rsllm.data.delimited import fields
+from rsllm.data.dialect import provisional, settle
 from rsllm.data.files import File, Table, find_files
-from rsllm.data.raw import TEXT
-from rsllm.data.tables import columns_of
-from rsllm.errors import ConfigError, DataError
+from rsllm.data.raw import TEXT, setting
+from rsllm.data.tables import check, columns_of, head
+from rsllm.errors import ConfigError
+from rsllm.settings import from_dict, to_dict
 
 FILES = ("movielens", "llara", "lastfm", "steam", "synthetic")
-TITLES = ("movie_title:token_seq", "title:token_seq", "name:token_seq")
-RATING = "rating:float"
-SEPARATORS = {".csv": ",", ".tsv": "\t", ".parquet": "", ".json": "", ".jsonl": ""}
+SUFFIXES = {".csv", ".tsv", ".tab", ".parquet", ".json", ".jsonl", ".ndjson"}
+ROLES: Mapping[str, Sequence[str]] = tomllib.loads(
+    Path(__file__).with_name("roles.toml").read_text()
+)
+OWN = (
+    *("user", "item", "time", "rating", "title", "text", "split", "items", "item_id", "header"),
+    *("missing", "fold_ids", "domain"),
+)
+"""Settings of tables that known layouts say themselves."""
+READING = ("separator", "quote", "escape", "encoding", "time_unit")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +48,7 @@ class Source:
         family: sources of one family hold the same users and must not be mixed.
         marker: a further file that tells this layout from another of the same names.
         timed: whether its times are times; else they are places in a user's sequence.
+        split: how it is split unless the user says so.
     """
 
     name: str
@@ -43,6 +58,7 @@ class Source:
     family: str = ""
     marker: str = ""
     timed: bool = True
+    split: Split = "leave-one-out"
 
     def patterns(self) -> list[str]:
         """The files it needs."""
@@ -51,125 +67,298 @@ class Source:
 
 @dataclass(frozen=True)
 class RawData:
-    """A source and its files."""
+    """A source and its files.
+
+    Attributes:
+        source: with nothing left to find in the files.
+        interactions: files of them.
+        items: files of the titles, if these do not stand beside the interactions.
+        found: what was found by looking, as the settings that would say it, by file.
+        known: whether it is a layout of ours, read as it says.
+    """
 
     source: Source
     interactions: Sequence[File]
     items: Sequence[File]
+    found: Mapping[str, str]
+    known: bool = False
+
+    def reading(self) -> dict[str, Any]:
+        """All that decides what is read, as plain data."""
+        plain = to_dict(self.source)
+        for kind in ("interactions", "items"):
+            (plain[kind] or {}).pop("remedy", None)
+        return plain
 
 
-def _load(file: str) -> Iterator[Source]:
-    facts = tomllib.loads(Path(__file__).with_name(f"{file}.toml").read_text())
-    for entry in facts.pop("source"):
-        tables = {kind: Table(**entry[kind]) for kind in ("interactions", "items") if kind in entry}
-        yield Source(**facts | entry | tables)
-
-
-SOURCES = tuple(source for file in FILES for source in _load(file))
-
-
-def find(location: str, table: TableConfig) -> RawData:
-    """The raw files at a folder, file or URI, by the first layout that fits, or as a table.
+def load(path: Path) -> Iterator[Source]:
+    """The layouts that a TOML file describes.
 
     Raises:
-        ConfigError: there is nothing, nothing of a known layout, or files of several kinds.
-        DataError: RecBole's files without a column of titles.
+        ConfigError: it cannot be read, or says something else than `Source` and `Table` have.
     """
-    for raw in _readings(location, table):
-        if raw:
-            return raw
-    layouts = ", ".join(f"{source.name} ({', '.join(source.patterns())})" for source in SOURCES)
-    raise ConfigError(
-        f"{location} holds no raw data; known layouts: {layouts}, RecBole (*.inter, *.item), or"
-        " tables (.csv, .tsv, .parquet, .json, .jsonl) whose columns data.table names"
-    )
+    try:
+        facts = tomllib.loads(path.read_text("utf-8"))
+        entries = facts.pop("source")
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(f"layout {path} cannot be read ({error}); see README.md") from None
+    for entry in entries if isinstance(entries, list) else [entries]:
+        whole = facts | entry
+        tables = [k for k in ("interactions", "items") if isinstance(whole.get(k), dict)]
+        strip = {"strip_years": whole.get("domain") == "movie"}
+        whole |= {kind: strip | whole[kind] for kind in tables}
+        for told, kind in ((whole, Source), *((whole[name], Table) for name in tables)):
+            known = [field.name for field in fields_of(kind)]
+            if unknown := [name for name in told if name not in known]:
+                raise ConfigError(
+                    f"layout {path} says {unknown[0]!r}; known are {', '.join(known)}"
+                )
+        yield from_dict(Source, whole)
 
 
-def _readings(location: str, table: TableConfig) -> Iterator[RawData | None]:
-    if table == TableConfig():
-        yield from (_known(location, source) for source in SOURCES)
-        yield _recbole(location)
-    yield _any_table(location, table)
+SOURCES = tuple(
+    source for file in FILES for source in load(Path(__file__).with_name(f"{file}.toml"))
+)
 
 
-def _known(location: str, source: Source) -> RawData | None:
+def find(location: str, config: TableConfig, layout: str = "") -> RawData:
+    """The raw files at a folder, file or URI, by the first layout that fits, or as a table.
+
+    Only the beginnings of files are read until their columns are known to be there.
+
+    Raises:
+        ConfigError: there is nothing, nothing of a known layout, files of several kinds, or no
+            column where one is needed.
+    """
+    refused: list[str] = []
+    own = tuple(load(Path(layout).expanduser())) if layout else ()
+    for source in own or SOURCES:
+        if (own or all(getattr(config, n) == getattr(_UNSAID, n) for n in OWN)) and (
+            raw := _known(location, source, config, refused)
+        ):
+            return replace(raw, known=not own and config == _UNSAID)
+    raw = None if own else _recbole(location, config) or _any_table(location, config)
+    if raw:
+        return raw
+    layouts = ", ".join(f"{s.name} ({', '.join(s.patterns())})" for s in own or SOURCES)
+    looks = f"{'; '.join(refused)}. It" if refused else location
+    others = ", RecBole (*.inter, *.item), or tables (.csv, .tsv, .parquet, .json, .jsonl)"
+    raise ConfigError(f"{looks} holds no raw data; known layouts: {layouts}{'' if own else others}")
+
+
+_UNSAID = TableConfig()
+
+
+def _known(
+    location: str, source: Source, config: TableConfig, refused: list[str]
+) -> RawData | None:
+    """The files of a layout; `refused` takes what tells that they only bear its names."""
     found = [find_files(location, pattern) for pattern in source.patterns()]
     if not all(found) or (source.marker and not find_files(location, source.marker)):
         return None
-    return RawData(source, found[0], found[1] if source.items else [])
+    tables = [table for table in (source.interactions, source.items) if table]
+    for table, (file, *_) in zip(tables, found, strict=True):
+        look = provisional(table, file)
+        names = columns_of(file, look)
+        missing = [f"no column {name!r}" for name in look.columns.values() if name not in names]
+        lines = head(file, look.encoding, 100) if table.header else []
+        if lines and not any(len(fields(line, look) or ()) == len(names) for line in lines):
+            missing.append(f"no line of {len(names)} columns at its beginning")
+        if missing and (names or lines):
+            refused.append(f"{file.name} looks like {source.name}, but has {missing[0]}")
+            return None
+    return _settled(source, found[0], found[1] if source.items else [], config)
 
 
-def _recbole(location: str) -> RawData | None:
+def _settled(
+    source: Source, interactions: list[File], items: list[File], config: TableConfig
+) -> RawData:
+    """The source with what its files and the user's settings say."""
+    told, tables, found = told_of(config), list[Table](), dict[str, str]()
+    parts = [
+        (table, files)
+        for table, files in zip(
+            (source.interactions, source.items), (interactions, items), strict=True
+        )
+        if table
+    ]
+    for table, files in parts:
+        table = replace(table, **told)
+        check(files, provisional(table, files[0]))
+    for table, files in parts:
+        settled, seen = settle(replace(table, **told), files)
+        tables.append(settled)
+        if seen:
+            found[files[0].name] = " ".join(_said(name, value) for name, value in seen.items())
+    source = replace(source, interactions=tables[0], items=tables[1] if items else None)
+    return RawData(source, interactions, items, found)
+
+
+def _said(name: str, value: str) -> str:
+    """A setting as the command line says it, with what was noted about it."""
+    names = {mark: name for name, mark in UNPRINTED.items() if len(name) > 2}
+    value, space, note = value.partition(" (") if name == "encoding" else (value, "", "")
+    return f"{setting(name, names.get(value, value) or 'none')}{space}{note}"
+
+
+def told_of(config: TableConfig) -> dict[str, Any]:
+    """The user's settings, as fields of `Table`."""
+    told = {n: getattr(config, n) for n in READING if getattr(config, n) != AUTO}
+    told |= {n: "" for n in ("quote", "escape") if told.get(n) == "none"}
+    if "separator" in told:
+        told["separator"] = UNPRINTED.get(told["separator"], told["separator"])
+    if config.years != AUTO:
+        told["strip_years"] = config.years == "strip"
+    return told | ({"unescape": True} if config.unescape else {})
+
+
+def _recbole(location: str, config: TableConfig) -> RawData | None:
     """Tab-separated files whose header says `name:type`; MovieLens' are known by their name."""
     interactions, items = find_files(location, "*.inter"), find_files(location, "*.item")
     if not interactions or not items:
         return None
-    columns = {"user": "user_id:token", "item": "item_id:token", "time": "timestamp:float"}
-    table = Table(files="*.inter", separator="\t", columns=columns)
-    if RATING in columns_of(interactions[0], table):
-        table = replace(table, columns=columns | {"rating": RATING})
-    found = columns_of(items[0], table)
-    title = next((name for name in TITLES if name in found), None)
-    if title is None:
-        raise DataError(f"{items[0].name} has none of the title columns {', '.join(TITLES)}")
     films = interactions[0].name.startswith("ml-")
-    source = Source(
+    like = replace(config, quote="none") if config.quote == AUTO else config
+    if films and config.time_unit == AUTO:
+        like = replace(like, time_unit="seconds")
+    if not config.rating:
+        rated = [n for n in _columns(interactions[0], config) if _plain(n) == "rating"]
+        like = replace(like, rating=rated[0] if rated else "")
+    raw = _table_data(interactions, items, like, "movie" if films else config.domain)
+    table, family = raw.source.interactions, "movielens" if films else ""
+    source = replace(
+        raw.source,
         name="RecBole",
+        family=family,
         interactions=replace(table, max_rating=5.0) if films else table,
-        items=replace(table, files="*.item", columns={"item": "item_id:token", "title": title}),
-        domain="movie" if films else "item",
-        family="movielens" if films else "",
+        split="user" if films else raw.source.split,
     )
-    return RawData(source, interactions, items)
+    return replace(raw, source=source, known=films and config == _UNSAID)
 
 
 def _any_table(location: str, config: TableConfig) -> RawData | None:
     """One file or a folder of shards; the titles in a table of their own or beside them."""
-    items = _item_files(location, config)
+    files, items = _tables(location), _item_files(location, config)
     taken = {file.path for file in items}
-    files = [file for file in _tables(location) if file.path not in taken]
+    files = [file for file in files if file.path not in taken]
     if not files:
         return None
-    columns = {"user": config.user, "item": config.item, "time": config.time}
-    columns |= {r: c for r, c in (("rating", config.rating), ("split", config.split)) if c}
-    texts = {"title": config.title}
-    texts |= {f"{TEXT} {i}": column for i, column in enumerate(config.text)}
+    if not items and len(files) > 1:
+        names = {file.path: _columns(file, config) for file in files}
+        user = "" if config.user == AUTO else config.user
+        told = [f for f in files if (user or _role("user", names[f.path])) in names[f.path]]
+        others = [f for f in files if f not in told and _role("title", names[f.path])]
+        if told:
+            files, items = [file for file in files if file not in others], others
+    _one_kind(files)
+    _one_kind(items)
+    return _table_data(files, items, config, config.domain)
+
+
+def _table_data(
+    files: list[File], items: list[File], config: TableConfig, domain: Domain
+) -> RawData:
+    """Tables whose columns bear the names that the settings say, or usual ones."""
+    names = _columns(files[0], config)
+    columns = {role: _named(role, names, files[0], config) for role in ("user", "item", "time")}
+    columns |= {r: getattr(config, r) for r in ("rating", "split") if getattr(config, r)}
+    texts = {f"{TEXT} {i}": column for i, column in enumerate(config.text)}
+    item_columns: dict[str, str] = {}
+    if items:
+        of_items = _columns(items[0], config)
+        item = columns["item"] if columns["item"] in of_items else ""
+        item = config.item_id if config.item_id != AUTO else item
+        item = item or _named("item_id", of_items, items[0], config)
+        title = _named("title", of_items, items[0], config)
+        item_columns = {"item": item, "title": title} | texts
+    else:
+        columns |= {"title": _named("title", names, files[0], config)} | texts
+    strip = config.years == "strip" or (config.years == AUTO and domain == "movie")
+    how: dict[str, Any] = {"missing": config.missing, "fold_ids": config.fold_ids}
+    how |= {"header": config.header, "strip_years": strip}
     source = Source(
         name="table",
-        interactions=_table(files, columns if items else columns | texts, config),
-        items=_table(items, {"item": config.item} | texts, config) if items else None,
-        domain=config.domain,
+        interactions=Table(files=files[0].name, columns=columns, **how),
+        items=Table(files=items[0].name, columns=item_columns, **how | {"header": ()})
+        if items
+        else None,
+        domain=domain,
+        split="given" if config.split else "leave-one-out",
     )
-    return RawData(source, files, items)
+    raw, found = _settled(source, files, items, config), dict[str, str]()
+    of_files = [(files[0], columns), *((f, item_columns) for f in items[:1])]
+    for file, held in of_files:
+        roles = {r if held is columns or r != "item" else "item_id": c for r, c in held.items()}
+        new = {r: c for r, c in roles.items() if getattr(config, r, c) == AUTO}
+        said = " ".join(setting(role, column) for role, column in new.items())
+        found[file.name] = f"{said} {raw.found.get(file.name, '')}".strip()
+    return replace(raw, found={name: text for name, text in found.items() if text})
+
+
+def _columns(file: File, config: TableConfig) -> tuple[str, ...]:
+    table = Table(files=file.name, columns={}, **told_of(config))
+    return columns_of(file, replace(provisional(table, file), header=config.header))
+
+
+def _plain(column: str) -> str:
+    """Without case, punctuation and RecBole's type."""
+    return re.sub(r"[\W_]", "", column.partition(":")[0].casefold())
+
+
+def _role(role: str, columns: Sequence[str]) -> str:
+    """The column with the likeliest of a role's usual names, or none."""
+    usual = [*ROLES[role], *(ROLES["item"] if role == "item_id" else ())]
+    by_name = {_plain(column): column for column in reversed(columns)}
+    return next((by_name[_plain(name)] for name in usual if _plain(name) in by_name), "")
+
+
+def _named(role: str, columns: Sequence[str], file: File, config: TableConfig) -> str:
+    """The column that a role has by the settings, or by a usual name.
+
+    Raises:
+        ConfigError: there is none; the message ends in the setting that names it.
+    """
+    told, usual = getattr(config, role), _role(role, columns)
+    if told != AUTO:
+        if told in columns or not columns:
+            return str(told)
+        short = [column for column in columns if column.partition(":")[0] == told]
+        if short:
+            return short[0]
+    elif usual:
+        return usual
+    what = f"no column {told!r}" if told != AUTO else f"none of the usual columns of a {role}"
+    held = f"it has {', '.join(columns)}" if columns else "it is empty"
+    way = setting(role, usual or "COLUMN")
+    if role == "title" and told == AUTO:
+        way += f", or the table that has them: {setting('items', 'FILE')}"
+    raise ConfigError(f"{file.name} has {what}; {held}. Say which: {way}")
 
 
 def _item_files(location: str, config: TableConfig) -> list[File]:
     if not config.items:
         return []
-    for place in (f"{location.rstrip('/')}/{config.items}", config.items):
-        if files := _tables(place):
+    here = location.rstrip("/")
+    for place in (here, here.rpartition("/")[0]):
+        if files := _tables(f"{place}/{config.items}"):
             return files
+    if files := _tables(config.items):
+        return files
     raise ConfigError(f"data.table.items is {config.items}, but there is no such file or folder")
 
 
 def _tables(location: str) -> list[File]:
-    """All files of a known kind that are not hidden."""
-    names = [(file, PurePosixPath(file.name).name) for file in find_files(location, "**")]
-    return [f for f, name in names if f.suffix in SEPARATORS and name[0] not in "._"]
+    """All files of a known kind that are not hidden; one that is named may be of any."""
+    files = find_files(location, "**")
+    names = [(file, PurePosixPath(file.name).name) for file in files]
+    alone = len(files) == 1 and location.rstrip("/").endswith(files[0].name)
+    return [f for f, n in names if (alone or f.suffix in SUFFIXES) and n[0] not in "._"]
 
 
-def _table(files: list[File], columns: dict[str, str], config: TableConfig) -> Table:
+def _one_kind(files: list[File]) -> None:
     kinds = sorted({file.suffix.removeprefix(".") for file in files})
     if len(kinds) > 1:
         raise ConfigError(
             f"{files[0].name} and its neighbours are of several kinds ({', '.join(kinds)}); name"
             " one file, or move the others away"
         )
-    return Table(
-        files=files[0].name,
-        columns=columns,
-        separator=SEPARATORS[files[0].suffix],
-        quoting=True,
-        encoding=config.encoding,
-        time_unit=config.time_unit,
-    )

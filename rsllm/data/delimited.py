@@ -1,0 +1,207 @@
+"""Delimited text. Where a piece has no quote Arrow reads it; where it has one, Python's csv module
+does, which says what is wrong with a record and where the next one begins.
+"""
+
+import csv
+import io
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv as pa_csv
+
+from rsllm.data.files import Chunk, File, Table
+from rsllm.data.pieces import SHOWN, Fault, Piece, binary_table, blocks
+
+RECORD_BYTES = 1 << 20
+"""Longest record of several lines; a quote that does not close costs its line and no more."""
+UNIT_SEPARATOR = "\x1f"
+COUNT, QUOTES = "wrong column count", "broken quotes"
+ONE_LINE = ("user", "item", "time", "rating", "split")
+"""Roles whose values hold no line break."""
+
+
+def spans_lines(file: File, table: Table) -> bool:
+    """Whether some line holds half of a pair of quotes, so that only a reader from the file's
+    beginning knows where its records begin."""
+    quote = table.quote.encode()
+    with file.open() as stream:
+        while block := stream.read(1 << 20):
+            if quote not in block:
+                continue
+            block += stream.readline()
+            if table.escape:
+                block = re.sub(re.escape(table.escape.encode()) + rb".", b"", block)
+            held = np.frombuffer(block, np.uint8)
+            ends, quotes = np.flatnonzero(held == 10), np.flatnonzero(held == quote[0])
+            if (np.searchsorted(quotes, ends) % 2).any() or len(quotes) % 2:
+                return True
+    return False
+
+
+def fields(text: str, table: Table) -> list[str] | None:
+    """The fields of a record; none where its quotes or line ends are broken."""
+    special = (mark for mark in (table.quote, table.escape) if mark)
+    if not any(mark in text for mark in special):
+        return None if "\r" in text.rstrip("\r") else text.rstrip("\r").split(table.separator)
+    separator = table.separator
+    if len(separator) > 1:
+        text, separator = text.replace(separator, UNIT_SEPARATOR), UNIT_SEPARATOR
+    marks: dict[str, Any] = {"delimiter": separator, "escapechar": table.escape or None}
+    quoting = {"quotechar": table.quote} if table.quote else {"quoting": csv.QUOTE_NONE}
+    try:
+        return next(csv.reader([text.rstrip("\r")], strict=True, **marks, **quoting), [])
+    except csv.Error:
+        return None
+
+
+def read_delimited(chunk: Chunk, table: Table, names: Sequence[str]) -> Iterator[Piece]:
+    """The pieces of a chunk, in order; `names` are the columns of its file."""
+    header = chunk.start == 0 and not table.header
+    marks = [mark.encode() for mark in (table.quote, table.escape) if mark]
+    first, skipped, tail = 0, 0, b""
+    for piece in blocks(chunk, table.encoding):
+        if header:
+            piece, skipped = _without_header(piece)
+            first, header = skipped, False
+        piece, tail = tail + piece, b""
+        if any(mark in piece for mark in marks):
+            parsed, tail = _marked(piece, names, table, first)
+        else:
+            parsed = _unmarked(piece, names, table, first)
+        yield replace(parsed, num_lines=parsed.num_lines + skipped)
+        first, skipped = first + parsed.num_lines, 0
+    if tail:
+        yield _marked(tail, names, table, first, last=True)[0]
+
+
+def _without_header(piece: bytes) -> tuple[bytes, int]:
+    """Without the first line that says something, and how many lines that took."""
+    lines = re.match(rb"(?:[ \r]*\n)*[^\n]*\n?", piece)
+    assert lines, "any text begins with a line"
+    return piece[lines.end() :], lines.group().count(b"\n")
+
+
+def _unmarked(piece: bytes, names: Sequence[str], table: Table, first: int) -> Piece:
+    """Lines in which nothing is quoted or escaped."""
+    separator = table.separator
+    num_lines = piece.count(b"\n") + bool(piece and not piece.endswith(b"\n"))
+    numbers: Sequence[int] = range(num_lines)
+    if piece.startswith((b"\n", b"\r\n")) or b"\n\n" in piece or b"\n\r\n" in piece:
+        lines = piece.split(b"\n")
+        numbers = [number for number in numbers if lines[number].strip(b" \r")]
+        piece = b"\n".join([lines[number] for number in numbers])
+    if not numbers:
+        return Piece(binary_table([], table), [], {}, num_lines)
+    if len(separator) > 1:
+        piece = piece.replace(separator.encode(), UNIT_SEPARATOR.encode())
+        separator = UNIT_SEPARATOR
+    if b"\r" in piece:  # Arrow would end a line there: make it one of too many fields
+        piece = re.sub(rb"\r(?!\n|$)", separator.encode() * len(names), piece)
+    broken: dict[int, Fault] = {}
+
+    def refuse(row: Any) -> str:
+        text = row.text.replace(separator * len(names), "\r").replace(separator, table.separator)
+        broken[first + numbers[row.number - 1]] = (COUNT, text[:SHOWN])
+        return "skip"
+
+    reading = pa_csv.ReadOptions(column_names=names, use_threads=False, block_size=len(piece) + 1)
+    parsing = pa_csv.ParseOptions(
+        delimiter=separator, quote_char=False, ignore_empty_lines=False, invalid_row_handler=refuse
+    )
+    converting = pa_csv.ConvertOptions(
+        check_utf8=False,
+        column_types=dict.fromkeys(names, pa.binary()),
+        include_columns=list(table.columns.values()),
+    )
+    rows = pa_csv.read_csv(io.BytesIO(piece), reading, parsing, converting)
+    places: Sequence[int] = range(first, first + num_lines)
+    if broken or len(numbers) < num_lines:
+        places = [first + number for number in numbers if first + number not in broken]
+    broken = {line: fault for line, fault in broken.items() if fault[1].strip(" ")}
+    return Piece(rows.rename_columns(list(table.columns)), places, broken, num_lines)
+
+
+def _marked(
+    piece: bytes, names: Sequence[str], table: Table, first: int, *, last: bool = False
+) -> tuple[Piece, bytes]:
+    """The same with quotes; and what of it is the beginning of a record, unless it is the last."""
+    lines = piece.decode(errors="surrogateescape").removesuffix("\n").split("\n")
+    places = [names.index(column) for column in table.columns.values()]
+    single = [names.index(table.columns[role]) for role in ONE_LINE if role in table.columns]
+    whole: list[list[bytes]] = []
+    numbers: list[int] = []
+    broken: dict[int, Fault] = {}
+    end = 0
+    for start, stop, found in records(lines, table, len(names), single, last=last):
+        end = stop
+        if found == []:
+            continue
+        if found and len(found) == len(names):
+            numbers.append(first + start)
+            whole.append([found[i].encode(errors="surrogateescape") for i in places])
+        else:
+            shown = lines[start].encode(errors="replace").decode()[:SHOWN]
+            torn = not found and table.quote in lines[start]
+            broken[first + start] = (QUOTES if torn else COUNT, shown)
+    left = "\n".join(lines[end:]).encode(errors="surrogateescape")
+    if left and piece.endswith(b"\n"):
+        left += b"\n"
+    return Piece(binary_table(whole, table), numbers, broken, end), left
+
+
+def records(
+    lines: Sequence[str], table: Table, width: int, single: Sequence[int] = (), *, last: bool
+) -> Iterator[tuple[int, int, list[str] | None]]:
+    """Each record's first line, the line after it, and its fields: none if its quotes are broken,
+    no fields if it is blank.
+
+    A record has several lines if its first one holds an odd number of quotes, and the lines up to
+    the next such one make a record of `width` fields, those of `single` in one line. Else it is the
+    first line alone. Unless these are the `last` lines, they end before one that may go on.
+    """
+    start = 0
+    while start < len(lines):
+        line, stop = lines[start], start + 1
+        if not line.strip(" \r"):
+            yield start, stop, []
+        elif not _odd(line, table):
+            yield start, stop, fields(line, table)
+        else:
+            closing = _closing(lines, start, table)
+            if closing is None and not last and _size(lines[start:]) < RECORD_BYTES:
+                return
+            joined = fields("\n".join(lines[start:closing]), table) if closing else None
+            if joined and len(joined) == width and not any("\n" in joined[i] for i in single):
+                stop = closing or stop
+                yield start, stop, joined
+            else:
+                yield start, stop, fields(line, table)
+        start = stop
+
+
+def _odd(line: str, table: Table) -> bool:
+    if not table.quote or table.quote not in line:
+        return False
+    if table.escape:
+        line = re.sub(re.escape(table.escape) + ".", "", line)
+    return line.count(table.quote) % 2 == 1
+
+
+def _closing(lines: Sequence[str], start: int, table: Table) -> int | None:
+    """The line after the next one with an odd number of quotes, if it is near enough."""
+    size = len(lines[start])
+    for place in range(start + 1, len(lines)):
+        size += 1 + len(lines[place])
+        if size > RECORD_BYTES:
+            return None
+        if _odd(lines[place], table):
+            return place + 1
+    return None
+
+
+def _size(lines: Sequence[str]) -> int:
+    return sum(map(len, lines)) + len(lines)

@@ -1,0 +1,169 @@
+"""What files do not say of themselves, found by looking: encoding, separator, quotes, time unit.
+
+Each is read under every candidate, and the one that leaves fewest lines broken is taken. All bytes
+count, so the answer depends neither on the order of the lines nor on the files they stand in.
+"""
+
+import codecs
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import pyarrow as pa
+
+from rsllm.config import AUTO
+from rsllm.data import objects
+from rsllm.data.delimited import fields, records
+from rsllm.data.files import Chunk, File, Table
+from rsllm.data.pieces import blocks
+from rsllm.data.tables import columns_of, head, parquet, read
+from rsllm.data.values import as_text, time_units
+from rsllm.errors import ConfigError
+
+BLOCK_BYTES, HEAD_BYTES = 1 << 20, 1 << 16
+SAMPLE_BYTES = 1 << 18
+SAMPLED_TIMES = 1000
+"""Values of a piece whose unit is looked for."""
+SEPARATORS = {".csv": ",;\t|", ".tsv": "\t,;|", ".tab": "\t,;|"}
+"""What separates fields, the likeliest first, by suffix."""
+QUOTES = (('"', ""), ('"', "\\"), ("", ""))
+"""Quotes with what escapes them, the likeliest first."""
+_CHARACTERS = re.compile(
+    rb"[\xc2-\xdf][\x80-\xbf]|[\xe0-\xef][\x80-\xbf]{2}|[\xf0-\xf4][\x80-\xbf]{3}"
+)
+_NO_ASCII = re.compile(rb"[\x80-\xff]")
+_LINE = re.compile(rb"[^\n]*[\x80-\xff][^\n]*")
+_UNSURE = {b.to_bytes() for b in range(0x80, 0xA0)}
+
+
+def provisional(table: Table, file: File) -> Table:
+    """The table as the beginning of a file has it: enough to read its columns."""
+    if file.suffix == ".parquet":
+        return replace(table, separator="", quote="", escape="", encoding="utf-8")
+    if table.encoding == AUTO:
+        table = replace(table, encoding=_encoding([file], whole=False)[0])
+    if file.suffix in objects.SUFFIXES:
+        return replace(table, separator="", quote="", escape="")
+    quote = '"' if table.quote == AUTO else table.quote
+    table = replace(table, quote=quote, escape="" if table.escape == AUTO else table.escape)
+    if table.separator != AUTO:
+        return table
+    line = "".join(head(file, table.encoding))
+    candidates = SEPARATORS.get(file.suffix, "\t,;|")
+    several = [*candidates, "::"] if "::" in line else [*candidates]
+    counts = [len(fields(line, replace(table, separator=mark)) or ()) for mark in several]
+    return replace(table, separator=several[counts.index(max(counts))])
+
+
+def settle(table: Table, files: Sequence[File]) -> tuple[Table, dict[str, str]]:
+    """The table with nothing left to find, and what was found, by setting.
+
+    What the files do not show, such as an encoding of theirs beyond ASCII, is not found.
+
+    Raises:
+        ConfigError: times that may be of several formats, and mean different times.
+        DataError: a file that cannot be opened.
+    """
+    first, found, noted = provisional(table, files[0]), dict[str, str](), dict[str, str]()
+    if table.separator == AUTO and first.separator:
+        found["separator"] = first.separator
+    if table.encoding == AUTO and files[0].suffix != ".parquet":
+        encoding, shown = _encoding(files)
+        first = replace(first, encoding=encoding)
+        noted = {"encoding": f"{encoding}{shown}"} if shown or encoding == "utf-16" else {}
+    if first.separator and table.quote and AUTO in (table.quote, table.escape):
+        first, marks = _quoting(table, first, files)
+        found |= marks
+    if "time" in table.columns and table.time_unit == AUTO:
+        first = replace(first, time_unit=_time_unit(first, files))
+        found["time_unit"] = first.time_unit
+    return first, found | noted
+
+
+def _quoting(table: Table, first: Table, files: Sequence[File]) -> tuple[Table, dict[str, str]]:
+    """With the quotes and escapes that leave fewest of some lines broken, if there are any."""
+    sample = _first_quoted(files, first)
+    if not sample:
+        return replace(first, quote=first.quote if table.quote != AUTO else ""), {}
+    quotes = [(q, e) for q, e in QUOTES if table.quote in (AUTO, q) and table.escape in (AUTO, e)]
+    width = len(columns_of(files[0], first))
+
+    def broken(marks: tuple[str, str]) -> int:
+        marked = replace(first, quote=marks[0], escape=marks[1])
+        found = (record for _, _, record in records(sample, marked, width, last=True))
+        return sum(record is None or len(record) not in (0, width) for record in found)
+
+    quote, escape = min(quotes or [(first.quote, first.escape)], key=broken)
+    found = {"quote": quote} if table.quote == AUTO else {}
+    found |= {"escape": escape} if table.escape == AUTO and quote else {}
+    return replace(first, quote=quote, escape=escape), found
+
+
+def _encoding(files: Sequence[File], *, whole: bool = True) -> tuple[str, str]:
+    """UTF-8, unless more bytes are none than are; or UTF-16, if the first file says so.
+
+    What is no UTF-8 is windows-1252 where it holds what only that has, or else latin-1. Beside it
+    stands how much of a guess it is.
+    """
+    characters, others, used, first = 0, 0, set[bytes](), b""
+    for number, file in enumerate(files):
+        with file.open() as stream:
+            while block := stream.read(BLOCK_BYTES if whole else HEAD_BYTES):
+                if not number and block.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+                    return "utf-16", ""
+                if not block.isascii():
+                    block += stream.readline()
+                    rest, found = _CHARACTERS.subn(b"", block)
+                    unread = _NO_ASCII.findall(rest)
+                    first = first or (_LINE.findall(rest)[0] if unread else b"")
+                    characters, others = characters + found, others + len(unread)
+                    used |= set(unread)
+                if not whole:
+                    break
+    encoding = "cp1252" if used & _UNSURE else "latin-1"
+    if others <= characters:
+        return "utf-8", f" ({characters:,} letters beyond ASCII)" if characters else ""
+    example = first.decode(encoding, "replace").strip()[:80]
+    return encoding, f" (a guess: {others:,} bytes are no UTF-8, such as in {example!r})"
+
+
+def _first_quoted(files: Sequence[File], table: Table) -> list[str]:
+    """Some lines from the first one on that holds a quote."""
+    for file in files:
+        for block in blocks(Chunk(file), table.encoding):
+            if b'"' in block:
+                start = block.rfind(b"\n", 0, block.index(b'"')) + 1
+                stop = block.find(b"\n", start + SAMPLE_BYTES)
+                some = block[start:] if stop < 0 else block[start : stop + 1]
+                return some.decode(errors="replace").removesuffix("\n").split("\n")
+    return []
+
+
+def _time_unit(table: Table, files: Sequence[File]) -> str:
+    name, left, shown = table.columns["time"], list[str](), ""
+    if files[0].suffix == ".parquet":
+        kind = parquet(files[0]).schema_arrow.field(name).type
+        if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
+            return "milliseconds"
+    for values in _time_samples(replace(table, columns={"time": name}), files):
+        found = list(time_units(values))
+        left = [unit for unit in left if unit in found] or left or found
+        shown = shown or values[0]
+        if len(left) == 1 or "iso8601" in left:
+            return left[0]
+    if len({unit.replace("%B", "%b") for unit in left}) > 1:
+        raise ConfigError(
+            f"{files[0].name} has times such as {shown!r}, which may be {' or '.join(left)}; say"
+            f" which, such as --set 'data.table.time_unit={left[0]}'"
+        )
+    return left[0] if left else "seconds"
+
+
+def _time_samples(table: Table, files: Sequence[File]) -> Iterator[list[str]]:
+    for file in files:
+        stop = parquet(file).num_row_groups if file.suffix == ".parquet" else None
+        for piece in read(Chunk(file, 0, stop), table):
+            column = as_text(piece.columns["time"].combine_chunks(), {})
+            some = column[:: 1 + len(column) // SAMPLED_TIMES].to_pylist()
+            if values := [value for value in some if value]:
+                yield values

@@ -1,0 +1,208 @@
+"""The catalogue scorer: histories and items as vectors of one space, whose cosine ranks.
+
+It ranks by L_UT's own similarity (`rsllm.model.history`) and is an extension of ours: RSLLM
+compares states as they are, over the few targets of a batch. An item's key is made of its
+recommender's vector and its title, without a pass of the language model, so that every item of the
+catalogue is a negative at every position, and one pass of a history ranks them all.
+
+Axes: B histories, M items of a history, N positions, D language-model width, F title width, P parts
+of a key, K key width, I items, J rivals, X rows of the stacked item tables (tables * I).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from rsllm.config import CatalogueConfig
+from rsllm.data.sequences import Catalogue
+from rsllm.prompts.collate import PADDING
+from rsllm.prompts.histories import Asked
+
+SCALARS = 10.0
+"""How much faster the few scalars move than entries of a matrix, in one group of parameters."""
+STATE_SHARE = 0.1
+"""Length of what a state adds to a user's vector at the start, where the shortcut has length 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class EveryContrast:
+    """One contrastive loss over all positions, and what tells whether it has leverage."""
+
+    loss: Tensor
+    accuracy: Tensor
+    """Share of positions whose own item scores highest."""
+    num_negatives: Tensor
+    """Mean number of negatives per position."""
+
+
+class ItemKeys(nn.Module):
+    """The key of every item, and how a user's vector scores it.
+
+    A key starts as the recommender's vector beside the title's, each of unit length, so that the
+    decayed mean of a history's keys starts as a rule that works: similar to what came before, by
+    use and by title.
+
+    Args:
+        items_XE: standardised item vectors of the recommender, one table below the other (see
+            `ItemEmbeddings.standardised`); None where items are titles alone.
+        titles_IF: vectors of titles, of which the cosine says how alike they are.
+        catalogue: how often each item trains, and which have equal titles.
+    """
+
+    base_XK: Tensor
+    popularity_I: Tensor
+    title_keys_I: Tensor
+
+    def __init__(
+        self,
+        items_XE: Tensor | None,
+        titles_IF: Tensor,
+        catalogue: Catalogue,
+        config: CatalogueConfig,
+    ) -> None:
+        super().__init__()
+        self.config, self.num_items = config, len(titles_IF)
+        parts = [titles_IF]
+        if items_XE is not None:
+            parts = [items_XE, titles_IF.repeat(len(items_XE) // len(titles_IF), 1)]
+        self.widths = [part.shape[1] for part in parts]
+        base_XK = torch.cat([F.normalize(part.float(), dim=-1) for part in parts], 1)
+        for name, value in (
+            ("base_XK", base_XK),
+            ("popularity_I", torch.tensor(catalogue.counts_I).float().log1p()),
+            ("title_keys_I", torch.tensor(catalogue.title_keys_I).long()),
+        ):
+            self.register_buffer(name, value, persistent=False)
+        self.turn_KK = nn.Parameter(torch.zeros(self.width, self.width))
+        self.log_gain_P = nn.Parameter(torch.zeros(len(parts)))
+        self.log_scale = nn.Parameter(torch.zeros(1))
+        self.popularity = nn.Parameter(torch.zeros(1))
+
+    @property
+    def width(self) -> int:
+        """Of a key."""
+        return sum(self.widths)
+
+    def forward(self) -> Tensor:
+        """The keys, of unit length. [X, K]."""
+        gain_P = (SCALARS * self.log_gain_P).exp()
+        gain_K = torch.cat([g.expand(w) for g, w in zip(gain_P, self.widths, strict=True)])
+        base_XK = self.base_XK * gain_K
+        return F.normalize(base_XK + base_XK @ self.turn_KK, dim=-1)
+
+    def rows(self, asked: Asked) -> Tensor:
+        """The histories as rows of the item tables; padding stays. [B, M]."""
+        first_B1 = asked.table_B[:, None] * self.num_items
+        return torch.where(asked.past_BM != PADDING, asked.past_BM + first_B1, PADDING)
+
+    def shortcut(self, asked: Asked, keys_XK: Tensor) -> Tensor:
+        """The decayed mean of a history's keys up to each item, of unit length. [B, M, K]."""
+        rows_BM = self.rows(asked)
+        past_BMK = keys_XK[rows_BM.clamp(min=0)] * (rows_BM != PADDING)[..., None]
+        decay_MM = decayed(rows_BM.shape[1], self.config.recency).to(past_BMK)
+        return F.normalize(decay_MM @ past_BMK, dim=-1)
+
+    def scores(
+        self, vectors_NK: Tensor, table_N: Tensor, keys_XK: Tensor, items_J: Tensor
+    ) -> Tensor:
+        """Scores of items for users: scaled cosines, and what popularity says. [N, J].
+
+        Each user is scored by the keys of the own item table.
+        """
+        cosine_NJ = vectors_NK.new_empty(len(vectors_NK), len(items_J))
+        for table in set(table_N.tolist()):
+            own_N = torch.where(table_N == table)[0]
+            keys_JK = keys_XK[items_J + table * self.num_items]
+            cosine_NJ = cosine_NJ.index_copy(0, own_N, vectors_NK[own_N] @ keys_JK.T)
+        scale = (SCALARS * self.log_scale).exp() / self.config.temperature
+        return scale * cosine_NJ + SCALARS * self.popularity * self.popularity_I[items_J]
+
+    def contrast(
+        self, vectors_BMK: Tensor, target_BM: Tensor, keys_XK: Tensor, asked: Asked
+    ) -> EveryContrast:
+        """Cross-entropy of each position's item among the rivals; its sum / `asked.per_batch`.
+
+        Rivals that are drawn count for as many items as they stand for; the target is there with
+        certainty and keeps its score (see `rsllm.recommenders.losses.sampled_softmax`).
+        """
+        prompt_N, place_N = torch.where(target_BM != PADDING)
+        vectors_NK, target_N = vectors_BMK[prompt_N, place_N], target_BM[prompt_N, place_N]
+        own_NJ = asked.rivals_J == target_N[:, None]
+        logits_NJ = self.scores(vectors_NK, asked.table_B[prompt_N], keys_XK, asked.rivals_J)
+        logits_NJ = logits_NJ - asked.log_share_J.masked_fill(own_NJ, 0.0)
+        excluded_NJ = self.excluded(asked, prompt_N, place_N, target_N)
+        logits_NJ = logits_NJ.masked_fill(excluded_NJ, -torch.inf)
+        own_N = own_NJ.byte().argmax(1)
+        loss = F.cross_entropy(logits_NJ, own_N, reduction="sum") / asked.per_batch
+        with torch.no_grad():
+            hits = (logits_NJ.argmax(1) == own_N).float().mean()
+            num_negatives = (~excluded_NJ).sum(1).float().mean() - 1
+        return EveryContrast(loss, hits, num_negatives)
+
+    def excluded(self, asked: Asked, prompt_N: Tensor, place_N: Tensor, target_N: Tensor) -> Tensor:
+        """Which rivals are no negatives. [N, J].
+
+        Those with the title of an item that the history holds up to there, or with that of the
+        target, but for the target itself: what held-out candidate sets leave out too.
+        """
+        titles_I, past_BM = self.title_keys_I, asked.past_BM
+        title_J = titles_I[asked.rivals_J]
+        seen_BMJ = titles_I[past_BM.clamp(min=0)][..., None] == title_J
+        seen_BMJ &= (past_BM != PADDING)[..., None]
+        for place in range(1, seen_BMJ.shape[1]):
+            seen_BMJ[:, place] |= seen_BMJ[:, place - 1]
+        excluded_NJ = seen_BMJ[prompt_N, place_N] | (titles_I[target_N][:, None] == title_J)
+        return excluded_NJ & (asked.rivals_J != target_N[:, None])
+
+    def last_scores(self, vectors_BMK: Tensor, keys_XK: Tensor, asked: Asked) -> Tensor:
+        """Scores of all items as the next one after each whole history. [B, I]."""
+        last_B = asked.last_B
+        users_BK = vectors_BMK[torch.arange(len(last_B), device=last_B.device), last_B]
+        items_I = torch.arange(self.num_items, device=last_B.device)
+        return self.scores(users_BK, asked.table_B, keys_XK, items_I)
+
+
+class CatalogueHead(nn.Module):
+    """Keys of items, and what turns states of the language model into vectors of their space."""
+
+    def __init__(self, keys: ItemKeys, llm_width: int) -> None:
+        super().__init__()
+        self.keys = keys
+        self.state_map = nn.Linear(llm_width, keys.width, bias=False)
+        self.answer_map = nn.Linear(llm_width, keys.width, bias=False)
+        for linear in (self.state_map, self.answer_map):
+            nn.init.normal_(linear.weight, std=(keys.width * llm_width) ** -0.5)
+        self.log_state_gain = nn.Parameter(torch.zeros(1))
+
+    def users(self, states_BMD: Tensor, asked: Asked, keys_XK: Tensor) -> Tensor:
+        """The user's vector after each item of a history, of unit length. [B, M, K].
+
+        Args:
+            states_BMD: what the language model makes of the history up to there.
+            asked: the histories.
+            keys_XK: of all items.
+        """
+        gain = (SCALARS * self.log_state_gain).exp()
+        vectors_BMK: Tensor = gain * self.state_map(_level(states_BMD))
+        if self.keys.config.shortcut:
+            vectors_BMK = STATE_SHARE * vectors_BMK + self.keys.shortcut(asked, keys_XK)
+        return F.normalize(vectors_BMK, dim=-1)
+
+    def answers(self, states_BMD: Tensor) -> Tensor:
+        """The vector of items as they stand in a history, from their mean states. [B, M, K]."""
+        return F.normalize(self.answer_map(_level(states_BMD)), dim=-1)
+
+
+def _level(states_D: Tensor) -> Tensor:
+    """States at unit root mean square, whatever the gain of the backbone's final norm."""
+    return F.rms_norm(states_D.float(), states_D.shape[-1:])
+
+
+def decayed(size: int, recency: float) -> Tensor:
+    """Row k weighs items 0 to k: the last one 1, the one before `recency`, and so on. [M, M]."""
+    age_MM = torch.arange(size)[:, None] - torch.arange(size)
+    return torch.where(age_MM >= 0, recency ** age_MM.clamp(min=0).double(), 0.0)

@@ -1,0 +1,118 @@
+"""The three losses of RSLLM at every position of a history prompt.
+
+L = (1 - alpha - beta) L_NIP + alpha L_TT + beta L_UT, each a mean over all positions of a step:
+
+    L_NIP  the tokens of each next title, in the sequence
+    L_UT   the user's vector after every prefix against the key of the item that came next
+    L_TT   the mean state over each item's tokens, in their context, against that item's key
+
+An extension of ours (RSLLM, arXiv 2412.16933, has one target a prompt), and so are the keys, which
+make every item of the catalogue a negative (`rsllm.model.catalogue`).
+
+Axes: B prompts, T tokens, M items of a prompt, N labels, V vocabulary, D language-model width,
+K key width, I items, X rows of the stacked item tables.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from rsllm.config import LossConfig
+from rsllm.model.catalogue import CatalogueHead
+from rsllm.model.hybrid import HybridLM
+from rsllm.model.objective import Parts, total
+from rsllm.prompts.histories import HistoryBatch
+
+
+class HistoryObjective(nn.Module):
+    """`HybridLM` under RSLLM's losses at every position."""
+
+    def __init__(self, model: HybridLM, loss: LossConfig, *, autocast: bool = False) -> None:
+        super().__init__()
+        self.model, self.loss, self.autocast = model, loss, autocast
+
+    @property
+    def head(self) -> CatalogueHead:
+        """The catalogue scorer's part of the model."""
+        assert self.model.catalogue is not None
+        return self.model.catalogue
+
+    def forward(self, batch: HistoryBatch) -> tuple[Tensor, Parts]:
+        """The weighted loss and its parts, detached, for logs."""
+        config, states_BTD = self.loss, self._states(batch)
+        terms: Parts = {}
+        facts: Parts = {}
+        if weight := 1 - config.alpha - config.beta:
+            next_item = self._next_item(states_BTD, batch)
+            terms["next_item"], facts["loss/next_item"] = weight * next_item, next_item
+        if config.alpha or config.beta:
+            keys_XK, asked = self.head.keys(), batch.asked
+        pairs = []
+        if config.alpha:
+            vectors_BMK = self.head.answers(spans(states_BTD, batch))
+            pairs.append(("target", config.alpha, vectors_BMK, asked.past_BM))
+        if config.beta:
+            vectors_BMK = self._users(states_BTD, batch, keys_XK)
+            pairs.append(("user", config.beta, vectors_BMK, asked.next_BM))
+        for name, weight, vectors_BMK, target_BM in pairs:
+            part = self.head.keys.contrast(vectors_BMK, target_BM, keys_XK, asked)
+            terms[f"{name}_contrast"] = weight * part.loss
+            facts[f"loss/{name}_contrast"] = part.loss
+            facts[f"contrast/{name}_accuracy"] = part.accuracy
+            facts[f"contrast/{name}_negatives"] = part.num_negatives
+        facts["loss"] = loss = total(terms)
+        return loss, {name: value.detach().float() for name, value in facts.items()}
+
+    def _states(self, batch: HistoryBatch) -> Tensor:
+        with self.precision(batch):
+            return self.model.history_states(batch)
+
+    def precision(self, batch: HistoryBatch) -> torch.autocast:
+        """In which the model runs."""
+        return torch.autocast(batch.ids_BT.device.type, torch.bfloat16, enabled=self.autocast)
+
+    def _next_item(self, states_BTD: Tensor, batch: HistoryBatch) -> Tensor:
+        """L_NIP: negative log-likelihood of the names in the sequence."""
+        logits_NV = self.model.logits(states_BTD.flatten(0, 1)[batch.label_state_N])
+        summed = F.cross_entropy(logits_NV, batch.label_N, reduction="sum")
+        return summed / batch.tokens_per_batch
+
+    def _users(self, states_BTD: Tensor, batch: HistoryBatch, keys_XK: Tensor) -> Tensor:
+        """The user's vector after each item. [B, M, K]."""
+        if self.head.keys.config.user_state == "mean":
+            states_BMD = prefix_means(states_BTD, batch)
+        else:
+            states_BMD = at(states_BTD, batch.end_BM)
+        return self.head.users(states_BMD, batch.asked, keys_XK)
+
+    @torch.inference_mode()
+    def score(self, batch: HistoryBatch) -> Tensor:
+        """Scores of all items as the next one after each whole history. [B, I], fp32."""
+        keys_XK: Tensor = self.head.keys()
+        users_BMK = self._users(self._states(batch), batch, keys_XK)
+        return self.head.keys.last_scores(users_BMK, keys_XK, batch.asked)
+
+
+def at(states_BTD: Tensor, place_BM: Tensor) -> Tensor:
+    """The states at some places of each row. [B, M, D]."""
+    return states_BTD.gather(1, place_BM[..., None].expand(-1, -1, states_BTD.shape[2]))
+
+
+def spans(states_BTD: Tensor, batch: HistoryBatch) -> Tensor:
+    """Mean state over each item's tokens, in fp32. [B, M, D]."""
+    sums_BTD = states_BTD.float().cumsum(1)
+    before_BMD = at(sums_BTD, (batch.start_BM - 1).clamp(min=0))
+    before_BMD = before_BMD * (batch.start_BM > 0)[..., None]
+    size_BM1 = (batch.end_BM + 1 - batch.start_BM).clamp(min=1)[..., None]
+    return (at(sums_BTD, batch.end_BM) - before_BMD) / size_BM1
+
+
+def prefix_means(states_BTD: Tensor, batch: HistoryBatch) -> Tensor:
+    """Mean state over the history up to each item, in fp32. [B, M, D]."""
+    sums_BTD = states_BTD.float().cumsum(1)
+    first_B1 = batch.start_BM[:, :1]
+    before_B1D = at(sums_BTD, (first_B1 - 1).clamp(min=0)) * (first_B1 > 0)[..., None]
+    size_BM1 = (batch.end_BM + 1 - first_B1).clamp(min=1)[..., None]
+    return (at(sums_BTD, batch.end_BM) - before_B1D) / size_BM1
