@@ -96,7 +96,7 @@ def test_cli_refuses_settings(settings: list[str], message: str, store: Path) ->
 def test_cli_refuses_a_backbone_that_can_run_code(store: Path, tmp_path: Path) -> None:
     backbone = tmp_path / "backbone"
     backbone.mkdir()
-    (backbone / "config.json").write_text("{}")
+    (backbone / "config.json").write_text('{"model_type": "llama"}')
     (backbone / "pytorch_model.bin").touch()
     command = [*jobs.CLI, "train", "--data", "synthetic", "--backbone", str(backbone)]
     message = refused([*command, "--storage", str(store)], code=2)

@@ -83,6 +83,18 @@ def test_a_bucket_is_reached_as_one(bucket: str) -> None:
     assert verdicts(doctor._attempt("storage", "choose another", unknown)) == {"storage": "fail"}
 
 
+def test_a_backbone_is_looked_at(random_llm: Path, tmp_path: Path) -> None:
+    look = partial(doctor._look_at_backbone, str(random_llm))
+    ((_, finding, verdict, _),) = doctor._attempt("backbone", "see there", look)
+    assert (finding[:17], verdict) == ("llama, 2 layers, ", "ok")
+    (tmp_path / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    look = partial(doctor._look_at_backbone, str(tmp_path))
+    ((_, finding, verdict, _),) = doctor._attempt("backbone", "see there", look)
+    assert verdict == "fail"
+    assert finding.endswith("is a Git LFS pointer, not its content; run git lfs pull")
+
+
 def test_a_library_that_is_too_old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     install(tmp_path, "transformers", "4.40.0")
     monkeypatch.syspath_prepend(tmp_path)

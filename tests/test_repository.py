@@ -15,6 +15,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "rsllm"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
+SCRIPTS = sorted((ROOT / "experiments").rglob("*.py"))
 
 # Top to bottom. A part may import its own layer (without a cycle) and those below.
 LAYERS = (
@@ -248,6 +249,11 @@ def test_the_guard_lets_pass() -> None:
         "AutoModelForCausalLM.from_config(config, trust_remote_code=False)"
     )
     assert violations(ast.parse(source)) == []
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
+def test_scripts_run_no_code_of_models(path: Path) -> None:
+    assert [found for found in violations(parse(path)) if "trust_remote_code" in found] == []
 
 
 def code_lines(path: Path) -> int:

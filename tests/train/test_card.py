@@ -77,7 +77,7 @@ def test_a_card_says_what_was_done(tmp_path: Path, data: PreparedData, random_ll
         "samples 24 (4 a step), seed 0, from artifact abcd",
         "12 s, 300 tokens, 17 trained numbers",
         f"prepared as {data.path.name}, 10 users): as its owner states",
-        "weights beef",
+        "(beef)",
     ):
         assert said in text
 
