@@ -194,11 +194,15 @@ class PromptEncoder:
             DataError: not even the last item fits.
         """
         opening, _, _ = self._text(template, 0)
-        runs = self._newest(items, self.config.max_tokens - len(opening))
         tokens = Tokens.of(opening)
-        ends = self._join(runs, tokens)
+        ends = self._join(self._newest(items, self.config.max_tokens - len(opening)), tokens)
         starts = [len(opening), *(end + 1 + len(self._separator) for end in ends[:-1])]
         return History(tokens, starts, ends)
+
+    def fitting(self, items: Sequence[int], template: int) -> Sequence[int]:
+        """The newest items of a history, as many as a prompt of them alone has room for."""
+        opening, _, _ = self._text(template, 0)
+        return items[-self._num_fitting(items, self.config.max_tokens - len(opening)) :]
 
     def length(self, history: Sequence[int], candidates: Sequence[int], template: int) -> int:
         """Tokens of a prompt, but for the letters that all have alike."""
@@ -234,18 +238,20 @@ class PromptEncoder:
         return ends
 
     def _newest(self, history: Sequence[int], room: int) -> list[Tokens]:
-        """As many of the last items as fit into `room` tokens, joined."""
-        runs = [self._past[item] for item in history]
-        ends = list(accumulate([len(run.ids) for run in reversed(runs)]))
-        kept = bisect_right(ends, room + len(self._separator))
-        if not kept:
-            raise DataError(
-                f"a prompt needs {self.config.max_tokens - room} tokens beside its history, and no"
-                f" history item fits into prompt.max_tokens = {self.config.max_tokens}; raise it or"
-                " lower data.num_candidates"
-            )
-        self.num_dropped_items += len(runs) - kept
-        return runs[-kept:]
+        """As many of the last items as fit into `room` tokens."""
+        kept = self._num_fitting(history, room)
+        self.num_dropped_items += len(history) - kept
+        return [self._past[item] for item in history[-kept:]]
+
+    def _num_fitting(self, history: Sequence[int], room: int) -> int:
+        ends = list(accumulate([len(self._past[item].ids) for item in reversed(history)]))
+        if kept := bisect_right(ends, room + len(self._separator)):
+            return kept
+        raise DataError(
+            f"a prompt needs {self.config.max_tokens - room} tokens beside its history, and no"
+            f" history item fits into prompt.max_tokens = {self.config.max_tokens}; raise it or"
+            " lower prompt.max_title_tokens or data.num_candidates"
+        )
 
 
 @dataclass(frozen=True, slots=True)
