@@ -220,8 +220,7 @@ def score_keys(keys: ItemKeys, rows: Rows) -> Floats:
     keys.eval()
     histories = history_rows(rows)
     whole = Whole.of(histories, None, keys.popularity_I.cpu().numpy())
-    asked = whole.asked([row.history for row in histories], histories)
-    asked, keys_XK = asked.to(keys.popularity_I.device), keys()
+    asked, keys_XK = whole.asked(histories).to(keys.popularity_I.device), keys()
     scores_BI = keys.last_scores(keys.shortcut(asked, keys_XK), keys_XK, asked)
     return np.asarray(scores_BI.double().cpu().numpy())
 

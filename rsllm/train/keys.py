@@ -91,7 +91,7 @@ class KeysTask:
         rows = window_rows(self.histories, places, self.seed, self.folds)
         whole = Whole.of(rows, None, self.data.catalogue.counts_I, parts=dist.get_world_size())
         own = rows[dist.get_rank() :: dist.get_world_size()]
-        return [whole.asked([row.history for row in own], own)]
+        return [whole.asked(own)]
 
     def feed(self, start: int) -> Iterator[list[Asked]]:
         """The batches of a step and of all after it."""
