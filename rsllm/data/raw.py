@@ -134,8 +134,10 @@ def _ids(column: pa.Array, table: Table) -> tuple[pa.Array, Bools, dict[str, Cha
         if folded_R.any():
             changed = column.filter(pa.array(folded_R))
             changes[FOLDED] = (len(changed), pc.min(changed).as_py())
-    none = pa.array(["", *table.missing], pa.string())
-    return plain, np.asarray(pc.is_in(plain, value_set=none)), changes
+    none_R = pc.equal(plain, "")
+    if table.missing:
+        none_R = pc.or_(none_R, pc.is_in(plain, value_set=pa.array(table.missing, pa.string())))
+    return plain, np.asarray(none_R), changes
 
 
 def read_items(files: Sequence[File], table: Table) -> Items:
