@@ -5,6 +5,7 @@ No name inside an archive decides where anything is written, and nothing downloa
 
 import contextlib
 import hashlib
+import os
 import subprocess
 import sys
 import tempfile
@@ -130,6 +131,29 @@ class LlaraFolder:
 
     def fill(self, folder: Path) -> None:
         raise DataError(f"download it, then: rsllm fetch {self.name} --from FOLDER")
+
+
+@dataclass(frozen=True)
+class OwnFolder:
+    """Files that nobody may pass on: they are copied from a folder of the user's, or of the tests'.
+
+    `RSLLM_TEST_ASSETS` names the tests' folder, whose `data/` has one of this name.
+    """
+
+    folder: str
+    files: tuple[File, ...]
+    origin: str = ""
+    """Where the user has them."""
+
+    def __str__(self) -> str:
+        return self.origin or "a folder of your own"
+
+    def fill(self, folder: Path) -> None:
+        assets = os.environ.get("RSLLM_TEST_ASSETS", "")
+        if not self.origin and not assets:
+            names = " and ".join(file.name for file in self.files)
+            raise DataError(f"if you have {names}: rsllm fetch {self.folder} --from FOLDER")
+        copy_known(Path(self.origin or f"{assets}/data/{self.folder}"), self.files, folder)
 
 
 def say(message: str) -> None:
