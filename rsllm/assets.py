@@ -82,7 +82,7 @@ def own_sources(name: str, origin: Path) -> list[Source]:
 
 
 def resolve_backbone(source: str, *, commit: str = "", weights: bool = True) -> Path:
-    """The local folder of a backbone; `rsllm.model.check` says whether it can be one.
+    """The local folder of a backbone; `check_backbone` says whether it can be one.
 
     Args:
         source: an asset name, a local folder in Hugging Face format, or `organisation/model`.

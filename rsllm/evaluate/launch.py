@@ -160,6 +160,7 @@ def _inputs(
         "evaluation": to_dict(method.experiment.evaluation),
         "shuffle_items": method.experiment.projector.shuffle_items,
         "tuning": method.experiment.backbone.tuning,
+        "layers": method.experiment.backbone.layers if method.speaks else 0,
         "precision": layout.precision,
         **{n: value for n in ("shuffle_titles", "mean_of_orders") if (value := getattr(method, n))},
     }

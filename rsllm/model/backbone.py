@@ -45,11 +45,15 @@ def check_backbone(folder: str | Path, experiment: Experiment, *, weights: bool 
     if largest >= config.vocab_size:
         both = f"its tokenizer has ids up to {largest}, and its config {config.vocab_size} tokens"
         raise refusal(folder, f"{both}; fetch both of one model")
+    kept, has = experiment.backbone.layers, config.num_hidden_layers
+    if kept > has:
+        raise refusal(folder, f"backbone.layers is {kept}, and it has {has}; choose fewer, or 0")
     titles = ["a"] * experiment.data.num_candidates  # the shortest that there can be
+    prompt, positions = experiment.prompt, context_length(config)
     stages = (experiment.stage1, experiment.stage2)
-    for written in dict.fromkeys(stage.representation for stage in stages if stage.steps):
-        positions = context_length(config)
-        encoder = PromptEncoder(tokenizer, titles, experiment.prompt, written, "item", positions)
+    asked = dict.fromkeys((s.representation, s.prompts) for s in stages if s.steps)
+    for written, form in asked:
+        encoder = PromptEncoder(tokenizer, titles, prompt, written, "item", positions, form)
         for template in range(len(encoder.templates)):
             encoder.prompt([0], range(len(titles)), template)
     return config

@@ -112,7 +112,8 @@ class Step:
     def _traced(self) -> tuple[Sizes, Sizes]:
         """With one layer, and with all."""
         config = read_config(self.source)
-        self.layers, self.width = config.num_hidden_layers, config.hidden_size
+        self.layers = self.tuning.layers or config.num_hidden_layers
+        self.width = config.hidden_size
         one, two = (self._pass(copy(config), layers) for layers in (1, 2))
         more = self.layers - 1
         return one, {name: size + more * (two[name] - size) for name, size in one.items()}

@@ -86,6 +86,7 @@ DIFFERENT: list[dict[str, Any]] = [
     {"evaluation.decoding": ["free", "constrained"]},
     {"evaluation.candidate_orders": 2},
     {"backbone.tuning": "full"},
+    {"backbone.layers": 1},
 ]
 
 

@@ -179,6 +179,12 @@ def test_whole_folders(whole: str, folder: Path, random_llm: Path) -> None:
         assert torch.equal(found[name], tensor)
 
 
+def test_layers_that_it_does_not_have(folder: Path) -> None:
+    check_backbone(folder, replace_in(Experiment(), {"backbone.layers": 2}))
+    with pytest.raises(ConfigError, match=r"layers is 3, and it has 2; choose fewer, or 0"):
+        check_backbone(folder, replace_in(Experiment(), {"backbone.layers": 3}))
+
+
 def test_train_finds_it_before_anything_is_prepared(folder: Path, tmp_path: Path) -> None:
     (folder / WEIGHTS).write_text(POINTER)
     changes = {"data.source": "synthetic", "backbone.source": str(folder)}
