@@ -9,7 +9,7 @@ from rsllm.config.checks import settings
 from rsllm.errors import ConfigError
 
 Domain = Literal["movie", "game", "artist", "item"]
-Split = Literal["auto", "user", "leave-one-out", "time", "given"]
+Split = Literal["user", "leave-one-out", "time", "given"]
 AUTO = "auto"
 """Value of a setting that is found in the files, and printed as the setting that would say it."""
 TIME_UNITS = ("seconds", "milliseconds", "microseconds", "nanoseconds", "iso8601")
@@ -112,7 +112,7 @@ class DataConfig:
     """Rows with a shorter history are dropped (LLaRA's loading rule)."""
     max_history: NonNegativeInt = 0
     """Most recent interactions of a user that are used at all; 0 uses all."""
-    split: Split = "auto"
+    split: Split | Literal["auto"] = "auto"
     """By user, as LLaRA; each user's last two interactions, also where the source has a split;
     two cuts in time; the source's own. `auto` takes that if there is one, splits MovieLens and the
     other data sets known by name by user, and holds out of every user in any other table."""

@@ -18,6 +18,7 @@ from rsllm.data.pieces import SHOWN, Fault, Piece, binary_table, blocks
 
 RECORD_BYTES = 1 << 20
 """Longest record of several lines; a quote that does not close costs its line and no more."""
+csv.field_size_limit(RECORD_BYTES)  # for all of the process; by default a field ends at 128 KiB
 UNIT_SEPARATOR = "\x1f"
 COUNT, QUOTES = "wrong column count", "broken quotes"
 ONE_LINE = ("user", "item", "time", "rating", "split")

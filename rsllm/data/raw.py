@@ -315,7 +315,9 @@ def hint_of(reject: Reject, table: Table, items: Items, items_file: str) -> str:
     match reject.reason:
         case "bad time":
             fits = [unit for unit in time_units([reject.value]) if unit != table.time_unit]
-            return f"; looks like {fits[0]}: {setting('time_unit', fits[0])}" if fits else ""
+            if not fits:
+                return f"; say its format, such as {setting('time_unit', '%d/%m/%Y')}"
+            return f"; looks like {fits[0]}: {setting('time_unit', fits[0])}"
         case "unknown item" if items.ids:
             near = _near(reject.value, items.ids)
             own = f"{near!r}" if near else f"ids such as {items.ids[0]!r}"
