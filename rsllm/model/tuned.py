@@ -84,7 +84,7 @@ def build(
             raise ConfigError(f"{representation} prompts need the item table of a recommender")
         slots = _fresh_slots(llm, items, encoder.title_ids, experiment.projector)
     if titles_IF is not None:
-        known_XE = None if slots is None else slots.items_IE
+        known_XE = items.standardised() if slots and items else None
         keys = ItemKeys(known_XE, titles_IF, data.catalogue, experiment.catalogue)
         catalogue = CatalogueHead(keys, llm.get_input_embeddings().weight.shape[1])
     llm = tunable(llm, experiment.backbone) if lora else llm
