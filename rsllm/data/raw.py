@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -337,8 +336,9 @@ def hint_of(reject: Reject, table: Table, items: Items, items_file: str) -> str:
     return ""
 
 
-def setting(name: str, value: Any) -> str:
+def setting(name: str, value: str) -> str:
     """A setting of `data.table` as the command line says it."""
+    value = json.dumps(value) if value.isdigit() else value  # which JSON would make a number
     return f"--set {shlex.quote(f'data.table.{name}={value}')}"
 
 

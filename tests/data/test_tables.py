@@ -18,11 +18,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from raw_folders import read
 
-from rsllm.config import TableConfig
+from rsllm.config import Experiment, TableConfig
 from rsllm.data import delimited, pieces, raw, sources, tables
 from rsllm.data.files import Table
 from rsllm.data.raw import ENTITIES, FOLDED, YEARS, Items, Reject
 from rsllm.errors import ConfigError, DataError
+from rsllm.settings import replace_in
 
 NAMES = ("Amber Lantern", "Brisk Harbour", "Calm Meadow", "Dusty Compass", "Eager Violin")
 NAMES += ("Fuzzy Orchard", "Golden Glacier", "Hollow Saddle")
@@ -471,14 +472,15 @@ def test_columns_that_nobody_can_tell(
     [
         ("encoding", "utf-9", "'utf-9', which is no encoding of text"),
         ("encoding", "base64", "'base64', which is no encoding of text"),
-        ("separator", "", "use one to four characters, tab, or auto"),
-        ("quote", "''", "use one character, none, or auto"),
-        ("time_unit", "weeks", "use auto, seconds, milliseconds"),
+        ("separator", "", "should have at least 1 character"),
+        ("separator", "-----", "should have at most 4 characters"),
+        ("quote", "''", r"should match pattern '\^\(auto\|none"),
+        ("time_unit", "weeks", r"should match pattern '\^\(auto\|seconds\|milli"),
     ],
 )
 def test_settings_that_mean_nothing(name: str, value: str, message: str) -> None:
     with pytest.raises(ConfigError, match=rf"data\.table\.{name} is .*{message}"):
-        TableConfig(**{name: value})
+        replace_in(Experiment(), {f"data.table.{name}": value})
 
 
 def test_eight_digits_are_a_day(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from rsllm.config import AUTO, Domain, TableConfig
-from rsllm.config.data import UNPRINTED, Split
+from rsllm.config.data import TABS, Split
 from rsllm.data.delimited import fields
 from rsllm.data.dialect import provisional, settle
 from rsllm.data.files import File, Table, find_files
@@ -189,17 +189,16 @@ def _settled(
 
 def _said(name: str, value: str) -> str:
     """A setting as the command line says it, with what was noted about it."""
-    names = {mark: name for name, mark in UNPRINTED.items() if len(name) > 2}
     value, space, note = value.partition(" (") if name == "encoding" else (value, "", "")
-    return f"{setting(name, names.get(value, value) or 'none')}{space}{note}"
+    value = TABS[0] if value == "\t" else value or "none"
+    return f"{setting(name, value)}{space}{note}"
 
 
 def told_of(config: TableConfig) -> dict[str, Any]:
     """The user's settings, as fields of `Table`."""
     told = {n: getattr(config, n) for n in READING if getattr(config, n) != AUTO}
     told |= {n: "" for n in ("quote", "escape") if told.get(n) == "none"}
-    if "separator" in told:
-        told["separator"] = UNPRINTED.get(told["separator"], told["separator"])
+    told |= {"separator": "\t"} if told.get("separator") in TABS else {}
     if config.years != AUTO:
         told["strip_years"] = config.years == "strip"
     return told | ({"unescape": True} if config.unescape else {})
