@@ -179,7 +179,8 @@ class Pipeline:
         )
         longest = self.experiment.prompt.history_items
         decides = {"catalogue": to_dict(self.experiment.catalogue), "history_items": longest}
-        return self._train("keys", names | decides, folders)
+        shuffled = {"shuffle_items": self.experiment.projector.shuffle_items}
+        return self._train("keys", names | decides | shuffled, folders)
 
     def train_text(self) -> Path:
         """Stage 1: the language model, by default on text-only prompts."""

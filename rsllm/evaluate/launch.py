@@ -226,11 +226,9 @@ def _catalogue_scorer(method: Method, data: PreparedData) -> Callable[[Rows], np
 def _keys_scorer(folder: Path, method: Method, data: PreparedData) -> Callable[[Rows], np.ndarray]:
     """What the catalogue scorer's keys say before a language model reads anything."""
     items = ItemEmbeddings.load(folder) if (folder / ITEM_TABLE).exists() else None
-    titles_IF = tuned.title_vectors(folder)
-    if titles_IF is None:
-        raise CheckpointError(f"{folder} holds no keys; train them again")
-    items_XE = items.standardised() if items else None
-    keys = ItemKeys(items_XE, titles_IF, data.catalogue, method.experiment.catalogue)
+    items_XE = tuned.shown(items, method.experiment.projector) if items else None
+    titles_IF, config = tuned.title_vectors(folder), method.experiment.catalogue
+    keys = ItemKeys(items_XE, titles_IF, data.catalogue, config)
     tuned.load_keys(keys, folder)
     return lambda rows: rank.score_keys(keys, rows)
 

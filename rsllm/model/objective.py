@@ -16,6 +16,7 @@ from rsllm.model import losses
 from rsllm.model.branches import branch_scores, pointer_scores
 from rsllm.model.hybrid import HybridLM, pool
 from rsllm.prompts.collate import PROMPT, Batch
+from rsllm.prompts.histories import HistoryBatch
 
 Parts = dict[str, Tensor]
 
@@ -152,7 +153,7 @@ class LanguageObjective(nn.Module):
             facts[f"contrast/{name}_negatives"] = part.num_negatives
         return terms, facts
 
-    def precision(self, batch: Batch) -> torch.autocast:
+    def precision(self, batch: Batch | HistoryBatch) -> torch.autocast:
         """In which the model runs."""
         return torch.autocast(batch.ids_BT.device.type, torch.bfloat16, enabled=self.autocast)
 

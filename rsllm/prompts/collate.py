@@ -98,9 +98,14 @@ class Batch:
     """Answer tokens of the global batch / number of micro-batches it is split into."""
 
     @property
+    def real_BT(self) -> Tensor:
+        """False on padding."""
+        return self.branch_BT != PADDING
+
+    @property
     def num_tokens(self) -> int:
         """Of prompts and branches, without padding."""
-        return int((self.branch_BT != PADDING).sum())
+        return int(self.real_BT.sum())
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""

@@ -186,9 +186,7 @@ def _num_labels(item: int, encoder: PromptEncoder) -> int:
     return 0 if encoder.representation == "behavioural" else len(encoder.title_ids[item]) + 1
 
 
-def _labels(
-    prompt: History, row: Row, encoder: PromptEncoder
-) -> tuple[list[int], list[int]]:
+def _labels(prompt: History, row: Row, encoder: PromptEncoder) -> tuple[list[int], list[int]]:
     """The name and the terminator of each item but the first, and where each is predicted.
 
     A name's first token is predicted before its item, the terminator at the name's last token.

@@ -27,6 +27,7 @@ from rsllm.evaluate.rank import (
     EXPECTED,
     decision,
     fixed_sample,
+    history_rows,
     named,
     rank_catalogue,
     score_candidates,
@@ -39,10 +40,10 @@ from rsllm.model.history import HistoryObjective
 from rsllm.model.objective import LanguageObjective
 from rsllm.prompts.collate import Batch, collate
 from rsllm.prompts.encode import PromptEncoder
-from rsllm.prompts.histories import HistoryBatch
+from rsllm.prompts.histories import HistoryBatch, Whole, collate_histories
 from rsllm.train.batches import HistorySet, StepBatches, TrainingSet, evenly
 from rsllm.train.engine import Optimization, ParameterGroup, warmup_then_cosine
-from rsllm.train.health import PROBE_ROWS, health, warnings
+from rsllm.train.health import PROBE_ROWS, health, slots_health, warnings
 
 Stream = Callable[[StepBatches, int], Iterator[list[Batch | HistoryBatch]]]
 """Makes the batches of a step and of all after it."""
@@ -71,7 +72,7 @@ class LanguageTask:
         stream: Stream = StepBatches.in_turn,
     ) -> None:
         self.experiment, self.stage, self.data, self.model = experiment, stage, data, model
-        self.name, self.seed = name, stage.seed
+        self.name, self.seed, self.autocast = name, stage.seed, autocast
         folds = len(model.items.fold_tables) if model.items else 0
         sets = [self._set(data, model.encoder, 1.0, folds)]
         for other, weight in mixture:
@@ -148,16 +149,15 @@ class LanguageTask:
         """The metrics of each row: exact expectations over candidate draws where all is scored."""
         encoder, scorer = self.model.encoder, self.stage.ranks_by
         size = self.experiment.evaluation.batch_size
-        if isinstance(objective, HistoryObjective):
+        if isinstance(objective, HistoryObjective) and scorer == "catalogue":
             score = partial(score_catalogue, objective, encoder=encoder, batch_size=size)
             ranked = rank_catalogue(score, [rows], self.data)
             if expected := named(ranked, EXPECTED):
                 return expected
             scores_RC = ranked["scores"][0]
         else:
-            scores_RC = score_candidates(
-                objective, rows, encoder, self.data, scorer, batch_size=size
-            )
+            plain = LanguageObjective(objective.model, self.stage.loss, autocast=self.autocast)
+            scores_RC = score_candidates(plain, rows, encoder, self.data, scorer, batch_size=size)
         return rank_metrics(target_ranks(scores_RC, target_places(rows)))
 
     def _by_target(self, of_rows: Mapping[str, np.ndarray]) -> dict[str, float]:
@@ -175,16 +175,21 @@ class LanguageTask:
 
     def _health(self, objective: LanguageObjective | HistoryObjective) -> dict[str, float]:
         """Of the first validation rows; doubts are printed."""
-        if isinstance(objective, HistoryObjective):
-            return {}
-        rows = [decision(self.validation, i) for i in range(min(PROBE_ROWS, len(self.validation)))]
-        keys = self.data.catalogue.title_keys_I
+        probe, encoder = self.validation.take(slice(PROBE_ROWS)), self.model.encoder
         device = next(objective.parameters()).device
-        trained, plain = (
-            collate(rows, self.model.encoder, keys, all_branches=branches).to(device)
-            for branches in (self.batches.all_branches, False)
-        )
-        found = health(objective, trained, plain)
+        if isinstance(objective, HistoryObjective):
+            histories, counts_I = history_rows(probe), self.data.catalogue.counts_I
+            whole = Whole.of(histories, encoder, counts_I)
+            batch = collate_histories(histories, encoder, len(counts_I), whole)
+            found = slots_health(objective, batch.to(device))
+        else:
+            rows = [decision(probe, i) for i in range(len(probe))]
+            keys = self.data.catalogue.title_keys_I
+            trained, plain = (
+                collate(rows, encoder, keys, all_branches=branches).to(device)
+                for branches in (self.batches.all_branches, False)
+            )
+            found = health(objective, trained, plain)
         if dist.get_rank() == 0:
             for doubt in warnings(found):
                 print(f"{self.name}: {doubt}", flush=True)
@@ -217,9 +222,9 @@ def _catalogue_groups(model: tuned.LanguageModel, stage: StageConfig) -> list[Pa
     used: list[nn.Parameter] = []
     unused: list[nn.Parameter] = []
     for name, parameter in model.hybrid.catalogue.named_parameters():
-        weight = {"answer_map": stage.loss.alpha, "state_map": stage.loss.beta}.get(
-            name.split(".")[0], stage.loss.alpha + stage.loss.beta
-        )
+        alpha, beta = stage.loss.alpha, stage.loss.beta
+        reached = {"answer_map": alpha, "state_map": beta, "log_state_gain": beta}
+        weight = reached.get(name.split(".")[0], alpha + beta)
         parameter.requires_grad_(weight > 0)
         (used if weight > 0 else unused).append(parameter)
     rate = stage.catalogue_learning_rate
