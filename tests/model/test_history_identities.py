@@ -133,10 +133,9 @@ def test_at_the_start_it_is_the_rule_that_the_shortcut_says(random_llm: Path) ->
     asked = make_history_batch([row], encoder).asked
     scores_I = keys.last_scores(keys.shortcut(asked, keys()), keys(), asked)[0].numpy()
 
-    both = [
-        x / np.linalg.norm(x, axis=1, keepdims=True) for x in (items_IE.numpy(), titles_IF.numpy())
-    ]
-    cosine_II = sum(x @ x.T for x in both) / 2
+    tables = (items_IE.numpy(), titles_IF.numpy())
+    both = [table / np.linalg.norm(table, axis=1, keepdims=True) for table in tables]
+    cosine_II = sum(table @ table.T for table in both) / 2
     expected_I = cosine_II[1] + 0.5 * cosine_II[8] + 0.25 * cosine_II[3]
     ratio_I = scores_I / expected_I
     np.testing.assert_allclose(ratio_I, ratio_I[0], rtol=1e-4)

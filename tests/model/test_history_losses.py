@@ -55,11 +55,9 @@ class Naive:
         self.config = head.keys.config
         self.weights = {name: value.double() for name, value in head.named_parameters()}
         base_XK = head.keys.base_XK.double()
-        widths = head.keys.widths
-        gains = [math.exp(1) ** (10 * g) for g in self.weights["keys.log_gain_P"]]
-        gain_K = torch.stack(
-            [gain for gain, w in zip(gains, widths, strict=True) for _ in range(w)]
-        )
+        gains = [(10 * gain).exp() for gain in self.weights["keys.log_gain_P"]]
+        both = zip(gains, head.keys.widths, strict=True)
+        gain_K = torch.stack([gain for gain, width in both for _ in range(width)])
         turn_KK = self.weights["keys.turn_KK"]
         self.keys = [unit(base_K * gain_K + turn_KK.T @ (base_K * gain_K)) for base_K in base_XK]
         with_states = objective.model.history_states(make_history_batch(list(rows), encoder))
@@ -216,7 +214,7 @@ def test_losses_equal_the_double_loop(random_llm: Path, case: dict[str, Any]) ->
 
 @pytest.mark.parametrize(("alpha", "beta"), [(0.0, 0.0), (0.25, 0.0), (0.0, 0.25), (0.7, 0.3)])
 def test_only_weighed_losses_are_computed(random_llm: Path, alpha: float, beta: float) -> None:
-    """0.7 and 0.3 leave exactly nothing to the language-model loss, though 1 - 0.7 - 0.3 is more."""
+    """0.7 and 0.3 leave nothing to the language-model loss, though 1 - 0.7 - 0.3 is not 0."""
     objective = make_history_objective(random_llm, LossConfig(alpha=alpha, beta=beta)).eval()
     encoder = make_encoder(load_tokenizer(random_llm), "unified", "history")
     value, parts = objective(make_history_batch(make_histories(3), encoder))
