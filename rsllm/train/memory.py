@@ -55,7 +55,7 @@ class Shape:
     branches: int
     """Behind the prompt: of one answer, or of all."""
     alone: int = 0
-    """Of a target item on its own, where there are contrasts."""
+    """Of a target item on its own and the token before it, where there are contrasts."""
     parallel: bool = False
     """Whether a mask parts the branches."""
 
@@ -72,7 +72,7 @@ class Shape:
             rows=max(1, stage.batch_size // (workers * stage.accumulation)),
             prompt=round(min(text, experiment.prompt.max_tokens)),
             branches=0 if letters else round((count if ranked else 1) * title),
-            alone=round(item) if stage.loss.alpha or stage.loss.beta else 0,
+            alone=1 + round(item) if stage.loss.alpha or stage.loss.beta else 0,
             parallel=ranked,
         )
 
