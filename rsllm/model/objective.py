@@ -115,7 +115,8 @@ class LanguageObjective(nn.Module):
             vectors["answer"] = pool(states_BTD, batch.answer_BT)
         if config.beta:
             whole = config.user_span == "prompt"
-            span_BT = batch.branch_BT == PROMPT if whole else batch.history_BT
+            sink_BT = batch.position_BT == 0  # says nothing of its row, see `items_alone`
+            span_BT = (batch.branch_BT == PROMPT) & ~sink_BT if whole else batch.history_BT
             vectors["user"] = pool(states_BTD, span_BT)
         if config.alignment:
             vectors["slot"], vectors["title"] = self.model.slots_and_titles(batch)

@@ -58,7 +58,7 @@ class Shape:
     asked: int = 1
     """Of the prompt: after how many tokens the next one is to be foretold."""
     alone: int = 0
-    """Of a target item on its own, where there are contrasts."""
+    """Of a target item on its own and the token before it, where there are contrasts."""
     parallel: bool = False
     """Whether a mask parts the branches."""
 
@@ -82,7 +82,7 @@ class Shape:
             rows=rows,
             prompt=round(min(text, prompt.max_tokens)),
             branches=0 if letters else round((count if ranked else 1) * title),
-            alone=round(item) if loss.alpha or loss.beta else 0,
+            alone=1 + round(item) if loss.alpha or loss.beta else 0,
             parallel=ranked,
         )
 

@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from rsllm.config import Experiment, StageConfig
+from rsllm.data.hashing import stream_seed
 from rsllm.data.histories import Histories
 from rsllm.data.prepared import PreparedData
 from rsllm.data.sequences import Rows
@@ -72,7 +73,8 @@ class LanguageTask:
         stream: Stream = StepBatches.in_turn,
     ) -> None:
         self.experiment, self.stage, self.data, self.model = experiment, stage, data, model
-        self.name, self.seed, self.autocast = name, stage.seed, autocast
+        self.name, self.autocast = name, autocast
+        self.seed = stream_seed(stage.seed, name)
         folds = len(model.items.fold_tables) if model.items else 0
         sets = [self._set(data, model.encoder, 1.0, folds)]
         for other, weight in mixture:
@@ -80,7 +82,8 @@ class LanguageTask:
             sets.append(self._set(other, encoder, weight))
         text = model.encoder.of(data.titles, data.domain, "text") if stage.curriculum else None
         rank, world = dist.get_rank(), dist.get_world_size()
-        self.batches, self._stream = StepBatches(stage, sets, text, rank=rank, world=world), stream
+        self.batches = StepBatches(stage, sets, text, seed=self.seed, rank=rank, world=world)
+        self._stream = stream
         held_out = data.rows("validation")
         self.validation = fixed_sample(held_out, experiment.evaluation.validation_rows)
         self.rows_per_step, self.steps = stage.batch_size, stage.steps
@@ -92,7 +95,7 @@ class LanguageTask:
             self.objective = LanguageObjective(model.hybrid, stage.loss, autocast=autocast)
             look_ahead = self.objective.look_ahead if stage.gradient_caching else list
         self.optimization = Optimization(
-            groups=_parameter_groups(model, stage),
+            groups=_parameter_groups(model, stage, self.batches.text_only),
             schedule=warmup_then_cosine(stage.steps, round(stage.warmup_share * stage.steps)),
             micro_batch=stage.batch_size // (world * stage.accumulation),
             accumulation=stage.accumulation,
@@ -198,14 +201,20 @@ class LanguageTask:
         tuned.save(self.model, named, folder)
 
 
-def _parameter_groups(model: tuned.LanguageModel, stage: StageConfig) -> list[ParameterGroup]:
-    """What is tuned, of the backbone and of the projector; what does not learn here is frozen."""
+def _parameter_groups(
+    model: tuned.LanguageModel, stage: StageConfig, text_only: Callable[[int], bool]
+) -> list[ParameterGroup]:
+    """What is tuned, of the backbone and of the projector; what does not learn here is frozen.
+
+    A step without slots tells the projector nothing, unless slots are aligned with titles.
+    """
     backbone = [p for p in model.hybrid.llm.parameters() if p.requires_grad]
     groups = {"backbone": ParameterGroup(backbone, stage.lora_learning_rate, stage.weight_decay)}
     if model.hybrid.slots is not None:
         slots = list(model.hybrid.slots.parameters())
         rate = stage.projector_learning_rate
-        groups["projector"] = ParameterGroup(slots, rate, stage.weight_decay)
+        rests = (lambda step: False) if stage.loss.alignment else text_only
+        groups["projector"] = ParameterGroup(slots, rate, stage.weight_decay, rests)
     for name, group in groups.items():
         for parameter in group.parameters:
             parameter.requires_grad_(stage.trains in ("all", name))
