@@ -53,7 +53,9 @@ def check_backbone(folder: str | Path, experiment: Experiment, *, weights: bool 
     stages = (experiment.stage1, experiment.stage2)
     asked = dict.fromkeys((s.representation, s.prompts) for s in stages if s.steps)
     for written, form in asked:
-        encoder = PromptEncoder(tokenizer, titles, prompt, written, "item", positions, form)
+        encoder = PromptEncoder(
+            tokenizer, titles, prompt, written, "item", form=form, positions=positions
+        )
         for template in range(len(encoder.templates)):
             encoder.prompt([0], range(len(titles)), template)
     return config

@@ -76,10 +76,16 @@ def build(
     llm = load_backbone(backbone, dtype, experiment.backbone.layers)
     tokenizer = load_tokenizer(backbone)
     prompt, positions = experiment.prompt, context_length(llm.config)
-    check = PromptEncoder(tokenizer, CHECK_TITLES, prompt, "text", "item", positions)
+    check = PromptEncoder(tokenizer, CHECK_TITLES, prompt, "text", "item", positions=positions)
     one_pass = ranks_in_one_pass(llm, check, backbone)
     encoder = PromptEncoder(
-        tokenizer, data.titles, prompt, representation, data.domain, positions, form
+        tokenizer,
+        data.titles,
+        prompt,
+        representation,
+        data.domain,
+        form=form,
+        positions=positions,
     )
     slots = catalogue = None
     if encoder.slotted:

@@ -101,8 +101,9 @@ class PromptEncoder:
         config: PromptConfig,
         representation: Representation,
         domain: Domain,
-        positions: int = UNLIMITED,
+        *,
         form: Form = "choice",
+        positions: int = UNLIMITED,
     ) -> None:
         self.tokenizer, self.config, self.form = tokenizer, config, form
         self.positions = positions
@@ -138,9 +139,8 @@ class PromptEncoder:
     ) -> PromptEncoder:
         """The same for another catalogue, or with its items written in another way."""
         written = written or self.representation
-        return PromptEncoder(
-            self.tokenizer, titles, self.config, written, domain, self.positions, self.form
-        )
+        kept: Any = {"form": self.form, "positions": self.positions}
+        return PromptEncoder(self.tokenizer, titles, self.config, written, domain, **kept)
 
     def _tokenize(self, names: Sequence[str]) -> tuple[list[list[int]], int]:
         lead = _title_lead(self.tokenizer)

@@ -65,7 +65,9 @@ def make_rows(num_rows: int, num_candidates: int = 4, seed: int = 0) -> list[Row
 def make_encoder(
     tokenizer: Any, representation: Representation, form: Form = "choice", **prompt: Any
 ) -> PromptEncoder:
-    return PromptEncoder(tokenizer, TITLES, PromptConfig(**prompt), representation, "movie", form)
+    return PromptEncoder(
+        tokenizer, TITLES, PromptConfig(**prompt), representation, "movie", form=form
+    )
 
 
 def make_batch(encoder: PromptEncoder, rows: list[Row], **settings: Any) -> Batch:

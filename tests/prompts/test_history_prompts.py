@@ -43,14 +43,14 @@ def representation(request: pytest.FixtureRequest) -> Any:
 
 @pytest.fixture
 def encoder(tokenizer: Any, representation: Representation) -> PromptEncoder:
-    return PromptEncoder(tokenizer, TITLES, WHOLE, representation, "movie", "history")
+    return PromptEncoder(tokenizer, TITLES, WHOLE, representation, "movie", form="history")
 
 
 def shorter(encoder: PromptEncoder, max_tokens: int) -> PromptEncoder:
     """The same with less room."""
     config = PromptConfig(max_title_tokens=10_000, max_tokens=max_tokens)
     return PromptEncoder(
-        encoder.tokenizer, TITLES, config, encoder.representation, "movie", "history"
+        encoder.tokenizer, TITLES, config, encoder.representation, "movie", form="history"
     )
 
 
