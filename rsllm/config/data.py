@@ -61,6 +61,8 @@ class TableConfig:
     """Whether the ids 1.0 and 1 are one, as they are once an empty field made floats of them."""
     years: Literal["auto", "strip", "keep"] = "auto"
     """A year in parentheses after a title; `auto` strips it off films."""
+    move_articles: bool = True
+    """Whether "Matrix, The" is shown as "The Matrix"."""
     unescape: bool = False
     """Whether titles are HTML, in which `&amp;` is an ampersand."""
     domain: Domain = "item"

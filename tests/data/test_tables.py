@@ -21,7 +21,7 @@ from raw_folders import read
 from rsllm.config import Experiment, TableConfig
 from rsllm.data import delimited, pieces, raw, sources, tables
 from rsllm.data.files import Table
-from rsllm.data.raw import ENTITIES, FOLDED, YEARS, Items, Reject
+from rsllm.data.raw import ARTICLES, ENTITIES, FOLDED, NAMELESS, YEARS, Items, Reject
 from rsllm.errors import ConfigError, DataError
 from rsllm.settings import replace_in
 
@@ -410,6 +410,17 @@ def test_years_and_entities_of_titles(tmp_path: Path, beside: bool) -> None:
         assert found.keys() == seen
         assert found[ENTITIES] == (1, "Tom &amp; Jerry")
         assert found.get(YEARS, (3, "Doom (1991)")) == (3, "Doom (1991)")
+
+
+def test_what_else_is_done_to_titles_is_counted(tmp_path: Path) -> None:
+    rows = titled(i1="Matrix, The", i2="", i3="unknown")
+    place = write(tmp_path, {"r.tsv": text(rows, "\t").encode()})
+    assert read(place)[0].titles[:3] == ["The Matrix", "item 2", "item 3"]
+    found = changes(place, TableConfig())
+    assert found == {ARTICLES: (1, "Matrix, The"), NAMELESS: (2, "item 2")}
+    kept = TableConfig(move_articles=False)
+    assert read(place, kept)[0].titles[0] == "Matrix, The"
+    assert changes(place, kept).keys() == {NAMELESS}
 
 
 @pytest.mark.parametrize(

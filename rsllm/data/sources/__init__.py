@@ -201,7 +201,10 @@ def told_of(config: TableConfig) -> dict[str, Any]:
     told |= {"separator": "\t"} if told.get("separator") in TABS else {}
     if config.years != AUTO:
         told["strip_years"] = config.years == "strip"
-    return told | ({"unescape": True} if config.unescape else {})
+    changed = [
+        n for n in ("move_articles", "unescape") if getattr(config, n) != getattr(_UNSAID, n)
+    ]
+    return told | {name: getattr(config, name) for name in changed}
 
 
 def _recbole(location: str, config: TableConfig) -> RawData | None:
