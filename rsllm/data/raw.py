@@ -297,13 +297,13 @@ def check_rejects(
 
     Raises:
         DataError: more than `allowed`, with the most frequent reason's first value, and the way
-            out; what is `useless` without them has no other than the hint.
+            out; what is `useless` without them has none but the hint.
     """
     if rejects:
         lines = (json.dumps(asdict(reject), sort_keys=True) for reject in rejects)
         listed.parent.mkdir(parents=True, exist_ok=True)
         listed.write_text("".join(f"{line}\n" for line in lines))
-    if len(rejects) > allowed:
+    if len(rejects) > (0 if useless else allowed):
         reasons = Counter(reject.reason for reject in rejects)
         summary = ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common(9))
         more = f" To go on without them: --set data.max_rejected_rows={len(rejects)}"
