@@ -68,8 +68,6 @@ def prepare(
     """
     with raw_location(config, fetch) as location:
         data = sources.find(location, config.table, config.layout)
-        for name, settings in data.found.items():
-            print(f"{name} is read as {settings}", flush=True)
         config = _with_split(config, data)
         files = {"interactions": data.interactions, "items": data.items}
         hashes = {kind: {f.name: f.sha256() for f in found} for kind, found in files.items()}
@@ -78,6 +76,8 @@ def prepare(
         rejects = store.root / "rejects" / f"{store.path('data', inputs).name}.jsonl"
 
         def make(folder: Path) -> None:
+            for name, settings in data.found.items():
+                print(f"{name} is read as {settings}", flush=True)
             start_ray()
             _configure_ray_data(here=store.remote is not None)
             _run(Job(config, data, folder), rejects)
