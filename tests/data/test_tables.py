@@ -597,7 +597,7 @@ LINES = st.sampled_from(
             '"1\n2",2,5,A',
             ",2,5,A",
         ),
-        *('1,2,5,a"b,"c', "x\ry,2,5,A"),
+        *('1,2,5,a"b,"c', "x\ry,2,5,A", '"1",2,"5",""', '"1",2,5,"A"\r', '"1,2,5,A"'),
     ]
 )
 
@@ -620,7 +620,7 @@ def test_no_line_is_lost_whatever_its_quotes(
         patch.setattr(pieces, "PIECE_BYTES", max(1, size // 3))
         found.append(_lines(folder, config))
     assert found[0] == found[1]
-    numbers, broken, spans = found[0]
+    numbers, broken, spans, _ = found[0]
     physical = body.removesuffix("\n").split("\n")
     blank = {n for n, line in enumerate(physical, start=2) if not line.strip(" \r")}
     inside = {first + extra for first, span in spans for extra in range(span)}
@@ -629,19 +629,23 @@ def test_no_line_is_lost_whatever_its_quotes(
     assert len(numbers) == len(set(numbers))
 
 
-def _lines(folder: Path, config: TableConfig) -> tuple[list[int], set[int], list[tuple[int, int]]]:
-    """Line numbers of rows, of broken lines, and how many lines each row's texts fill."""
+def _lines(
+    folder: Path, config: TableConfig
+) -> tuple[list[int], set[int], list[tuple[int, int]], list[dict[str, bytes]]]:
+    """Line numbers of rows, of broken lines, how many lines each row's texts fill, and the rows."""
     data = sources.find(str(folder), config)
     numbers: list[int] = []
     broken: set[int] = set()
     spans: list[tuple[int, int]] = []
+    found: list[dict[str, bytes]] = []
     for _, first, piece in tables.read_all(data.interactions, data.source.interactions):
         rows = piece.columns.to_pylist()
+        found += rows
         for line, row in zip(piece.lines, rows, strict=True):
             spans.append((first + line, 1 + sum(text.count(b"\n") for text in row.values())))
         numbers += [first + line for line in piece.lines]
         broken |= {first + line for line in piece.broken}
-    return numbers, broken, spans
+    return numbers, broken, spans, found
 
 
 @given(st.lists(st.tuples(*[st.text(st.characters(codec="utf-8", exclude_characters="\x00"))] * 2)))
