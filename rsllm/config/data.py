@@ -15,7 +15,7 @@ AUTO = "auto"
 """Value of a setting that is found in the files, and printed as the setting that would say it."""
 TABS = ("tab", "\\t")
 """What a command line may call a tab."""
-Mark = Annotated[str, Field(pattern="^(auto|none|.)$")]
+Mark = Annotated[str, Field(pattern="^(auto|none|[ -~])$")]
 TimeUnit = Annotated[
     str, Field(pattern="^(auto|seconds|milliseconds|microseconds|nanoseconds|iso8601|.*%.*)$")
 ]
