@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from rsllm.config import DataConfig, Experiment, LossConfig, StageConfig
+from rsllm.config import DataConfig, Experiment, LossConfig, StageConfig, TableConfig
+from rsllm.config.data import plain_of_known
 from rsllm.errors import ConfigError
 from rsllm.settings import content_hash, from_dict, replace_in, to_dict
 
@@ -42,6 +43,20 @@ def test_a_variant_changes_what_it_names_and_nothing_else() -> None:
     assert changed.stage1 == base.stage1
     assert replace_in(base, {}) == base
     assert replace_in(base, {"stage2.loss": LossConfig(beta=0.2)}).stage2.loss.beta == 0.2
+
+
+@pytest.mark.parametrize(
+    ("settings", "key"),
+    [({}, "1664535fdf42e850"), ({"source": "llara-lastfm", "split": "given"}, "993372d8b7ffb467")],
+)
+def test_known_data_keep_the_names_that_earlier_builds_gave(
+    settings: dict[str, str], key: str
+) -> None:
+    named = plain_of_known(DataConfig(**settings))
+    assert content_hash({"config": named, "raw": {}}) == key
+    assert plain_of_known(DataConfig(split="leave-one-out")) != plain_of_known(DataConfig())
+    read_otherwise = DataConfig(table=TableConfig(encoding="latin-1"))
+    assert plain_of_known(read_otherwise) != plain_of_known(DataConfig())
 
 
 def test_an_integer_will_do_for_a_number() -> None:

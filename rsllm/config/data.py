@@ -1,7 +1,8 @@
 """Which interactions, and how they become windows, splits and candidate sets."""
 
-from dataclasses import field
-from typing import Annotated, Literal
+import json
+from dataclasses import asdict, field
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
@@ -14,7 +15,7 @@ AUTO = "auto"
 """Value of a setting that is found in the files, and printed as the setting that would say it."""
 TABS = ("tab", "\\t")
 """What a command line may call a tab."""
-Mark = Annotated[str, Field(pattern="^(auto|none|.)$")]
+Mark = Annotated[str, Field(pattern="^(auto|none|[ -~])$")]
 TimeUnit = Annotated[
     str, Field(pattern="^(auto|seconds|milliseconds|microseconds|nanoseconds|iso8601|.*%.*)$")
 ]
@@ -61,6 +62,8 @@ class TableConfig:
     """Whether the ids 1.0 and 1 are one, as they are once an empty field made floats of them."""
     years: Literal["auto", "strip", "keep"] = "auto"
     """A year in parentheses after a title; `auto` strips it off films."""
+    move_articles: bool = True
+    """Whether "Matrix, The" is shown as "The Matrix"."""
     unescape: bool = False
     """Whether titles are HTML, in which `&amp;` is an ampersand."""
     domain: Domain = "item"
@@ -142,6 +145,32 @@ class DataConfig:
                 f"data.table.split is {self.table.split}, but data.split = {self.split} would not"
                 " use it; set data.split=given"
             )
+
+
+_UNREAD = {
+    "user": "user_id",
+    "item": "item_id",
+    "time": "timestamp",
+    "rating": "",
+    "title": "title",
+    "text": [],
+    "split": "",
+    "items": "",
+    "time_unit": "seconds",
+    "encoding": "utf-8",
+    "domain": "item",
+}
+"""What keys say of the table of known data sets, which do not read it."""
+
+
+def plain_of_known(config: DataConfig) -> dict[str, Any]:
+    """The plain data by which keys name a known data set, whatever settings it does not read."""
+    plain: dict[str, Any] = json.loads(json.dumps(asdict(config)))
+    if config.table == TableConfig():
+        plain["table"] = _UNREAD
+    if not config.layout:
+        del plain["layout"]
+    return plain | ({"split": "user"} if config.split == "auto" else {})
 
 
 @settings

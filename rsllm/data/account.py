@@ -11,6 +11,7 @@ from tabulate import tabulate
 
 from rsllm.data.passes import Job, Users
 from rsllm.data.raw import (
+    ARTICLES,
     ENTITIES,
     FOLDED,
     YEARS,
@@ -30,6 +31,7 @@ FEW_USERS = 200
 REMEDIES = {
     FOLDED: f"; {setting('fold_ids', 'false')} keeps them",
     YEARS: f"; {setting('years', 'keep')} keeps them",
+    ARTICLES: f"; {setting('move_articles', 'false')} leaves them",
     ENTITIES: f"; {setting('unescape', 'true')} reads them",
 }
 """How what was done to values, or might be, is switched."""
@@ -93,7 +95,7 @@ def describe(facts: Mapping[str, Any]) -> str:
         for part, counts in parts.items()
     }
     shown |= {
-        what: f"{count:,}, such as {example!r}{REMEDIES[what]}"
+        what: f"{count:,}, such as {example!r}{REMEDIES.get(what, '')}"
         for what, (count, example) in facts["changes"].items()
     }
     if facts["users"] < FEW_USERS:

@@ -112,19 +112,27 @@ def _encoding(files: Sequence[File], *, whole: bool = True) -> tuple[str, str]:
                 if not number and block.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
                     return "utf-16", ""
                 if not block.isascii():
-                    block += stream.readline()
-                    rest, found = _CHARACTERS.subn(b"", block)
+                    rest, size = _without_utf_8(block + stream.readline())
                     unread = _NO_ASCII.findall(rest)
                     first = first or (_LINE.findall(rest)[0] if unread else b"")
-                    characters, others = characters + found, others + len(unread)
+                    characters, others = characters + size, others + len(unread)
                     used |= set(unread)
                 if not whole:
                     break
     encoding = "cp1252" if used & _UNSURE else "latin-1"
     if others <= characters:
-        return "utf-8", f" ({characters:,} letters beyond ASCII)" if characters else ""
+        return "utf-8", " (as its letters beyond ASCII are)" if characters else ""
     example = first.decode(encoding, "replace").strip()[:80]
     return encoding, f" (a guess: {others:,} bytes are no UTF-8, such as in {example!r})"
+
+
+def _without_utf_8(block: bytes) -> tuple[bytes, int]:
+    """What is left without the letters of several bytes, and how many bytes these have too many."""
+    try:
+        return b"", len(block) - len(block.decode())
+    except UnicodeDecodeError:
+        rest, letters = _CHARACTERS.subn(b"", block)
+        return rest, len(block) - len(rest) - letters
 
 
 def _first_quoted(files: Sequence[File], table: Table) -> list[str]:

@@ -31,6 +31,7 @@ class Table:
         missing: what is no id, beside nothing.
         fold_ids: whether the id "1.0" is "1".
         strip_years: whether years in parentheses are taken off titles.
+        move_articles: whether titles such as "Matrix, The" are turned round.
         unescape: whether titles are HTML.
         remedy: the way out when a column is missing.
     """
@@ -47,6 +48,7 @@ class Table:
     missing: Sequence[str] = ()
     fold_ids: bool = False
     strip_years: bool = True
+    move_articles: bool = True
     unescape: bool = False
     remedy: str = "Name the columns with data.table, such as --set data.table.user=USER"
 

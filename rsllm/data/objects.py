@@ -15,7 +15,7 @@ from rsllm.data.files import Chunk, File, Table
 from rsllm.data.pieces import SHOWN, Fault, Piece, binary_table, blocks
 from rsllm.errors import DataError
 
-ROWS_PER_PIECE = 1 << 18
+ROWS_PER_PIECE = 1 << 14
 SUFFIXES = {".json", ".jsonl", ".ndjson"}
 _BETWEEN = re.compile(r"[\s,]*")
 HEAD = 1000

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -32,7 +33,8 @@ _ARTICLE = re.compile(r"(^|\()([^()]+), (The|An|A)(?= ?(?:[()]|$))")
 _ENTITY = re.compile(r"&(#[0-9]+|#x[0-9a-fA-F]+|[a-zA-Z]+[0-9]*);")
 _PLACEHOLDERS = {"unknown", "unkonwn", ""}
 """MovieLens-100K's item 267 has no title; GroupLens and RecBole spell that differently."""
-FOLDED, YEARS, ENTITIES = "ids folded", "years taken off", "titles with HTML entities"
+FOLDED, YEARS, ARTICLES = "ids folded", "years taken off", "articles put first"
+ENTITIES, NAMELESS = "titles with HTML entities", "items without a title"
 Change = tuple[int, str]
 """How many values were changed, or might be, and the first of them by alphabet."""
 
@@ -61,6 +63,12 @@ class Items:
     """Items whose interactions name several titles; the most frequent one is theirs."""
     changes: dict[str, Change] = field(default_factory=dict)
 
+    @classmethod
+    def of(cls, titles: Mapping[str, tuple[str, str]], *more: Any, **facts: Any) -> Items:
+        """The items with their clean titles, beside which the raw ones stand."""
+        ids = sorted(titles, key=lambda item: (len(item), item))
+        return cls(ids, [titles[item][0] for item in ids], *more, **facts)
+
 
 @dataclass(frozen=True)
 class Interactions:
@@ -80,7 +88,14 @@ class Interactions:
     changes: dict[str, Change]
 
 
-def clean_title(title: str, item: str, *, strip_years: bool = True, unescape: bool = False) -> str:
+def clean_title(
+    title: str,
+    item: str,
+    *,
+    strip_years: bool = True,
+    move_articles: bool = True,
+    unescape: bool = False,
+) -> str:
     """The title as prompts show it: one line, no year, article in front.
 
     ``"Matrix, The (1999)"`` becomes ``"The Matrix"``; alternative titles in parentheses stay and
@@ -89,14 +104,15 @@ def clean_title(title: str, item: str, *, strip_years: bool = True, unescape: bo
     title = html.unescape(title) if unescape else title
     visible = (" " if unicodedata.category(c) == "Cc" else c for c in title)
     kept = "".join(c for c in visible if unicodedata.category(c) != "Cf")
-    line = " ".join(unicodedata.normalize("NFC", kept).split())
-    name = _ARTICLE.sub(r"\1\3 \2", _YEAR.sub("", line) if strip_years else line).strip()
+    name = " ".join(unicodedata.normalize("NFC", kept).split())
+    name = _YEAR.sub("", name) if strip_years else name
+    name = (_ARTICLE.sub(r"\1\3 \2", name) if move_articles else name).strip()
     return f"item {item}" if name in _PLACEHOLDERS else name
 
 
 def titled(texts: Sequence[str], item: str, table: Table) -> str:
     """An item's clean title, with its further texts in parentheses."""
-    how = {"strip_years": table.strip_years, "unescape": table.unescape}
+    how = {name: getattr(table, name) for name in ("strip_years", "move_articles", "unescape")}
     first, *more = texts
     words = [clean_title(text, "", **how) for text in more if text.strip()]
     title = clean_title(first, item, **how)
@@ -112,11 +128,15 @@ def merged(changes: Sequence[Mapping[str, Change]]) -> dict[str, Change]:
     return total
 
 
-def _title_changes(titles: Sequence[str], table: Table) -> dict[str, Change]:
-    """What cleaning takes off the titles of a catalogue, and what it leaves but might not."""
-    years = [title for title in titles if table.strip_years and _YEAR.search(title.strip())]
-    entities = [title for title in titles if _ENTITY.search(title)]
-    found = {YEARS: years, ENTITIES: entities}
+def _title_changes(titles: Mapping[str, tuple[str, str]], table: Table) -> dict[str, Change]:
+    """What cleaning does to titles, clean and raw by item, and what it might do."""
+    raw = [title for _, title in titles.values()]
+    found = {
+        YEARS: [title for title in raw if table.strip_years and _YEAR.search(title.strip())],
+        ARTICLES: [title for title in raw if table.move_articles and _ARTICLE.search(title)],
+        ENTITIES: [title for title in raw if _ENTITY.search(title)],
+        NAMELESS: [clean for item, (clean, _) in titles.items() if clean == f"item {item}"],
+    }
     return {what: (len(some), min(some)) for what, some in found.items() if some}
 
 
@@ -155,14 +175,9 @@ def read_items(files: Sequence[File], table: Table) -> Items:
     if not places:
         at = f"; {_told(rejects[0])}" if rejects else ""
         raise DataError(f"{files[0].name} has no usable row{at}; is it the right file?")
-    titles = {item: title for item, (title, _, _) in places.items()}
-    changes.append(_title_changes([raw for _, raw, _ in places.values()], table))
-    ids = _by_size(titles)
-    return Items(ids, [titles[item] for item in ids], rejects, rows_read, 0, merged(changes))
-
-
-def _by_size(titles: Mapping[str, str]) -> list[str]:
-    return sorted(titles, key=lambda item: (len(item), item))
+    titles = {item: (title, raw) for item, (title, raw, _) in places.items()}
+    changes.append(_title_changes(titles, table))
+    return Items.of(titles, rejects, rows_read, changes=merged(changes))
 
 
 def _add_items(
@@ -222,10 +237,9 @@ def settle_titles(counts: Mapping[tuple[str, ...], int], table: Table) -> Items:
         before = held.get(title, (0, texts[0]))
         held[title] = (before[0] + count, min(before[1], texts[0]))
     best = {item: min(held, key=lambda t: (-held[t][0], t)) for item, held in by_title.items()}
-    raw = [by_title[item][title][1] for item, title in best.items()]
-    ids, others = _by_size(best), sum(map(len, by_title.values())) - len(best)
-    titles = [best[item] for item in ids]
-    return Items(ids, titles, other_titles=others, changes=_title_changes(raw, table))
+    titles = {item: (title, by_title[item][title][1]) for item, title in best.items()}
+    others, changes = sum(map(len, by_title.values())) - len(best), _title_changes(titles, table)
+    return Items.of(titles, other_titles=others, changes=changes)
 
 
 def read_interactions(chunk: Chunk, table: Table, item_ids: pa.Array) -> Iterator[Interactions]:
@@ -283,13 +297,13 @@ def check_rejects(
 
     Raises:
         DataError: more than `allowed`, with the most frequent reason's first value, and the way
-            out; what is `useless` without them has no other than the hint.
+            out; what is `useless` without them has none but the hint.
     """
     if rejects:
         lines = (json.dumps(asdict(reject), sort_keys=True) for reject in rejects)
         listed.parent.mkdir(parents=True, exist_ok=True)
         listed.write_text("".join(f"{line}\n" for line in lines))
-    if len(rejects) > allowed:
+    if len(rejects) > (0 if useless else allowed):
         reasons = Counter(reject.reason for reject in rejects)
         summary = ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common(9))
         more = f" To go on without them: --set data.max_rejected_rows={len(rejects)}"

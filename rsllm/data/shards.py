@@ -33,6 +33,7 @@ from pyarrow import feather
 from tqdm import tqdm
 
 from rsllm.config import DataConfig
+from rsllm.config.data import plain_of_known
 from rsllm.data import account, passes, prepared, sources, synthetic
 from rsllm.data.hashing import hash_strings
 from rsllm.data.interactions import time_cut, user_numbers
@@ -42,24 +43,9 @@ from rsllm.data.sequences import SPLITS, Bools, Catalogue, split_sizes
 from rsllm.data.tables import plan
 from rsllm.errors import ConfigError, DataError
 from rsllm.runs import Store, write_json
-from rsllm.settings import to_dict
 
 SYNTHETIC_WORLD = {"num_users": 120, "num_items": 60, "length": 16}
 PROGRESS_SECONDS = 5.0
-KNOWN_TABLE = {
-    "user": "user_id",
-    "item": "item_id",
-    "time": "timestamp",
-    "rating": "",
-    "title": "title",
-    "text": [],
-    "split": "",
-    "items": "",
-    "time_unit": "seconds",
-    "encoding": "utf-8",
-    "domain": "item",
-}
-"""What the keys of known layouts say of `data.table`, which such data do not read."""
 
 
 def prepare(
@@ -82,17 +68,16 @@ def prepare(
     """
     with raw_location(config, fetch) as location:
         data = sources.find(location, config.table, config.layout)
-        for name, settings in data.found.items():
-            print(f"{name} is read as {settings}", flush=True)
         config = _with_split(config, data)
         files = {"interactions": data.interactions, "items": data.items}
         hashes = {kind: {f.name: f.sha256() for f in found} for kind, found in files.items()}
-        inputs = {"config": to_dict(config), "raw": hashes}
-        del inputs["config"]["layout"]
-        inputs["config"]["table"] = KNOWN_TABLE if data.known else data.reading()
+        named = plain_of_known(config) if data.known else data.named(config)
+        inputs = {"config": named, "raw": hashes}
         rejects = store.root / "rejects" / f"{store.path('data', inputs).name}.jsonl"
 
         def make(folder: Path) -> None:
+            for name, settings in data.found.items():
+                print(f"{name} is read as {settings}", flush=True)
             start_ray()
             _configure_ray_data(here=store.remote is not None)
             _run(Job(config, data, folder), rejects)

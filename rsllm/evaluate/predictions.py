@@ -13,6 +13,7 @@ import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from rsllm.data.dialect import settle
 from rsllm.data.files import Table, find_files
 from rsllm.data.prepared import PreparedData
 from rsllm.data.sequences import NO_ITEM, Rows, Split
@@ -151,20 +152,13 @@ def _separator(path: Path) -> str:
 
 def _lines(path: Path) -> pd.DataFrame:
     """The lines as text: user, item, score, draw, and each one's number in the file."""
-    separator = _separator(path)
+    _separator(path)
     files = find_files(str(path), "*")
     if not files:
         raise ConfigError(f"there is no file {path}")
     remedy = "It needs user_id, item_id, score and, for several draws, draw"
-    table = Table(
-        files=path.name,
-        columns=_NAMES,
-        separator=separator,
-        quote='"',
-        escape="",
-        encoding="utf-8",
-        remedy=remedy,
-    )
+    table = Table(files=path.name, columns=_NAMES, encoding="utf-8", remedy=remedy)
+    table, _ = settle(table, files)
     if "draw" in columns_of(files[0], table):
         table = replace(table, columns=_NAMES | {"draw": "draw"})
     check(files, table)

@@ -12,7 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from rsllm.assets import ASSETS
 from rsllm.config import Experiment
+from rsllm.config.data import plain_of_known
 from rsllm.runs import read_json, write_json
 from rsllm.settings import content_hash, to_dict
 
@@ -67,6 +69,10 @@ class Entry:
     def key(self, experiment: Experiment, seeds: Sequence[int]) -> str:
         """Of all that decides its numbers beside the data themselves."""
         parts = to_dict(experiment)
+        mixed = zip(experiment.mixture, parts["mixture"], strict=True)
+        for holder, config in ((parts, experiment.data), *((p, m.data) for m, p in mixed)):
+            if config.source in ASSETS:
+                holder["data"] = plain_of_known(config)
         decides = DECIDES.get(self.kind, ("data", "evaluation"))
         if self.kind == "tuned":
             decides = tuple(name for name in parts if name != "compute")

@@ -21,7 +21,7 @@ from raw_folders import read
 from rsllm.config import Experiment, TableConfig
 from rsllm.data import delimited, pieces, raw, sources, tables
 from rsllm.data.files import Table
-from rsllm.data.raw import ENTITIES, FOLDED, YEARS, Items, Reject
+from rsllm.data.raw import ARTICLES, ENTITIES, FOLDED, NAMELESS, YEARS, Items, Reject
 from rsllm.errors import ConfigError, DataError
 from rsllm.settings import replace_in
 
@@ -412,6 +412,17 @@ def test_years_and_entities_of_titles(tmp_path: Path, beside: bool) -> None:
         assert found.get(YEARS, (3, "Doom (1991)")) == (3, "Doom (1991)")
 
 
+def test_what_else_is_done_to_titles_is_counted(tmp_path: Path) -> None:
+    rows = titled(i1="Matrix, The", i2="", i3="unknown")
+    place = write(tmp_path, {"r.tsv": text(rows, "\t").encode()})
+    assert read(place)[0].titles[:3] == ["The Matrix", "item 2", "item 3"]
+    found = changes(place, TableConfig())
+    assert found == {ARTICLES: (1, "Matrix, The"), NAMELESS: (2, "item 2")}
+    kept = TableConfig(move_articles=False)
+    assert read(place, kept)[0].titles[0] == "Matrix, The"
+    assert changes(place, kept).keys() == {NAMELESS}
+
+
 @pytest.mark.parametrize(
     ("reason", "value", "hint"),
     [
@@ -586,7 +597,7 @@ LINES = st.sampled_from(
             '"1\n2",2,5,A',
             ",2,5,A",
         ),
-        *('1,2,5,a"b,"c', "x\ry,2,5,A"),
+        *('1,2,5,a"b,"c', "x\ry,2,5,A", '"1",2,"5",""', '"1",2,5,"A"\r', '"1,2,5,A"'),
     ]
 )
 
@@ -609,7 +620,7 @@ def test_no_line_is_lost_whatever_its_quotes(
         patch.setattr(pieces, "PIECE_BYTES", max(1, size // 3))
         found.append(_lines(folder, config))
     assert found[0] == found[1]
-    numbers, broken, spans = found[0]
+    numbers, broken, spans, _ = found[0]
     physical = body.removesuffix("\n").split("\n")
     blank = {n for n, line in enumerate(physical, start=2) if not line.strip(" \r")}
     inside = {first + extra for first, span in spans for extra in range(span)}
@@ -618,19 +629,23 @@ def test_no_line_is_lost_whatever_its_quotes(
     assert len(numbers) == len(set(numbers))
 
 
-def _lines(folder: Path, config: TableConfig) -> tuple[list[int], set[int], list[tuple[int, int]]]:
-    """Line numbers of rows, of broken lines, and how many lines each row's texts fill."""
+def _lines(
+    folder: Path, config: TableConfig
+) -> tuple[list[int], set[int], list[tuple[int, int]], list[dict[str, bytes]]]:
+    """Line numbers of rows, of broken lines, how many lines each row's texts fill, and the rows."""
     data = sources.find(str(folder), config)
     numbers: list[int] = []
     broken: set[int] = set()
     spans: list[tuple[int, int]] = []
+    found: list[dict[str, bytes]] = []
     for _, first, piece in tables.read_all(data.interactions, data.source.interactions):
         rows = piece.columns.to_pylist()
+        found += rows
         for line, row in zip(piece.lines, rows, strict=True):
             spans.append((first + line, 1 + sum(text.count(b"\n") for text in row.values())))
         numbers += [first + line for line in piece.lines]
         broken |= {first + line for line in piece.broken}
-    return numbers, broken, spans
+    return numbers, broken, spans, found
 
 
 @given(st.lists(st.tuples(*[st.text(st.characters(codec="utf-8", exclude_characters="\x00"))] * 2)))

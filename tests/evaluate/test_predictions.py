@@ -189,6 +189,13 @@ def test_sets_must_be_scored_as_a_whole_and_once(data: PreparedData, tmp_path: P
         read_predictions(write(one_draw, tmp_path / "mine.csv"), data, "test")
 
 
+def test_scores_of_a_spreadsheet_with_semicolons(data: PreparedData, tmp_path: Path) -> None:
+    table = scored(data, tmp_path / "sets.csv")
+    plain = read_predictions(write(table, tmp_path / "plain.csv"), data, "test")
+    table.to_csv(tmp_path / "mine.csv", index=False, sep=";", quoting=1)
+    assert np.array_equal(read_predictions(tmp_path / "mine.csv", data, "test"), plain)
+
+
 def test_files_that_are_none(data: PreparedData, tmp_path: Path) -> None:
     table = scored(data, tmp_path / "sets.csv")
     with pytest.raises(ConfigError, match="there is no file"):

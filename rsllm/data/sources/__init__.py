@@ -13,7 +13,7 @@ from dataclasses import fields as fields_of
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from rsllm.config import AUTO, Domain, TableConfig
+from rsllm.config import AUTO, DataConfig, Domain, TableConfig
 from rsllm.config.data import TABS, Split
 from rsllm.data.delimited import fields
 from rsllm.data.dialect import provisional, settle
@@ -83,12 +83,13 @@ class RawData:
     found: Mapping[str, str]
     known: bool = False
 
-    def reading(self) -> dict[str, Any]:
-        """All that decides what is read, as plain data."""
-        plain = to_dict(self.source)
+    def named(self, config: DataConfig) -> dict[str, Any]:
+        """The settings as plain data, with all that decides what is read in place of the table."""
+        plain, reading = to_dict(config), to_dict(self.source)
         for kind in ("interactions", "items"):
-            (plain[kind] or {}).pop("remedy", None)
-        return plain
+            (reading[kind] or {}).pop("remedy", None)
+        del plain["layout"]
+        return plain | {"table": reading}
 
 
 def load(path: Path, **usual: Any) -> Iterator[Source]:
@@ -201,7 +202,10 @@ def told_of(config: TableConfig) -> dict[str, Any]:
     told |= {"separator": "\t"} if told.get("separator") in TABS else {}
     if config.years != AUTO:
         told["strip_years"] = config.years == "strip"
-    return told | ({"unescape": True} if config.unescape else {})
+    changed = [
+        n for n in ("move_articles", "unescape") if getattr(config, n) != getattr(_UNSAID, n)
+    ]
+    return told | {name: getattr(config, name) for name in changed}
 
 
 def _recbole(location: str, config: TableConfig) -> RawData | None:
