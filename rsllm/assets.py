@@ -7,15 +7,14 @@ in order, every file is compared with a known SHA-256, and a folder appears whol
 import re
 import tomllib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Literal
 
-import httpx
 from pydantic import TypeAdapter
 
-from rsllm.downloads import HubModel, LlaraFolder, Source, UrlZip, Wheel, say
+from rsllm.downloads import HubModel, LlaraFolder, OwnFolder, Source, UrlZip, Wheel, say
 from rsllm.errors import ConfigError, DataError
 from rsllm.runs import MANIFEST, cache_root, commit_dir, manifest, require_writable, sha256
 from rsllm.settings import content_hash
@@ -33,7 +32,7 @@ class Asset:
 
     kind: Literal["data set", "backbone"]
     licence: str
-    sources: tuple[UrlZip | Wheel | HubModel | LlaraFolder, ...]
+    sources: tuple[UrlZip | Wheel | HubModel | LlaraFolder | OwnFolder, ...]
 
 
 TABLE = tomllib.loads(Path(__file__).with_name("assets.toml").read_text())
@@ -66,13 +65,20 @@ def fetch(name: str, *, cache: Path | None = None, sources: Sequence[Source] = (
             with commit_dir(folder, **facts) as staging:
                 say(f"fetching {name} from {source}")
                 source.fill(staging)
-        except (DataError, OSError, httpx.HTTPError) as error:
+        except (DataError, OSError) as error:
             reason = str(error).strip() or type(error).__name__
             failures.append(f"  {source}: {reason.splitlines()[0]}")
         else:
             say(f"{name}: {asset.licence}")
             return folder
     raise DataError("\n".join([f"cannot fetch {name}; every source failed:", *failures]))
+
+
+def own_sources(name: str, origin: Path) -> list[Source]:
+    """An asset's sources that are folders, which the user has at `origin`; often none."""
+    sources = ASSETS[name].sources if name in ASSETS else ()
+    own = [source for source in sources if isinstance(source, OwnFolder)]
+    return [replace(source, origin=str(origin)) for source in own]
 
 
 def resolve_backbone(source: str, *, commit: str = "", weights: bool = True) -> Path:

@@ -173,7 +173,9 @@ def _fetch(arguments: argparse.Namespace) -> None:
         if arguments.folder:
             from rsllm.data.llara import import_folder
 
-            print(import_folder(name, arguments.folder))
+            own = assets.own_sources(name, arguments.folder)
+            folder = assets.fetch(name, sources=own) if own else None
+            print(folder or import_folder(name, arguments.folder))
         else:
             print(assets.fetch(name))
     if not arguments.names:

@@ -16,7 +16,6 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-import httpx
 import psutil
 from filelock import FileLock
 
@@ -199,6 +198,8 @@ def _guard_token() -> None:
 @cache
 def is_open(dashboard: str) -> bool:
     """Whether a cluster says that it asks for no token; the user is warned of that, once."""
+    import httpx  # slow to import, and asked for once
+
     with contextlib.suppress(httpx.HTTPError, httpx.InvalidURL):
         if '"disabled"' in httpx.get(f"{dashboard}/api/authentication_mode", timeout=5).text:
             say("rsllm: warning: this Ray asks for no token; start it with RAY_AUTH_MODE=token")

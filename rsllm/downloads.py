@@ -5,6 +5,7 @@ No name inside an archive decides where anything is written, and nothing downloa
 
 import contextlib
 import hashlib
+import os
 import subprocess
 import sys
 import tempfile
@@ -13,9 +14,8 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO, NamedTuple, Protocol
+from typing import IO, Any, NamedTuple, Protocol
 
-import httpx
 from tqdm import tqdm
 
 from rsllm.errors import DataError
@@ -23,7 +23,7 @@ from rsllm.runs import sha256
 
 MAX_ARCHIVE_BYTES = 256 << 20
 MAX_MEMBERS = 10_000
-TIMEOUT = httpx.Timeout(30, connect=5)
+TIMEOUT_SECONDS = 30.0
 
 
 class File(NamedTuple):
@@ -46,7 +46,7 @@ class Source(Protocol):
         """Write the verified files into `folder`.
 
         Raises:
-            DataError, OSError, httpx.HTTPError: the source is unreachable or holds other content.
+            DataError, OSError: the source is unreachable or holds other content.
         """
 
 
@@ -133,6 +133,29 @@ class LlaraFolder:
         raise DataError(f"download it, then: rsllm fetch {self.name} --from FOLDER")
 
 
+@dataclass(frozen=True)
+class OwnFolder:
+    """Files that nobody may pass on: they are copied from a folder of the user's, or of the tests'.
+
+    `RSLLM_TEST_ASSETS` names the tests' folder, whose `data/` has one of this name.
+    """
+
+    folder: str
+    files: tuple[File, ...]
+    origin: str = ""
+    """Where the user has them."""
+
+    def __str__(self) -> str:
+        return self.origin or "a folder of your own"
+
+    def fill(self, folder: Path) -> None:
+        assets = os.environ.get("RSLLM_TEST_ASSETS", "")
+        if not self.origin and not assets:
+            names = " and ".join(file.name for file in self.files)
+            raise DataError(f"if you have {names}: rsllm fetch {self.folder} --from FOLDER")
+        copy_known(Path(self.origin or f"{assets}/data/{self.folder}"), self.files, folder)
+
+
 def say(message: str) -> None:
     """Tell the user what goes on, on stderr."""
     print(message, file=sys.stderr, flush=True)
@@ -146,8 +169,17 @@ def scratch(folder: Path) -> Iterator[Path]:
 
 
 def _download(url: str, target: Path) -> None:
+    import httpx  # a fifth of a second that `rsllm --help` need not wait for
+
+    try:
+        _stream(httpx.stream("GET", url, timeout=TIMEOUT_SECONDS, follow_redirects=True), target)
+    except httpx.HTTPError as error:
+        raise DataError(str(error).strip() or type(error).__name__) from error
+
+
+def _stream(answer: Any, target: Path) -> None:
     with (
-        httpx.stream("GET", url, timeout=TIMEOUT, follow_redirects=True) as response,
+        answer as response,
         target.open("wb") as file,
     ):
         response.raise_for_status()

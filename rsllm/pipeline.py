@@ -83,7 +83,7 @@ class Pipeline:
         Raises:
             ConfigError, DataError: one of them is not there, or no language model could use it.
         """
-        speaks = self.watched != "recommender"
+        speaks = self.watched in ("stage1", "stage2")
         from rsllm.data import sources
         from rsllm.data.shards import raw_location
 
@@ -193,7 +193,8 @@ class Pipeline:
         )
         longest = self.experiment.prompt.history_items
         decides = {"catalogue": to_dict(self.experiment.catalogue), "history_items": longest}
-        return self._train("keys", names | decides, folders)
+        shuffled = {"shuffle_items": self.experiment.projector.shuffle_items}
+        return self._train("keys", names | decides | shuffled, folders)
 
     def train_text(self) -> Path:
         """Stage 1: the language model, by default on text-only prompts."""
@@ -205,7 +206,8 @@ class Pipeline:
 
     def run(self) -> Path:
         """The stage that is watched, and all before it."""
-        return self.fit() if self.watched == "recommender" else self.train()
+        ways = {"recommender": self.fit, "keys": self.train_keys, "stage1": self.train_text}
+        return ways.get(self.watched, self.train)()
 
     def finished(self) -> Path | None:
         """The watched stage's artifact if it exists; earlier stages must."""

@@ -115,11 +115,21 @@ def test_cli_names_the_broken_line(store: Path, tmp_path: Path) -> None:
     command = [*jobs.CLI, "prepare", "--data", str(raw), "--storage", str(store)]
     message = refused(command, code=1, seconds=SECONDS_WITH_RAY)
     assert "3 of 7 rows rejected" in message
-    assert "first: u.data:2 bad rating" in message
-    assert "Raise data.max_rejected_rows" in message
+    assert "bad rating: 'good' in u.data:2; choose a number from 0 to 5" in message
+    assert "--set data.max_rejected_rows=3" in message
     (listed,) = files(store)
     assert f"all: {listed}" in message
     assert [json.loads(line)["line"] for line in listed.read_text().splitlines()] == [2, 3, 4]
+
+
+def test_cli_names_the_column_before_ray_starts(store: Path, tmp_path: Path) -> None:
+    raw = tmp_path / "plays.csv"
+    raw.write_text("who,what,when,title\nu,1,5,A\n")
+    command = [*jobs.CLI, "prepare", "--data", str(raw), "--storage", str(store)]
+    message = refused([*command, "--set", "data.table.user=viewer"], code=2)
+    assert "plays.csv has no column 'viewer'; it has who, what, when, title" in message
+    assert "Say which: --set data.table.user=who" in message
+    assert files(store) == []
 
 
 def test_ctrl_c_in_training_ends_with_a_hint(

@@ -94,7 +94,7 @@ def test_import_and_help_are_light(code: str) -> None:
     report = (
         "import atexit, sys\n"
         "atexit.register(lambda: sys.stderr.write(' '.join({'torch', 'ray', 'transformers', "
-        "'numpy', 'pandas'} & sys.modules.keys())))\n"
+        "'numpy', 'pandas', 'httpx'} & sys.modules.keys())))\n"
     )
     seconds = []
     for _ in range(3):

@@ -119,6 +119,13 @@ class Experiment:
     def __post_init__(self) -> None:
         if self.mixture and not (self.stage1.steps and self.stage1.representation == "text"):
             raise ConfigError("mixture needs stage1.samples and stage1.representation = text")
+        contrasts = self.stage1.loss.alpha + self.stage1.loss.beta
+        if self.mixture and self.stage1.prompts == "history" and contrasts:
+            raise ConfigError(
+                f"stage1.loss.alpha + stage1.loss.beta is {contrasts}, but under history prompts"
+                " they tell an item from those of data alone, and mixture has others; set both to"
+                " 0, or stage1.prompts to choice"
+            )
         letters, dropout = self.prompt.answer == "letter", self.backbone.lora_dropout
         if letters and self.data.num_candidates > len(ascii_uppercase):
             raise ConfigError(

@@ -9,12 +9,15 @@ from rsllm.config.checks import settings
 from rsllm.errors import ConfigError
 
 Domain = Literal["movie", "game", "artist", "item"]
-Split = Literal["auto", "user", "leave-one-out", "time", "given"]
+Split = Literal["user", "leave-one-out", "time", "given"]
 AUTO = "auto"
 """Value of a setting that is found in the files, and printed as the setting that would say it."""
-TIME_UNITS = ("seconds", "milliseconds", "microseconds", "nanoseconds", "iso8601")
-UNPRINTED = {"tab": "\t", "space": " ", "\\t": "\t"}
-"""What a command line may call a separator."""
+TABS = ("tab", "\\t")
+"""What a command line may call a tab."""
+Mark = Annotated[str, Field(pattern="^(auto|none|.)$")]
+TimeUnit = Annotated[
+    str, Field(pattern="^(auto|seconds|milliseconds|microseconds|nanoseconds|iso8601|.*%.*)$")
+]
 
 
 @settings
@@ -42,14 +45,14 @@ class TableConfig:
     """Column of that table which `item` refers to."""
     header: tuple[str, ...] = ()
     """Names of the columns where the first line is data already."""
-    separator: str = AUTO
+    separator: Annotated[str, Field(min_length=1, max_length=4)] = AUTO
     """Up to four characters, or `tab`."""
-    quote: str = AUTO
+    quote: Mark = AUTO
     """A character around fields that may hold separators and line breaks; `none`: just text."""
-    escape: str = AUTO
+    escape: Mark = AUTO
     """A character before quotes that are text; `none`: they are doubled."""
     encoding: str = AUTO
-    time_unit: str = AUTO
+    time_unit: TimeUnit = AUTO
     """seconds, milliseconds, microseconds or nanoseconds since 1970, iso8601, or a format of dates
     such as %d/%m/%Y; without a zone they are UTC."""
     missing: tuple[str, ...] = ("nan", "NaN", "null", "NULL", "None", "\\N")
@@ -70,22 +73,6 @@ class TableConfig:
                 f"data.table.encoding is {self.encoding!r}, which is no encoding of text; use one"
                 " such as utf-8, cp1252 or utf-16, or auto"
             ) from None
-        if not 0 < len(UNPRINTED.get(self.separator, self.separator)) <= 4:
-            raise ConfigError(
-                f"data.table.separator is {self.separator!r}; use one to four characters, tab, or"
-                " auto"
-            )
-        for name in ("quote", "escape"):
-            value = getattr(self, name)
-            if len(value) != 1 and value not in (AUTO, "none"):
-                raise ConfigError(
-                    f"data.table.{name} is {value!r}; use one character, none, or auto"
-                )
-        if self.time_unit not in (AUTO, *TIME_UNITS) and "%" not in self.time_unit:
-            raise ConfigError(
-                f"data.table.time_unit is {self.time_unit!r}; use auto, {', '.join(TIME_UNITS)}, or"
-                " a format such as %d/%m/%Y"
-            )
 
 
 @settings
@@ -112,7 +99,7 @@ class DataConfig:
     """Rows with a shorter history are dropped (LLaRA's loading rule)."""
     max_history: NonNegativeInt = 0
     """Most recent interactions of a user that are used at all; 0 uses all."""
-    split: Split = "auto"
+    split: Split | Literal["auto"] = "auto"
     """By user, as LLaRA; each user's last two interactions, also where the source has a split;
     two cuts in time; the source's own. `auto` takes that if there is one, splits MovieLens and the
     other data sets known by name by user, and holds out of every user in any other table."""

@@ -86,6 +86,9 @@ class ProjectorConfig:
     """Normalisation of each hidden layer, before its activation."""
     scale: PositiveFloat = 1.0
     """Length of slot vectors at the start, relative to token vectors."""
+    bounded: bool = False
+    """Whether slot vectors are brought to that length, times a learned number, whatever the linear
+    map grows to: a step of its weights is then small beside them."""
     start: Literal["random", "titles"] = "random"
     """The linear map's start: at random, or the ridge regression of the items' mean title
     embeddings on their vectors."""

@@ -21,7 +21,8 @@ from tabulate import tabulate
 from rsllm.data.prepared import PreparedData
 from rsllm.data.sequences import NO_ITEM, SPLITS, Catalogue, Events, Ints, Rows, Split
 from rsllm.errors import CheckpointError, ConfigError, DataError
-from rsllm.runs import MANIFEST, manifest, seal
+from rsllm.runs import MANIFEST, manifest, write_json
+from rsllm.settings import content_hash
 
 Verdict = Literal["ok", "warning", "leak", "accepted"]
 HELD_OUT: tuple[Split, Split] = ("validation", "test")
@@ -81,8 +82,9 @@ def accept(path: Path, checks: Sequence[str]) -> None:
                 f" {', '.join(map(repr, ACCEPTABLE))}"
             )
     folder = _data_of(path.resolve())
-    facts = {name: fact for name, fact in manifest(folder).items() if name != "files"}
-    seal(folder, facts | {"accepted": sorted({*facts.get("accepted", []), *checks})})
+    facts = {name: fact for name, fact in manifest(folder).items() if name != "digest"}
+    facts |= {"accepted": sorted({*facts.get("accepted", []), *checks})}
+    write_json(folder / MANIFEST, {**facts, "digest": content_hash(facts)})
 
 
 def _data_of(path: Path) -> Path:

@@ -1,11 +1,11 @@
-"""Delimited text. Where a piece has no quote Arrow reads it; where it has one, Python's csv module
-does, which says what is wrong with a record and where the next one begins.
+"""Delimited text. Where each line is a record Arrow reads it; where quotes may say otherwise,
+Python's csv module does, which tells what is wrong with a record and where the next one begins.
 """
 
 import csv
 import io
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,6 +18,7 @@ from rsllm.data.pieces import SHOWN, Fault, Piece, binary_table, blocks
 
 RECORD_BYTES = 1 << 20
 """Longest record of several lines; a quote that does not close costs its line and no more."""
+csv.field_size_limit(RECORD_BYTES)  # for all of the process; by default a field ends at 128 KiB
 UNIT_SEPARATOR = "\x1f"
 COUNT, QUOTES = "wrong column count", "broken quotes"
 ONE_LINE = ("user", "item", "time", "rating", "split")
@@ -44,18 +45,25 @@ def spans_lines(file: File, table: Table) -> bool:
 
 def fields(text: str, table: Table) -> list[str] | None:
     """The fields of a record; none where its quotes or line ends are broken."""
-    special = (mark for mark in (table.quote, table.escape) if mark)
-    if not any(mark in text for mark in special):
-        return None if "\r" in text.rstrip("\r") else text.rstrip("\r").split(table.separator)
-    separator = table.separator
-    if len(separator) > 1:
-        text, separator = text.replace(separator, UNIT_SEPARATOR), UNIT_SEPARATOR
-    marks: dict[str, Any] = {"delimiter": separator, "escapechar": table.escape or None}
-    quoting = {"quotechar": table.quote} if table.quote else {"quoting": csv.QUOTE_NONE}
-    try:
-        return next(csv.reader([text.rstrip("\r")], strict=True, **marks, **quoting), [])
-    except csv.Error:
-        return None
+    return _parser(table)(text)
+
+
+def _parser(table: Table) -> Callable[[str], list[str] | None]:
+    given, quote, escape = table.separator, table.quote, table.escape
+    separator = given if len(given) == 1 else UNIT_SEPARATOR
+    how: dict[str, Any] = {"delimiter": separator, "escapechar": escape or None, "strict": True}
+    how |= {"quotechar": quote} if quote else {"quoting": csv.QUOTE_NONE}
+
+    def parse(text: str) -> list[str] | None:
+        text = text.rstrip("\r")
+        if not (quote and quote in text) and not (escape and escape in text):
+            return None if "\r" in text else text.split(given)
+        try:
+            return next(csv.reader([text.replace(given, separator)], **how), [])
+        except csv.Error:
+            return None
+
+    return parse
 
 
 def read_delimited(chunk: Chunk, table: Table, names: Sequence[str]) -> Iterator[Piece]:
@@ -68,14 +76,15 @@ def read_delimited(chunk: Chunk, table: Table, names: Sequence[str]) -> Iterator
             piece, skipped = _without_header(piece)
             first, header = skipped, False
         piece, tail = tail + piece, b""
-        if any(mark in piece for mark in marks):
-            parsed, tail = _marked(piece, names, table, first)
+        quoted = any(mark in piece for mark in marks)
+        if quoted and not _is_plain(piece, table):
+            parsed, tail = _by_record(piece, names, table, first)
         else:
-            parsed = _unmarked(piece, names, table, first)
+            parsed = _by_line(piece, names, table, first, quoted=quoted)
         yield replace(parsed, num_lines=parsed.num_lines + skipped)
         first, skipped = first + parsed.num_lines, 0
     if tail:
-        yield _marked(tail, names, table, first, last=True)[0]
+        yield _by_record(tail, names, table, first, last=True)[0]
 
 
 def _without_header(piece: bytes) -> tuple[bytes, int]:
@@ -85,8 +94,31 @@ def _without_header(piece: bytes) -> tuple[bytes, int]:
     return piece[lines.end() :], lines.group().count(b"\n")
 
 
-def _unmarked(piece: bytes, names: Sequence[str], table: Table, first: int) -> Piece:
-    """Lines in which nothing is quoted or escaped."""
+def _is_plain(piece: bytes, table: Table) -> bool:
+    """Whether each quote begins or ends a whole field of one line, so that nothing is to decide."""
+    separator, quote, escape = (
+        mark.encode() for mark in (table.separator, table.quote, table.escape)
+    )
+    if len(separator) > 1 or len(quote) != 1 or (escape and escape in piece):
+        return False
+    held = np.frombuffer(b"\n" + piece + b"\n", np.uint8)
+    quotes, ends = np.flatnonzero(held == quote[0]), np.flatnonzero(held == 10)
+    if len(quotes) % 2 or piece.count(b"\r") != piece.count(b"\r\n"):
+        return False
+    begin, end = quotes[::2], quotes[1::2]
+    around = (
+        np.isin(held[begin - 1], [*separator, 10]),
+        np.isin(held[end + 1], [*separator, 10, 13]),
+    )
+    return bool(all(side.all() for side in around)) and np.array_equal(
+        np.searchsorted(ends, begin), np.searchsorted(ends, end)
+    )
+
+
+def _by_line(
+    piece: bytes, names: Sequence[str], table: Table, first: int, *, quoted: bool
+) -> Piece:
+    """Lines of a record each, with whole quoted fields at most."""
     separator = table.separator
     num_lines = piece.count(b"\n") + bool(piece and not piece.endswith(b"\n"))
     numbers: Sequence[int] = range(num_lines)
@@ -110,7 +142,11 @@ def _unmarked(piece: bytes, names: Sequence[str], table: Table, first: int) -> P
 
     reading = pa_csv.ReadOptions(column_names=names, use_threads=False, block_size=len(piece) + 1)
     parsing = pa_csv.ParseOptions(
-        delimiter=separator, quote_char=False, ignore_empty_lines=False, invalid_row_handler=refuse
+        delimiter=separator,
+        quote_char=table.quote if quoted else False,
+        double_quote=False,
+        ignore_empty_lines=False,
+        invalid_row_handler=refuse,
     )
     converting = pa_csv.ConvertOptions(
         check_utf8=False,
@@ -125,10 +161,10 @@ def _unmarked(piece: bytes, names: Sequence[str], table: Table, first: int) -> P
     return Piece(rows.rename_columns(list(table.columns)), places, broken, num_lines)
 
 
-def _marked(
+def _by_record(
     piece: bytes, names: Sequence[str], table: Table, first: int, *, last: bool = False
 ) -> tuple[Piece, bytes]:
-    """The same with quotes; and what of it is the beginning of a record, unless it is the last."""
+    """Records whose quotes may be anywhere, and the beginning of one that goes on."""
     lines = piece.decode(errors="surrogateescape").removesuffix("\n").split("\n")
     places = [names.index(column) for column in table.columns.values()]
     single = [names.index(table.columns[role]) for role in ONE_LINE if role in table.columns]
@@ -163,30 +199,25 @@ def records(
     the next such one make a record of `width` fields, those of `single` in one line. Else it is the
     first line alone. Unless these are the `last` lines, they end before one that may go on.
     """
-    start = 0
+    start, parse = 0, _parser(table)
     while start < len(lines):
         line, stop = lines[start], start + 1
-        if not line.strip(" \r"):
-            yield start, stop, []
-        elif not _odd(line, table):
-            yield start, stop, fields(line, table)
-        else:
+        found = parse(line) if line.strip(" \r") else []
+        if _odd(line, table):
             closing = _closing(lines, start, table)
             if closing is None and not last and _size(lines[start:]) < RECORD_BYTES:
                 return
-            joined = fields("\n".join(lines[start:closing]), table) if closing else None
+            joined = parse("\n".join(lines[start:closing])) if closing else None
             if joined and len(joined) == width and not any("\n" in joined[i] for i in single):
-                stop = closing or stop
-                yield start, stop, joined
-            else:
-                yield start, stop, fields(line, table)
+                stop, found = closing or stop, joined
+        yield start, stop, found
         start = stop
 
 
 def _odd(line: str, table: Table) -> bool:
     if not table.quote or table.quote not in line:
         return False
-    if table.escape:
+    if table.escape and table.escape in line:
         line = re.sub(re.escape(table.escape) + ".", "", line)
     return line.count(table.quote) % 2 == 1
 

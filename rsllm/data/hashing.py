@@ -19,6 +19,11 @@ def hash_strings(values: ArrayLike | pd.Series[str], seed: int) -> UInt64s:
     return np.asarray(hashes, np.uint64)
 
 
+def stream_seed(seed: int, stream: str) -> int:
+    """A 32-bit seed of its own for each stream of random numbers under one seed, by its name."""
+    return int(hash_strings([stream], seed)[0] >> np.uint64(32))
+
+
 def mix64(bits: UInt64s) -> UInt64s:
     """The output function of SplitMix64 (Steele, Lea and Flood 2014), a bijection."""
     bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -134,8 +133,10 @@ def _ids(column: pa.Array, table: Table) -> tuple[pa.Array, Bools, dict[str, Cha
         if folded_R.any():
             changed = column.filter(pa.array(folded_R))
             changes[FOLDED] = (len(changed), pc.min(changed).as_py())
-    none = pa.array(["", *table.missing], pa.string())
-    return plain, np.asarray(pc.is_in(plain, value_set=none)), changes
+    none_R = pc.equal(plain, "")
+    if table.missing:
+        none_R = pc.or_(none_R, pc.is_in(plain, value_set=pa.array(table.missing, pa.string())))
+    return plain, np.asarray(none_R), changes
 
 
 def read_items(files: Sequence[File], table: Table) -> Items:
@@ -313,7 +314,9 @@ def hint_of(reject: Reject, table: Table, items: Items, items_file: str) -> str:
     match reject.reason:
         case "bad time":
             fits = [unit for unit in time_units([reject.value]) if unit != table.time_unit]
-            return f"; looks like {fits[0]}: {setting('time_unit', fits[0])}" if fits else ""
+            if not fits:
+                return f"; say its format, such as {setting('time_unit', '%d/%m/%Y')}"
+            return f"; looks like {fits[0]}: {setting('time_unit', fits[0])}"
         case "unknown item" if items.ids:
             near = _near(reject.value, items.ids)
             own = f"{near!r}" if near else f"ids such as {items.ids[0]!r}"
@@ -333,8 +336,9 @@ def hint_of(reject: Reject, table: Table, items: Items, items_file: str) -> str:
     return ""
 
 
-def setting(name: str, value: Any) -> str:
+def setting(name: str, value: str) -> str:
     """A setting of `data.table` as the command line says it."""
+    value = json.dumps(value) if value.isdigit() else value  # which JSON would make a number
     return f"--set {shlex.quote(f'data.table.{name}={value}')}"
 
 

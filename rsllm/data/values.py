@@ -25,6 +25,8 @@ FORMATS = (
     *map("".join, product(_DATES, _CLOCKS)),
     *("%a, %d %b %Y %H:%M:%S %z", "%a %b %d %H:%M:%S %z %Y", "%d/%b/%Y:%H:%M:%S %z"),
 )
+_DAY = r"^(19|20)\d\d(0[1-9]|1[0-2])([0-2]\d|3[01])$"
+"""As seconds, these would all be days of 1970."""
 _FLOAT_ID = r"^(-?[0-9]+)\.0$"
 
 
@@ -91,6 +93,9 @@ def _plain_iso(column: pa.Array) -> pa.Array:
 def time_units(values: Sequence[str]) -> dict[str, int]:
     """The units and formats that read most of some times, and how many each; several may tie."""
     column = pa.array([value for value in values if value.strip()], pa.string())
+    days = int(pc.sum(pc.match_substring_regex(column, _DAY)).as_py() or 0)
+    if days and days == len(column):
+        return {"%Y%m%d": days}
     value_R, bad_R = numbers(column)
     if len(column) and bad_R.mean() < 0.5:
         middle = float(np.median(np.abs(value_R[~bad_R])))

@@ -85,6 +85,7 @@ def method_table(
             },
             "likelihood_metrics": estimates(over_seeds(group, draws, "likelihood_DRC")) or None,
             "per_token_metrics": estimates(over_seeds(group, draws, "per_token_DRC")) or None,
+            "catalogue_metrics": estimates(whole_catalogue(group)) or None,
             "by_popularity": by_popularity(over_seeds(group, draws), draws[0], data),
             "generation": _generation(group[0], draws[0], data),
             "candidate_orders": _candidate_orders(group[0], draws[0]),
@@ -92,6 +93,12 @@ def method_table(
         }
         for name, group in outcomes.items()
     ]
+
+
+def whole_catalogue(group: Sequence[Outcome]) -> dict[str, np.ndarray]:
+    """Metrics among all titles that could be candidates, as [S, R]; {} of what does not say."""
+    parts = [outcome.catalogue for outcome in group]
+    return {name: np.stack([part[name] for part in parts]) for name in METRICS if all(parts)}
 
 
 def estimates(vectors: Mapping[str, np.ndarray]) -> dict[str, Any]:

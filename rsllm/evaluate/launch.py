@@ -29,7 +29,7 @@ from rsllm.prompts.encode import PromptEncoder
 from rsllm.prompts.templates import wording
 from rsllm.recommenders.embeddings import FILE as ITEM_TABLE
 from rsllm.recommenders.embeddings import ItemEmbeddings, other_items
-from rsllm.recommenders.rules import RULES, similarity
+from rsllm.recommenders.rules import RULES, similarity, sum_with
 from rsllm.runs import Store, read_json, write_json
 from rsllm.settings import replace_in, to_dict
 
@@ -38,8 +38,24 @@ SCORES_ONLY = {"evaluation.generation_rows": -1, "evaluation.candidate_orders": 
 SHUFFLE_SEED = 0
 RECENCY = {"title-similarity": 1.0, "slot-rule": 0.5}
 """Of rules on vectors: what an item of the history counts, as a multiple of the next one."""
-Rule = Literal["popularity", "markov", "item-knn", "order-rule", "title-similarity", "slot-rule"]
+ScoreAll = Callable[[Rows], np.ndarray]
+"""Rows -> scores of the whole catalogue [R, I], higher is better."""
+WEIGHING_ROWS = 2000
+"""Validation rows on which the weight of titles is chosen."""
+TITLE_WEIGHTS = (0.0, *np.geomspace(0.25, 64, 17).tolist())
+"""What title similarity may count beside a recommender's log-probabilities."""
+Rule = Literal[
+    "popularity",
+    "markov",
+    "item-knn",
+    "order-rule",
+    "title-ngrams",
+    "title-similarity",
+    "slot-rule",
+]
 """What scores the whole catalogue beside a fitted recommender: `rsllm.recommenders.rules`."""
+Fitted = Literal["recommender", "recommender + titles", "keys"]
+"""What was trained and scores the whole catalogue without a language model."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,7 +63,7 @@ class Method:
     """Something that ranks candidates: a recommender, a rule or a (tuned) language model."""
 
     name: str
-    scorer: Scorer | Literal["recommender", "keys"] | Rule
+    scorer: Scorer | Fitted | Rule
     experiment: Experiment
     representation: Representation = "text"
     prompts: Form = "choice"
@@ -211,29 +227,42 @@ def _evaluate(
     store.get("evaluation", key, make)
 
 
-def _catalogue_scorer(method: Method, data: PreparedData) -> Callable[[Rows], np.ndarray]:
+def _catalogue_scorer(method: Method, data: PreparedData) -> ScoreAll:
     folder, config = Path(method.artifact), method.experiment.recommender
     if method.scorer in RECENCY:
         vectors_ID = ItemEmbeddings.load(folder).standardised().double().numpy()
         return similarity(vectors_ID, RECENCY[method.scorer])
     if method.scorer == "keys":
         return _keys_scorer(folder, method, data)
-    if method.scorer != "recommender":
+    if method.scorer in RULES:
         return RULES[method.scorer](data)
     model = recommenders.load(folder, config, len(data.titles), data.config["window"])
     if config.shuffle_history:
         return lambda rows: rank.catalogue_scores(model, rows.shuffled(config.seed))
-    return lambda rows: rank.catalogue_scores(model, rows)
+    alone = partial(rank.catalogue_scores, model)
+    return alone if method.scorer == "recommender" else _with_titles(alone, data)
 
 
-def _keys_scorer(folder: Path, method: Method, data: PreparedData) -> Callable[[Rows], np.ndarray]:
+def _with_titles(alone: ScoreAll, data: PreparedData) -> ScoreAll:
+    """A recommender and how alike titles are, summed with the best weight on validation (MRR)."""
+    titles, validation = RULES["title-ngrams"](data), data.rows("validation")
+    rows = rank.fixed_sample(validation, WEIGHING_ROWS)
+    scores = {weight: sum_with(alone, titles, weight) for weight in TITLE_WEIGHTS}
+
+    def mrr(weight: float) -> float:
+        found = rank.rank_catalogue(scores[weight], [rows], data)
+        per_user = rank.named(found, rank.EXPECTED) or rank.named(found, rank.CATALOGUE)
+        return float(per_user["MRR"].mean())
+
+    return scores[max(TITLE_WEIGHTS, key=mrr)]
+
+
+def _keys_scorer(folder: Path, method: Method, data: PreparedData) -> ScoreAll:
     """What the catalogue scorer's keys say before a language model reads anything."""
     items = ItemEmbeddings.load(folder) if (folder / ITEM_TABLE).exists() else None
-    titles_IF = tuned.title_vectors(folder)
-    if titles_IF is None:
-        raise CheckpointError(f"{folder} holds no keys; train them again")
-    items_XE = items.standardised() if items else None
-    keys = ItemKeys(items_XE, titles_IF, data.catalogue, method.experiment.catalogue)
+    items_XE = tuned.shown(items, method.experiment.projector) if items else None
+    titles_IF, config = tuned.title_vectors(folder), method.experiment.catalogue
+    keys = ItemKeys(items_XE, titles_IF, data.catalogue, config)
     tuned.load_keys(keys, folder)
     return lambda rows: rank.score_keys(keys, rows)
 

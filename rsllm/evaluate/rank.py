@@ -199,17 +199,14 @@ def score_catalogue(
 ) -> Floats:
     """A tuned model's scores of the whole catalogue, one pass of each history. [R, I]."""
     objective.eval()
-    device, counts_I = (
-        next(objective.parameters()).device,
-        objective.head.keys.popularity_I.cpu().numpy(),
-    )
+    device, num_items = next(objective.parameters()).device, objective.head.keys.num_items
     histories = history_rows(rows)
     order = np.argsort([encoder.length(row.history, (), 0) for row in histories], kind="stable")
-    parts = [np.empty((0, len(counts_I)))]
+    parts = [np.empty((0, num_items))]
     for start in range(0, len(rows), batch_size):
         chosen = [histories[index] for index in order[start : start + batch_size]]
-        whole = Whole.of(chosen, encoder, counts_I)
-        batch = collate_histories(chosen, encoder, len(counts_I), whole).to(device)
+        whole = Whole.of(chosen, encoder, np.ones(num_items))
+        batch = collate_histories(chosen, encoder, num_items, whole).to(device)
         parts.append(objective.score(batch).double().cpu().numpy())
     return np.asarray(np.concatenate(parts)[np.argsort(order)])
 
@@ -219,9 +216,8 @@ def score_keys(keys: ItemKeys, rows: Rows) -> Floats:
     """Scores of the whole catalogue by the keys alone, without a language model. [R, I]."""
     keys.eval()
     histories = history_rows(rows)
-    whole = Whole.of(histories, None, keys.popularity_I.cpu().numpy())
-    asked = whole.asked([row.history for row in histories], histories)
-    asked, keys_XK = asked.to(keys.popularity_I.device), keys()
+    whole = Whole.of(histories, None, np.ones(keys.num_items))
+    asked, keys_XK = whole.asked(histories).to(keys.popularity_I.device), keys()
     scores_BI = keys.last_scores(keys.shortcut(asked, keys_XK), keys_XK, asked)
     return np.asarray(scores_BI.double().cpu().numpy())
 

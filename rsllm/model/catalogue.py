@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from rsllm.config import CatalogueConfig
 from rsllm.data.sequences import Catalogue
+from rsllm.errors import CheckpointError
 from rsllm.prompts.collate import PADDING
 from rsllm.prompts.histories import Asked
 
@@ -51,6 +52,9 @@ class ItemKeys(nn.Module):
             `ItemEmbeddings.standardised`); None where items are titles alone.
         titles_IF: vectors of titles, of which the cosine says how alike they are.
         catalogue: how often each item trains, and which have equal titles.
+
+    Raises:
+        CheckpointError: vectors of other items than those of the catalogue.
     """
 
     base_XK: Tensor
@@ -65,10 +69,15 @@ class ItemKeys(nn.Module):
         config: CatalogueConfig,
     ) -> None:
         super().__init__()
-        self.config, self.num_items = config, len(titles_IF)
+        self.config, self.num_items = config, len(catalogue.counts_I)
         parts = [titles_IF]
         if items_XE is not None:
-            parts = [items_XE, titles_IF.repeat(len(items_XE) // len(titles_IF), 1)]
+            parts = [items_XE, titles_IF.repeat(len(items_XE) // self.num_items, 1)]
+        if len(titles_IF) != self.num_items or len({len(part) for part in parts}) > 1:
+            raise CheckpointError(
+                f"vectors of {len(titles_IF)} titles and of {len(parts[0])} items do not fit a"
+                f" catalogue of {self.num_items}; prepare the data as it was trained on"
+            )
         self.widths = [part.shape[1] for part in parts]
         base_XK = torch.cat([F.normalize(part.float(), dim=-1) for part in parts], 1)
         for name, value in (
@@ -88,11 +97,15 @@ class ItemKeys(nn.Module):
         return sum(self.widths)
 
     def forward(self) -> Tensor:
-        """The keys, of unit length. [X, K]."""
-        gain_P = (SCALARS * self.log_gain_P).exp()
+        """The keys, of unit length, in fp32. [X, K]."""
+        return self.made_by(self.turn_KK, self.log_gain_P)
+
+    def made_by(self, turn_KK: Tensor, log_gain_P: Tensor) -> Tensor:
+        """The keys that these weights make, which need not be those of the module."""
+        gain_P = (SCALARS * log_gain_P).exp()
         gain_K = torch.cat([g.expand(w) for g, w in zip(gain_P, self.widths, strict=True)])
-        base_XK = self.base_XK * gain_K
-        return F.normalize(base_XK + base_XK @ self.turn_KK, dim=-1)
+        base_XK = self.base_XK.to(turn_KK) * gain_K
+        return F.normalize((base_XK + base_XK @ turn_KK).float(), dim=-1)
 
     def rows(self, asked: Asked) -> Tensor:
         """The histories as rows of the item tables; padding stays. [B, M]."""
@@ -187,19 +200,19 @@ class CatalogueHead(nn.Module):
             keys_XK: of all items.
         """
         gain = (SCALARS * self.log_state_gain).exp()
-        vectors_BMK: Tensor = gain * self.state_map(_level(states_BMD))
+        vectors_BMK: Tensor = gain * self.state_map(self._level(states_BMD)).float()
         if self.keys.config.shortcut:
             vectors_BMK = STATE_SHARE * vectors_BMK + self.keys.shortcut(asked, keys_XK)
         return F.normalize(vectors_BMK, dim=-1)
 
     def answers(self, states_BMD: Tensor) -> Tensor:
         """The vector of items as they stand in a history, from their mean states. [B, M, K]."""
-        return F.normalize(self.answer_map(_level(states_BMD)), dim=-1)
+        return F.normalize(self.answer_map(self._level(states_BMD)).float(), dim=-1)
 
-
-def _level(states_D: Tensor) -> Tensor:
-    """States at unit root mean square, whatever the gain of the backbone's final norm."""
-    return F.rms_norm(states_D.float(), states_D.shape[-1:])
+    def _level(self, states_D: Tensor) -> Tensor:
+        """States at unit root mean square, whatever the gain of the backbone's final norm."""
+        level_D = F.rms_norm(states_D.float(), states_D.shape[-1:])
+        return level_D.to(self.log_state_gain.dtype)
 
 
 def decayed(size: int, recency: float) -> Tensor:

@@ -23,6 +23,7 @@ from rsllm.config import LossConfig
 from rsllm.model.catalogue import CatalogueHead
 from rsllm.model.hybrid import HybridLM
 from rsllm.model.objective import Parts, total
+from rsllm.prompts.collate import Batch
 from rsllm.prompts.histories import HistoryBatch
 
 
@@ -44,7 +45,7 @@ class HistoryObjective(nn.Module):
         config, states_BTD = self.loss, self._states(batch)
         terms: Parts = {}
         facts: Parts = {}
-        if weight := 1 - config.alpha - config.beta:
+        if weight := 1 - (config.alpha + config.beta):
             next_item = self._next_item(states_BTD, batch)
             terms["next_item"], facts["loss/next_item"] = weight * next_item, next_item
         if config.alpha or config.beta:
@@ -69,7 +70,7 @@ class HistoryObjective(nn.Module):
         with self.precision(batch):
             return self.model.history_states(batch)
 
-    def precision(self, batch: HistoryBatch) -> torch.autocast:
+    def precision(self, batch: Batch | HistoryBatch) -> torch.autocast:
         """In which the model runs."""
         return torch.autocast(batch.ids_BT.device.type, torch.bfloat16, enabled=self.autocast)
 

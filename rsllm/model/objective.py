@@ -16,6 +16,7 @@ from rsllm.model import losses
 from rsllm.model.branches import branch_scores, pointer_scores
 from rsllm.model.hybrid import HybridLM, pool
 from rsllm.prompts.collate import PROMPT, Batch
+from rsllm.prompts.histories import HistoryBatch
 
 Parts = dict[str, Tensor]
 
@@ -114,7 +115,8 @@ class LanguageObjective(nn.Module):
             vectors["answer"] = pool(states_BTD, batch.answer_BT)
         if config.beta:
             whole = config.user_span == "prompt"
-            span_BT = batch.branch_BT == PROMPT if whole else batch.history_BT
+            sink_BT = batch.position_BT == 0  # says nothing of its row, see `items_alone`
+            span_BT = (batch.branch_BT == PROMPT) & ~sink_BT if whole else batch.history_BT
             vectors["user"] = pool(states_BTD, span_BT)
         if config.alignment:
             vectors["slot"], vectors["title"] = self.model.slots_and_titles(batch)
@@ -145,7 +147,7 @@ class LanguageObjective(nn.Module):
             facts[f"contrast/{name}_negatives"] = part.num_negatives
         return terms, facts
 
-    def precision(self, batch: Batch) -> torch.autocast:
+    def precision(self, batch: Batch | HistoryBatch) -> torch.autocast:
         """In which the model runs."""
         return torch.autocast(batch.ids_BT.device.type, torch.bfloat16, enabled=self.autocast)
 

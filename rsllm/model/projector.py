@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from rsllm.config import ProjectorConfig
 
@@ -28,7 +29,8 @@ class Projector(nn.Module):
     def __init__(self, width: int, llm_width: int, config: ProjectorConfig, scale: float) -> None:
         super().__init__()
         self.linear = nn.Linear(width, llm_width)
-        nn.init.normal_(self.linear.weight, std=scale / width**0.5)
+        self.length, self.gain = scale, nn.Parameter(torch.ones(1)) if config.bounded else None
+        nn.init.normal_(self.linear.weight, std=(1.0 if config.bounded else scale) / width**0.5)
         nn.init.zeros_(self.linear.bias)
         layers: list[nn.Module] = []
         norm = _NORMS[config.norm]
@@ -45,7 +47,11 @@ class Projector(nn.Module):
         """[..., E] standardised item vectors -> [..., D] slot vectors."""
         items_E = items_E.to(self.linear.weight.dtype)
         out: Tensor = self.linear(items_E)
-        return out if self.mlp is None else out + self.mlp(items_E)
+        if self.mlp is not None:
+            out = out + self.mlp(items_E)
+        if self.gain is not None:
+            out = self.gain * self.length * F.rms_norm(out, out.shape[-1:])
+        return out
 
     @torch.no_grad()
     def start_at_titles(self, items_IE: Tensor, titles_ID: Tensor) -> None:

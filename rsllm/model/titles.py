@@ -32,5 +32,5 @@ def title_vectors(
     encoder = PromptEncoder(load_tokenizer(backbone), titles, config, "text", "item")
     items = [encoder.item(item) for item in range(len(titles))]
     chunks = (items[i : i + TITLES_AT_ONCE] for i in range(0, len(items), TITLES_AT_ONCE))
-    found = [model.item_states(items_alone(chunk, encoder.terminator)) for chunk in chunks]
+    found = [model.item_states(items_alone(chunk, encoder)) for chunk in chunks]
     return torch.cat(found).float()

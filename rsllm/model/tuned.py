@@ -31,6 +31,9 @@ PROJECTOR = "projector.safetensors"
 CATALOGUE = "catalogue.safetensors"
 ADAPTER = "adapter_model.safetensors"
 _LLM_PREFIX, _SLOTS_PREFIX, _CATALOGUE_PREFIX = "llm.", "slots.", "catalogue."
+_KEYS_PREFIX = "keys."
+ROUNDING = 1e-2
+"""Of keys, whose entries are below 1, where they were made in bf16."""
 KEYS, TITLES = "keys", "titles"
 """In the catalogue scorer's file, beside its weights."""
 
@@ -84,7 +87,7 @@ def build(
             raise ConfigError(f"{representation} prompts need the item table of a recommender")
         slots = _fresh_slots(llm, items, encoder.title_ids, experiment.projector)
     if titles_IF is not None:
-        known_XE = None if slots is None else slots.items_IE
+        known_XE = items.standardised() if slots and items else None
         keys = ItemKeys(known_XE, titles_IF, data.catalogue, experiment.catalogue)
         catalogue = CatalogueHead(keys, llm.get_input_embeddings().weight.shape[1])
     llm = tunable(llm, experiment.backbone) if lora else llm
@@ -97,12 +100,16 @@ def _fresh_slots(
     llm: Any, items: ItemEmbeddings, title_ids: Sequence[Sequence[int]], config: ProjectorConfig
 ) -> ItemSlots:
     embeddings_VD = llm.get_input_embeddings().weight.detach()
-    shown = items.shuffled() if config.shuffle_items else items
-    slots = ItemSlots(shown.standardised(), embeddings_VD, config)
+    slots = ItemSlots(shown(items, config), embeddings_VD, config)
     if config.start == "titles":
         titles_ID = mean_embeddings(embeddings_VD, title_ids)
         slots.projector.start_at_titles(slots.items_IE[: len(titles_ID)], titles_ID)
     return slots
+
+
+def shown(items: ItemEmbeddings, config: ProjectorConfig) -> Tensor:
+    """The vectors that slots and keys are made of: the items' own, or those of other ones."""
+    return (items.shuffled() if config.shuffle_items else items).standardised()
 
 
 def save(model: LanguageModel, tensors: Mapping[str, Tensor], folder: Path) -> None:
@@ -123,16 +130,19 @@ def save(model: LanguageModel, tensors: Mapping[str, Tensor], folder: Path) -> N
         model.items.save(folder)
     if (head := model.hybrid.catalogue) is not None and model.titles_IF is not None:
         trained = _without_prefix(tensors, _CATALOGUE_PREFIX)
-        head.load_state_dict(trained)
         save_catalogue(head.keys, trained, model.titles_IF, folder)
 
 
 def save_catalogue(
     keys: ItemKeys, trained: Mapping[str, Tensor], titles_IF: Tensor, folder: Path
 ) -> None:
-    """Write weights of a catalogue scorer, the keys that they make, and the titles' vectors."""
-    with torch.no_grad():
-        keys_IK = keys()[: keys.num_items].contiguous()
+    """Write weights of a catalogue scorer, the keys that they make, and the titles' vectors.
+
+    The weights are whole ones; those of `keys` itself may be parted by ZeRO.
+    """
+    named = {name.removeprefix(_KEYS_PREFIX): tensor for name, tensor in trained.items()}
+    keys_XK = keys.made_by(named["turn_KK"], named["log_gain_P"])
+    keys_IK = keys_XK[: keys.num_items].contiguous()
     save_file({**trained, KEYS: keys_IK, TITLES: titles_IF}, folder / CATALOGUE)
 
 
@@ -140,28 +150,29 @@ def load_keys(keys: ItemKeys, folder: Path) -> None:
     """Load what the keys alone have learned.
 
     Raises:
-        CheckpointError: the file is damaged, or of other items.
+        CheckpointError: the file is missing, damaged, or of other items.
     """
-    try:
-        _load_catalogue(keys, keys, load_file(folder / CATALOGUE), folder)
-    except (OSError, SafetensorError, KeyError, RuntimeError) as error:
-        raise CheckpointError(
-            f"{folder / CATALOGUE} is damaged: {error}; train it again"
-        ) from error
+    _load_catalogue(keys, keys, folder)
 
 
-def title_vectors(folder: Path) -> Tensor | None:
+def title_vectors(folder: Path) -> Tensor:
     """The title vectors of a tuned model that has a catalogue scorer. [I, F].
 
     Raises:
-        CheckpointError: its file is damaged.
+        CheckpointError: its file is missing or damaged.
     """
-    if not (folder / CATALOGUE).exists():
-        return None
+    return _stored(folder)[TITLES]
+
+
+def _stored(folder: Path) -> dict[str, Tensor]:
+    path = folder / CATALOGUE
     try:
-        return load_file(folder / CATALOGUE)[TITLES]
-    except (OSError, SafetensorError, KeyError) as error:
-        raise CheckpointError(f"{folder / CATALOGUE} is damaged: {error}; train it again") from None
+        tensors = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} is missing or damaged: {error}; train it again") from error
+    if lost := {KEYS, TITLES} - set(tensors):
+        raise CheckpointError(f"{path} has no {' or '.join(sorted(lost))}; train it again")
+    return tensors
 
 
 def load(model: LanguageModel, folder: Path) -> None:
@@ -178,26 +189,29 @@ def load(model: LanguageModel, folder: Path) -> None:
             model.hybrid.llm.load_state_dict(weights)
         if model.hybrid.slots is not None and (folder / PROJECTOR).exists():
             model.hybrid.slots.load_state_dict(load_file(folder / PROJECTOR))
-        if model.hybrid.catalogue is not None and (folder / CATALOGUE).exists():
-            head = model.hybrid.catalogue
-            _load_catalogue(head, head.keys, load_file(folder / CATALOGUE), folder)
+        head, file = model.hybrid.catalogue, folder / CATALOGUE
+        # Keys of an earlier stage whose items had no slots are narrower, and stay behind.
+        if head and file.exists() and _stored(folder)[KEYS].shape[-1:] == (head.keys.width,):
+            _load_catalogue(head, head.keys, folder)
     except (OSError, SafetensorError, RuntimeError, ConfigError) as error:
         raise CheckpointError(
             f"{folder} does not fit this model or is damaged: {error}; train it again"
         ) from error
 
 
-def _load_catalogue(
-    module: CatalogueHead | ItemKeys, keys: ItemKeys, tensors: dict[str, Tensor], folder: Path
-) -> None:
-    """The weights, if they are of the same kind of keys, which then must come out as they are."""
+def _load_catalogue(module: CatalogueHead | ItemKeys, keys: ItemKeys, folder: Path) -> None:
+    """The weights, with which the stored keys must come out again."""
+    tensors = _stored(folder)
     stored_IK, _ = tensors.pop(KEYS), tensors.pop(TITLES)
-    if stored_IK.shape[1] != keys.width:
-        return  # an earlier stage, whose items had no slots
-    module.load_state_dict(tensors)
+    try:
+        module.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"{folder / CATALOGUE} does not fit these keys: {error}; train it again"
+        ) from error
     with torch.no_grad():
         fresh_IK = keys()[: keys.num_items]
-    if fresh_IK.shape != stored_IK.shape or not torch.allclose(fresh_IK, stored_IK, atol=1e-4):
+    if fresh_IK.shape != stored_IK.shape or not torch.allclose(fresh_IK, stored_IK, atol=ROUNDING):
         raise CheckpointError(
             f"{folder / CATALOGUE} holds keys of other items than these; prepare the data as it was"
             " trained on"

@@ -44,12 +44,13 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Items:
-    """Items alone, each as it stands in a history."""
+    """Items alone, each as it stands in a history, behind what opens a text."""
 
     ids_GL: Tensor
     item_GL: Tensor
     """Item id at slots, MARKER at markers, NO_ITEM elsewhere."""
     mask_GL: Tensor
+    """True on the item's own tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,9 +99,14 @@ class Batch:
     """Answer tokens of the global batch / number of micro-batches it is split into."""
 
     @property
+    def real_BT(self) -> Tensor:
+        """False on padding."""
+        return self.branch_BT != PADDING
+
+    @property
     def num_tokens(self) -> int:
         """Of prompts and branches, without padding."""
-        return int((self.branch_BT != PADDING).sum())
+        return int(self.real_BT.sum())
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""
@@ -261,7 +267,7 @@ def _targets(rows: Sequence[Row], encoder: PromptEncoder, size: int) -> tuple[It
     wanted = [(row.target, row.table) for row in rows]
     distinct, place_B = np.unique(wanted, axis=0, return_inverse=True)
     alone = [encoder.item(item, item + table * size) for item, table in distinct.tolist()]
-    return items_alone(alone, encoder.terminator), torch.from_numpy(place_B.ravel())
+    return items_alone(alone, encoder), torch.from_numpy(place_B.ravel())
 
 
 def _slots(prompts: Sequence[Prompt], first: Sequence[int], width: int) -> Tensor:
@@ -275,12 +281,17 @@ def _spans(bounds: Sequence[tuple[int, int]] | Ints, width: int) -> Tensor:
     return (at_T >= bounds_B2[:, :1]) & (at_T < bounds_B2[:, 1:])
 
 
-def items_alone(items: Sequence[Tokens], fill: int) -> Items:
-    """Lay items out, right-padded with the token `fill`."""
-    width = max(len(tokens) for tokens in items)
-    lengths_G1 = torch.tensor([[len(tokens)] for tokens in items])
+def items_alone(items: Sequence[Tokens], encoder: PromptEncoder) -> Items:
+    """Lay items out, right-padded, each behind the tokenizer's prefix, or else a terminator.
+
+    The first token of a text takes attention as a sink (arXiv 2309.17453), and its state is nearly
+    the same whatever it is: were it the item's own, all items would look alike.
+    """
+    opening = encoder.prefix or [encoder.terminator]
+    texts = [Tokens.of(opening) + tokens for tokens in items]
+    width = max(map(len, texts))
     return Items(
-        ids_GL=padded([tokens.ids for tokens in items], width, fill),
-        item_GL=padded([tokens.items for tokens in items], width, NO_ITEM),
-        mask_GL=torch.arange(width) < lengths_G1,
+        ids_GL=padded([text.ids for text in texts], width, encoder.terminator),
+        item_GL=padded([text.items for text in texts], width, NO_ITEM),
+        mask_GL=_spans([(len(opening), len(text)) for text in texts], width),
     )

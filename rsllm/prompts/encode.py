@@ -209,11 +209,15 @@ class PromptEncoder:
             ConfigError: not even the last item fits.
         """
         opening, _, _ = self._text(template, 0)
-        runs = self._newest(items, len(opening))
         tokens = Tokens.of(opening)
-        ends = self._join(runs, tokens)
+        ends = self._join(self._newest(items, len(opening)), tokens)
         starts = [len(opening), *(end + 1 + len(self._separator) for end in ends[:-1])]
         return History(tokens, starts, ends)
+
+    def fitting(self, items: Sequence[int], template: int) -> Sequence[int]:
+        """The newest items of a history, as many as a prompt of them alone has room for."""
+        opening, _, _ = self._text(template, 0)
+        return items[-self._num_fitting(items, len(opening)) :]
 
     def length(self, history: Sequence[int], candidates: Sequence[int], template: int) -> int:
         """Tokens of a prompt, but for the letters that all have alike."""
@@ -249,26 +253,29 @@ class PromptEncoder:
         return ends
 
     def _newest(self, history: Sequence[int], fixed: int) -> list[Tokens]:
-        """As many of the last items as fit beside `fixed` tokens, joined."""
-        runs, gap = [self._past[item] for item in history], len(self._separator)
-        ends = list(accumulate([len(run.ids) for run in reversed(runs)]))
-        kept = bisect_right(ends, self.max_tokens - fixed + gap)
-        if not kept:
-            shorter = "lower data.num_candidates"
-            if fixed + ends[0] - gap <= self._room:
-                limit = f"prompt.max_tokens = {self.max_tokens}; raise it or {shorter}"
-            else:
-                limit = (
-                    f"the {self._room} that an answer leaves of the backbone's {self.positions}"
-                    f" positions; {shorter} or prompt.max_title_tokens, or choose a backbone with"
-                    " more positions"
-                )
-            raise ConfigError(
-                f"a prompt needs {fixed} tokens beside its history, and no history item fits into"
-                f" {limit}"
+        """As many of the last items as fit beside `fixed` tokens."""
+        kept = self._num_fitting(history, fixed)
+        self.num_dropped_items += len(history) - kept
+        return [self._past[item] for item in history[-kept:]]
+
+    def _num_fitting(self, history: Sequence[int], fixed: int) -> int:
+        ends = list(accumulate([len(self._past[item].ids) for item in reversed(history)]))
+        gap = len(self._separator)
+        if kept := bisect_right(ends, self.max_tokens - fixed + gap):
+            return kept
+        shorter = "lower data.num_candidates"
+        if fixed + ends[0] - gap <= self._room:
+            limit = f"prompt.max_tokens = {self.max_tokens}; raise it or {shorter}"
+        else:
+            limit = (
+                f"the {self._room} that an answer leaves of the backbone's {self.positions}"
+                f" positions; {shorter} or prompt.max_title_tokens, or choose a backbone with"
+                " more positions"
             )
-        self.num_dropped_items += len(runs) - kept
-        return runs[-kept:]
+        raise ConfigError(
+            f"a prompt needs {fixed} tokens beside its history, and no history item fits into"
+            f" {limit}"
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -112,25 +112,27 @@ class Whole:
         """From all rows of a step.
 
         Args:
-            rows: of all workers and micro-batches.
+            rows: of all workers and micro-batches; of each, what fits into a prompt counts.
             encoder: of history prompts; None where nothing is read.
             counts_I: training interactions of each item.
             sampled: whether rivals are the items of the rows, and not all there are.
             parts: micro-batches that the rows are split into, over all workers.
         """
-        items = [item for row in rows for item in (*row.history, row.target)]
+        histories = [_read(row, encoder) for row in rows]
+        items = [item for own in histories for item in own] + [row.target for row in rows]
         rivals_J, log_share_J = np.arange(len(counts_I)), np.zeros(len(counts_I))
         if sampled:
             rivals_J = np.unique(items)
             share_J = np.maximum(counts_I[rivals_J], 1) / counts_I.sum()
             log_share_J = np.log(-np.expm1(len(items) * np.log1p(-share_J)))
-        named = (item for row in rows for item in row.history[1:])
+        named = (item for own in histories for item in own[1:])
         labels = sum(_num_labels(item, encoder) for item in named) if encoder else 0
-        num_next = sum(len(row.history) for row in rows)
+        num_next = sum(map(len, histories))
         return cls(rivals_J, log_share_J, num_next / parts, max(1, labels) / parts)
 
-    def asked(self, histories: Sequence[Sequence[int]], rows: Sequence[Row]) -> Asked:
-        """What some of its rows are asked, their histories as far as they stand in prompts."""
+    def asked(self, rows: Sequence[Row], encoder: PromptEncoder | None = None) -> Asked:
+        """What some of its rows are asked, as far back as they can be read."""
+        histories = [_read(row, encoder) for row in rows]
         width = max(map(len, histories))
         following = [[*own[1:], row.target] for own, row in zip(histories, rows, strict=True)]
         return Asked(
@@ -155,10 +157,9 @@ def collate_histories(
         whole: the step that they are of.
     """
     prompts = [encoder.history(row.history, row.template) for row in rows]
-    kept = [list(row.history)[-len(p.ends) :] for row, p in zip(rows, prompts, strict=True)]
-    asked = whole.asked(kept, rows)
+    asked = whole.asked(rows, encoder)
     length, width = max(len(p.tokens) for p in prompts), asked.past_BM.shape[1]
-    labels, places = zip(*map(_labels, prompts, kept, [encoder] * len(rows)), strict=True)
+    labels, places = zip(*map(_labels, prompts, rows, [encoder] * len(rows)), strict=True)
     item_BT = padded([p.tokens.items for p in prompts], length, NO_ITEM)
     first_B1 = asked.table_B[:, None] * num_items
     return HistoryBatch(
@@ -176,20 +177,23 @@ def collate_histories(
     )
 
 
+def _read(row: Row, encoder: PromptEncoder | None) -> Sequence[int]:
+    """What of a row's history a prompt holds; all of it where nothing is read."""
+    return encoder.fitting(row.history, row.template) if encoder else row.history
+
+
 def _num_labels(item: int, encoder: PromptEncoder) -> int:
     return 0 if encoder.representation == "behavioural" else len(encoder.title_ids[item]) + 1
 
 
-def _labels(
-    prompt: History, items: Sequence[int], encoder: PromptEncoder
-) -> tuple[list[int], list[int]]:
+def _labels(prompt: History, row: Row, encoder: PromptEncoder) -> tuple[list[int], list[int]]:
     """The name and the terminator of each item but the first, and where each is predicted.
 
     A name's first token is predicted before its item, the terminator at the name's last token.
     """
     labels: list[int] = []
     places: list[int] = []
-    for item, start in zip(items[1:], prompt.starts[1:], strict=True):
+    for item, start in zip(_read(row, encoder)[1:], prompt.starts[1:], strict=True):
         if size := _num_labels(item, encoder):
             labels += [*encoder.title_ids[item], encoder.terminator]
             places += range(start - 1, start - 1 + size)

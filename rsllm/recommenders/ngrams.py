@@ -28,5 +28,5 @@ def title_vectors(titles: Sequence[str], width: int) -> Tensor:
     from sklearn.decomposition import TruncatedSVD
 
     ngrams_IG = title_ngrams(titles)
-    size = min(width, *(count - 1 for count in ngrams_IG.shape))
+    size = min(width, *ngrams_IG.shape)
     return torch.from_numpy(TruncatedSVD(size, random_state=0).fit_transform(ngrams_IG)).float()

@@ -12,14 +12,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
+from scipy.special import log_softmax
 
 from rsllm.data.prepared import PreparedData
 from rsllm.data.sequences import NO_ITEM, Rows
+from rsllm.recommenders import ngrams
 
 Floats = NDArray[np.float64]
 Rule = Callable[[Rows], Floats]
 """Rows -> scores of the whole catalogue [R, I], higher is better."""
 
+RECENCY = 0.7
+"""Of titles: what an item of the history counts, as a multiple of the next one."""
 NEIGHBOURS = 100
 """Similar items that item-kNN keeps for each item."""
 
@@ -73,11 +77,28 @@ def similarity(vectors_ID: Floats, recency: float = 1.0) -> Rule:
     return lambda rows: np.asarray(_bags(rows, len(unit_ID), recency) @ unit_ID @ unit_ID.T)
 
 
+def title_ngrams(data: PreparedData) -> Rule:
+    """How alike an item's title is to those of the history, by the letters of their words."""
+    ngrams_IG = ngrams.title_ngrams(data.titles)
+
+    def score(rows: Rows) -> Floats:
+        history_RG = _bags(rows, len(data.titles), RECENCY) @ ngrams_IG
+        return np.asarray((history_RG @ ngrams_IG.T).todense())
+
+    return score
+
+
+def sum_with(score: Rule, other: Rule, weight: float) -> Rule:
+    """Log-probabilities over the catalogue of one scorer, and another's scores by a weight."""
+    return lambda rows: np.asarray(log_softmax(score(rows), axis=1) + weight * other(rows))
+
+
 RULES: dict[str, Callable[[PreparedData], Rule]] = {
     "popularity": popularity,
     "markov": markov,
     "item-knn": item_knn,
     "order-rule": order_rule,
+    "title-ngrams": title_ngrams,
 }
 
 

@@ -16,11 +16,26 @@ from rsllm.config import Experiment
 from rsllm.runs import read_json, write_json
 from rsllm.settings import content_hash, to_dict
 
-Kind = Literal["tuned", "zero-shot", "recommender", "slot-rule", "popularity", "order-rule"]
+Kind = Literal[
+    "tuned",
+    "zero-shot",
+    "recommender",
+    "recommender + titles",
+    "keys",
+    "slot-rule",
+    "popularity",
+    "order-rule",
+    "title-ngrams",
+]
+SEEDED = ("tuned", "recommender", "recommender + titles", "keys", "slot-rule")
+"""Kinds that a seed changes."""
 Cell = dict[str, Any]
 DECIDES = {
     "zero-shot": ("data", "backbone", "prompt", "evaluation"),
-    **dict.fromkeys(("recommender", "slot-rule"), ("data", "recommender", "evaluation")),
+    "keys": ("data", "recommender", "catalogue", "prompt", "evaluation"),
+    **dict.fromkeys(
+        ("recommender", "recommender + titles", "slot-rule"), ("data", "recommender", "evaluation")
+    ),
 }
 """The sections that an entry's kind depends on; of a tuned one all but compute, of rules fewest."""
 
@@ -47,7 +62,7 @@ class Entry:
     @property
     def seeded(self) -> bool:
         """Whether a seed changes it."""
-        return self.kind in ("tuned", "recommender", "slot-rule")
+        return self.kind in SEEDED
 
     def key(self, experiment: Experiment, seeds: Sequence[int]) -> str:
         """Of all that decides its numbers beside the data themselves."""

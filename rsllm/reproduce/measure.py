@@ -152,6 +152,7 @@ class Bench:
             scorer: Any = "likelihood" if entry.speaks else entry.kind
             return [Method(name=entry.name, scorer=scorer, experiment=experiment)], {}
         watched: Stage = "stage2" if entry.speaks else "recommender"
+        watched = "keys" if entry.kind == "keys" else watched
         seeds = self.site.seeds
         (trained,) = train({entry.name: {}}, experiment, seeds, self.storage, watched).values()
         return [_method(entry, pipeline) for pipeline in trained], training_cost(trained)

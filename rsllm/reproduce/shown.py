@@ -48,6 +48,7 @@ class Shown:
             row |= {"seeds": len(cell["seeds"]) or None}
             row |= {"recommender's weight": cell["predictions"].get("weight")}
             row |= {metric: cell["metrics"].get(metric) for metric in BRIEF}
+            row["HR@10, catalogue"] = (cell.get("catalogue_metrics") or {}).get("HR@10")
             judged = (cell["generation"] or {}).get("free", {}).get("LLaRA", {})
             row |= {"HitRatio@1": judged.get("hits_of_all")}
             row |= {"ValidRatio": judged.get("ValidRatio"), "answers": judged.get("n")}

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from rsllm.config import StageConfig
+from rsllm.data.hashing import stream_seed
 from rsllm.data.histories import Histories
 from rsllm.data.prepared import PreparedData
 from rsllm.data.sequences import Rows, draw_candidates, row_keys
@@ -139,9 +140,10 @@ class StepBatches:
     """Maps a step to the micro-batches of one worker, encoded; another process can do it.
 
     Args:
-        stage: its loss, batch size, steps and seed.
+        stage: its loss, batch size and steps.
         sets: what rows come from; every batch is of one of them.
         text: writes text-only prompts of the first set, for a curriculum.
+        seed: of rows, candidates, templates and coins; no two stages have the same.
         rank: of the worker, among `world`.
     """
 
@@ -151,10 +153,12 @@ class StepBatches:
         sets: Sequence[TrainingSet | HistorySet],
         text: PromptEncoder | None = None,
         *,
+        seed: int,
         rank: int,
         world: int,
     ) -> None:
-        self.stage, self.sets, self.text, self.rank, self.world = stage, sets, text, rank, world
+        self.stage, self.sets, self.text, self.seed = stage, sets, text, seed
+        self.rank, self.world = rank, world
         self.num_dropped_elsewhere = 0
 
     @property
@@ -169,13 +173,17 @@ class StepBatches:
         loss = self.stage.loss
         return loss.gamma > 0 and loss.scorer == "likelihood"
 
+    def text_only(self, step: int) -> bool:
+        """Whether a step of a curriculum shows no slots."""
+        return self.text is not None and text_only(self.seed, step, self.stage.steps)
+
     def __call__(self, step: int) -> list[Batch | HistoryBatch]:
         """The worker's micro-batches of a step."""
-        seed, accumulation = self.stage.seed, self.stage.accumulation
-        number, own_step = mixed_step(seed, step, [part.weight for part in self.sets])
+        accumulation = self.stage.accumulation
+        number, own_step = mixed_step(self.seed, step, [part.weight for part in self.sets])
         part, (pool, place) = self.sets[number], divmod(own_step, POOL_STEPS)
         rows = _pool(self, number, pool)[place]
-        if self.text and text_only(seed, step, self.stage.steps):
+        if self.text and self.text_only(step):
             part = replace(part, encoder=self.text)
         own = shares(rows, self.rank, self.world, accumulation)
         return part.micro_batches(rows, own, self.all_branches, self.world)
@@ -188,14 +196,13 @@ class StepBatches:
 @lru_cache(maxsize=32)
 def _pool(batches: StepBatches, number: int, pool: int) -> list[list[Row]]:
     """The global batches of a pool of steps of one set, each of rows of similar length."""
-    stage, part = batches.stage, batches.sets[number]
+    stage, seed, part = batches.stage, batches.seed, batches.sets[number]
     steps = range(pool * POOL_STEPS, min((pool + 1) * POOL_STEPS, stage.steps))
     size, num_rows = stage.batch_size, len(part)
-    rows = part.decisions(
-        [at for step in steps for at in step_rows(stage.seed, step, size, num_rows)], stage.seed
-    )
+    places = [at for step in steps for at in step_rows(seed, step, size, num_rows)]
+    rows = part.decisions(places, seed)
     lengths = [part.length(row, batches.all_branches) for row in rows]
-    order = by_length(lengths, size, [stage.seed, pool], longest_first=pool == 0)
+    order = by_length(lengths, size, [stream_seed(seed, "pool"), pool], longest_first=pool == 0)
     return [[rows[i] for i in own] for own in order]
 
 
@@ -230,7 +237,8 @@ def text_only(seed: int, step: int, steps: int) -> bool:
 
     The unified prompts' chance is step / steps (arXiv 2312.02445, section 3.3).
     """
-    return bool(np.random.default_rng([seed, step]).random() >= step / steps)
+    coin = np.random.default_rng([stream_seed(seed, "curriculum"), step])
+    return bool(coin.random() >= step / steps)
 
 
 def mixed_step(seed: int, step: int, weights: Sequence[float]) -> tuple[int, int]:
@@ -241,7 +249,7 @@ def mixed_step(seed: int, step: int, weights: Sequence[float]) -> tuple[int, int
     within a few steps of its weight.
     """
     bounds = np.cumsum(weights) / np.sum(weights)
-    start = np.random.default_rng(seed).random()
+    start = np.random.default_rng(stream_seed(seed, "mixture")).random()
     place_S = (start + np.arange(step + 1) * GOLDEN_RATIO) % 1.0
     set_S = np.searchsorted(bounds[:-1], place_S, "right")
     return int(set_S[-1]), int((set_S[:-1] == set_S[-1]).sum())

@@ -9,6 +9,7 @@ import deepspeed
 import torch
 import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
+from deepspeed.runtime.zero.utils import ZERO_SUPPORTED_OPTIMIZERS
 from torch import Tensor, nn
 
 from rsllm.config import Offload
@@ -26,6 +27,25 @@ class ParameterGroup:
     parameters: list[nn.Parameter]
     learning_rate: float
     weight_decay: float = 0.0
+    rests: Callable[[int], bool] = lambda step: False
+    """Whether a step tells it nothing: it stands still then. A pure function, for resuming."""
+
+
+class RestingAdamW(torch.optim.AdamW):
+    """AdamW that leaves a group whose rate is 0 as it is, with its moments.
+
+    Gradients of zeros would move it on by its momentum, and ZeRO knows no others.
+    """
+
+    def step(self, closure: Any = None) -> Any:
+        """Step the groups that do not rest."""
+        groups = self.param_groups
+        self.param_groups = [group for group in groups if group["lr"]]
+        super().step(closure)
+        self.param_groups = groups
+
+
+ZERO_SUPPORTED_OPTIMIZERS.append(RestingAdamW)  # known by its exact class, or refused
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,10 +105,11 @@ class Engine:
         ]
         self._engine, *_ = deepspeed.initialize(
             model=objective,
-            optimizer=torch.optim.AdamW(groups),
+            optimizer=RestingAdamW(groups),
             config=_deepspeed_config(optimization, zero_stage, bf16, offload),
             dist_init_required=False,
         )
+        zero.make_moments(self._engine)
 
     @property
     def objective(self) -> nn.Module:
@@ -112,7 +133,8 @@ class Engine:
         self._engine.train()
         groups = zip(self._engine.optimizer.param_groups, self._learning, strict=True)
         for live, group in groups:
-            live["lr"] = group.learning_rate * self.optimization.schedule(step)
+            rate = 0.0 if group.rests(step) else group.learning_rate
+            live["lr"] = rate * self.optimization.schedule(step)
         sums: dict[str, Tensor] = {}
         for batch in self.optimization.look_ahead([b.to(self.device) for b in batches]):
             loss, parts = self._engine(batch)
@@ -153,7 +175,8 @@ class Engine:
 
     def load_state(self, tensor: Callable[[str], Tensor], steps: int) -> None:
         """Go on from the `state` after so many steps; `tensor` finds each by its name."""
-        zero.scatter(self._engine, self._named(), tensor, steps)
+        stepped = [sum(not group.rests(s) for s in range(steps)) for group in self._learning]
+        zero.scatter(self._engine, self._named(), tensor, stepped)
 
     def _named(self) -> dict[str, nn.Parameter]:
         named = self.objective.named_parameters()

@@ -12,16 +12,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rsllm.model.history import HistoryObjective
 from rsllm.model.objective import LanguageObjective
-from rsllm.prompts.collate import PADDING, Batch
+from rsllm.prompts.collate import Batch
 from rsllm.prompts.encode import NO_ITEM
+from rsllm.prompts.histories import HistoryBatch
 
 PROBE_ROWS = 4
-SLOT_SCALE, SLOT_ATTENTION = "health/slot_scale", "health/slot_attention"
+SLOT_SCALE, SLOT_SPREAD = "health/slot_scale", "health/slot_spread"
+SLOT_ATTENTION = "health/slot_attention"
 DOUBTS = {
     "health/loss_peak": (0, 3, "the loss rose to {value:.2g} times its median: a spike"),
     SLOT_SCALE: (0.1, 30, "slots are {value:.2g} times as long as tokens; see projector.scale"),
-    "health/slot_spread": (0.3, math.inf, "slots keep {value:.0%} of their vectors' directions"),
+    SLOT_SPREAD: (0.3, math.inf, "slots keep {value:.0%} of their vectors' directions"),
     SLOT_ATTENTION: (0.1, math.inf, "slots get {value:.2g} times the attention of other tokens"),
     "contrast/target_accuracy": (0, 0.95, "the target contrast is solved: alpha has no leverage"),
     "contrast/(target|user)_cosine": (-1, 0.95, "{} vectors collapse (cosine {value:.2f})"),
@@ -43,16 +46,30 @@ def health(objective: LanguageObjective, batch: Batch) -> dict[str, float]:
         have no slots.
     """
     objective.eval()
+    found = slots_health(objective, batch)
+    if objective.model.slots is not None:
+        with torch.no_grad(), objective.precision(batch):
+            found[SLOT_ATTENTION] = _slot_attention(objective, batch)
+    return found
+
+
+@torch.no_grad()
+def slots_health(
+    objective: LanguageObjective | HistoryObjective, batch: Batch | HistoryBatch
+) -> dict[str, float]:
+    """`slot_scale` and `slot_spread` of `health`, of prompts of either form."""
+    objective.eval()
     if (slots := objective.model.slots) is None:
         return {}
-    with torch.no_grad(), objective.precision(batch):
-        item_N = batch.item_BT[batch.item_BT >= 0]
+    item_N = batch.item_BT[batch.item_BT >= 0]
+    with objective.precision(batch):
+        length_BT = objective.model.embed(batch.ids_BT, batch.item_BT).float().norm(dim=-1)
         vectors_NE, slots_ND = slots.items_IE[item_N], slots.projected(item_N)
-        return {
-            SLOT_SCALE: _slot_scale(objective, batch),
-            "health/slot_spread": directions(slots_ND) / directions(vectors_NE),
-            SLOT_ATTENTION: _slot_attention(objective, batch),
-        }
+    text_BT = (batch.item_BT == NO_ITEM) & batch.real_BT
+    return {
+        SLOT_SCALE: float(length_BT[batch.item_BT >= 0].mean() / length_BT[text_BT].mean()),
+        SLOT_SPREAD: directions(slots_ND) / directions(vectors_NE),
+    }
 
 
 def warnings(entry: Mapping[str, float]) -> list[str]:
@@ -63,12 +80,6 @@ def warnings(entry: Mapping[str, float]) -> list[str]:
         for pattern, (low, high, text) in DOUBTS.items()
         if (match := re.fullmatch(pattern, name)) and not low <= value <= high
     ]
-
-
-def _slot_scale(objective: LanguageObjective, batch: Batch) -> float:
-    length_BT = objective.model.embed(batch.ids_BT, batch.item_BT).float().norm(dim=-1)
-    text_BT = (batch.item_BT == NO_ITEM) & (batch.branch_BT != PADDING)
-    return float(length_BT[batch.item_BT >= 0].mean() / length_BT[text_BT].mean())
 
 
 def directions(rows_ND: Tensor) -> float:

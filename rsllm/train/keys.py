@@ -73,7 +73,7 @@ class KeysTask:
         self.steps_per_epoch = len(self.histories) // self.rows_per_step
         self.steps = max(1, round(config.max_epochs * self.steps_per_epoch))
         self.validation = data.rows("validation")
-        items_XE = items.standardised() if items else None
+        items_XE = tuned.shown(items, experiment.projector) if items else None
         self.keys = ItemKeys(items_XE, titles_IF, data.catalogue, config)
         self.objective: nn.Module = KeysObjective(self.keys)
         self.optimization = Optimization(
@@ -91,7 +91,7 @@ class KeysTask:
         rows = window_rows(self.histories, places, self.seed, self.folds)
         whole = Whole.of(rows, None, self.data.catalogue.counts_I, parts=dist.get_world_size())
         own = rows[dist.get_rank() :: dist.get_world_size()]
-        return [whole.asked([row.history for row in own], own)]
+        return [whole.asked(own)]
 
     def feed(self, start: int) -> Iterator[list[Asked]]:
         """The batches of a step and of all after it."""
@@ -115,7 +115,6 @@ class KeysTask:
     def export(self, tensors: dict[str, Tensor], folder: Path) -> None:
         """Weights, keys, and the vectors that they are made of."""
         trained = {name.removeprefix("keys."): tensor for name, tensor in tensors.items()}
-        self.keys.load_state_dict(trained)
         tuned.save_catalogue(self.keys, trained, self.titles_IF, folder)
         if self.items is not None:
             self.items.save(folder)

@@ -245,10 +245,10 @@ def build_task(assignment: Assignment) -> Any:
         titles_IF=titles_IF,
         seed=stage.seed,
     )
-    if assignment.start:
-        tuned.load(model, local(assignment.start))
     if assignment.keys and model.hybrid.catalogue is not None:
         tuned.load_keys(model.hybrid.catalogue.keys, local(assignment.keys))
+    if assignment.start:  # whose catalogue scorer, if it has such a one, went on from those keys
+        tuned.load(model, local(assignment.start))
     return LanguageTask(
         experiment,
         stage,

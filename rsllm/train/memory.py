@@ -53,27 +53,36 @@ class Shape:
 
     rows: int
     prompt: int
-    branches: int
+    branches: int = 0
     """Behind the prompt: of one answer, or of all."""
+    asked: int = 1
+    """Of the prompt: after how many tokens the next one is to be foretold."""
     alone: int = 0
-    """Of a target item on its own, where there are contrasts."""
+    """Of a target item on its own and the token before it, where there are contrasts."""
     parallel: bool = False
     """Whether a mask parts the branches."""
 
     @staticmethod
     def of(experiment: Experiment, stage: StageConfig, workers: int, title: float) -> Shape:
         """A worker's micro-batch of full histories, for titles of so many tokens on average."""
-        letters, count = experiment.prompt.answer == "letter", experiment.data.num_candidates
+        prompt, loss = experiment.prompt, stage.loss
+        letters, count = prompt.answer == "letter", experiment.data.num_candidates
         slots = {"unified": 2, "llara": 1, "behavioural": 1}.get(stage.representation, 0)
         item = slots if stage.representation == "behavioural" else slots + title
-        choice = (item if experiment.prompt.candidate_slots else title) + 3 * letters
+        rows = max(1, stage.batch_size // (workers * stage.accumulation))
+        if stage.prompts == "history":
+            tokens = min(prompt.history_items * (item + 1), prompt.max_tokens)
+            silent = stage.representation == "behavioural" or loss.alpha + loss.beta == 1
+            names = 0 if silent else (prompt.history_items - 1) * (title + 1)
+            return Shape(rows=rows, prompt=round(tokens), asked=round(names))
+        choice = (item if prompt.candidate_slots else title) + 3 * letters
         text = experiment.data.window * (item + 1) + count * (choice + 1) + TEXT_TOKENS
-        ranked = stage.loss.gamma > 0 and stage.loss.scorer == "likelihood" and not letters
+        ranked = loss.gamma > 0 and loss.scorer == "likelihood" and not letters
         return Shape(
-            rows=max(1, stage.batch_size // (workers * stage.accumulation)),
-            prompt=round(min(text, experiment.prompt.max_tokens)),
+            rows=rows,
+            prompt=round(min(text, prompt.max_tokens)),
             branches=0 if letters else round((count if ranked else 1) * title),
-            alone=round(item) if stage.loss.alpha or stage.loss.beta else 0,
+            alone=1 + round(item) if loss.alpha or loss.beta else 0,
             parallel=ranked,
         )
 
@@ -204,10 +213,10 @@ def _make_fake(model: Any, dtype: torch.dtype) -> None:
 
 
 def _loss(model: HybridLM, shape: Shape, autocast: bool) -> Tensor:
-    """Stands for `LanguageObjective`, with tensors of the same sizes."""
+    """Stands for `LanguageObjective` or `HistoryObjective`, with tensors of the same sizes."""
     ids_BT = torch.zeros(shape.rows, shape.prompt + shape.branches, dtype=torch.long)
     ids_GL = torch.zeros(shape.rows, shape.alone, dtype=torch.long)
-    at_U = torch.zeros(shape.rows * (1 + shape.branches), dtype=torch.long)
+    at_U = torch.zeros(shape.rows * (shape.asked + shape.branches), dtype=torch.long)
     tokens = dict.fromkeys(("ids_BT", "item_BT", "branch_BT", "position_BT"), ids_BT)
     labels = dict.fromkeys(("state_U", "label_N", "label_state_N"), at_U)
     batch: Any = SimpleNamespace(parallel=shape.parallel, **tokens, **labels)

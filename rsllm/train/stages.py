@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from rsllm.config import Experiment, StageConfig
+from rsllm.data.hashing import stream_seed
 from rsllm.data.histories import Histories
 from rsllm.data.prepared import PreparedData
 from rsllm.data.sequences import Rows
@@ -27,6 +28,7 @@ from rsllm.evaluate.rank import (
     EXPECTED,
     decision,
     fixed_sample,
+    history_rows,
     named,
     rank_catalogue,
     score_candidates,
@@ -39,10 +41,10 @@ from rsllm.model.history import HistoryObjective
 from rsllm.model.objective import LanguageObjective
 from rsllm.prompts.collate import Batch, collate
 from rsllm.prompts.encode import PromptEncoder
-from rsllm.prompts.histories import HistoryBatch
+from rsllm.prompts.histories import HistoryBatch, Whole, collate_histories
 from rsllm.train.batches import HistorySet, StepBatches, TrainingSet, evenly
 from rsllm.train.engine import Optimization, ParameterGroup, warmup_then_cosine
-from rsllm.train.health import PROBE_ROWS, health, warnings
+from rsllm.train.health import PROBE_ROWS, health, slots_health, warnings
 
 Stream = Callable[[StepBatches, int], Iterator[list[Batch | HistoryBatch]]]
 """Makes the batches of a step and of all after it."""
@@ -71,7 +73,8 @@ class LanguageTask:
         stream: Stream = StepBatches.in_turn,
     ) -> None:
         self.experiment, self.stage, self.data, self.model = experiment, stage, data, model
-        self.name, self.seed = name, stage.seed
+        self.name, self.autocast = name, autocast
+        self.seed = stream_seed(stage.seed, name)
         folds = len(model.items.fold_tables) if model.items else 0
         sets = [self._set(data, model.encoder, 1.0, folds)]
         for other, weight in mixture:
@@ -79,7 +82,8 @@ class LanguageTask:
             sets.append(self._set(other, encoder, weight))
         text = model.encoder.of(data.titles, data.domain, "text") if stage.curriculum else None
         rank, world = dist.get_rank(), dist.get_world_size()
-        self.batches, self._stream = StepBatches(stage, sets, text, rank=rank, world=world), stream
+        self.batches = StepBatches(stage, sets, text, seed=self.seed, rank=rank, world=world)
+        self._stream = stream
         held_out = data.rows("validation")
         self.validation = fixed_sample(held_out, experiment.evaluation.validation_rows)
         self.rows_per_step, self.steps = stage.batch_size, stage.steps
@@ -91,7 +95,7 @@ class LanguageTask:
             self.objective = LanguageObjective(model.hybrid, stage.loss, autocast=autocast)
             look_ahead = self.objective.look_ahead if stage.gradient_caching else list
         self.optimization = Optimization(
-            groups=_parameter_groups(model, stage),
+            groups=_parameter_groups(model, stage, self.batches.text_only),
             schedule=warmup_then_cosine(stage.steps, round(stage.warmup_share * stage.steps)),
             micro_batch=stage.batch_size // (world * stage.accumulation),
             accumulation=stage.accumulation,
@@ -148,16 +152,15 @@ class LanguageTask:
         """The metrics of each row: exact expectations over candidate draws where all is scored."""
         encoder, scorer = self.model.encoder, self.stage.ranks_by
         size = self.experiment.evaluation.batch_size
-        if isinstance(objective, HistoryObjective):
+        if isinstance(objective, HistoryObjective) and scorer == "catalogue":
             score = partial(score_catalogue, objective, encoder=encoder, batch_size=size)
             ranked = rank_catalogue(score, [rows], self.data)
             if expected := named(ranked, EXPECTED):
                 return expected
             scores_RC = ranked["scores"][0]
         else:
-            scores_RC = score_candidates(
-                objective, rows, encoder, self.data, scorer, batch_size=size
-            )
+            plain = LanguageObjective(objective.model, self.stage.loss, autocast=self.autocast)
+            scores_RC = score_candidates(plain, rows, encoder, self.data, scorer, batch_size=size)
         return rank_metrics(target_ranks(scores_RC, target_places(rows)))
 
     def _by_target(self, of_rows: Mapping[str, np.ndarray]) -> dict[str, float]:
@@ -175,13 +178,18 @@ class LanguageTask:
 
     def _health(self, objective: LanguageObjective | HistoryObjective) -> dict[str, float]:
         """Of the first validation rows; doubts are printed."""
-        if isinstance(objective, HistoryObjective):
-            return {}
-        rows = [decision(self.validation, i) for i in range(min(PROBE_ROWS, len(self.validation)))]
-        keys = self.data.catalogue.title_keys_I
+        probe, encoder = self.validation.take(slice(PROBE_ROWS)), self.model.encoder
         device = next(objective.parameters()).device
-        batch = collate(rows, self.model.encoder, keys, all_branches=False).to(device)
-        found = health(objective, batch)
+        if isinstance(objective, HistoryObjective):
+            histories, counts_I = history_rows(probe), self.data.catalogue.counts_I
+            whole = Whole.of(histories, encoder, counts_I)
+            batch = collate_histories(histories, encoder, len(counts_I), whole)
+            found = slots_health(objective, batch.to(device))
+        else:
+            rows = [decision(probe, i) for i in range(len(probe))]
+            keys = self.data.catalogue.title_keys_I
+            plain = collate(rows, encoder, keys, all_branches=False)
+            found = health(objective, plain.to(device))
         if dist.get_rank() == 0:
             for doubt in warnings(found):
                 print(f"{self.name}: {doubt}", flush=True)
@@ -193,14 +201,20 @@ class LanguageTask:
         tuned.save(self.model, named, folder)
 
 
-def _parameter_groups(model: tuned.LanguageModel, stage: StageConfig) -> list[ParameterGroup]:
-    """What is tuned, of the backbone and of the projector; what does not learn here is frozen."""
+def _parameter_groups(
+    model: tuned.LanguageModel, stage: StageConfig, text_only: Callable[[int], bool]
+) -> list[ParameterGroup]:
+    """What is tuned, of the backbone and of the projector; what does not learn here is frozen.
+
+    A step without slots tells the projector nothing, unless slots are aligned with titles.
+    """
     backbone = [p for p in model.hybrid.llm.parameters() if p.requires_grad]
     groups = {"backbone": ParameterGroup(backbone, stage.lora_learning_rate, stage.weight_decay)}
     if model.hybrid.slots is not None:
         slots = list(model.hybrid.slots.parameters())
         rate = stage.projector_learning_rate
-        groups["projector"] = ParameterGroup(slots, rate, stage.weight_decay)
+        rests = (lambda step: False) if stage.loss.alignment else text_only
+        groups["projector"] = ParameterGroup(slots, rate, stage.weight_decay, rests)
     for name, group in groups.items():
         for parameter in group.parameters:
             parameter.requires_grad_(stage.trains in ("all", name))
@@ -214,9 +228,9 @@ def _catalogue_groups(model: tuned.LanguageModel, stage: StageConfig) -> list[Pa
     used: list[nn.Parameter] = []
     unused: list[nn.Parameter] = []
     for name, parameter in model.hybrid.catalogue.named_parameters():
-        weight = {"answer_map": stage.loss.alpha, "state_map": stage.loss.beta}.get(
-            name.split(".")[0], stage.loss.alpha + stage.loss.beta
-        )
+        alpha, beta = stage.loss.alpha, stage.loss.beta
+        reached = {"answer_map": alpha, "state_map": beta, "log_state_gain": beta}
+        weight = reached.get(name.split(".")[0], alpha + beta)
         parameter.requires_grad_(weight > 0)
         (used if weight > 0 else unused).append(parameter)
     rate = stage.catalogue_learning_rate

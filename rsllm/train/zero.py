@@ -4,7 +4,7 @@ So a checkpoint is the same for every number of workers, ZeRO stage and offload,
 pickle. Every rank must make each call, for the same parameters in the same order.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -19,12 +19,9 @@ def gather(
     engine: DeepSpeedEngine, parameters: Mapping[str, nn.Parameter]
 ) -> Iterator[tuple[str, Tensor]]:
     """(name, tensor) of weights and moments, in fp32; each may be dropped before the next."""
-    stepped = any(_adam(engine).state.values())
-    if stepped:
-        _link_moments(engine)
     for name, parameter in parameters.items():
         yield f"weight/{name}", weight(engine, parameter)
-        for moment in MOMENTS if stepped and parameter.requires_grad else ():
+        for moment in MOMENTS if parameter.requires_grad else ():
             yield f"{moment}/{name}", _moment(engine, parameter, moment)
 
 
@@ -32,14 +29,14 @@ def scatter(
     engine: DeepSpeedEngine,
     parameters: Mapping[str, nn.Parameter],
     tensor: Callable[[str], Tensor],
-    steps: int,
+    steps: Sequence[int],
 ) -> None:
-    """Take over what `gather` gave after so many steps; `tensor` finds each by its name."""
-    if steps:
-        _make_moments(engine, steps)
+    """Take over what `gather` gave after so many steps of each group, by names for `tensor`."""
+    for stepped, group in _stepped_tensors(engine):
+        _adam(engine).state[stepped]["step"].fill_(steps[group])
     for name, parameter in parameters.items():
         _set_weight(engine, parameter, tensor(f"weight/{name}"))
-        for moment in MOMENTS if steps and parameter.requires_grad else ():
+        for moment in MOMENTS if parameter.requires_grad else ():
             value = tensor(f"{moment}/{name}").to(engine.device)
             if engine.zero_optimization_stage():
                 utils.safe_set_full_optimizer_state(parameter, value, moment)
@@ -52,30 +49,26 @@ def _adam(engine: DeepSpeedEngine) -> Any:
     return engine.optimizer.optimizer if stage else engine.optimizer
 
 
-def _stepped_tensors(engine: DeepSpeedEngine) -> list[Tensor]:
-    """What AdamW steps: the parameters, or this rank's flat fp32 partitions of them."""
-    stage = engine.zero_optimization_stage()
-    if not stage:
-        return [p for group in engine.optimizer.param_groups for p in group["params"]]
-    name = "fp32_partitioned_groups_flat" if stage == 3 else "single_partition_of_fp32_groups"
-    return list(getattr(engine.optimizer, name))
+def _stepped_tensors(engine: DeepSpeedEngine) -> list[tuple[Tensor, int]]:
+    """What AdamW steps, the parameters or this rank's flat fp32 partitions, each with its group."""
+    stage, optimizer = engine.zero_optimization_stage(), engine.optimizer
+    if stage == 3:
+        flat = optimizer.fp32_partitioned_groups_flat
+        return [(part, optimizer.sub_group_to_group_id[i]) for i, part in enumerate(flat)]
+    if stage:
+        return [(part, i) for i, part in enumerate(optimizer.single_partition_of_fp32_groups)]
+    return [(p, i) for i, group in enumerate(optimizer.param_groups) for p in group["params"]]
 
 
-def _make_moments(engine: DeepSpeedEngine, steps: int) -> None:
-    """As after so many steps, but zero; DeepSpeed makes them at the first step."""
-    for stepped in _stepped_tensors(engine):
-        zeros = {moment: torch.zeros_like(stepped) for moment in MOMENTS}
-        _adam(engine).state[stepped] = {"step": torch.tensor(float(steps)), **zeros}
-    _link_moments(engine)
-
-
-def _link_moments(engine: DeepSpeedEngine) -> None:
-    """Let parameters find their part of the flat moments; DeepSpeed links the first group only."""
-    if engine.zero_optimization_stage() not in (1, 2):
-        return
+def make_moments(engine: DeepSpeedEngine) -> None:
+    """As AdamW would at a parameter's first step, so that one that has yet to step has them too."""
     optimizer, state = engine.optimizer, _adam(engine).state
-    for group, flat in zip(optimizer.bit16_groups, _stepped_tensors(engine), strict=True):
-        utils.lazy_init_hp_params_optimizer_state(group, flat, state)
+    for stepped, _ in _stepped_tensors(engine):
+        zeros = {moment: torch.zeros_like(stepped) for moment in MOMENTS}
+        state[stepped] = {"step": torch.tensor(0.0), **zeros}
+    if engine.zero_optimization_stage() in (1, 2):  # parameters find their part of the flat ones
+        for group, (flat, _) in zip(optimizer.bit16_groups, _stepped_tensors(engine), strict=True):
+            utils.lazy_init_hp_params_optimizer_state(group, flat, state)
 
 
 def weight(engine: DeepSpeedEngine, parameter: nn.Parameter) -> Tensor:
@@ -90,7 +83,7 @@ def _moment(engine: DeepSpeedEngine, parameter: nn.Parameter, moment: str) -> Te
     if engine.zero_optimization_stage():
         value: Tensor = utils.safe_get_full_optimizer_state(parameter, moment)
     else:
-        value = _adam(engine).state[parameter].get(moment, torch.zeros_like(parameter))
+        value = _adam(engine).state[parameter][moment]
     return value.detach().cpu()
 
 

@@ -17,6 +17,13 @@ from rsllm.train.launch import Stage
 from rsllm.tune.journal import METRIC, TrialRecord
 from rsllm.tune.progress import run_name, shown
 
+SEEDS: Mapping[Stage, str] = {
+    "recommender": "recommender.seed",
+    "keys": "catalogue.seed",
+    "stage1": "stage1.seed",
+    "stage2": "stage2.seed",
+}
+"""The setting that seeds a stage."""
 Curve = list[dict[str, float]]
 Trained = Mapping[str, Sequence[Pipeline]]
 """By a configuration's name, its pipelines of each seed."""
@@ -32,7 +39,7 @@ def train(
     """Train all variants (overrides of `base` by name) on all seeds of a stage, each once."""
 
     def made(name: str, seed: int) -> Pipeline:
-        experiment = replace_in(base, {**variants[name], f"{watched}.seed": seed})
+        experiment = replace_in(base, {**variants[name], SEEDS[watched]: seed})
         named = run_name(f"{name}-seed-{seed}", to_dict(experiment))
         return Pipeline(experiment, storage, run_name=named, watched=watched)
 
@@ -71,7 +78,7 @@ def answering_once(group: Sequence[Method]) -> list[Method]:
 
 def stages(pipeline: Pipeline) -> list[Path]:
     """The artifacts of what was trained and is watched, stage 1 first."""
-    text = pipeline.watched != "recommender" and pipeline.experiment.stage1.steps
+    text = pipeline.watched == "stage2" and pipeline.experiment.stage1.steps
     return [*([pipeline.train_text()] if text else []), pipeline.run()]
 
 

@@ -43,6 +43,8 @@ Twins = Callable[[Mapping[str, Any]], dict[str, dict[str, Any]]]
 PAIR_METRICS = ("MRR", "HR@1")
 SHUFFLED = ", shuffled slots"
 ALONE = "recommender"
+KEYS = "keys alone"
+"""What the catalogue scorer does before a language model reads anything."""
 WINNER = "the winner"
 """In a claim, whatever the first twin is called."""
 
@@ -126,8 +128,10 @@ def _run(study: Study, pipeline: Pipeline, storage: str | Path) -> Path:
     data = PreparedData.open(_announced("prepared data", pipeline.prepare))
     recommender = _announced("recommender", pipeline.fit)
     start_folder = _announced("stage 1", pipeline.train_text) if study.base.stage1.steps else None
+    histories = study.base.stage2.prompts == "history"
+    keys = _announced("keys", pipeline.train_keys) if histories else None
     found, twins, tried = _chosen(study, search, storage)
-    methods = _methods(study, recommender, start_folder, twins)
+    methods = _methods(study, recommender, keys, start_folder, twins)
     results = {
         "title": study.title,
         "question": study.question,
@@ -186,13 +190,16 @@ def _announced(what: str, make: Callable[[], Path]) -> Path:
 
 
 def _methods(
-    study: Study, fitted: Path, text_only: Path | None, twins: Trained
+    study: Study, fitted: Path, keys: Path | None, text_only: Path | None, twins: Trained
 ) -> dict[str, list[Method]]:
     """By name, one of each seed; what is not a twin has one seed."""
     base = study.base
     recommender = Method(name=ALONE, scorer="recommender", experiment=base, artifact=str(fitted))
-    untuned = Method(name="zero-shot", scorer="likelihood", experiment=base)
+    whole = replace_in(base, {"backbone.layers": 0})  # a cut one cannot write titles untuned
+    untuned = Method(name="zero-shot", scorer="likelihood", experiment=whole)
     methods = {method.name: [method] for method in (recommender, untuned)}
+    if keys:
+        methods[KEYS] = [Method(name=KEYS, scorer="keys", experiment=base, artifact=str(keys))]
     if text_only:
         name = "text only" if base.stage1.representation == "text" else "stage 1"
         methods[name] = [language_method(name, base, base.stage1, text_only)]
@@ -268,6 +275,7 @@ def _pairs(
         *(replace(c, first=winner) if c.first == WINNER else c for c in study.claims),
         *(Claim(winner, name, f"it is better than {name}") for name in twins if name not in own),
         Claim(winner, winner + SHUFFLED, "the language model reads its slots"),
+        Claim(winner, KEYS, "the language model adds to the keys"),
         Claim(f"{winner} + {ALONE}", ALONE, "the language model adds to the recommender"),
         Claim(f"{winner} + {ALONE}", winner, "the recommender adds to the language model"),
     ]
@@ -279,7 +287,8 @@ def _notes(study: Study, methods: Mapping[str, Sequence[Method]], best: TrialRec
     once = "The test split was opened once, after all training, for all methods together."
     notes = [
         once if study.split == "test" else "These are the users that choices are made on.",
-        "The ranking loss (gamma) and the pointer are extensions of ours; gamma = 0 is RSLLM.",
+        "History prompts with their catalogue scorer, the ranking loss (gamma) and the pointer are"
+        " extensions of ours; choice prompts with gamma = 0 are RSLLM.",
         "Twins share data, recommender and, unless named, stage 1. Seeds are of stage 2: weights,"
         f" order of samples, templates, training negatives; here {list(study.seeds)}. Answers and"
         " orders of the candidates are those of the first.",

@@ -15,7 +15,7 @@ import pytest
 from small_data import NUM_CANDIDATES, TITLES, small_data
 
 from rsllm.data import audit as checks
-from rsllm.data.audit import audit, refuse_leaks, table
+from rsllm.data.audit import accept, audit, refuse_leaks, table
 from rsllm.data.prepared import PreparedData
 from rsllm.data.sequences import (
     Catalogue,
@@ -70,6 +70,22 @@ def test_clean_data_passes(clean: Path) -> None:
     shown = table(findings)
     assert "2 of 24 items share their title" in shown
     assert len(shown.splitlines()) == len(findings) + 2
+
+
+def test_what_is_meant_can_be_accepted_and_a_fault_cannot(store: Store) -> None:
+    course = small_data(store.root / "data" / "course", num_train=300, ordered=True).path
+    assert leaks(course) == {"order artefact"}
+    accept(course, ["order artefact"])
+    accept(course, ["duplicate titles"])
+    found = {finding.check: finding.verdict for finding in audit(course)}
+    assert (found["order artefact"], found["duplicate titles"]) == ("accepted", "accepted")
+    assert found["histories"] == "ok"
+    refuse_leaks(audit(course))
+    assert PreparedData.open(course).facts["accepted"] == ["duplicate titles", "order artefact"]
+    with pytest.raises(ConfigError, match="'histories' is no finding that may be meant; choose of"):
+        accept(course, ["histories"])
+    with pytest.raises(ConfigError, match="is no artifact"):
+        accept(store.root, ["order artefact"])
 
 
 def test_places_in_a_sequence_are_no_times(store: Store) -> None:

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 from raw_folders import write_csv, write_dat, write_grouplens, write_lines, write_recbole
+from scipy import stats
 
 from rsllm.config import DataConfig, TableConfig
 from rsllm.data import tables
@@ -75,6 +76,12 @@ def test_synthetic_world_is_known(world: PreparedData, tmp_path: Path) -> None:
             assert [following[a] for a in walk[:-1]] == walk[1:]
     assert len(set(world.titles)) == 60
     assert [len(set(world.rows(split).user_R)) for split in SPLITS] == [96, 12, 12]
+
+
+def test_the_keys_of_known_data_stay(world: PreparedData, tmp_path: Path) -> None:
+    """What was prepared by earlier builds is found; a table's key says all that reads it."""
+    assert world.path.name == "026735b591b1bc98"
+    assert world.config["split"] == "user"
 
 
 def test_rows_candidates_and_order(world: PreparedData) -> None:
@@ -332,7 +339,16 @@ def test_other_titles_of_an_item_are_counted(
     named += [f"{user},{item},{time},{title}" for title in ("A", "A", "B")]
     write_lines(tmp_path / "raw" / "log.csv", ["user_id,item_id,timestamp,title", *named])
     data = _prepared(tmp_path / "raw", tmp_path / "store")
-    assert ", 2 other titles," in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert ", 2 other titles," in shown
+    assert "log.csv is read as --set data.table.user=user_id --set data.table.item=item_id" in shown
+    tested = len(data.rows("test"))
+    assert data.config["split"] == "leave-one-out"
+    assert tested > 30, "of every user with enough items"
+    quantiles = stats.norm.ppf((0.975, 0.8)).sum()
+    least = float(shown.partition("they show one of ")[2].split()[0])
+    assert least == pytest.approx(quantiles * (0.5 / tested) ** 0.5, rel=0.08)
+    assert f"test users       {tested}; of a difference" in shown
     assert data.facts["counts"]["other_titles"] == 2
     assert data.titles[data.source_ids.index(item)] == titles[item]
 

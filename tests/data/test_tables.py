@@ -18,11 +18,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from raw_folders import read
 
-from rsllm.config import TableConfig
+from rsllm.config import Experiment, TableConfig
 from rsllm.data import delimited, pieces, raw, sources, tables
 from rsllm.data.files import Table
 from rsllm.data.raw import ENTITIES, FOLDED, YEARS, Items, Reject
 from rsllm.errors import ConfigError, DataError
+from rsllm.settings import replace_in
 
 NAMES = ("Amber Lantern", "Brisk Harbour", "Calm Meadow", "Dusty Compass", "Eager Violin")
 NAMES += ("Fuzzy Orchard", "Golden Glacier", "Hollow Saddle")
@@ -284,6 +285,15 @@ SAME: dict[str, tuple[Files, dict[str, Any], dict[str, str]]] = {
     ),
     "day, month, year": ({"r.csv": text(dated(utc("%d/%m/%Y %H:%M:%S"))).encode()}, {}, {}),
     "month, day, year": ({"r.csv": text(dated(utc("%m/%d/%Y %I:%M:%S %p"))).encode()}, {}, {}),
+    "milliseconds and a rating nobody asked for": (
+        {
+            "r.csv": text(
+                [(*row[:2], f"{row[2]}000", row[3], "1") for row in ROWS], header=(*HEADER, "stars")
+            ).encode()
+        },
+        {},
+        {},
+    ),
     "months by name": ({"r.tsv": text(dated(utc("%b %d, %Y %H:%M:%S")), "\t").encode()}, {}, {}),
     "a format of its own": (
         {"r.csv": text(dated(utc("%Y%m%d-%H%M%S"))).encode()},
@@ -322,8 +332,8 @@ def test_what_was_found_said_aloud_reads_the_same(tmp_path: Path, case: str) -> 
         said |= dict(word.removeprefix("data.table.").split("=", 1) for word in words[1::2])
     if found.items and found.source.name == "table":
         said.setdefault("items", found.items[0].name)
-    again = sources.find(str(location), TableConfig(**said))
-    assert again.found == {}
+    again = sources.find(str(location), TableConfig(**said)).found
+    assert all(line.startswith("(stars is not used;") for line in again.values())
     assert read(location, TableConfig(**said))[:2] == read(location, TableConfig(**config))[:2]
 
 
@@ -409,7 +419,7 @@ def test_years_and_entities_of_titles(tmp_path: Path, beside: bool) -> None:
         ("bad time", "1585699200000000000", "nanoseconds: --set data.table.time_unit=nanoseconds"),
         ("bad time", "2020-03-31 10:00 UTC", "iso8601: --set data.table.time_unit=iso8601"),
         ("bad time", "31/12/2020", "%d/%m/%Y: --set data.table.time_unit=%d/%m/%Y"),
-        ("bad time", "noon", ""),
+        ("bad time", "noon", "; say its format, such as --set data.table.time_unit=%d/%m/%Y"),
         ("unknown item", "I7", "; the catalogue has 'i7'"),
         ("unknown item", "x", "; the catalogue has ids such as 'i1'"),
         ("broken quotes", '1,"A', "quotes are just text: --set data.table.quote=none"),
@@ -462,14 +472,21 @@ def test_columns_that_nobody_can_tell(
     [
         ("encoding", "utf-9", "'utf-9', which is no encoding of text"),
         ("encoding", "base64", "'base64', which is no encoding of text"),
-        ("separator", "", "use one to four characters, tab, or auto"),
-        ("quote", "''", "use one character, none, or auto"),
-        ("time_unit", "weeks", "use auto, seconds, milliseconds"),
+        ("separator", "", "should have at least 1 character"),
+        ("separator", "-----", "should have at most 4 characters"),
+        ("quote", "''", r"should match pattern '\^\(auto\|none"),
+        ("time_unit", "weeks", r"should match pattern '\^\(auto\|seconds\|milli"),
     ],
 )
 def test_settings_that_mean_nothing(name: str, value: str, message: str) -> None:
     with pytest.raises(ConfigError, match=rf"data\.table\.{name} is .*{message}"):
-        TableConfig(**{name: value})
+        replace_in(Experiment(), {f"data.table.{name}": value})
+
+
+def test_eight_digits_are_a_day(tmp_path: Path) -> None:
+    write(tmp_path, {"r.csv": text(dated(utc("%Y%m%d"))).encode()})
+    times = sorted(row[3] for row in read(tmp_path)[1])
+    assert times == sorted(time - time % 86_400 for _, _, time in EVENTS)
 
 
 def test_a_date_decides_wherever_it_stands(tmp_path: Path) -> None:

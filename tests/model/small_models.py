@@ -10,11 +10,23 @@ from typing import Any
 import numpy as np
 import torch
 
-from rsllm.config import BackboneConfig, ProjectorConfig, PromptConfig, Representation
+from rsllm.config import (
+    BackboneConfig,
+    CatalogueConfig,
+    Form,
+    LossConfig,
+    ProjectorConfig,
+    PromptConfig,
+    Representation,
+)
+from rsllm.data.sequences import Catalogue
 from rsllm.model.backbone import attach_lora, load_backbone
+from rsllm.model.catalogue import CatalogueHead, ItemKeys
+from rsllm.model.history import HistoryObjective
 from rsllm.model.hybrid import HybridLM, ItemSlots
 from rsllm.prompts.collate import Batch, Row, collate
 from rsllm.prompts.encode import PromptEncoder
+from rsllm.prompts.histories import HistoryBatch, Whole, collate_histories
 
 TITLES = (
     "Heat",
@@ -30,10 +42,11 @@ TITLES = (
     "Matrix, The (1999)",
     "Garden",
 )
-DATA: Any = SimpleNamespace(titles=list(TITLES), domain="movie")
+CATALOGUE = Catalogue.of(TITLES, np.arange(len(TITLES)))
+DATA: Any = SimpleNamespace(titles=list(TITLES), domain="movie", catalogue=CATALOGUE)
 """What a model asks of a prepared data set."""
 TITLE_KEYS = np.unique(TITLES, return_inverse=True)[1]
-ITEM_WIDTH = 8
+ITEM_WIDTH, TITLE_WIDTH = 8, 6
 
 
 def make_rows(num_rows: int, num_candidates: int = 4, seed: int = 0) -> list[Row]:
@@ -49,8 +62,10 @@ def make_rows(num_rows: int, num_candidates: int = 4, seed: int = 0) -> list[Row
     return rows
 
 
-def make_encoder(tokenizer: Any, representation: Representation, **prompt: Any) -> PromptEncoder:
-    return PromptEncoder(tokenizer, TITLES, PromptConfig(**prompt), representation, "movie")
+def make_encoder(
+    tokenizer: Any, representation: Representation, form: Form = "choice", **prompt: Any
+) -> PromptEncoder:
+    return PromptEncoder(tokenizer, TITLES, PromptConfig(**prompt), representation, "movie", form)
 
 
 def make_batch(encoder: PromptEncoder, rows: list[Row], **settings: Any) -> Batch:
@@ -74,6 +89,41 @@ def make_trainable(folder: Path) -> HybridLM:
     llm = attach_lora(load_backbone(folder, torch.float32), BackboneConfig(lora_rank=4))
     stir(llm, 0.05)
     return make_model(llm)
+
+
+def make_histories(num_rows: int, seed: int = 0, *, tables: int = 1) -> list[Row]:
+    """Histories of one to six items, some of them more than once, and what came next."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for number in range(num_rows):
+        *history, target = rng.integers(len(TITLES), size=rng.integers(2, 8)).tolist()
+        rows.append(Row(history, (), target, number, int(rng.integers(3)), number % tables))
+    return rows
+
+
+def make_history_objective(
+    folder: Path, loss: LossConfig, *, slots: bool = True, tables: int = 1, **catalogue: Any
+) -> HistoryObjective:
+    """`make_trainable` with a catalogue scorer, on so many item tables, all in the midst of it."""
+    model = make_trainable(folder)
+    if not slots:
+        model.slots = None
+    elif model.slots is not None:
+        model.slots.items_IE = torch.randn(tables * len(TITLES), ITEM_WIDTH)
+    titles_IF = torch.randn(len(TITLES), TITLE_WIDTH)
+    titles_IF[TITLES.index("</s>")] = 0  # a title unlike any other
+    items_XE = None if model.slots is None else model.slots.items_IE
+    keys = ItemKeys(items_XE, titles_IF, CATALOGUE, CatalogueConfig(**catalogue))
+    model.catalogue = CatalogueHead(keys, model.backbone.get_input_embeddings().weight.shape[1])
+    stir(model.catalogue, 0.05)
+    return HistoryObjective(model, loss)
+
+
+def make_history_batch(
+    rows: list[Row], encoder: PromptEncoder, whole: Whole | None = None, *, sampled: bool = False
+) -> HistoryBatch:
+    whole = whole or Whole.of(rows, encoder, CATALOGUE.counts_I, sampled=sampled)
+    return collate_histories(rows, encoder, len(TITLES), whole)
 
 
 def stir(module: torch.nn.Module, scale: float) -> None:

@@ -189,10 +189,11 @@ def test_both_passes_of_cached_gradients_drop_the_same(random_llm: Path, tmp_pat
 
 
 @torch.no_grad()
-def test_the_user_vector_may_pool_the_whole_prompt(random_llm: Path) -> None:
+def test_the_user_vector_may_pool_the_whole_prompt_behind_its_first_token(random_llm: Path) -> None:
     encoder = make_encoder(load_tokenizer(random_llm), "unified")
     batch, model = make_batch(encoder, make_rows(6)), make_trainable(random_llm).eval()
-    whole = replace(batch, history_BT=batch.branch_BT == PROMPT)
+    behind_first = (batch.branch_BT == PROMPT) & (torch.arange(batch.ids_BT.shape[1]) > 0)
+    whole = replace(batch, history_BT=behind_first)
     choices: list[tuple[Any, Batch]] = [("history", batch), ("prompt", batch), ("history", whole)]
     losses = [
         LanguageObjective(model, LossConfig(alpha=0.0, beta=0.5, user_span=span))(own)[0]

@@ -29,6 +29,22 @@ def test_output_starts_at_the_scale_of_the_embeddings(
     assert slots.marker_D.std().item() == pytest.approx(float(table_VD.std()), rel=0.3)
 
 
+def test_bounded_slots_keep_their_length_whatever_the_weights_grow_to() -> None:
+    torch.manual_seed(0)
+    config = ProjectorConfig(depth=1, hidden=8, bounded=True)
+    projector, items_IE = Projector(6, 64, config, scale=0.5), torch.randn(9, 6)
+    assert float(projector.linear.weight.std()) == pytest.approx(6**-0.5, rel=0.1)
+    for growth in (1.0, 30.0):
+        with torch.no_grad():
+            projector.linear.weight.mul_(growth)
+        length_I = projector(items_IE).double().square().mean(1).sqrt()
+        torch.testing.assert_close(length_I, torch.full((9,), 0.5).double(), atol=1e-5, rtol=1e-5)
+    with torch.no_grad():
+        projector.gain.fill_(3.0)
+    assert float(projector(items_IE)[0].square().mean().sqrt()) == pytest.approx(1.5, rel=1e-5)
+    assert not projector(torch.zeros(1, 6)).any(), "an item without a vector says nothing"
+
+
 @pytest.mark.parametrize("depth", [0, 1, 2])
 def test_the_mlp_starts_at_zero_and_learns(depth: int) -> None:
     torch.manual_seed(0)

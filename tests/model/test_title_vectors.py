@@ -18,16 +18,19 @@ MANY = [f"{title} {number}" for number in range(7) for title in sorted(set(TITLE
 
 @torch.inference_mode()
 def one_by_one(backbone: Path, some: list[str], limit: int) -> torch.Tensor:
-    """The mean over a title's tokens of what the final norm puts out."""
+    """The mean over a title's tokens, behind what opens a text, of what the final norm puts out."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(backbone)
     llm = AutoModelForCausalLM.from_pretrained(backbone, dtype=torch.float32).eval()
+    plain = tokenizer("a", add_special_tokens=False).input_ids
+    opening = tokenizer("a").input_ids[: -len(plain)] or tokenizer("\n").input_ids[-1:]
+    lead = "" if tokenizer.tokenize("a")[0].startswith("\u2581") else " "
     vectors = []
     for title in some:
-        ids = tokenizer(" " + title, add_special_tokens=False, split_special_tokens=True).input_ids
-        output = llm(torch.tensor([ids[:limit]]), output_hidden_states=True)
-        vectors.append(output.hidden_states[-1][0].mean(dim=0))
+        ids = tokenizer(lead + title, add_special_tokens=False, split_special_tokens=True).input_ids
+        output = llm(torch.tensor([opening + ids[:limit]]), output_hidden_states=True)
+        vectors.append(output.hidden_states[-1][0, len(opening) :].mean(dim=0))
     return torch.stack(vectors)
 
 
@@ -42,6 +45,13 @@ def test_vectors_equal_a_plain_forward_pass(random_llm: Path, vectors_ID: torch.
     assert vectors_ID.dtype == torch.float32
     assert torch.pdist(expected_ID).min() > 1e-3
     torch.testing.assert_close(vectors_ID, expected_ID, atol=1e-5, rtol=1e-5)
+
+
+def test_a_title_of_one_token_is_told_from_others(tiny_llm: Path) -> None:
+    """As the first token of a text, it would be hardly more than where attention goes to rest."""
+    vectors_ID = title_vectors(tiny_llm, ["the", "in", "said", "was", "it"], PromptConfig(), 0)
+    expected_ID = one_by_one(tiny_llm, ["the", "in", "said", "was", "it"], 9)
+    torch.testing.assert_close(vectors_ID, expected_ID, atol=1e-4, rtol=1e-4)
 
 
 def test_long_titles_are_cut(random_llm: Path) -> None:

@@ -14,13 +14,14 @@ from small_data import NUM_CANDIDATES, TITLES
 from small_tasks import language_task, recommender_task
 from world import run_in_world
 
+from rsllm.data.hashing import stream_seed
 from rsllm.data.prepared import PreparedData
 from rsllm.evaluate.metrics import BUCKETS
 from rsllm.evaluate.rank import decision
 from rsllm.model import tuned
 from rsllm.prompts.collate import PADDING, Batch, collate
 from rsllm.train import stages
-from rsllm.train.batches import step_rows, text_only
+from rsllm.train.batches import by_length, sample_order, step_rows, text_only
 from rsllm.train.engine import Engine
 
 STEPS = 3
@@ -188,6 +189,53 @@ def test_a_curriculum_moves_from_text_to_slots(data: PreparedData, random_llm: P
     always = [text_only(seed, 0, 10) for seed in range(50)]
     never = [text_only(seed, 10, 10) for seed in range(50)]
     assert (set(always), set(never)) == ({True}, {False})
+
+
+@pytest.mark.parametrize(("alignment", "rests"), [(0.0, True), (0.5, False)])
+def test_a_text_only_step_leaves_the_projector_alone(
+    data: PreparedData, random_llm: Path, alignment: float, rests: bool
+) -> None:
+    """Unless slots are aligned with titles, which text prompts do too."""
+    loss = {"loss.alignment": alignment}
+    task = language_task(data, random_llm, curriculum=True, samples=40, max_gradient_norm=9, **loss)
+    engine = Engine(task.objective, task.optimization, zero_stage=0, bf16=False)
+    moved: dict[str, list[bool]] = {"slots": [], "lora_B": []}
+    before = engine.trainable()
+    for step in range(task.steps):
+        engine.step(task.batches(step), step)
+        after = engine.trainable()
+        for part, moves in moved.items():
+            names = [name for name in after if part in name]
+            moves.append(any(not torch.equal(after[name], before[name]) for name in names))
+        before = after
+    text = [text_only(task.seed, step, task.steps) for step in range(task.steps)]
+    assert True in text[text.index(False) :], "a text-only step follows one with slots"
+    assert moved["lora_B"] == [True] * task.steps
+    assert moved["slots"] == [not (rests and alone) for alone in text]
+
+
+def test_stages_and_streams_share_no_randomness(data: PreparedData, random_llm: Path) -> None:
+    """Under one seed: rows, candidates and templates of the stages, orders of epochs and pools."""
+    first, second = (
+        language_task(data, random_llm, name=name, batch_size=4, samples=64)
+        for name in ("stage1", "stage2")
+    )
+    rows = [
+        task.batches.sets[0].decisions([(0, row) for row in range(40)], task.seed)
+        for task in (first, second)
+    ]
+    for name in ("candidates", "template"):
+        same = [getattr(a, name) == getattr(b, name) for a, b in zip(*rows, strict=True)]
+        assert np.mean(same) < 0.6
+    assert step_rows(first.seed, 0, 30, 40) != step_rows(second.seed, 0, 30, 40)
+    for seed in (0, 1):
+        streams = [
+            sample_order(seed, 0, 16).tolist(),
+            by_length(range(16), 1, [stream_seed(seed, "pool"), 0]).ravel().tolist(),
+            sample_order(stream_seed(seed, "stage1"), 0, 16).tolist(),
+            sample_order(stream_seed(seed, "stage2"), 0, 16).tolist(),
+        ]
+        assert len(set(map(tuple, streams))) == len(streams)
 
 
 def test_training_rows_read_the_table_that_has_not_seen_their_user(

@@ -46,7 +46,9 @@ def test_a_stream_is_the_batches_of_its_steps(
     task.batches.sets[0].encoder.config = dataclasses.replace(
         task.model.encoder.config, max_tokens=145
     )
-    made = StepBatches(task.stage, task.batches.sets, task.batches.text, rank=rank, world=2)
+    made = StepBatches(
+        task.stage, task.batches.sets, task.batches.text, seed=task.seed, rank=rank, world=2
+    )
     found, here, dropped = ray.get(worker_streams.remote(made, start))
     expected = list(made.in_turn(start))
     assert [len(own) for own in found] == [2] * (STEPS - start)

@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from rsllm.config import AUTO, Domain, TableConfig
-from rsllm.config.data import UNPRINTED, Split
+from rsllm.config.data import TABS, Split
 from rsllm.data.delimited import fields
 from rsllm.data.dialect import provisional, settle
 from rsllm.data.files import File, Table, find_files
@@ -91,8 +91,8 @@ class RawData:
         return plain
 
 
-def load(path: Path) -> Iterator[Source]:
-    """The layouts that a TOML file describes.
+def load(path: Path, **usual: Any) -> Iterator[Source]:
+    """The layouts that a TOML file describes; `usual` holds for tables that do not say it.
 
     Raises:
         ConfigError: it cannot be read, or says something else than `Source` and `Table` have.
@@ -105,8 +105,8 @@ def load(path: Path) -> Iterator[Source]:
     for entry in entries if isinstance(entries, list) else [entries]:
         whole = facts | entry
         tables = [k for k in ("interactions", "items") if isinstance(whole.get(k), dict)]
-        strip = {"strip_years": whole.get("domain") == "movie"}
-        whole |= {kind: strip | whole[kind] for kind in tables}
+        usual["strip_years"] = whole.get("domain") == "movie"
+        whole |= {kind: usual | whole[kind] for kind in tables}
         for told, kind in ((whole, Source), *((whole[name], Table) for name in tables)):
             known = [field.name for field in fields_of(kind)]
             if unknown := [name for name in told if name not in known]:
@@ -131,14 +131,14 @@ def find(location: str, config: TableConfig, layout: str = "") -> RawData:
             column where one is needed.
     """
     refused: list[str] = []
-    own = tuple(load(Path(layout).expanduser())) if layout else ()
-    for source in own or SOURCES:
-        if (own or all(getattr(config, n) == getattr(_UNSAID, n) for n in OWN)) and (
-            raw := _known(location, source, config, refused)
-        ):
+    said = [name for name in OWN if getattr(config, name) != getattr(_UNSAID, name)]
+    own = tuple(load(Path(layout).expanduser(), **_USUAL)) if layout else ()
+    if own and said:
+        raise ConfigError(f"data.table.{said[0]} is for the layout {layout} to say; say it there")
+    for source in () if said else own or SOURCES:
+        if raw := _known(location, source, config, refused):
             return replace(raw, known=not own and config == _UNSAID)
-    raw = None if own else _recbole(location, config) or _any_table(location, config)
-    if raw:
+    if not own and (raw := _recbole(location, config) or _any_table(location, config)):
         return raw
     layouts = ", ".join(f"{s.name} ({', '.join(s.patterns())})" for s in own or SOURCES)
     looks = f"{'; '.join(refused)}. It" if refused else location
@@ -147,6 +147,7 @@ def find(location: str, config: TableConfig, layout: str = "") -> RawData:
 
 
 _UNSAID = TableConfig()
+_USUAL: dict[str, Any] = {"missing": _UNSAID.missing, "fold_ids": _UNSAID.fold_ids}
 
 
 def _known(
@@ -174,39 +175,30 @@ def _settled(
     source: Source, interactions: list[File], items: list[File], config: TableConfig
 ) -> RawData:
     """The source with what its files and the user's settings say."""
-    told, tables, found = told_of(config), list[Table](), dict[str, str]()
-    parts = [
-        (table, files)
-        for table, files in zip(
-            (source.interactions, source.items), (interactions, items), strict=True
-        )
-        if table
-    ]
-    for table, files in parts:
-        table = replace(table, **told)
-        check(files, provisional(table, files[0]))
-    for table, files in parts:
-        settled, seen = settle(replace(table, **told), files)
-        tables.append(settled)
-        if seen:
+    found: dict[str, str] = {}
+    for kind, files in (("items", items), ("interactions", interactions)):
+        if files:
+            table = replace(getattr(source, kind), **told_of(config))
+            check(files, provisional(table, files[0]))
+            settled, seen = settle(table, files)
+            changed: dict[str, Any] = {kind: settled}
+            source = replace(source, **changed)
             found[files[0].name] = " ".join(_said(name, value) for name, value in seen.items())
-    source = replace(source, interactions=tables[0], items=tables[1] if items else None)
-    return RawData(source, interactions, items, found)
+    return RawData(source, interactions, items, {f: said for f, said in found.items() if said})
 
 
 def _said(name: str, value: str) -> str:
     """A setting as the command line says it, with what was noted about it."""
-    names = {mark: name for name, mark in UNPRINTED.items() if len(name) > 2}
     value, space, note = value.partition(" (") if name == "encoding" else (value, "", "")
-    return f"{setting(name, names.get(value, value) or 'none')}{space}{note}"
+    value = TABS[0] if value == "\t" else value or "none"
+    return f"{setting(name, value)}{space}{note}"
 
 
 def told_of(config: TableConfig) -> dict[str, Any]:
     """The user's settings, as fields of `Table`."""
     told = {n: getattr(config, n) for n in READING if getattr(config, n) != AUTO}
     told |= {n: "" for n in ("quote", "escape") if told.get(n) == "none"}
-    if "separator" in told:
-        told["separator"] = UNPRINTED.get(told["separator"], told["separator"])
+    told |= {"separator": "\t"} if told.get("separator") in TABS else {}
     if config.years != AUTO:
         told["strip_years"] = config.years == "strip"
     return told | ({"unescape": True} if config.unescape else {})
@@ -265,34 +257,39 @@ def _table_data(
     texts = {f"{TEXT} {i}": column for i, column in enumerate(config.text)}
     item_columns: dict[str, str] = {}
     if items:
-        of_items = _columns(items[0], config)
-        item = columns["item"] if columns["item"] in of_items else ""
-        item = config.item_id if config.item_id != AUTO else item
-        item = item or _named("item_id", of_items, items[0], config)
-        title = _named("title", of_items, items[0], config)
+        held = _columns(items[0], replace(config, header=()))
+        same = columns["item"] in held and config.item_id == AUTO
+        item = columns["item"] if same else _named("item_id", held, items[0], config)
+        title = _named("title", held, items[0], config)
         item_columns = {"item": item, "title": title} | texts
     else:
         columns |= {"title": _named("title", names, files[0], config)} | texts
     strip = config.years == "strip" or (config.years == AUTO and domain == "movie")
-    how: dict[str, Any] = {"missing": config.missing, "fold_ids": config.fold_ids}
-    how |= {"header": config.header, "strip_years": strip}
+    table = Table(
+        files=files[0].name,
+        columns=columns,
+        header=config.header,
+        missing=config.missing,
+        fold_ids=config.fold_ids,
+        strip_years=strip,
+    )
+    of_items = replace(table, columns=item_columns, header=()) if items else None
     source = Source(
         name="table",
-        interactions=Table(files=files[0].name, columns=columns, **how),
-        items=Table(files=items[0].name, columns=item_columns, **how | {"header": ()})
-        if items
-        else None,
+        interactions=table,
+        items=of_items and replace(of_items, files=items[0].name),
         domain=domain,
         split="given" if config.split else "leave-one-out",
     )
-    raw, found = _settled(source, files, items, config), dict[str, str]()
-    of_files = [(files[0], columns), *((f, item_columns) for f in items[:1])]
-    for file, held in of_files:
-        roles = {r if held is columns or r != "item" else "item_id": c for r, c in held.items()}
-        new = {r: c for r, c in roles.items() if getattr(config, r, c) == AUTO}
-        said = " ".join(setting(role, column) for role, column in new.items())
-        found[file.name] = f"{said} {raw.found.get(file.name, '')}".strip()
-    return replace(raw, found={name: text for name, text in found.items() if text})
+    raw = _settled(source, files, items, config)
+    in_items = {"item_id" if role == "item" else role: c for role, c in item_columns.items()}
+    found = dict[str, str]()
+    for file, roles in zip((files[0], *items[:1]), (columns, in_items), strict=False):
+        new = [setting(r, c) for r, c in roles.items() if getattr(config, r, c) == AUTO]
+        found[file.name] = " ".join([*new, raw.found.get(file.name, "")]).strip()
+    if not config.rating and (rating := _role("rating", names)):
+        found[files[0].name] += f" ({rating} is not used; {setting('rating', rating)} would)"
+    return replace(raw, found={f: said.strip() for f, said in found.items() if said})
 
 
 def _columns(file: File, config: TableConfig) -> tuple[str, ...]:
@@ -339,11 +336,10 @@ def _item_files(location: str, config: TableConfig) -> list[File]:
     if not config.items:
         return []
     here = location.rstrip("/")
-    for place in (here, here.rpartition("/")[0]):
-        if files := _tables(f"{place}/{config.items}"):
+    beside = [here] if "::" in here else [here, here.rpartition("/")[0]]
+    for place in (*(f"{folder}/{config.items}" for folder in beside), config.items):
+        if files := _tables(place):
             return files
-    if files := _tables(config.items):
-        return files
     raise ConfigError(f"data.table.items is {config.items}, but there is no such file or folder")
 
 
