@@ -74,14 +74,20 @@ def refused(what: str) -> Iterator[None]:
         raise ConfigError(f"{what}: {reason.splitlines()[-1]}") from error
 
 
-def check_space(search: Pipeline, space: Space, first_guesses: Sequence[Mapping[str, Any]]) -> None:
+def check_space(
+    search: Pipeline, space: Space, first_guesses: Sequence[Mapping[str, Any]]
+) -> list[str]:
     """Look at first guesses and random trials: their settings, data and backbones.
+
+    Returns:
+        What the backbones compute with, which is to stay as it is while the search goes on.
 
     Raises:
         ConfigError, DataError: a space that cannot be sampled, a value that cannot work, or a
             first guess that is none of the space's.
     """
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    fingerprints = set()
     for guess in [*first_guesses, *[{}] * SAMPLES]:
         study.enqueue_trial(dict(guess))
         with refused("the search space"):
@@ -92,7 +98,11 @@ def check_space(search: Pipeline, space: Space, first_guesses: Sequence[Mapping[
             require(not unasked, f"a first guess has {unasked}, which it does not ask for")
             fixed = [path for path in paths if path.startswith("compute.")]
             require(not fixed, f"{fixed} changes no result; set it for all trials, with --set")
-        Pipeline(experiment, search.store.location, watched=search.watched).check()
+        pipeline = Pipeline(experiment, search.store.location, watched=search.watched)
+        pipeline.check()
+        if pipeline.needs_backbone:
+            fingerprints.add(pipeline.fingerprint)
+    return sorted(fingerprints)
 
 
 def replayed(space: Space, params: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:

@@ -74,7 +74,7 @@ class Search:
 
     def __post_init__(self) -> None:
         _quieten()
-        check_space(self.pipeline, self.space, self.first_guesses)
+        _ = self.backbones
         there = not self.track or find_spec(self.track) is not None
         require(there, f"--track {self.track} needs it: pip install rsllm[trackers]")
         with refused(f"--track {self.track}"):
@@ -92,6 +92,11 @@ class Search:
         return self.pipeline.store.root / "studies" / self.name
 
     @cached_property
+    def backbones(self) -> list[str]:
+        """Fingerprints of those that it may draw; the whole space is looked at."""
+        return check_space(self.pipeline, self.space, self.first_guesses)
+
+    @cached_property
     def journal(self) -> Journal:
         """What is known of its trials."""
         file, remote = self.folder / FILE, self.pipeline.store.remote
@@ -100,8 +105,7 @@ class Search:
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(there)
         place = storage(file, self.optuna_storage)
-        backbone = self.pipeline.fingerprint if self.pipeline.needs_backbone else ""
-        made_with = [VERSIONS, wording(), backbone]
+        made_with = [VERSIONS, wording(), self.backbones]
         base = content_hash([to_dict(self.pipeline.experiment.anywhere), *made_with])
         return Journal(place, self.name, base, self.space, self.cost, self.seed)
 

@@ -22,14 +22,17 @@ import optuna
 import pytest
 import ray.util.state
 
+from rsllm.assets import fingerprint
 from rsllm.config import Experiment
 from rsllm.errors import ConfigError, TrainingError
 from rsllm.pipeline import Pipeline
+from rsllm.prompts.templates import TEXTS
 from rsllm.settings import replace_in
 from rsllm.tune import search as module
 from rsllm.tune.journal import FILE, METRIC, OVERRIDES, TrialRecord, _record, check_space
 from rsllm.tune.search import Search, _entry, _scheduler, _trial_name
 from rsllm.tune.study import Study, _code
+from rsllm.versions import VERSIONS
 
 BASE = replace_in(
     Experiment(),
@@ -428,6 +431,18 @@ def test_trials_of_an_earlier_driver_count_in_the_rungs(tmp_path: Path) -> None:
         assert scheduler.on_trial_result(None, trial, entry) == decision
 
 
+def test_a_search_goes_on_with_the_code_and_the_wording_that_it_began_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for _ in range(2):
+        _ = make_search(tmp_path).journal
+    for place, name, value in ((VERSIONS, "recommender", 0), (TEXTS, "words", {})):
+        with monkeypatch.context() as patch:
+            patch.setitem(place, name, value)
+            with pytest.raises(ConfigError, match="the study made-up is another; rename this one"):
+                _ = make_search(tmp_path).journal
+
+
 def test_one_search_at_a_time(tmp_path: Path) -> None:
     search = make_search(tmp_path)
     with (
@@ -528,7 +543,11 @@ def test_space_of_backbones(
     backbones = [str(tiny_llm), str(shutil.copytree(random_llm, tmp_path / "other"))]
     base = replace_in(experiment.BASE, {"data.source": "synthetic"})
     pipeline = Pipeline(base, tmp_path / "store")
-    check_space(pipeline, experiment.space_over(backbones, "synthetic"), [])
+    asked = (pipeline, experiment.space_over(backbones, "synthetic"), [])
+    both = sorted(map(fingerprint, backbones))
+    assert check_space(*asked) == both
+    (tmp_path / "other" / "tokenizer_config.json").write_text("{}")
+    assert check_space(*asked) != both
 
 
 @pytest.mark.parametrize(
