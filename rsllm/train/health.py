@@ -46,10 +46,13 @@ def health(objective: LanguageObjective, batch: Batch) -> dict[str, float]:
     if (slots := objective.model.slots) is None:
         return {}
     with torch.no_grad(), objective.precision(batch):
-        item_N = batch.item_BT[batch.item_BT >= 0]
+        slot_BT, text_BT = batch.item_BT >= 0, batch.item_BT == NO_ITEM
+        text_BT &= batch.branch_BT != PADDING
+        length_BT = objective.model.embed(batch.ids_BT, batch.item_BT).float().norm(dim=-1)
+        item_N = batch.item_BT[slot_BT]
         vectors_NE, slots_ND = slots.items_IE[item_N], slots.projected(item_N)
         return {
-            SLOT_SCALE: _slot_scale(objective, batch),
+            SLOT_SCALE: float(length_BT[slot_BT].mean() / length_BT[text_BT].mean()),
             "health/slot_spread": directions(slots_ND) / directions(vectors_NE),
             SLOT_ATTENTION: _slot_attention(objective, batch),
         }
@@ -63,12 +66,6 @@ def warnings(entry: Mapping[str, float]) -> list[str]:
         for pattern, (low, high, text) in DOUBTS.items()
         if (match := re.fullmatch(pattern, name)) and not low <= value <= high
     ]
-
-
-def _slot_scale(objective: LanguageObjective, batch: Batch) -> float:
-    length_BT = objective.model.embed(batch.ids_BT, batch.item_BT).float().norm(dim=-1)
-    text_BT = (batch.item_BT == NO_ITEM) & (batch.branch_BT != PADDING)
-    return float(length_BT[batch.item_BT >= 0].mean() / length_BT[text_BT].mean())
 
 
 def directions(rows_ND: Tensor) -> float:

@@ -26,7 +26,7 @@ from rsllm.evaluate.statistics import mean_interval
 from rsllm.model import tuned
 from rsllm.model.objective import LanguageObjective
 from rsllm.prompts.collate import Batch, collate
-from rsllm.train.batches import StepBatches, TrainingSet, evenly
+from rsllm.train.batches import StepBatches, TrainingSet, evenly, text_only
 from rsllm.train.engine import Optimization, ParameterGroup, warmup_then_cosine
 from rsllm.train.health import PROBE_ROWS, health, warnings
 
@@ -73,7 +73,7 @@ class LanguageTask:
         objective = LanguageObjective(model.hybrid, stage.loss, autocast=autocast)
         self.objective: nn.Module = objective
         self.optimization = Optimization(
-            groups=_parameter_groups(model, stage, self.batches.text_only),
+            groups=_parameter_groups(model, stage, self.seed),
             schedule=warmup_then_cosine(stage.steps, round(stage.warmup_share * stage.steps)),
             micro_batch=stage.batch_size // (world * stage.accumulation),
             accumulation=stage.accumulation,
@@ -146,18 +146,19 @@ class LanguageTask:
 
 
 def _parameter_groups(
-    model: tuned.LanguageModel, stage: StageConfig, text_only: Callable[[int], bool]
+    model: tuned.LanguageModel, stage: StageConfig, seed: int
 ) -> list[ParameterGroup]:
     """What is tuned, of the backbone and of the projector; what does not learn here is frozen.
 
     A step without slots tells the projector nothing, unless slots are aligned with titles.
     """
+    by_text = stage.curriculum and not stage.loss.alignment
     backbone = [p for p in model.hybrid.llm.parameters() if p.requires_grad]
     groups = {"backbone": ParameterGroup(backbone, stage.lora_learning_rate, stage.weight_decay)}
     if model.hybrid.slots is not None:
         slots = list(model.hybrid.slots.parameters())
         rate = stage.projector_learning_rate
-        rests = (lambda step: False) if stage.loss.alignment else text_only
+        rests = lambda step: by_text and text_only(seed, step, stage.steps)  # noqa: E731
         groups["projector"] = ParameterGroup(slots, rate, stage.weight_decay, rests)
     for name, group in groups.items():
         for parameter in group.parameters:
