@@ -81,7 +81,8 @@ def main() -> None:
     )
     records = search.run(arguments.trials)
     fresh, top = range(FRESH, FRESH + arguments.seeds), arguments.budget.confirm_top
-    confirm, best, _ = confirmed(records, top, experiment, fresh, arguments.storage, "recommender")
+    confirm, ranked = confirmed(records, top, experiment, fresh, arguments.storage, "recommender")
+    best = next(iter(ranked.values()))
     search.publish(
         records,
         best,

@@ -10,9 +10,10 @@ import numpy as np
 from scipy.special import log_softmax
 
 from rsllm.data.sequences import Rows
-from rsllm.evaluate.compare import per_user
+from rsllm.evaluate.compare import stacked
 from rsllm.evaluate.launch import Outcome
 from rsllm.evaluate.metrics import Floats
+from rsllm.evaluate.statistics import Estimate, mean_interval
 
 WEIGHTS = (0.0, *np.geomspace(1 / 64, 64, 25).tolist(), 1e6)
 """From the language model alone to the recommender alone, save for its ties."""
@@ -22,17 +23,16 @@ FLOOR = -1e30
 
 def weighed(
     language: Sequence[Outcome], alone: Outcome, validation: Sequence[Rows]
-) -> tuple[float, dict[float, float]]:
+) -> tuple[float, dict[float, Estimate]]:
     """The weight with the best validation MRR, over a method's seeds, and the MRR of each weight.
 
-    Ties go to the smaller one.
+    Ties go to the smaller one. So many weights need more rows than a validation while training.
     """
-    own_DRC = np.concatenate([outcome.scores_DRC for outcome in language])
-    other_DRC = np.concatenate([alone.scores_DRC] * len(language))
-    draws, curve = [*validation] * len(language), {}
+    curve = {}
     for weight in WEIGHTS:
-        curve[weight] = float(per_user(fused(own_DRC, other_DRC, weight), draws)["MRR"].mean())
-    return max(curve, key=curve.__getitem__), curve
+        both = [fused(outcome.scores_DRC, alone.scores_DRC, weight) for outcome in language]
+        curve[weight] = mean_interval(stacked(both, validation)["MRR"])
+    return max(curve, key=lambda weight: curve[weight].value), curve
 
 
 def joined(language: Outcome, recommender: Outcome, weight: float) -> Outcome:

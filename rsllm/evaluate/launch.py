@@ -1,7 +1,9 @@
 """Evaluate methods on held-out rows, each in its own Ray task, once."""
 
+from __future__ import annotations
+
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -82,6 +84,10 @@ class Method:
         """Whether it is a language model."""
         return self.scorer in get_args(Scorer)
 
+    def under(self, settings: Mapping[str, Any]) -> Method:
+        """The same, judged under other settings."""
+        return replace(self, experiment=replace_in(self.experiment, settings))
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Outcome:
@@ -126,7 +132,7 @@ def evaluate(
 
     print(f"opening the {split} split for {', '.join(m.name for m in methods)}", flush=True)
     if split == "validation":
-        methods = [replace(m, experiment=replace_in(m.experiment, SCORES_ONLY)) for m in methods]
+        methods = [method.under(SCORES_ONLY) for method in methods]
     gpus = 1 if layout.use_gpu else 0
     work = ray.remote(num_cpus=layout.cpus_per_worker, num_gpus=gpus, max_retries=1)(_evaluate)
     keys = [_inputs(method, split, data, fingerprint, layout) for method in methods]

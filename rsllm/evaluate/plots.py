@@ -134,9 +134,9 @@ def pareto(trials: Sequence[Trial]) -> Chart | None:
     return _chart(f"Pareto front of {score} and {cost}", cost, score, [front, *dots])
 
 
-def fusion(curve: Sequence[Point], chosen: float) -> Chart | None:
+def fusion(curve: Sequence[Sequence[float]], chosen: float) -> Chart | None:
     """Validation MRR of two methods joined, against the weight of the recommender."""
-    finite = [(weight, mrr) for weight, mrr in curve if 0 < weight < 1e6]
+    finite = [(weight, mrr) for weight, mrr, *_ in curve if 0 < weight < 1e6]
     best = [point for point in finite if point[0] == chosen]
     lines = [Line("curve", "MRR", finite), Line("best", f"chosen: {chosen:.3g}", best)]
     title = f"Joined with the recommender, whose weight is {chosen:.3g}"

@@ -6,7 +6,7 @@ Axes: R rows (users), S seeds of training, B bootstrap samples. All is seeded.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -21,8 +21,6 @@ RESAMPLES = 10_000
 CHANCE_DRAWS = 100_000
 POWER = 0.8
 BATCH_BYTES = 32 * 2**20
-
-VerdictText = Literal["better", "worse", "not distinguishable"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +41,12 @@ class PairedTest:
     p: float
     """Two-sided, not adjusted for other comparisons."""
     test: str
-    minimum_detectable: float
+    minimum_detectable: float | None
     """Smallest true difference that this many users (and seeds) would show with 80 % power at the
-    5 % level, were it the only comparison."""
+    5 % level, were it the only comparison; None where all differences are equal, which tells
+    nothing of their spread."""
+    seeds: int = 1
+    """Trainings of the method with more of them."""
 
 
 def mean_interval(values: ArrayLike, seed: int = 0) -> Estimate:
@@ -92,7 +93,8 @@ def paired(a: ArrayLike, b: ArrayLike, seed: int = 0) -> PairedTest:
         difference=_bootstrap(difference_SR, seed),
         p=_mcnemar(difference_R) if binary else _sign_flip(difference_R, seed),
         test="exact McNemar" if binary else "sign-flip permutation",
-        minimum_detectable=float(quantiles.sum() * error),
+        minimum_detectable=float(quantiles.sum() * error) if error > 1e-12 else None,
+        seeds=len(difference_SR),
     )
 
 
@@ -122,14 +124,16 @@ def beats_chance(mrr: float, n: int, num_candidates: int, seed: int = 0) -> floa
     return (reached + 1) / (CHANCE_DRAWS + 1)
 
 
-def verdict_text(test: PairedTest, adjusted_p: float) -> VerdictText:
+def verdict_text(test: PairedTest, adjusted_p: float) -> str:
     """What may be said of the first method: the adjusted p is below 5 % and the interval has no 0.
 
-    The interval of several seeds holds their luck, of which the test over users knows nothing.
+    The interval of several seeds holds their luck, of which the test over users knows nothing. Of
+    one training against one, nothing is said but that it is better here.
     """
     if adjusted_p >= SIGNIFICANCE or test.difference.low <= 0 <= test.difference.high:
         return "not distinguishable"
-    return "better" if test.difference.value > 0 else "worse"
+    better, worse = ("better", "worse") if test.seeds > 1 else ("better here", "worse here")
+    return better if test.difference.value > 0 else worse
 
 
 def _checked(values: ArrayLike) -> Floats:

@@ -59,7 +59,9 @@ class LanguageObjective(nn.Module):
         plain, cached = (batch.batch, batch) if isinstance(batch, CachedBatch) else (batch, None)
         config, states_BTD = self.loss, self._states(plain)
         logp_N = self.model.label_log_probs(states_BTD, plain)
-        next_item = losses.next_item_loss(_own_labels(logp_N, plain), plain.tokens_per_batch)
+        row_N = plain.label_branch_N // plain.num_branches
+        own_N = plain.label_branch_N % plain.num_branches == plain.target_B[row_N]
+        next_item = losses.next_item_loss(logp_N[own_N], plain.tokens_per_batch)
         terms = {"next_item": (1 - config.alpha - config.beta) * next_item}
         facts = {"loss/next_item": next_item}
         if config.contrasts:
@@ -162,9 +164,3 @@ class LanguageObjective(nn.Module):
 
 def total(terms: Parts) -> Tensor:
     return torch.stack(list(terms.values())).sum()
-
-
-def _own_labels(logp_N: Tensor, batch: Batch) -> Tensor:
-    """The labels of each row's own answer."""
-    row_N = batch.label_branch_N // batch.num_branches
-    return logp_N[batch.label_branch_N % batch.num_branches == batch.target_B[row_N]]

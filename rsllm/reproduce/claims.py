@@ -9,6 +9,8 @@ from rsllm.evaluate.statistics import SIGNIFICANCE, holm
 Verdict = Literal["reproduced", "not reproduced", "underpowered"]
 OURS = {"reproduced": "supported", "not reproduced": "not supported"}
 """What a claim is that nobody has published."""
+HERE = " here"
+"""Of one training against one: what was seen in these two, and may be their luck."""
 METRICS = ("HR@1", "MRR")
 """What is compared; the first decides."""
 NOT_COMPUTED = "not computed"
@@ -30,19 +32,20 @@ class Claim:
 
 
 def judge(
-    difference: Mapping[str, float], p: float, detectable: float, gain: float | None
+    difference: Mapping[str, float], p: float, detectable: float | None, gain: float | None
 ) -> Verdict:
     """Whether a gain was found, and if not, whether it could have been.
 
     Reproduced: p is below 5 % and the interval above 0. Not reproduced: the interval is nowhere
     above 0, or excludes the published gain although that was large enough to be detected.
     Underpowered: all else. The interval holds the gain without being surely above 0, the smallest
-    detectable difference is above the gain, or none was published and a small one may be there.
+    detectable difference is above the gain or unknown, or none was published and a small one may
+    be there.
 
     Args:
         difference: its estimate, first minus second.
         p: adjusted for the other claims.
-        detectable: the smallest true difference that would show with 80 % power.
+        detectable: the smallest true difference that would show with 80 % power, if known.
         gain: the published one, if there is one.
     """
     low, high = difference["low"], difference["high"]
@@ -50,7 +53,7 @@ def judge(
         return "reproduced"
     if high <= 0:
         return "not reproduced"
-    excluded = gain is not None and high < gain and detectable <= gain
+    excluded = gain is not None and high < gain and detectable is not None and detectable <= gain
     return "not reproduced" if excluded else "underpowered"
 
 
@@ -81,7 +84,10 @@ def claim_rows(
         elif not claim.second:
             row |= {"second": f"{claim.above:g}"} | _valid(cells[claim.first], claim.above)
         verdict, ours = row["verdict"], claim.ours or cells[claim.first].get("gamma")
-        rows.append(row | {"verdict": OURS.get(verdict, verdict) if ours else verdict})
+        verdict = OURS.get(verdict, verdict) if ours else verdict
+        trainings = max(len(cells[n]["seeds"]) for n in (claim.first, claim.second) if n in cells)
+        here = HERE if trainings == 1 and verdict not in (NOT_COMPUTED, "underpowered") else ""
+        rows.append(row | {"verdict": verdict + here})
     return rows
 
 

@@ -163,12 +163,14 @@ class Bench:
         """Joined with the recommender of the slots; its evaluation and the weight."""
         fitted = Pipeline(experiment, self.storage).fit()
         alone = _fitted("recommender", methods[0].experiment, fitted)
-        single, *validated = self._evaluate([alone, *methods], "validation")
-        rows = held_out(self.data, "validation", experiment.evaluation.validation_rows)
-        weight, _ = weighed(validated, single, rows)
+        limit = experiment.evaluation.test_rows
+        both = [m.under({"evaluation.validation_rows": limit}) for m in (alone, *methods)]
+        single, *validated = self._evaluate(both, "validation")
+        weight, curve = weighed(validated, single, held_out(self.data, "validation", limit))
         (beside,) = self._evaluate([alone], "test")
-        both = [joined(outcome, beside, weight) for outcome in outcomes]
-        return both, {"recommender": beside.name, "weight": weight}
+        chosen = {"weight": weight, "validation MRR": asdict(curve[weight])}
+        joint = [joined(outcome, beside, weight) for outcome in outcomes]
+        return joint, {"recommender": beside.name, **chosen}
 
     def _evaluate(self, methods: Sequence[Method], split: Any) -> list[Outcome]:
         speaks, pipeline = any(method.speaks for method in methods), self.pipeline
@@ -231,7 +233,7 @@ def judged(method: Method, changes: Mapping[str, Any]) -> Method:
     """A method under what holds in evaluation alone: settings by paths, and fields of `Method`."""
     paths = {name: value for name, value in changes.items() if "." in name}
     fields = {name: value for name, value in changes.items() if "." not in name}
-    return replace(method, experiment=replace_in(method.experiment, paths), **fields)
+    return replace(method.under(paths), **fields)
 
 
 def training_cost(trained: Sequence[Pipeline]) -> dict[str, Any]:

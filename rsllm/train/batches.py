@@ -173,17 +173,13 @@ class StepBatches:
         loss = self.stage.loss
         return loss.gamma > 0 and loss.scorer == "likelihood"
 
-    def text_only(self, step: int) -> bool:
-        """Whether a step of a curriculum shows no slots."""
-        return self.text is not None and text_only(self.seed, step, self.stage.steps)
-
     def __call__(self, step: int) -> list[Batch | HistoryBatch]:
         """The worker's micro-batches of a step."""
         accumulation = self.stage.accumulation
         number, own_step = mixed_step(self.seed, step, [part.weight for part in self.sets])
         part, (pool, place) = self.sets[number], divmod(own_step, POOL_STEPS)
         rows = _pool(self, number, pool)[place]
-        if self.text and self.text_only(step):
+        if self.text and text_only(self.seed, step, self.stage.steps):
             part = replace(part, encoder=self.text)
         own = shares(rows, self.rank, self.world, accumulation)
         return part.micro_batches(rows, own, self.all_branches, self.world)

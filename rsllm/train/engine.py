@@ -142,7 +142,9 @@ class Engine:
             self._engine.backward(loss)
             self._engine.step()
             sums = {name: sums.get(name, 0) + part for name, part in parts.items()}
-        return self._average(sums, len(batches))
+        total = _sum(torch.stack([value.detach().float() for value in sums.values()]))
+        means = total / (len(batches) * dist.get_world_size())
+        return dict(zip(sums, means.tolist(), strict=True))
 
     def _refuse_non_finite(self, loss: Tensor, step: int) -> None:
         bad_W = torch.zeros(dist.get_world_size(), device=loss.device)
@@ -153,11 +155,6 @@ class Engine:
                 f"the loss of step {step} is not finite on worker {', '.join(map(str, workers))};"
                 " lower the learning rates or raise loss.temperature"
             )
-
-    def _average(self, sums: dict[str, Tensor], count: int) -> dict[str, float]:
-        total = _sum(torch.stack([value.detach().float() for value in sums.values()]))
-        means = total / (count * dist.get_world_size())
-        return dict(zip(sums, means.tolist(), strict=True))
 
     def agree(self, rank0: bool, any_rank: bool) -> tuple[bool, bool]:
         """What rank 0 answers, and whether any rank says yes: the same on all ranks."""

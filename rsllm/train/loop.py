@@ -67,8 +67,11 @@ def train(
     """
     state = checkpoints.restore(engine)
     progress, feed = Progress(task, state), task.feed(state.step)
-    while state.step < task.steps and not _stalled(task, state):
-        torch.manual_seed(_step_seed(task.seed, state.step))
+    while state.step < task.steps:
+        if task.patience and state.validations_since_best() >= task.patience:
+            break
+        # Dropout is a function of seed, rank and step, so that resuming needs no state of it.
+        torch.manual_seed((task.seed * 1_000_003 + state.step) * 1009 + dist.get_rank())
         with progress.waits():
             batches = next(feed)
         losses = engine.step(batches, state.step)
@@ -93,15 +96,6 @@ def train(
     if task.patience and state.step != state.best_step:
         checkpoints.restore(engine, step=state.best_step)
     return replace(state, seconds=progress.seconds())
-
-
-def _stalled(task: Task, state: State) -> bool:
-    return bool(task.patience) and state.validations_since_best() >= task.patience
-
-
-def _step_seed(seed: int, step: int) -> int:
-    """Randomness (dropout) is a function of seed, rank and step, so resuming needs no RNG state."""
-    return (seed * 1_000_003 + step) * 1009 + dist.get_rank()
 
 
 class Progress:

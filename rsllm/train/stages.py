@@ -42,7 +42,7 @@ from rsllm.model.objective import LanguageObjective
 from rsllm.prompts.collate import Batch, collate
 from rsllm.prompts.encode import PromptEncoder
 from rsllm.prompts.histories import HistoryBatch, Whole, collate_histories
-from rsllm.train.batches import HistorySet, StepBatches, TrainingSet, evenly
+from rsllm.train.batches import HistorySet, StepBatches, TrainingSet, evenly, text_only
 from rsllm.train.engine import Optimization, ParameterGroup, warmup_then_cosine
 from rsllm.train.health import PROBE_ROWS, health, slots_health, warnings
 
@@ -95,7 +95,7 @@ class LanguageTask:
             self.objective = LanguageObjective(model.hybrid, stage.loss, autocast=autocast)
             look_ahead = self.objective.look_ahead if stage.gradient_caching else list
         self.optimization = Optimization(
-            groups=_parameter_groups(model, stage, self.batches.text_only),
+            groups=_parameter_groups(model, stage, self.seed),
             schedule=warmup_then_cosine(stage.steps, round(stage.warmup_share * stage.steps)),
             micro_batch=stage.batch_size // (world * stage.accumulation),
             accumulation=stage.accumulation,
@@ -202,18 +202,19 @@ class LanguageTask:
 
 
 def _parameter_groups(
-    model: tuned.LanguageModel, stage: StageConfig, text_only: Callable[[int], bool]
+    model: tuned.LanguageModel, stage: StageConfig, seed: int
 ) -> list[ParameterGroup]:
     """What is tuned, of the backbone and of the projector; what does not learn here is frozen.
 
     A step without slots tells the projector nothing, unless slots are aligned with titles.
     """
+    by_text = stage.curriculum and not stage.loss.alignment
     backbone = [p for p in model.hybrid.llm.parameters() if p.requires_grad]
     groups = {"backbone": ParameterGroup(backbone, stage.lora_learning_rate, stage.weight_decay)}
     if model.hybrid.slots is not None:
         slots = list(model.hybrid.slots.parameters())
         rate = stage.projector_learning_rate
-        rests = (lambda step: False) if stage.loss.alignment else text_only
+        rests = lambda step: by_text and text_only(seed, step, stage.steps)  # noqa: E731
         groups["projector"] = ParameterGroup(slots, rate, stage.weight_decay, rests)
     for name, group in groups.items():
         for parameter in group.parameters:

@@ -35,7 +35,11 @@ def scatter(
     for stepped, group in _stepped_tensors(engine):
         _adam(engine).state[stepped]["step"].fill_(steps[group])
     for name, parameter in parameters.items():
-        _set_weight(engine, parameter, tensor(f"weight/{name}"))
+        value = tensor(f"weight/{name}")
+        with GatheredParameters([parameter], modifier_rank=0):
+            parameter.data.copy_(value)
+        if engine.zero_optimization_stage() and parameter.requires_grad:
+            utils.safe_set_full_fp32_param(parameter, value.to(engine.device))
         for moment in MOMENTS if parameter.requires_grad else ():
             value = tensor(f"{moment}/{name}").to(engine.device)
             if engine.zero_optimization_stage():
@@ -85,10 +89,3 @@ def _moment(engine: DeepSpeedEngine, parameter: nn.Parameter, moment: str) -> Te
     else:
         value = _adam(engine).state[parameter][moment]
     return value.detach().cpu()
-
-
-def _set_weight(engine: DeepSpeedEngine, parameter: nn.Parameter, value: Tensor) -> None:
-    with GatheredParameters([parameter], modifier_rank=0):
-        parameter.data.copy_(value)
-    if engine.zero_optimization_stage() and parameter.requires_grad:
-        utils.safe_set_full_fp32_param(parameter, value.to(engine.device))

@@ -71,7 +71,7 @@ def answering_once(group: Sequence[Method]) -> list[Method]:
 
     def scored(method: Method) -> Method:
         name = f"{method.name}, seed {method.experiment.stage2.seed}"
-        return replace(method, name=name, experiment=replace_in(method.experiment, SCORES_ONLY))
+        return replace(method.under(SCORES_ONLY), name=name)
 
     return [group[0], *map(scored, group[1:])]
 
@@ -134,14 +134,17 @@ def confirmed(
     seeds: range,
     storage: str | Path,
     watched: Stage = "stage2",
-) -> tuple[list[dict[str, Any]], TrialRecord, Trained]:
-    """The best trials of a search trained anew: `confirm_table`, that of the best mean, and all."""
+) -> tuple[list[dict[str, Any]], dict[str, TrialRecord]]:
+    """The best trials of a search trained anew: `confirm_table`, and all of them by their mean.
+
+    The first is flattered by these seeds if it was chosen among several.
+    """
     found = candidates(records, top)
     print(f"\nfresh seeds for {', '.join(found)}", flush=True)
     again = {name: trial.overrides for name, trial in found.items()}
-    trained = train(again, base, seeds, storage, watched)
-    confirm = confirm_table(trained, found)
-    return confirm, found[max(confirm, key=lambda row: float(row["mean"]))["name"]], trained
+    confirm = confirm_table(train(again, base, seeds, storage, watched), found)
+    confirm.sort(key=lambda row: -float(row["mean"]))
+    return confirm, {row["name"]: found[row["name"]] for row in confirm}
 
 
 def training(trained: Trained, pair: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import re
 import textwrap
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +21,7 @@ from rsllm.evaluate.compare import Claim, estimates, method_table, over_seeds, p
 from rsllm.evaluate.fuse import joined, weighed
 from rsllm.evaluate.launch import Method, evaluate
 from rsllm.evaluate.rank import held_out
+from rsllm.evaluate.tables import show
 from rsllm.pipeline import Pipeline
 from rsllm.plan import Layout
 from rsllm.settings import content_hash, replace_in, to_dict
@@ -73,7 +74,8 @@ class Study:
     num_seeds: int = 1
     """Seeds of stage 2 from there on; all that is compared is trained on each of them."""
     confirm_top: int = 1
-    """Trials that are trained anew on these seeds; the best mean on validation is the winner."""
+    """Trials that are trained anew on fresh seeds, as many as `num_seeds`; the best mean on
+    validation is the winner."""
     budget: Mapping[str, Any] = field(default_factory=dict)
     """What the user chose, for the report."""
     seed: int = 0
@@ -84,19 +86,16 @@ class Study:
     def name(self) -> str:
         """Names the search: the same study continues, wherever it runs; a changed one is new."""
         parts = [to_dict(self.base.anywhere), self.seed]
-        parts.append(_code(self.space) if self.space else self.twins({}))
+        # What it says, whatever its comments and layout.
+        code = self.space and ast.unparse(ast.parse(textwrap.dedent(inspect.getsource(self.space))))
+        parts.append(code or self.twins({}))
         return f"{re.sub('[^a-z0-9]+', '-', self.title.lower())[:40]}-{content_hash(parts)}"
 
     @property
     def seeds(self) -> range:
-        """Of stage 2."""
+        """Of stage 2, for all that is compared; nothing is chosen under them."""
         first = self.base.stage2.seed + self.twin_seed
         return range(first, first + self.num_seeds)
-
-
-def _code(function: Callable[..., Any]) -> str:
-    """What a function says, whatever its comments and layout."""
-    return ast.unparse(ast.parse(textwrap.dedent(inspect.getsource(function))))
 
 
 def run(study: Study, storage: str | Path) -> Path:
@@ -163,12 +162,16 @@ def _chosen(
         trials = [row | {"name": name} for row, name in rows]
         return {"trials": trials, "confirm": []}, twins, records[:1]
     records = search.run(study.trials)
-    confirm, best, again = confirmed(records, study.confirm_top, base, study.seeds, storage)
+    # Who is chosen among several owes its lead to the luck of these seeds, so it gets others.
+    after = study.num_seeds if study.confirm_top > 1 else 0
+    fresh = range(study.seeds.start + after, study.seeds.stop + after)
+    confirm, found = confirmed(records, study.confirm_top, base, fresh, storage)
+    best, *beaten = found.values()
     print(f"\ntwins of trial {best.number}", flush=True)
-    twins = train(study.twins(best.overrides), base, study.seeds, storage)
-    beaten = {name: group for name, group in again.items() if name != f"trial {best.number}"}
+    rivals = {f"trial {record.number}": record.overrides for record in beaten}
+    twins = train({**study.twins(best.overrides), **rivals}, base, study.seeds, storage)
     others = [record for record in records if record != best]
-    return {"trials": trial_rows(records), "confirm": confirm}, {**twins, **beaten}, [best, *others]
+    return {"trials": trial_rows(records), "confirm": confirm}, twins, [best, *others]
 
 
 def _describe(layout: Layout) -> str:
@@ -210,8 +213,7 @@ def _methods(
         ]
         if place == 0 and methods[name][0].representation in SLOTTED:
             methods[name + SHUFFLED] = [
-                replace(m, name=name + SHUFFLED, experiment=replace_in(m.experiment, shuffle))
-                for m in methods[name]
+                replace(m.under(shuffle), name=name + SHUFFLED) for m in methods[name]
             ]
     return {name: answering_once(group) for name, group in methods.items()}
 
@@ -236,20 +238,22 @@ def _judged(
         "store": pipeline.store,
     }
     winner, limits = next(iter(twins)), study.base.evaluation
-    alone, *validated = evaluate([*methods[ALONE], *methods[winner]], "validation", **where)
-    draws = validation = held_out(data, "validation", limits.validation_rows)
-    weight, curve = weighed(validated, alone, validation)
+    as_tested = {"evaluation.validation_rows": limits.test_rows}
+    both = [method.under(as_tested) for method in (*methods[ALONE], *methods[winner])]
+    alone, *validated = evaluate(both, "validation", **where)
+    weight, curve = weighed(validated, alone, held_out(data, "validation", limits.test_rows))
     note = (
         f"{winner} joined with the recommender adds its log-probabilities with the weight"
-        f" {weight:.3g}, chosen on {len(validation[0])} validation users (MRR"
-        f" {curve[weight]:.3f} there)."
+        f" {weight:.3g}, the best of {len(curve)} on {curve[weight].n} validation users: MRR"
+        f" {show(asdict(curve[weight]))} there, {show(asdict(curve[0.0]))} without the recommender."
     )
+    draws = validation = held_out(data, "validation", limits.validation_rows)
     found = iter(evaluate([m for group in methods.values() for m in group], study.split, **where))
     outcomes = {name: [next(found) for _ in group] for name, group in methods.items()}
     if study.split == "test":
         draws = held_out(data, "test", limits.test_rows)
-        both = [joined(outcome, outcomes[ALONE][0], weight) for outcome in outcomes[winner]]
-        outcomes[both[0].method.name] = both
+        fused = [joined(outcome, outcomes[ALONE][0], weight) for outcome in outcomes[winner]]
+        outcomes[fused[0].method.name] = fused
     vectors = {name: over_seeds(group, draws) for name, group in outcomes.items()}
     return {
         "split": study.split,
@@ -260,7 +264,10 @@ def _judged(
             study.split: estimates(outcomes[ALONE][0].expected),
         },
         "methods": method_table(outcomes, draws, data),
-        "fusion": {"weight": weight, "curve": list(curve.items())},
+        "fusion": {
+            "weight": weight,
+            "curve": [[w, e.value, e.low, e.high] for w, e in curve.items()],
+        },
         "pairs": _pairs(study, twins, tried[0], vectors),
         "notes": [*_notes(study, methods, tried[0]), note],
     }

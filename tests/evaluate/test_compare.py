@@ -215,12 +215,12 @@ def test_pair_table(rows: Rows) -> None:
     assert [entry["p"] for entry in table] == pytest.approx([p, p, 1.0] * 2)
     adjusted = [6 * p, 6 * p, 1.0]
     assert [entry["p_holm"] for entry in table] == pytest.approx(adjusted * 2)
-    verdicts = ["better", "worse", "not distinguishable"]
+    verdicts = ["better here", "worse here", "not distinguishable"]
     assert [entry["verdict"] for entry in table] == verdicts * 2
     differences = [entry["difference"]["value"] for entry in table]
     assert differences == pytest.approx([1, -1, 1 / 12, 0.5, -0.5, 0.5 / 12])
     assert [entry["test"] for entry in table[::3]] == ["exact McNemar", "sign-flip permutation"]
-    assert table[0]["minimum_detectable"] == 0.0, "without spread"
+    assert table[0]["minimum_detectable"] is None, "without spread nothing is known"
     spread = np.array([1.0] + [0.0] * 11).std(ddof=1)
     expected = (2.200985 + 0.875530) * spread / 12**0.5  # Student's, 11 degrees of freedom
     assert table[2]["minimum_detectable"] == pytest.approx(expected, rel=1e-5)

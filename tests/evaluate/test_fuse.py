@@ -12,6 +12,7 @@ from rsllm.evaluate.compare import per_user
 from rsllm.evaluate.fuse import WEIGHTS, fused, joined, weighed
 from rsllm.evaluate.launch import Method, Outcome
 from rsllm.evaluate.rank import target_places
+from rsllm.evaluate.statistics import mean_interval
 
 NUM_ROWS = 200
 
@@ -54,10 +55,13 @@ def test_two_that_know_different_things_are_better_together(rows: Rows) -> None:
     language, recommender = noisy(rows, 1.0, seed=0), noisy(rows, 1.5, seed=1)
     weight, curve = weighed([outcome(language)], outcome(recommender), [rows])
     assert list(curve) == list(WEIGHTS)
-    assert curve[0.0] == pytest.approx(mrr(language, rows))
-    assert curve[1e6] == pytest.approx(mrr(recommender, rows))
-    assert curve[weight] == max(curve.values())
-    assert curve[weight] > max(curve[0.0], curve[1e6]) + 0.02
+    assert curve[0.0].value == pytest.approx(mrr(language, rows))
+    assert curve[1e6].value == pytest.approx(mrr(recommender, rows))
+    assert curve[weight].value == max(found.value for found in curve.values())
+    assert curve[weight].value > max(curve[0.0].value, curve[1e6].value) + 0.02
+    both = per_user(fused(language, recommender, weight), [rows])["MRR"]
+    assert curve[weight] == mean_interval(both)
+    assert curve[weight].n == NUM_ROWS
     assert 1 / 4 < weight < 4
 
 

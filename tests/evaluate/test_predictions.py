@@ -254,5 +254,5 @@ def test_judged_against_what_the_store_holds(
         ("flat", "oracle", 12),
         ("flat (on 5 rows)", "five rows", 5),
     ] * 2
-    assert found["pairs"][0]["verdict"] == "worse"
+    assert found["pairs"][0]["verdict"] == "worse here"
     assert "Methods on the test users" in tables(found)

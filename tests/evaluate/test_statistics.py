@@ -209,6 +209,7 @@ def test_minimum_detectable_difference_has_the_stated_power() -> None:
     rng = np.random.default_rng(6)
     n, spread = 300, 0.5
     detectable = paired(rng.normal(0, spread, n), np.zeros(n)).minimum_detectable
+    assert detectable is not None
     assert detectable == pytest.approx(2.8016 * spread / n**0.5, rel=0.1)
     samples = rng.normal(detectable, spread, size=(4000, n))
     found = np.abs(samples.mean(1)) > 1.96 * samples.std(1, ddof=1) / n**0.5
@@ -223,6 +224,7 @@ def test_a_difference_that_is_called_detectable_shows_in_its_interval(seeds: int
     for shift in np.repeat([0.1, 0.3, 0.6], 20):
         luck_S1 = rng.normal(0, 0.05, (seeds, 1))
         found = paired(shift + luck_S1 + rng.normal(0, 0.3, (seeds, 60)), np.zeros((seeds, 60)))
+        assert found.minimum_detectable is not None
         if found.difference.value > found.minimum_detectable:
             above += 1
             assert found.difference.low > 0
@@ -268,8 +270,19 @@ def test_beats_chance_is_never_zero_and_checks_its_input() -> None:
     ],
 )
 def test_verdict_text(difference: float, p: float, text: str) -> None:
+    """One training against one is never a better method."""
     estimate = Estimate(difference, difference - 0.05, difference + 0.05, 100)
-    assert verdict_text(PairedTest(estimate, 0.001, "exact McNemar", 0.05), p) == text
+    one, several = (PairedTest(estimate, 0.001, "exact McNemar", 0.05, seeds) for seeds in (1, 2))
+    assert verdict_text(several, p) == text
+    assert verdict_text(one, p) == (text if text == "not distinguishable" else f"{text} here")
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_equal_outcomes_say_nothing_of_what_would_have_shown(seeds: int) -> None:
+    values_SR = np.random.default_rng(1).random((seeds, 40))
+    test = paired(values_SR, values_SR)
+    assert (test.minimum_detectable, test.p, test.seeds) == (None, 1.0, seeds)
+    assert paired(values_SR, values_SR[:1] + 0.5).seeds == seeds
 
 
 @pytest.mark.parametrize(("low", "high"), [(-0.01, 0.21), (0.0, 0.2)])

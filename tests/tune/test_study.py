@@ -88,10 +88,13 @@ def test_the_winner_stands_beside_its_fusion_with_the_recommender(
         (joined, "best"),
     }
     weight = found["fusion"]["weight"]
-    assert dict(found["fusion"]["curve"])[weight] == max(mrr for _, mrr in found["fusion"]["curve"])
-    assert any(
-        "joined with the recommender" in note and f"{weight:.3g}" in note for note in found["notes"]
-    )
+    best_mrr = max(mrr for _, mrr, _, _ in found["fusion"]["curve"])
+    (chosen,) = (point for point in found["fusion"]["curve"] if point[0] == weight)
+    assert chosen[1] == best_mrr
+    assert chosen[2] < best_mrr < chosen[3]
+    (note,) = (note for note in found["notes"] if "joined with the recommender" in note)
+    assert f"weight {weight:.3g}, the best of 27 on {NUM_ROWS} validation users" in note
+    assert f"MRR {chosen[1]:.3f} [{chosen[2]:.3f}, {chosen[3]:.3f}] there" in note
     alone = [group[0] for group in methods.values()]
     outcomes = dict(zip(names, made_up([])(alone, "test"), strict=True))
     scores_DRC = fused(outcomes["best"].scores_DRC, outcomes["recommender"].scores_DRC, weight)
@@ -134,7 +137,7 @@ def test_seeds_are_averaged_and_share_one_weight(
         for weight in WEIGHTS
     }
     assert found["fusion"]["weight"] == max(curve, key=curve.__getitem__)
-    assert dict(found["fusion"]["curve"]) == pytest.approx(curve)
+    assert {weight: mrr for weight, mrr, *_ in found["fusion"]["curve"]} == pytest.approx(curve)
 
     alone, group = outcomes("test")
     draws = held_out(data, "test")
