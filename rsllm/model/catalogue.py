@@ -12,6 +12,7 @@ of a key, K key width, I items, J rivals, X rows of the stacked item tables (tab
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +39,36 @@ class EveryContrast:
     """Share of positions whose own item scores highest."""
     num_negatives: Tensor
     """Mean number of negatives per position."""
+
+
+class Gain(nn.Module):
+    """A factor that is learned, from 1 on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log = nn.Parameter(torch.zeros(1))
+
+    def forward(self, value: Tensor) -> Tensor:
+        """`value`, made larger or smaller."""
+        return (SCALARS * self.log).exp() * value
+
+
+class Score(nn.Module):
+    """Scales cosines, and adds what popularity says.
+
+    A module of its own, as `Gain` is: ZeRO 3 gathers the parameters of what is called, and no
+    others.
+    """
+
+    def __init__(self, temperature: float) -> None:
+        super().__init__()
+        self.temperature, self.gain = temperature, Gain()
+        self.popularity = nn.Parameter(torch.zeros(1))
+
+    def forward(self, cosine_NJ: Tensor, popularity_J: Tensor) -> Tensor:
+        """Scores [N, J]."""
+        scaled_NJ: Tensor = self.gain(cosine_NJ / self.temperature)
+        return scaled_NJ + SCALARS * self.popularity * popularity_J
 
 
 class ItemKeys(nn.Module):
@@ -88,8 +119,7 @@ class ItemKeys(nn.Module):
             self.register_buffer(name, value, persistent=False)
         self.turn_KK = nn.Parameter(torch.zeros(self.width, self.width))
         self.log_gain_P = nn.Parameter(torch.zeros(len(parts)))
-        self.log_scale = nn.Parameter(torch.zeros(1))
-        self.popularity = nn.Parameter(torch.zeros(1))
+        self.score = Score(config.temperature)
 
     @property
     def width(self) -> int:
@@ -131,8 +161,7 @@ class ItemKeys(nn.Module):
             own_N = torch.where(table_N == table)[0]
             keys_JK = keys_XK[items_J + table * self.num_items]
             cosine_NJ = cosine_NJ.index_copy(0, own_N, vectors_NK[own_N] @ keys_JK.T)
-        scale = (SCALARS * self.log_scale).exp() / self.config.temperature
-        return scale * cosine_NJ + SCALARS * self.popularity * self.popularity_I[items_J]
+        return cast(Tensor, self.score(cosine_NJ, self.popularity_I[items_J]))
 
     def contrast(
         self, vectors_BMK: Tensor, target_BM: Tensor, keys_XK: Tensor, asked: Asked
@@ -179,17 +208,28 @@ class ItemKeys(nn.Module):
         return self.scores(users_BK, asked.table_B, keys_XK, items_I)
 
 
+class StateMap(nn.Linear):
+    """Turns states of the language model into vectors of a key's width, in fp32."""
+
+    def __init__(self, llm_width: int, width: int) -> None:
+        super().__init__(llm_width, width, bias=False)
+        nn.init.normal_(self.weight, std=(width * llm_width) ** -0.5)
+
+    def forward(self, states_D: Tensor) -> Tensor:
+        """States at unit root mean square first, whatever the gain of the backbone's final norm."""
+        level_D = F.rms_norm(states_D.float(), states_D.shape[-1:])
+        return super().forward(level_D.to(self.weight.dtype)).float()
+
+
 class CatalogueHead(nn.Module):
     """Keys of items, and what turns states of the language model into vectors of their space."""
 
     def __init__(self, keys: ItemKeys, llm_width: int) -> None:
         super().__init__()
         self.keys = keys
-        self.state_map = nn.Linear(llm_width, keys.width, bias=False)
-        self.answer_map = nn.Linear(llm_width, keys.width, bias=False)
-        for linear in (self.state_map, self.answer_map):
-            nn.init.normal_(linear.weight, std=(keys.width * llm_width) ** -0.5)
-        self.log_state_gain = nn.Parameter(torch.zeros(1))
+        self.state_map = StateMap(llm_width, keys.width)
+        self.answer_map = StateMap(llm_width, keys.width)
+        self.state_gain = Gain()
 
     def users(self, states_BMD: Tensor, asked: Asked, keys_XK: Tensor) -> Tensor:
         """The user's vector after each item of a history, of unit length. [B, M, K].
@@ -199,20 +239,14 @@ class CatalogueHead(nn.Module):
             asked: the histories.
             keys_XK: of all items.
         """
-        gain = (SCALARS * self.log_state_gain).exp()
-        vectors_BMK: Tensor = gain * self.state_map(self._level(states_BMD)).float()
+        vectors_BMK: Tensor = self.state_gain(self.state_map(states_BMD))
         if self.keys.config.shortcut:
             vectors_BMK = STATE_SHARE * vectors_BMK + self.keys.shortcut(asked, keys_XK)
         return F.normalize(vectors_BMK, dim=-1)
 
     def answers(self, states_BMD: Tensor) -> Tensor:
         """The vector of items as they stand in a history, from their mean states. [B, M, K]."""
-        return F.normalize(self.answer_map(self._level(states_BMD)).float(), dim=-1)
-
-    def _level(self, states_D: Tensor) -> Tensor:
-        """States at unit root mean square, whatever the gain of the backbone's final norm."""
-        level_D = F.rms_norm(states_D.float(), states_D.shape[-1:])
-        return level_D.to(self.log_state_gain.dtype)
+        return F.normalize(self.answer_map(states_BMD), dim=-1)
 
 
 def decayed(size: int, recency: float) -> Tensor:

@@ -230,7 +230,7 @@ def _catalogue_groups(model: tuned.LanguageModel, stage: StageConfig) -> list[Pa
     unused: list[nn.Parameter] = []
     for name, parameter in model.hybrid.catalogue.named_parameters():
         alpha, beta = stage.loss.alpha, stage.loss.beta
-        reached = {"answer_map": alpha, "state_map": beta, "log_state_gain": beta}
+        reached = {"answer_map": alpha, "state_map": beta, "state_gain": beta}
         weight = reached.get(name.split(".")[0], alpha + beta)
         parameter.requires_grad_(weight > 0)
         (used if weight > 0 else unused).append(parameter)

@@ -79,7 +79,7 @@ class Naive:
         first, last = spans[0][0], spans[place][1]
         tokens = range(first, last + 1) if self.config.user_state == "mean" else [last]
         state_D = torch.stack([self.states[number, at] for at in tokens]).mean(0)
-        gain = (10 * self.weights["log_state_gain"][0]).exp()
+        gain = (10 * self.weights["state_gain.log"][0]).exp()
         vector_K = gain * (self.weights["state_map.weight"] @ self.level(state_D))
         if self.config.shortcut:
             past_K = torch.zeros(len(vector_K), dtype=torch.float64)
@@ -96,8 +96,8 @@ class Naive:
         return unit(self.weights["answer_map.weight"] @ self.level(state_D))
 
     def score(self, vector_K: Tensor, item: int, row: Row) -> Tensor:
-        scale = (10 * self.weights["keys.log_scale"][0]).exp() / self.config.temperature
-        popular = 10 * self.weights["keys.popularity"][0] * math.log1p(COUNTS[item])
+        scale = (10 * self.weights["keys.score.gain.log"][0]).exp() / self.config.temperature
+        popular = 10 * self.weights["keys.score.popularity"][0] * math.log1p(COUNTS[item])
         return scale * (vector_K @ self.key(item, row)) + popular
 
     def rivals(self) -> dict[int, float]:
@@ -198,7 +198,7 @@ def test_losses_equal_the_double_loop(random_llm: Path, case: dict[str, Any]) ->
     if not slotted:
         still.add("model.catalogue.keys.log_gain_P")
     if not case.get("shortcut", True):
-        still.add("model.catalogue.log_state_gain")
+        still.add("model.catalogue.state_gain.log")
     named = {n: p for n, p in objective.named_parameters() if p.requires_grad}
     ours = torch.autograd.grad(value, list(named.values()), allow_unused=True)
     theirs = torch.autograd.grad(whole, list(named.values()), allow_unused=True)

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 from object_store import ObjectStore
-from small_tasks import language_task, recommender_task
+from small_tasks import history_task, keys_task, language_task, recommender_task
 from torch import Tensor
 
 from rsllm.data.prepared import PreparedData
@@ -57,21 +57,23 @@ def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 Maker = Callable[[], tuple[Any, Engine]]
 STAGES = [("recommender", 0), ("recommender", 2), ("stage2", 0), ("stage2", 2), ("stage2", 3)]
 STAGES += [("full stage2", 0), ("full stage2", 2), ("full stage2", 3)]
+STAGES += [("history stage2", 0), ("history stage2", 3), ("keys", 0)]
 
 
 @pytest.fixture(params=STAGES, ids=lambda stage: "{} under ZeRO {}".format(*stage))
 def make(request: pytest.FixtureRequest, data: PreparedData, random_llm: Path) -> Maker:
-    """Makes task and engine afresh, as a restarted worker does; both stages have dropout."""
+    """Makes task and engine afresh, as a restarted worker does; all but the keys have dropout."""
     stage, zero_stage = request.param
+    tasks: dict[str, Callable[[], Any]] = {
+        "recommender": lambda: recommender_task(data),
+        "keys": lambda: keys_task(data),
+        "stage2": lambda: language_task(data, random_llm),
+        "full stage2": lambda: language_task(data, random_llm, tuning="full"),
+        "history stage2": lambda: history_task(data, random_llm, title_width=320),
+    }
 
     def make() -> tuple[Any, Engine]:
-        tuning = "full" if stage.startswith("full") else "lora"
-        recommender = stage == "recommender"
-        task = (
-            recommender_task(data)
-            if recommender
-            else language_task(data, random_llm, tuning=tuning)
-        )
+        task = tasks[stage]()
         return task, make_engine(task, zero_stage)
 
     return make
