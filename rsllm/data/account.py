@@ -105,12 +105,13 @@ def describe(facts: Mapping[str, Any]) -> str:
 
 def _power(num_users: int) -> str:
     """What so many test users could show of two methods that disagree on half of them."""
-    least = "none"
+    difference = math.inf
     if num_users > 1:
         quantiles = stats.t.ppf((0.975, 0.8), num_users - 1)
         difference = quantiles.sum() * math.sqrt(0.5 / num_users)
-        least = "none" if difference > 1 else f"one of {difference:.2f} or more"
+    if difference > 1:
+        return f"{num_users:,}, too few to tell two methods apart"
     return (
-        f"{num_users:,}; of a difference in HR@1 between methods that disagree on every second user"
-        f" they show {least} (80 % power)"
+        f"{num_users:,}; methods that disagree on every second one are told apart by"
+        f" {difference:.2f} HR@1 or more (80 % power)"
     )

@@ -346,9 +346,9 @@ def test_other_titles_of_an_item_are_counted(
     assert data.config["split"] == "leave-one-out"
     assert tested > 30, "of every user with enough items"
     quantiles = stats.norm.ppf((0.975, 0.8)).sum()
-    least = float(shown.partition("they show one of ")[2].split()[0])
+    least = float(shown.partition("are told apart by ")[2].split()[0])
     assert least == pytest.approx(quantiles * (0.5 / tested) ** 0.5, rel=0.08)
-    assert f"test users       {tested}; of a difference" in shown
+    assert f"test users       {tested}; methods that disagree" in shown
     assert data.facts["counts"]["other_titles"] == 2
     assert data.titles[data.source_ids.index(item)] == titles[item]
 
