@@ -25,7 +25,7 @@ from rsllm.cli import run_script
 from rsllm.config import Experiment
 from rsllm.settings import replace_in
 from rsllm.tune.arguments import Budget, parse
-from rsllm.tune.study import WINNER, Claim, Study, run
+from rsllm.tune.study import BY_LIKELIHOOD, WINNER, Claim, Study, run
 
 BASE = replace_in(Experiment(), {"stage2.loss.scorer": "pointer", "stage2.validations": 3})
 
@@ -109,8 +109,14 @@ def twins(best: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 CLAIMS = [
     Claim("contrasts + ranking", "ranking", "the contrasts help"),
     Claim("contrasts", "language model", "the contrasts help without the ranking loss"),
-    Claim("contrasts + ranking", "contrasts", "the ranking loss helps"),
+    Claim("contrasts + ranking", "contrasts", "the ranking loss, ranked by its pointer, helps"),
+    Claim(
+        "contrasts + ranking" + BY_LIKELIHOOD,
+        "contrasts",
+        "the ranking loss helps the likelihood of titles",
+    ),
     Claim(WINNER, "zero-shot", "tuning helps"),
+    Claim(WINNER + BY_LIKELIHOOD, "zero-shot", "tuning helps the likelihood of titles"),
     Claim(WINNER, "recommender", "the language model beats the recommender"),
 ]
 
