@@ -22,7 +22,7 @@ from rsllm.cli import run_script
 from rsllm.config import Experiment
 from rsllm.settings import replace_in
 from rsllm.tune.arguments import Budget, parse
-from rsllm.tune.study import Claim, Study, run
+from rsllm.tune.study import BY_LIKELIHOOD, Claim, Study, run
 
 BASE = replace_in(
     Experiment(),
@@ -105,6 +105,7 @@ our ranking loss too, as the twins have. TALLRec (arXiv
 """
 CLAIMS = [
     Claim(MAIN, "zero-shot", "tuning helps"),
+    Claim(MAIN + BY_LIKELIHOOD, "zero-shot", "tuning helps the likelihood of titles"),
     Claim(MAIN, NO_CONTRAST, "the contrasts help"),
     Claim(MAIN, NO_SLOTS, "slots help"),
     Claim(MAIN, "recommender", "the language model beats the recommender"),

@@ -49,6 +49,7 @@ def run_script(main: Callable[[], None]) -> NoReturn:
 
 
 def _exit_code(run: Callable[[], None]) -> int:
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as in workers, see `prepare_worker`
     try:
         _refuse_unsafe_libraries()
         run()

@@ -208,15 +208,20 @@ def is_open(dashboard: str) -> bool:
 
 
 def prepare_worker() -> None:
-    """Make a process that Ray starts reachable and quiet; runs in each.
+    """Make a process that Ray starts reachable, quiet and patient; runs in each.
 
     Gloo would listen where the host's own name leads, which Debian and Ubuntu make 127.0.1.1; so
     it is told the interface of the address by which Ray knows the node, if it was told none.
 
     Ray's handler of SIGTERM raises `SystemExit` while Ray tidies up; inside the callback of a weak
     reference Python cannot pass that on and would show it as an error.
+
+    OpenMP's threads would spin while they wait for each other, which on busy cores keeps those they
+    wait for from running; it reads how to wait once, when torch is loaded.
     """
     from ray.util import get_node_ip_address
+
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
     for interface, addresses in psutil.net_if_addrs().items():
         if get_node_ip_address() in [address.address for address in addresses]:

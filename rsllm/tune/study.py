@@ -42,7 +42,9 @@ Twins = Callable[[Mapping[str, Any]], dict[str, dict[str, Any]]]
 """The winner's overrides (none without a search) -> named variants of it, the winner first."""
 
 PAIR_METRICS = ("MRR", "HR@1")
-SHUFFLED = ", shuffled slots"
+SHUFFLED, BY_LIKELIHOOD = ", shuffled slots", ", by likelihood"
+"""In a claim: a twin whose slots hold other items, and one judged by the likelihood of titles that
+is trained, and ranks, by the pointer."""
 ALONE = "recommender"
 KEYS = "keys alone"
 """What the catalogue scorer does before a language model reads anything."""
@@ -255,6 +257,9 @@ def _judged(
         fused = [joined(outcome, outcomes[ALONE][0], weight) for outcome in outcomes[winner]]
         outcomes[fused[0].method.name] = fused
     vectors = {name: over_seeds(group, draws) for name, group in outcomes.items()}
+    for name, group in outcomes.items():
+        if by_likelihood := over_seeds(group, draws, "likelihood_DRC"):
+            vectors[name + BY_LIKELIHOOD] = by_likelihood
     return {
         "split": study.split,
         "data": {"source": study.base.data.source, **data.facts["counts"]},
@@ -279,7 +284,7 @@ def _pairs(
     """The study's claims, those about its winner, and what the training of twins cost."""
     winner, own = next(iter(twins)), study.twins(best.overrides)
     claims = [
-        *(replace(c, first=winner) if c.first == WINNER else c for c in study.claims),
+        *(replace(c, first=c.first.replace(WINNER, winner)) for c in study.claims),
         *(Claim(winner, name, f"it is better than {name}") for name in twins if name not in own),
         Claim(winner, winner + SHUFFLED, "the language model reads its slots"),
         Claim(winner, KEYS, "the language model adds to the keys"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -100,6 +101,43 @@ def test_the_winner_stands_beside_its_fusion_with_the_recommender(
     scores_DRC = fused(outcomes["best"].scores_DRC, outcomes["recommender"].scores_DRC, weight)
     expected = per_user(scores_DRC, held_out(data, "test"))["MRR"].mean()
     assert found["methods"][-1]["metrics"]["MRR"]["value"] == pytest.approx(expected)
+
+
+def test_a_pointer_also_stands_by_the_likelihood_of_titles(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a claim about the ranking loss would be one about its scorer."""
+    data = small_data(tmp_path / "small", num_held_out=NUM_ROWS)
+    plain = made_up([])
+
+    def evaluate(methods: Sequence[Method], split: str, **where: Any) -> list[Outcome]:
+        found: list[Outcome] = plain(methods, split)
+        return [
+            replace(o, likelihood_DRC=-o.scores_DRC) if o.method.name == "best" else o
+            for o in found
+        ]
+
+    monkeypatch.setattr(study, "evaluate", evaluate)
+    names = ["recommender", "zero-shot", "best", "other"]
+    asked = Study(
+        title="made up",
+        question="?",
+        base=BASE,
+        twins=lambda best: {"best": {}, "other": {}},
+        claims=[Claim(study.WINNER + study.BY_LIKELIHOOD, "other", "by its titles")],
+    )
+    pipeline: Any = SimpleNamespace(
+        backbone="", fingerprint="", layout=None, store=SimpleNamespace()
+    )
+    best = TrialRecord(number=0, state="finished", overrides={}, curve=[{"score": 0.5}])
+    methods = {name: [made_up_method(name)] for name in names}
+    found = study._judged(asked, pipeline, data, methods, {"best": [], "other": []}, [best])
+    pair = found["pairs"][0]
+    assert (pair["first"], pair["claim"]) == ("best, by likelihood", "by its titles")
+    draws = held_out(data, "test")
+    own, other = (made_up([])(methods[name], "test")[0].scores_DRC for name in ("best", "other"))
+    by_titles, others = (per_user(scores, draws)["MRR"] for scores in (-own, other))
+    assert pair["difference"]["value"] == pytest.approx((by_titles - others).mean())
 
 
 def test_seeds_are_averaged_and_share_one_weight(
