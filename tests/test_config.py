@@ -125,6 +125,19 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"stage2.loss.alpha": -0.1}, "greater than or equal to 0"),
     ({"stage2.loss.alpha": 0.6, "stage2.loss.beta": 0.5}, "keep the sum below 1"),
     ({"stage2.loss.temperature": 0.0}, "greater than 0"),
+    ({"stage2.loss.negatives": "some"}, "'catalogue' or 'batch'"),
+    ({"stage2.loss.scorer": "catalogue"}, "'likelihood' or 'pointer'"),
+    ({"stage2.prompts": "story"}, "'choice' or 'history'"),
+    ({"stage2.catalogue_learning_rate": 0.0}, "greater than 0"),
+    ({"prompt.history_items": 0}, "greater than 0"),
+    ({"catalogue.title_width": 0}, "greater than 0"),
+    ({"catalogue.user_state": "first"}, "'last' or 'mean'"),
+    ({"catalogue.recency": 0.0}, "greater than 0"),
+    ({"catalogue.recency": 1.5}, "less than or equal to 1"),
+    ({"catalogue.temperature": 0.0}, "greater than 0"),
+    ({"catalogue.max_epochs": -1.0}, "greater than or equal to 0"),
+    ({"catalogue.batch_size": 0}, "greater than 0"),
+    ({"catalogue.patience": 0}, "greater than 0"),
     ({"stage2.loss.gamma": -2.0}, "greater than or equal to 0"),
     ({"stage2.loss.alignment": -0.5}, "greater than or equal to 0"),
     ({"stage2.samples": -1}, "greater than or equal to 0"),
@@ -186,6 +199,67 @@ def test_letters_answer_at_most_26_candidates_and_have_no_title_to_contrast() ->
     assert replace_in(
         Experiment(), {"prompt.answer": "letter", "stage1.samples": 0, "stage2.loss.alpha": 0.0}
     ).stage1.loss.alpha
+
+
+@pytest.mark.parametrize("stage", ["stage1", "stage2"])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("loss.gamma", 0.5),
+        ("loss.alignment", 0.1),
+        ("loss.symmetric", True),
+        ("gradient_caching", True),
+        ("curriculum", True),
+    ],
+)
+def test_history_prompts_refuse_what_they_have_no_use_for(
+    stage: str, name: str, value: Any
+) -> None:
+    history = {f"{stage}.prompts": "history", f"{stage}.representation": "unified"}
+    asked = {**history, "backbone.lora_dropout": 0.0, f"{stage}.{name}": value}
+    assert replace_in(Experiment(), history) != Experiment()
+    assert replace_in(Experiment(), {**asked, f"{stage}.prompts": "choice"}) != Experiment()
+    with pytest.raises(ConfigError, match=rf"stage\.{name} is {value}.* set it to 0 or false"):
+        replace_in(Experiment(), asked)
+
+
+@pytest.mark.parametrize("stage", ["stage1", "stage2"])
+def test_all_weight_may_go_to_contrasts_of_history_prompts_alone(stage: str) -> None:
+    whole = {f"{stage}.loss.alpha": 0.7, f"{stage}.loss.beta": 0.3}
+    with pytest.raises(ConfigError, match=r"alpha 0\.7 .*beta 0\.3 leaves .* keep the sum below"):
+        replace_in(Experiment(), whole)
+    history = {**whole, f"{stage}.prompts": "history"}
+    assert replace_in(Experiment(), history) != Experiment()
+    with pytest.raises(ConfigError, match=r"alpha 0\.8 .*beta 0\.3 is more .* or at 1 under hist"):
+        replace_in(Experiment(), {**history, f"{stage}.loss.alpha": 0.8})
+
+
+@pytest.mark.parametrize("stage", ["stage1", "stage2"])
+def test_letters_answer_no_history_prompt(stage: str) -> None:
+    letters = {"prompt.answer": "letter", "stage1.loss.alpha": 0.0, "stage2.loss.alpha": 0.0}
+    with pytest.raises(ConfigError, match=rf"is letter, but {stage}\.prompts = history .*= title"):
+        replace_in(Experiment(), {**letters, f"{stage}.prompts": "history"})
+    unused = {**letters, f"{stage}.prompts": "history", f"{stage}.samples": 0}
+    assert replace_in(Experiment(), unused).prompt.answer == "letter"
+
+
+def test_other_data_has_no_part_in_contrasts_of_history_prompts() -> None:
+    mixed = {"mixture": [{"data": {"source": "synthetic"}}], "stage1.prompts": "history"}
+    with pytest.raises(ConfigError, match=r"stage1\.loss\.beta is 0\.1.* mixture .* set both to 0"):
+        replace_in(Experiment(), {**mixed, "stage1.loss.alpha": 0.1, "stage1.loss.beta": 0.0})
+    alone = {**mixed, "stage1.loss.alpha": 0.0, "stage1.loss.beta": 0.0}
+    assert len(replace_in(Experiment(), alone).mixture) == 1
+
+
+def test_what_a_stage_ranks_by() -> None:
+    history = StageConfig(representation="unified", samples=8, prompts="history")
+    titles = LossConfig(alpha=0.5, beta=0.0)
+    assert history.ranks_by == "catalogue"
+    assert dataclasses.replace(history, loss=titles).ranks_by == "likelihood"
+    choice = dataclasses.replace(history, prompts="choice")
+    assert choice.ranks_by == "likelihood"
+    pointed = dataclasses.replace(choice, loss=LossConfig(gamma=1.0, scorer="pointer"))
+    assert pointed.ranks_by == "pointer"
 
 
 @pytest.mark.parametrize("stage", ["stage1", "stage2"])

@@ -226,7 +226,8 @@ def _evaluate(
             scores, answers = _language_scores(method, data, draws, backbone, layout)
         else:
             scores = rank.rank_catalogue(_catalogue_scorer(method, data), draws, data)
-        save_file(scores, folder / SCORES)
+        # It writes memory as it lies, whatever the strides say.
+        save_file({n: np.ascontiguousarray(a) for n, a in scores.items()}, folder / SCORES)
         seconds = round(time.monotonic() - start, 1)
         write_json(folder / ANSWERS, {"name": method.name, "answers": answers, "seconds": seconds})
 

@@ -5,16 +5,20 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+import numpy as np
 import pytest
 import torch
 
 from rsllm.cli import main
-from rsllm.config import BackboneConfig, Experiment
+from rsllm.config import BackboneConfig, Experiment, Representation
 from rsllm.errors import ConfigError
-from rsllm.model.backbone import load_backbone, tunable
+from rsllm.model.backbone import load_backbone, load_tokenizer, tunable
 from rsllm.plan import Layout, Resources
+from rsllm.prompts.collate import Row
+from rsllm.prompts.encode import PromptEncoder
+from rsllm.prompts.histories import Whole, collate_histories
 from rsllm.settings import replace_in
 from rsllm.train import memory
 from rsllm.train.forecast import GIB, check_fits, check_launch, read_cluster
@@ -175,6 +179,44 @@ def test_shape_of_each_representation() -> None:
     assert shape(batch_size=8, accumulation=4).rows == 2
     ranked = replace_in(experiment, {"stage2.loss.gamma": 0.5})
     assert Shape.of(ranked, ranked.stage2, 2, 5.0).branches == 20 * 5
+
+
+def test_shape_of_history_prompts(random_llm: Path) -> None:
+    """Of full windows, with logits where names are foretold; against prompts that are encoded."""
+    titles = ["The Last Voyage (1996)", "Golden Garden (1996)", "Quiet Orchestra"]
+    settings = {"stage2.prompts": "history", "prompt.history_items": 30, "stage2.batch_size": 8}
+    tokenizer = load_tokenizer(random_llm)
+    row = Row(history=[0, 1, 2] * 10, candidates=(), target=0, user=0)
+    for representation in get_args(Representation):
+        chosen = {**settings, "stage2.representation": representation}
+        experiment = replace_in(Experiment(), chosen)
+        encoder = PromptEncoder(
+            tokenizer, titles, experiment.prompt, representation, "movie", "history"
+        )
+        whole = Whole.of([row], encoder, np.ones(3))
+        batch = collate_histories([row], encoder, 3, whole)
+        title = sum(map(len, encoder.title_ids)) / 3
+        found = Shape.of(experiment, experiment.stage2, 2, title)
+        assert (found.rows, found.branches, found.alone, found.parallel) == (4, 0, 0, False)
+        # A template's opening stands before the items, and no separator behind them.
+        assert abs(found.prompt - batch.num_tokens) <= len(encoder.history([0], 0).tokens)
+        assert found.asked == pytest.approx(len(batch.label_N), abs=title + 1)
+        contrasts = {"stage2.loss.alpha": 0.6, "stage2.loss.beta": 0.4}
+        alone = replace_in(experiment, contrasts)
+        assert Shape.of(alone, alone.stage2, 2, title).asked == 0
+    short = replace_in(Experiment(), {**settings, "prompt.max_tokens": 100})
+    assert Shape.of(short, short.stage2, 1, 9.0).prompt == 100
+
+
+def test_logits_of_names_are_planned_for(random_llm: Path, tiny: Step) -> None:
+    """As many as are asked for, and none where the contrasts have all weight."""
+    shapes = [Shape(rows=2, prompt=40, asked=n) for n in (0, 20, 40)]
+    needs = [Step(random_llm, BackboneConfig(), shape, layout()).need(2) for shape in shapes]
+    assert needs[0]["logits"] == 0
+    assert needs[2]["logits"] == pytest.approx(2 * needs[1]["logits"])
+    assert needs[0]["total"] < needs[1]["total"] < needs[2]["total"]
+    choice = Step(random_llm, BackboneConfig(), Shape(rows=2, prompt=40, branches=19), layout())
+    assert needs[1]["logits"] == choice.need(2)["logits"]
 
 
 def test_a_doomed_launch_is_refused_with_the_knobs(tiny: Step) -> None:
