@@ -19,7 +19,6 @@ CLI = [str(Path(sys.executable).with_name("rsllm"))]
 SETTINGS = {
     "data.window": 5,
     "data.num_candidates": 8,
-    "backbone.layers": 0,
     "recommender.max_epochs": 1.0,
     "stage1.samples": 8,
     "stage2.samples": 16,

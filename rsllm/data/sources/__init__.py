@@ -21,6 +21,7 @@ from rsllm.data.files import File, Table, find_files
 from rsllm.data.raw import TEXT, setting
 from rsllm.data.tables import check, columns_of, head
 from rsllm.errors import ConfigError
+from rsllm.runs import MANIFEST
 from rsllm.settings import from_dict, to_dict
 
 FILES = ("movielens", "llara", "lastfm", "steam", "synthetic")
@@ -349,7 +350,8 @@ def _item_files(location: str, config: TableConfig) -> list[File]:
 
 def _tables(location: str) -> list[File]:
     """All files of a known kind that are not hidden; one that is named may be of any."""
-    files = find_files(location, "**")
+    # An asset in the cache has its manifest beside it.
+    files = [file for file in find_files(location, "**") if file.name != MANIFEST]
     names = [(file, PurePosixPath(file.name).name) for file in files]
     alone = len(files) == 1 and location.rstrip("/").endswith(files[0].name)
     return [f for f, n in names if (alone or f.suffix in SUFFIXES) and n[0] not in "._"]
