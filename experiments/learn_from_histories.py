@@ -9,7 +9,8 @@ own keys before a language model reads anything.
     python experiments/learn_from_histories.py --data toys --data steam --seeds 3
     python experiments/learn_from_histories.py --render                       # what is on file
 
-Toys and Steam are at hand only for those who have them (`rsllm fetch toys --from FOLDER`).
+Toys and Steam are at hand only for those who have them (`rsllm fetch toys --from FOLDER`). The
+lower 12 layers of the backbone read; `--set backbone.layers=0` takes all.
 
 Cost: see --help. Expected: above the recommender where titles say something (Toys), level with it
 where they do not. Last measured: experiments/results/learn_from_histories/.
@@ -29,12 +30,19 @@ from rsllm.settings import replace_in
 from rsllm.tune.arguments import Budget
 
 OURS, ALONE, BOTH, KEYS = "RSLLM, histories", "SASRec", "SASRec + titles", "keys alone"
-TEXT, LLARA, BARE = "text only, histories", "LLaRA's form, histories", "no contrast of targets"
+TEXT, LLARA = "text only, histories", "LLaRA's form, histories"
+BARE, ONE = "no contrast of targets", "contrast of users alone"
 HISTORY: dict[str, Any] = {
     "stage1.samples": 0,
     "stage2.prompts": "history",
     "stage2.loss.alpha": 0.1,
     "stage2.loss.beta": 0.8,
+    "stage2.batch_size": 16,
+    "stage2.projector_learning_rate": 2e-3,
+    "stage2.catalogue_learning_rate": 3e-4,
+    "projector.bounded": True,
+    "backbone.layers": 12,
+    "evaluation.batch_size": 32,
 }
 SHARED: dict[str, Any] = {"data.num_draws": 8, "evaluation.generation_rows": -1}
 DATA = {
@@ -48,12 +56,22 @@ BUDGETS = {
     "quick": Budget(
         summary="256 prompts, about 3,500 next items: shows the flow",
         seeds=1,
-        overrides={"recommender.max_epochs": 3.0, "stage2.samples": 256},
+        overrides={
+            "recommender.max_epochs": 3.0,
+            "stage2.samples": 256,
+            "evaluation.validation_rows": 200,
+            "evaluation.test_rows": 300,
+        },
     ),
     "hour": Budget(
-        summary="4,096 prompts, one epoch of MovieLens: see the results for minutes",
-        seeds=1,
-        overrides={"stage2.samples": 4096, "evaluation.test_rows": 4000},
+        summary="2,048 prompts, half an epoch of MovieLens: minutes a method and seed",
+        seeds=3,
+        overrides={
+            "stage2.samples": 2048,
+            "stage2.validations": 2,
+            "evaluation.validation_rows": 500,
+            "evaluation.test_rows": 4000,
+        },
     ),
 }
 
@@ -71,6 +89,7 @@ def entries(base: Experiment) -> list[Entry]:
         Entry(name=TEXT, settings={"stage2.representation": "text"}),
         Entry(name=LLARA, settings={"stage2.representation": "llara"}),
         Entry(name=BARE, settings={"stage2.loss.alpha": 0.0}),
+        Entry(name=ONE, settings={"stage2.loss.alpha": 0.0, "stage2.loss.beta": 1.0}),
         Entry(name=f"{OURS}, shuffled histories", judged={"evaluation.shuffle_history": True}),
         Entry(name=f"{OURS}, shuffled slots", judged=shuffled),
         Entry(name=f"{OURS}, shuffled titles", judged={"shuffle_titles": True}),
@@ -94,6 +113,7 @@ GRID = Grid(
         claim("slots help", TEXT),
         claim("it beats LLaRA's form", LLARA),
         claim("the contrast of targets helps", BARE),
+        claim("the other two losses help", ONE),
         claim("it reads its histories in order", f"{OURS}, shuffled histories"),
         claim("it reads its slots", f"{OURS}, shuffled slots"),
         claim("it reads its titles", f"{OURS}, shuffled titles"),
