@@ -30,8 +30,8 @@ from rsllm.prompts.templates import TEXTS
 from rsllm.settings import replace_in
 from rsllm.tune import search as module
 from rsllm.tune.journal import FILE, METRIC, OVERRIDES, TrialRecord, _record, check_space
-from rsllm.tune.search import Search, _entry, _scheduler, _trial_name
-from rsllm.tune.study import Study, _code
+from rsllm.tune.search import Search, Space, _entry, _scheduler, _trial_name
+from rsllm.tune.study import Study
 from rsllm.versions import VERSIONS
 
 BASE = replace_in(
@@ -588,13 +588,29 @@ def test_where_a_search_runs_does_not_name_it(tmp_path: Path) -> None:
 
 
 def test_a_comment_in_its_space_makes_no_new_search() -> None:
-    def space(trial: optuna.Trial) -> dict[str, Any]:
-        return {"recommender.dropout": trial.suggest_float("dropout", 0.0, 0.9)}
+    def plain() -> Space:
+        def space(trial: optuna.Trial) -> dict[str, Any]:
+            return {"recommender.dropout": trial.suggest_float("dropout", 0.0, 0.9)}
 
-    def same(trial: optuna.Trial) -> dict[str, Any]:
-        # wide
-        return {
-            "recommender.dropout": trial.suggest_float("dropout", 0.0, 0.9),
-        }
+        return space
 
-    assert _code(space) == _code(same).replace("def same", "def space")
+    def commented() -> Space:
+        def space(trial: optuna.Trial) -> dict[str, Any]:
+            # wide
+            return {
+                "recommender.dropout": trial.suggest_float("dropout", 0.0, 0.9),
+            }
+
+        return space
+
+    def wider() -> Space:
+        def space(trial: optuna.Trial) -> dict[str, Any]:
+            return {"recommender.dropout": trial.suggest_float("dropout", 0.0, 0.95)}
+
+        return space
+
+    names = [
+        Study(title="t", question="?", base=BASE, space=space(), twins=lambda best: {}).name
+        for space in (plain, commented, wider)
+    ]
+    assert names[0] == names[1] != names[2]
