@@ -263,14 +263,15 @@ class PromptEncoder:
         gap = len(self._separator)
         if kept := bisect_right(ends, self.max_tokens - fixed + gap):
             return kept
-        shorter = "lower data.num_candidates"
+        listed, titles = "data.num_candidates", "prompt.max_title_tokens"
+        shorter = f"lower {listed if self.form == 'choice' else titles}"
+        both = f"{shorter} or {titles}" if self.form == "choice" else shorter
         if fixed + ends[0] - gap <= self._room:
             limit = f"prompt.max_tokens = {self.max_tokens}; raise it or {shorter}"
         else:
             limit = (
                 f"the {self._room} that an answer leaves of the backbone's {self.positions}"
-                f" positions; {shorter} or prompt.max_title_tokens, or choose a backbone with"
-                " more positions"
+                f" positions; {both}, or choose a backbone with more positions"
             )
         raise ConfigError(
             f"a prompt needs {fixed} tokens beside its history, and no history item fits into"

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from rsllm.config import SLOTTED, PromptConfig, Representation
-from rsllm.errors import DataError
+from rsllm.errors import ConfigError
 from rsllm.prompts.collate import PADDING, Row
 from rsllm.prompts.encode import MARKER, NO_ITEM, PromptEncoder
 from rsllm.prompts.histories import HistoryBatch, Whole, collate_histories
@@ -213,7 +213,7 @@ def test_long_histories_lose_their_oldest_items_whole(encoder: PromptEncoder) ->
                 assert torch.equal(getattr(ours.asked, name), getattr(theirs.asked, name)), name
             assert ours.num_targets == found.num_next, "the mean is over what is asked"
     if lengths[-1] > 16:
-        with pytest.raises(DataError, match=r"raise it or lower prompt\.max_title_tokens"):
+        with pytest.raises(ConfigError, match=r"raise it or lower prompt\.max_title_tokens"):
             shorter(encoder, lengths[-1] - 1).history(row.history, 2)
 
 
