@@ -55,13 +55,11 @@ def _adam(engine: DeepSpeedEngine) -> Any:
 
 def _stepped_tensors(engine: DeepSpeedEngine) -> list[tuple[Tensor, int]]:
     """What AdamW steps, the parameters or this rank's flat fp32 partitions, each with its group."""
-    stage, optimizer = engine.zero_optimization_stage(), engine.optimizer
-    if stage == 3:
-        flat = optimizer.fp32_partitioned_groups_flat
-        return [(part, optimizer.sub_group_to_group_id[i]) for i, part in enumerate(flat)]
-    if stage:
-        return [(part, i) for i, part in enumerate(optimizer.single_partition_of_fp32_groups)]
-    return [(p, i) for i, group in enumerate(optimizer.param_groups) for p in group["params"]]
+    if engine.zero_optimization_stage() == 3:
+        flat = engine.optimizer.fp32_partitioned_groups_flat
+        return [(part, engine.optimizer.sub_group_to_group_id[i]) for i, part in enumerate(flat)]
+    groups = _adam(engine).param_groups
+    return [(part, i) for i, group in enumerate(groups) for part in group["params"]]
 
 
 def make_moments(engine: DeepSpeedEngine) -> None:

@@ -98,7 +98,7 @@ def test_published_figures_stand_apart(tmp_path: Path) -> None:
     assert rows["a"]["HR@1"] == estimate(0.4)
     assert rows["a"]["HitRatio@1"] == estimate(0.31), "of all answers"
     (claim,) = shown.claims
-    assert (claim["published gain"], claim["verdict"]) == (0.1, "reproduced")
+    assert (claim["published gain"], claim["verdict"]) == (0.1, "reproduced here")
 
 
 def test_the_page_says_what_was_run_and_what_was_not(tmp_path: Path) -> None:
@@ -166,6 +166,6 @@ def test_a_comparison_of_other_predictions_is_not_shown(tmp_path: Path) -> None:
     path.write_text(path.read_text().replace('"scores": [\n   "a"', '"scores": [\n   "other"'))
     (again,) = gather(of, to)
     assert [row["verdict"] for row in (*shown.claims, *again.claims)] == [
-        "reproduced",
+        "reproduced here",
         "not computed",
     ]
