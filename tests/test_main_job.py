@@ -122,7 +122,8 @@ def test_tables_and_files_tell_the_outcome(study: Finished) -> None:
     assert results["pairs"]
     for pair in results["pairs"]:
         assert 0 <= pair["p"] <= pair["p_holm"] <= 1
-        assert {pair["first"], pair["second"]} <= {method["name"] for method in results["methods"]}
+        compared = {pair[side].removesuffix(", by likelihood") for side in ("first", "second")}
+        assert compared <= {method["name"] for method in results["methods"]}
     assert {"rsllm", "packages", "python", "time"} <= set(results["provenance"])
     with (study.folder / "trials.csv").open() as file:
         rows = list(csv.DictReader(file))

@@ -267,7 +267,7 @@ def _with_titles(alone: ScoreAll, data: PreparedData) -> ScoreAll:
 def _keys_scorer(folder: Path, method: Method, data: PreparedData) -> ScoreAll:
     """What the catalogue scorer's keys say before a language model reads anything."""
     items = ItemEmbeddings.load(folder) if (folder / ITEM_TABLE).exists() else None
-    items_XE = tuned.shown(items, method.experiment.projector) if items else None
+    items_XE = items.standardised() if items else None
     titles_IF, config = tuned.title_vectors(folder), method.experiment.catalogue
     keys = ItemKeys(items_XE, titles_IF, data.catalogue, config)
     tuned.load_keys(keys, folder)

@@ -106,16 +106,12 @@ def _fresh_slots(
     llm: Any, items: ItemEmbeddings, title_ids: Sequence[Sequence[int]], config: ProjectorConfig
 ) -> ItemSlots:
     embeddings_VD = llm.get_input_embeddings().weight.detach()
-    slots = ItemSlots(shown(items, config), embeddings_VD, config)
+    shown = items.shuffled() if config.shuffle_items else items
+    slots = ItemSlots(shown.standardised(), embeddings_VD, config)
     if config.start == "titles":
         titles_ID = mean_embeddings(embeddings_VD, title_ids)
         slots.projector.start_at_titles(slots.items_IE[: len(titles_ID)], titles_ID)
     return slots
-
-
-def shown(items: ItemEmbeddings, config: ProjectorConfig) -> Tensor:
-    """The vectors that slots and keys are made of: the items' own, or those of other ones."""
-    return (items.shuffled() if config.shuffle_items else items).standardised()
 
 
 def save(model: LanguageModel, tensors: Mapping[str, Tensor], folder: Path) -> None:

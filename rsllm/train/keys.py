@@ -73,7 +73,7 @@ class KeysTask:
         self.steps_per_epoch = len(self.histories) // self.rows_per_step
         self.steps = max(1, round(config.max_epochs * self.steps_per_epoch))
         self.validation = data.rows("validation")
-        items_XE = tuned.shown(items, experiment.projector) if items else None
+        items_XE = items.standardised() if items else None
         self.keys = ItemKeys(items_XE, titles_IF, data.catalogue, config)
         self.objective: nn.Module = KeysObjective(self.keys)
         self.optimization = Optimization(

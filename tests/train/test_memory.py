@@ -191,7 +191,7 @@ def test_shape_of_history_prompts(random_llm: Path) -> None:
         chosen = {**settings, "stage2.representation": representation}
         experiment = replace_in(Experiment(), chosen)
         encoder = PromptEncoder(
-            tokenizer, titles, experiment.prompt, representation, "movie", "history"
+            tokenizer, titles, experiment.prompt, representation, "movie", form="history"
         )
         whole = Whole.of([row], encoder, np.ones(3))
         batch = collate_histories([row], encoder, 3, whole)

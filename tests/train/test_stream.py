@@ -43,9 +43,7 @@ def test_a_stream_is_the_batches_of_its_steps(
     data: PreparedData, random_llm: Path, ray_cluster: str, start: int, rank: int
 ) -> None:
     task = language_task(data, random_llm, samples=4 * STEPS, accumulation=2, curriculum=True)
-    task.batches.sets[0].encoder.config = dataclasses.replace(
-        task.model.encoder.config, max_tokens=145
-    )
+    task.batches.sets[0].encoder.max_tokens = 145
     made = StepBatches(
         task.stage, task.batches.sets, task.batches.text, seed=task.seed, rank=rank, world=2
     )
@@ -80,5 +78,5 @@ def test_an_error_of_the_other_process_is_raised_at_its_step(
             return super().__call__(step)
 
     task = language_task(data, random_llm, samples=4 * STEPS)
-    broken = BadRow(task.stage, task.batches.sets, rank=0, world=1)
+    broken = BadRow(task.stage, task.batches.sets, seed=task.seed, rank=0, world=1)
     assert ray.get(worker_meets.remote(broken)) == (STEPS - 1, "no history item fits")

@@ -207,7 +207,7 @@ def test_later_seeds_rank_but_do_not_answer(tmp_path: Path) -> None:
     ]
     asked = Study(title="?", question="?", base=base, twins=lambda best: {"best": {}}, num_seeds=2)
     assert tuple(asked.seeds) == seeds
-    methods = study._methods(asked, tmp_path, None, {"best": twin, "other": twin})
+    methods = study._methods(asked, tmp_path, None, None, {"best": twin, "other": twin})
     assert list(methods) == ["recommender", "zero-shot", "best", "best, shuffled slots", "other"]
     assert [method.name for method in methods["best"]] == ["best", "best, seed 1001"]
     for name in ("best", "best, shuffled slots", "other"):
