@@ -225,7 +225,8 @@ def _method(entry: Entry, pipeline: Pipeline) -> Method:
     experiment, folder = pipeline.experiment, pipeline.run()
     if entry.speaks:
         return language_method(entry.name, experiment, experiment.stage2, folder)
-    seed = {"stage2.seed": experiment.recommender.seed}
+    trained = experiment.catalogue if entry.kind == "keys" else experiment.recommender
+    seed = {"stage2.seed": trained.seed}
     return _fitted(entry.name, replace_in(experiment, seed), folder, entry.kind)
 
 
