@@ -38,7 +38,7 @@ def worker_streams(batches: StepBatches, start: int) -> tuple[list[list[Batch]],
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize(("start", "rank"), [(0, 0), (POOL_STEPS + 3, 1), (STEPS - 2, 0)])
+@pytest.mark.parametrize(("start", "rank"), [(0, 0), (POOL_STEPS + 3, 1), (STEPS - 6, 0)])
 def test_a_stream_is_the_batches_of_its_steps(
     data: PreparedData, random_llm: Path, ray_cluster: str, start: int, rank: int
 ) -> None:
