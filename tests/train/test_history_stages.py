@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -11,8 +13,16 @@ import numpy as np
 import pytest
 import torch
 from model.small_models import stir
+from safetensors.torch import load_file
 from small_data import LENGTH, TITLES, small_data
-from small_tasks import history_task, keys_task, language_task
+from small_tasks import (
+    SMALL,
+    history_task,
+    keys_task,
+    language_task,
+    made_up_items,
+    made_up_titles,
+)
 from torch import Tensor
 from world import run_in_world
 
@@ -28,10 +38,15 @@ from rsllm.evaluate.rank import (
 )
 from rsllm.model import tuned
 from rsllm.model.objective import LanguageObjective
+from rsllm.plan import Resources, lay_out
 from rsllm.prompts.collate import PADDING
 from rsllm.prompts.histories import HistoryBatch
+from rsllm.recommenders.embeddings import ItemEmbeddings
+from rsllm.runs import Store
+from rsllm.settings import replace_in
 from rsllm.train.engine import Engine
 from rsllm.train.health import SLOT_SCALE, SLOT_SPREAD
+from rsllm.train.launch import Assignment, build_task
 from rsllm.train.stages import LanguageTask
 
 STEPS = 3
@@ -347,6 +362,53 @@ def test_a_stage_of_slots_goes_on_from_another_with_all_it_learned(
     lora = [name for name in first if "lora_" in name]
     assert lora
     assert all(torch.equal(adapter[name].detach(), first[name]) for name in lora)
+
+
+def test_a_worker_goes_on_from_its_start_and_not_from_the_keys(
+    data: PreparedData, random_llm: Path, tmp_path: Path
+) -> None:
+    """An earlier stage's scorer had those keys itself, and has learned since."""
+    store = Store.open(tmp_path / "store")
+
+    def stored(kind: str, make: Callable[[Path], Any]) -> str:
+        return str(store.get(kind, {"test": kind}, make))
+
+    titles = ItemEmbeddings(made_up_titles(6), source="made up")
+    whole = {"stage2.prompts": "history", "stage2.loss.gamma": 0.0}
+    settings: dict[str, Any] = {
+        "stage": "stage2",
+        "experiment": replace_in(SMALL, whole),
+        "layout": lay_out(SMALL.compute, Resources(cpus=2, gpus=0)),
+        "store": store,
+        "kind": "stage-2",
+        "inputs": {"test": "stage-2"},
+        "backbone": str(random_llm),
+        "data": str(shutil.copytree(data.path, tmp_path / "store" / "data" / "small")),
+        "titles": stored("titles", titles.save),
+        "recommender": stored("recommender", made_up_items().save),
+    }
+
+    def make_keys(folder: Path) -> None:
+        task = build_task(Assignment(**{**settings, "stage": "keys"}))
+        stir(task.objective, 0.05)
+        weights = {name: p.detach() for name, p in task.objective.named_parameters()}
+        task.export(weights, folder)
+
+    def make_start(folder: Path) -> None:
+        task = stirred(data, random_llm, title_width=6)
+        weights = {n: p.detach() for n, p in task.objective.named_parameters() if p.requires_grad}
+        task.export(weights, folder)
+
+    def keys_of(**folders: str) -> Tensor:
+        task = build_task(Assignment(**settings, **folders))
+        assert task.batches.sets[0].histories.longest == 4
+        return task.model.hybrid.catalogue.keys().detach()
+
+    keys, start = stored("keys", make_keys), stored("stage-1", make_start)
+    for folders, source in (({"keys": keys}, keys), ({"keys": keys, "start": start}, start)):
+        expected = load_file(Path(source) / tuned.CATALOGUE)[tuned.KEYS]
+        torch.testing.assert_close(keys_of(**folders), expected, atol=1e-6, rtol=0)
+    assert not torch.allclose(keys_of(), keys_of(keys=keys), atol=1e-2)
 
 
 def test_it_learns_an_order(random_llm: Path, tmp_path: Path) -> None:

@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import torch.distributed as dist
 from small_data import NUM_CANDIDATES, small_data
-from small_tasks import language_task, recommender_task
+from small_tasks import history_task, language_task, recommender_task
 from world import run_in_world
 
 from rsllm.config import Experiment
@@ -132,6 +133,28 @@ def test_validation_is_on_the_target_domain(
     found, expected = mixed.validate(mixed.objective), plain.validate(plain.objective)
     assert found.pop("prompts/cut_titles") == 2 * expected.pop("prompts/cut_titles")
     assert found == expected
+
+
+def test_history_prompts_of_other_data_teach_names_alone(
+    data: PreparedData, games: PreparedData, random_llm: Path
+) -> None:
+    losses = {"loss.alpha": 0.0, "loss.beta": 0.0}
+    task = history_task(
+        data, random_llm, name="stage1", mixture=[(games, WEIGHT)], samples=24, **losses
+    )
+    films, others = (part.encoder.history([1], 0).tokens.ids[:6] for part in task.batches.sets)
+    assert films != others, "each in the words of its domain"
+    for step in range(6):
+        (batch,) = task.batches(step)
+        number, _ = mixed_step(task.seed, step, [1.0, WEIGHT])
+        own = task.batches.sets[number].encoder
+        for row, past in enumerate(batch.asked.past_BM.tolist()):
+            history, ids = [item for item in past if item >= 0], batch.ids_BT[row]
+            prompts = [own.history(history, template).tokens.ids for template in range(3)]
+            assert ids[batch.real_BT[row]].tolist() in prompts
+        loss, parts = task.objective(batch)
+        assert set(parts) == {"loss", "loss/next_item"}
+        assert torch.isfinite(loss)
 
 
 def pipeline(folder: Path, monkeypatch: pytest.MonkeyPatch, **sources: tuple[str, str]) -> Pipeline:

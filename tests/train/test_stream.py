@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import ray
 import torch
-from small_tasks import language_task
+from small_tasks import history_task, language_task
 
 from rsllm.data.prepared import PreparedData
 from rsllm.errors import DataError
@@ -38,12 +38,26 @@ def worker_streams(batches: StepBatches, start: int) -> tuple[list[list[Batch]],
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize(("start", "rank"), [(0, 0), (POOL_STEPS + 3, 1), (STEPS - 6, 0)])
+@pytest.mark.parametrize(
+    ("start", "rank", "form"),
+    [
+        (0, 0, "choice"),
+        (POOL_STEPS + 3, 1, "choice"),
+        (STEPS - 6, 0, "choice"),
+        (POOL_STEPS + 3, 1, "history"),
+    ],
+)
 def test_a_stream_is_the_batches_of_its_steps(
-    data: PreparedData, random_llm: Path, ray_cluster: str, start: int, rank: int
+    data: PreparedData, random_llm: Path, ray_cluster: str, start: int, rank: int, form: str
 ) -> None:
-    task = language_task(data, random_llm, samples=4 * STEPS, accumulation=2, curriculum=True)
-    task.batches.sets[0].encoder.max_tokens = 145
+    history = form == "history"
+    made_of: dict[str, Any] = {"samples": 4 * STEPS, "accumulation": 2}
+    task = (
+        history_task(data, random_llm, **made_of)
+        if history
+        else language_task(data, random_llm, curriculum=True, **made_of)
+    )
+    task.batches.sets[0].encoder.max_tokens = 40 if history else 145
     made = StepBatches(
         task.stage, task.batches.sets, task.batches.text, seed=task.seed, rank=rank, world=2
     )
