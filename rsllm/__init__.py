@@ -4,6 +4,7 @@ The pipeline, each arrow a function from artifacts to an artifact on disk:
 
     raw interactions  -> prepare  -> sequences in Parquet shards       (rsllm.data)
     sequences         -> fit      -> a recommender, its item embeddings (rsllm.recommenders)
+    titles, items     -> keys     -> what ranks the catalogue by itself (rsllm.train.keys)
     titles, items     -> prompts  -> token ids with item slots          (rsllm.prompts)
     prompts, items    -> train    -> projector and LoRA, in two stages  (rsllm.model, rsllm.train)
     tuned model       -> evaluate -> rankings, intervals, paired tests  (rsllm.evaluate)

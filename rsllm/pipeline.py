@@ -19,7 +19,7 @@ from rsllm.plan import DRIVER_CPUS, Layout
 from rsllm.prompts.templates import wording
 from rsllm.runs import Store, manifest, read_json
 from rsllm.settings import to_dict
-from rsllm.train.launch import Assignment, Stage
+from rsllm.train.launch import SECTION, Assignment, Stage
 
 KINDS = {
     "recommender": "recommender",
@@ -352,9 +352,8 @@ def _users(folder: Path) -> Any:
     return read_json(folder / COUNTS)["family"] or hashes
 
 
-def _check_batch(experiment: Experiment, stage: str, workers: int) -> None:
-    # Of recommender and keys, which have no accumulation, and of the stages.
-    config = getattr(experiment, "catalogue" if stage == "keys" else stage)
+def _check_batch(experiment: Experiment, stage: Stage, workers: int) -> None:
+    config = getattr(experiment, SECTION[stage])  # of which recommender and keys do not accumulate
     size, parts = config.batch_size, workers * getattr(config, "accumulation", 1)
     if size % parts:
         raise ConfigError(

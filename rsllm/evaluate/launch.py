@@ -43,7 +43,7 @@ RECENCY = {"title-similarity": 1.0, "slot-rule": 0.5}
 ScoreAll = Callable[[Rows], np.ndarray]
 """Rows -> scores of the whole catalogue [R, I], higher is better."""
 WEIGHING_ROWS = 2000
-"""Validation rows on which the weight of titles is chosen."""
+"""Validation rows on which the weight of titles is chosen, no more than are ranked at a time."""
 TITLE_WEIGHTS = (0.0, *np.geomspace(0.25, 64, 17).tolist())
 """What title similarity may count beside a recommender's log-probabilities."""
 Rule = Literal[
@@ -254,14 +254,15 @@ def _with_titles(alone: ScoreAll, data: PreparedData) -> ScoreAll:
     """A recommender and how alike titles are, summed with the best weight on validation (MRR)."""
     titles, validation = RULES["title-ngrams"](data), data.rows("validation")
     rows = rank.fixed_sample(validation, WEIGHING_ROWS)
-    scores = {weight: sum_with(alone, titles, weight) for weight in TITLE_WEIGHTS}
+    alone_RI, titles_RI = alone(rows), titles(rows)  # once for all weights
 
     def mrr(weight: float) -> float:
-        found = rank.rank_catalogue(scores[weight], [rows], data)
+        joined = sum_with(lambda _: alone_RI, lambda _: titles_RI, weight)
+        found = rank.rank_catalogue(joined, [rows], data)
         per_user = rank.named(found, rank.EXPECTED) or rank.named(found, rank.CATALOGUE)
         return float(per_user["MRR"].mean())
 
-    return scores[max(TITLE_WEIGHTS, key=mrr)]
+    return sum_with(alone, titles, max(TITLE_WEIGHTS, key=mrr))
 
 
 def _keys_scorer(folder: Path, method: Method, data: PreparedData) -> ScoreAll:

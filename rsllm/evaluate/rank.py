@@ -15,7 +15,7 @@ from rsllm.config import Scorer
 from rsllm.data.prepared import PreparedData
 from rsllm.data.sequences import NO_ITEM, Catalogue, Ints, Rows, Split
 from rsllm.errors import EvaluationError
-from rsllm.evaluate.metrics import Floats, expected_metrics, rank_metrics
+from rsllm.evaluate.metrics import Floats, expected_metrics, rank_metrics, target_ranks
 from rsllm.model.catalogue import ItemKeys
 from rsllm.model.history import HistoryObjective
 from rsllm.model.objective import LanguageObjective
@@ -147,6 +147,20 @@ def rank_catalogue(
         parts.append(found)
     whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     return whole | {"scores": whole["scores"].swapaxes(0, 1)}
+
+
+def catalogue_metrics(
+    score: Callable[[Rows], Floats], rows: Rows, data: PreparedData
+) -> dict[str, Floats]:
+    """Each metric of each row, by scores of the whole catalogue.
+
+    Exact expectations over uniform candidate draws, or else on the drawn sets; {} of training rows
+    whose candidates are not drawn uniformly.
+    """
+    found = rank_catalogue(score, [rows], data)
+    if (expected := named(found, EXPECTED)) or rows.candidates_RC is None:
+        return expected
+    return rank_metrics(target_ranks(found["scores"][0], target_places(rows)))
 
 
 def named(arrays: dict[str, Floats], prefix: str) -> dict[str, Floats]:

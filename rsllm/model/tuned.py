@@ -154,7 +154,7 @@ def load_keys(keys: ItemKeys, folder: Path) -> None:
     Raises:
         CheckpointError: the file is missing, damaged, or of other items.
     """
-    _load_catalogue(keys, keys, folder)
+    _load_catalogue(keys, keys, _stored(folder), folder)
 
 
 def title_vectors(folder: Path) -> Tensor:
@@ -191,19 +191,21 @@ def load(model: LanguageModel, folder: Path) -> None:
             model.hybrid.llm.load_state_dict(weights)
         if model.hybrid.slots is not None and (folder / PROJECTOR).exists():
             model.hybrid.slots.load_state_dict(load_file(folder / PROJECTOR))
-        head, file = model.hybrid.catalogue, folder / CATALOGUE
-        # Keys of an earlier stage whose items had no slots are narrower, and stay behind.
-        if head and file.exists() and _stored(folder)[KEYS].shape[-1:] == (head.keys.width,):
-            _load_catalogue(head, head.keys, folder)
+        if (head := model.hybrid.catalogue) and (folder / CATALOGUE).exists():
+            stored = _stored(folder)
+            # Keys of an earlier stage whose items had no slots are narrower, and stay behind.
+            if stored[KEYS].shape[-1:] == (head.keys.width,):
+                _load_catalogue(head, head.keys, stored, folder)
     except (OSError, SafetensorError, RuntimeError, ConfigError) as error:
         raise CheckpointError(
             f"{folder} does not fit this model or is damaged: {error}; train it again"
         ) from error
 
 
-def _load_catalogue(module: CatalogueHead | ItemKeys, keys: ItemKeys, folder: Path) -> None:
+def _load_catalogue(
+    module: CatalogueHead | ItemKeys, keys: ItemKeys, tensors: dict[str, Tensor], folder: Path
+) -> None:
     """The weights, with which the stored keys must come out again."""
-    tensors = _stored(folder)
     stored_IK, _ = tensors.pop(KEYS), tensors.pop(TITLES)
     try:
         module.load_state_dict(tensors)

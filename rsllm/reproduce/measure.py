@@ -28,7 +28,7 @@ from rsllm.reproduce.grid import Asked, Grid, Site, sites
 from rsllm.runs import Store, provenance, read_json
 from rsllm.settings import replace_in, to_dict
 from rsllm.train.health import warnings
-from rsllm.train.launch import Stage
+from rsllm.train.launch import SECTION, Stage
 from rsllm.tune.confirm import answering_once, language_method, stages, train
 from rsllm.versions import VERSIONS
 
@@ -225,8 +225,7 @@ def _method(entry: Entry, pipeline: Pipeline) -> Method:
     experiment, folder = pipeline.experiment, pipeline.run()
     if entry.speaks:
         return language_method(entry.name, experiment, experiment.stage2, folder)
-    trained = experiment.catalogue if entry.kind == "keys" else experiment.recommender
-    seed = {"stage2.seed": trained.seed}
+    seed = {"stage2.seed": getattr(experiment, SECTION[pipeline.watched]).seed}
     return _fitted(entry.name, replace_in(experiment, seed), folder, entry.kind)
 
 

@@ -17,7 +17,6 @@ from rsllm.config import Experiment
 from rsllm.data.histories import Histories
 from rsllm.data.prepared import PreparedData
 from rsllm.evaluate import rank
-from rsllm.evaluate.metrics import rank_metrics, target_ranks
 from rsllm.model import tuned
 from rsllm.model.catalogue import ItemKeys
 from rsllm.prompts.histories import Asked, Whole
@@ -103,13 +102,8 @@ class KeysTask:
 
     def validate(self, objective: nn.Module) -> dict[str, float]:
         """Metrics as exact expectations over uniform candidate draws, or else on the drawn sets."""
-        found = rank.rank_catalogue(
-            partial(rank.score_keys, self.keys), [self.validation], self.data
-        )
-        per_user = rank.named(found, rank.EXPECTED)
-        if not per_user:
-            places = rank.target_places(self.validation)
-            per_user = rank_metrics(target_ranks(found["scores"][0], places))
+        score = partial(rank.score_keys, self.keys)
+        per_user = rank.catalogue_metrics(score, self.validation, self.data)
         return {name: float(values.mean()) for name, values in per_user.items()}
 
     def export(self, tensors: dict[str, Tensor], folder: Path) -> None:

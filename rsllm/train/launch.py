@@ -18,6 +18,13 @@ from rsllm.plan import Layout
 from rsllm.runs import Store, unseen, write_json
 
 Stage = Literal["recommender", "keys", "stage1", "stage2"]
+SECTION: dict[Stage, str] = {
+    "recommender": "recommender",
+    "keys": "catalogue",
+    "stage1": "stage1",
+    "stage2": "stage2",
+}
+"""The section of an `Experiment` that says how a stage is trained, its seed included."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

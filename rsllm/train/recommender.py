@@ -22,7 +22,6 @@ from rsllm.config import Experiment, RecommenderConfig
 from rsllm.data.prepared import PreparedData
 from rsllm.data.sequences import NO_ITEM, Rows
 from rsllm.evaluate import rank
-from rsllm.evaluate.metrics import rank_metrics, target_ranks
 from rsllm.recommenders.base import Recommender
 from rsllm.recommenders.embeddings import ItemEmbeddings
 from rsllm.recommenders.losses import binary, full_softmax, sampled_softmax
@@ -183,10 +182,8 @@ class RecommenderTask:
         return self._means(objective.model, self.validation)
 
     def _means(self, model: Recommender, rows: Rows) -> dict[str, float]:
-        found = rank.rank_catalogue(partial(rank.catalogue_scores, model), [rows], self.data)
-        per_user = rank.named(found, rank.EXPECTED)
-        if not per_user and rows.candidates_RC is not None:
-            per_user = rank_metrics(target_ranks(found["scores"][0], rank.target_places(rows)))
+        score = partial(rank.catalogue_scores, model)
+        per_user = rank.catalogue_metrics(score, rows, self.data)
         return {name: float(values.mean()) for name, values in per_user.items()}
 
     def export(self, tensors: dict[str, Tensor], folder: Path) -> None:

@@ -25,12 +25,10 @@ from rsllm.data.sequences import Rows
 from rsllm.evaluate.compare import BUCKET_METRICS, FEWEST_USERS, popularity_buckets
 from rsllm.evaluate.metrics import BUCKETS, rank_metrics, target_ranks
 from rsllm.evaluate.rank import (
-    EXPECTED,
+    catalogue_metrics,
     decision,
     fixed_sample,
     history_rows,
-    named,
-    rank_catalogue,
     score_candidates,
     score_catalogue,
     target_places,
@@ -154,13 +152,9 @@ class LanguageTask:
         size = self.experiment.evaluation.batch_size
         if isinstance(objective, HistoryObjective) and scorer == "catalogue":
             score = partial(score_catalogue, objective, encoder=encoder, batch_size=size)
-            ranked = rank_catalogue(score, [rows], self.data)
-            if expected := named(ranked, EXPECTED):
-                return expected
-            scores_RC = ranked["scores"][0]
-        else:
-            plain = LanguageObjective(objective.model, self.stage.loss, autocast=self.autocast)
-            scores_RC = score_candidates(plain, rows, encoder, self.data, scorer, batch_size=size)
+            return catalogue_metrics(score, rows, self.data)
+        plain = LanguageObjective(objective.model, self.stage.loss, autocast=self.autocast)
+        scores_RC = score_candidates(plain, rows, encoder, self.data, scorer, batch_size=size)
         return rank_metrics(target_ranks(scores_RC, target_places(rows)))
 
     def _by_target(self, of_rows: Mapping[str, np.ndarray]) -> dict[str, float]:

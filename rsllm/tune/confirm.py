@@ -13,17 +13,10 @@ from rsllm.evaluate.launch import SCORES_ONLY, Method
 from rsllm.pipeline import Pipeline, run_all
 from rsllm.runs import read_json
 from rsllm.settings import replace_in, to_dict
-from rsllm.train.launch import Stage
+from rsllm.train.launch import SECTION, Stage
 from rsllm.tune.journal import METRIC, TrialRecord
 from rsllm.tune.progress import run_name, shown
 
-SEEDS: Mapping[Stage, str] = {
-    "recommender": "recommender.seed",
-    "keys": "catalogue.seed",
-    "stage1": "stage1.seed",
-    "stage2": "stage2.seed",
-}
-"""The setting that seeds a stage."""
 Curve = list[dict[str, float]]
 Trained = Mapping[str, Sequence[Pipeline]]
 """By a configuration's name, its pipelines of each seed."""
@@ -39,7 +32,7 @@ def train(
     """Train all variants (overrides of `base` by name) on all seeds of a stage, each once."""
 
     def made(name: str, seed: int) -> Pipeline:
-        experiment = replace_in(base, {**variants[name], SEEDS[watched]: seed})
+        experiment = replace_in(base, {**variants[name], f"{SECTION[watched]}.seed": seed})
         named = run_name(f"{name}-seed-{seed}", to_dict(experiment))
         return Pipeline(experiment, storage, run_name=named, watched=watched)
 
@@ -120,7 +113,7 @@ def confirm_table(trained: Trained, searched: Mapping[str, TrialRecord]) -> list
     for name, group in trained.items():
         ends = [read_json(pipeline.run() / "training.json")["curve"][-1] for pipeline in group]
         scores, then = [end[METRIC] for end in ends], searched[name]
-        seeds = [getattr(p.experiment, p.watched).seed for p in group]
+        seeds = [getattr(p.experiment, SECTION[p.watched]).seed for p in group]
         row = {"name": name, "search_score": then.score, "seeds": seeds, "scores": scores}
         row |= {"search_samples": then.end["samples"], "samples": ends[0]["samples"]}
         table.append(row | {"mean": fmean(scores), "lowest": min(scores), "highest": max(scores)})
