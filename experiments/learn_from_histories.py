@@ -22,6 +22,7 @@ from typing import Any
 
 from rsllm.cli import run_script
 from rsllm.config import Experiment
+from rsllm.config.presets import HISTORIES
 from rsllm.reproduce import paper
 from rsllm.reproduce.cells import Entry
 from rsllm.reproduce.claims import Claim
@@ -32,19 +33,7 @@ from rsllm.tune.arguments import Budget
 OURS, ALONE, BOTH, KEYS = "RSLLM, histories", "SASRec", "SASRec + titles", "keys alone"
 TEXT, LLARA = "text only, histories", "LLaRA's form, histories"
 BARE, ONE = "no contrast of targets", "contrast of users alone"
-HISTORY: dict[str, Any] = {
-    "stage1.samples": 0,
-    "stage2.prompts": "history",
-    "stage2.loss.alpha": 0.1,
-    "stage2.loss.beta": 0.8,
-    "stage2.batch_size": 16,
-    "stage2.projector_learning_rate": 2e-3,
-    "stage2.catalogue_learning_rate": 3e-4,
-    "projector.bounded": True,
-    "backbone.layers": 12,
-    "evaluation.batch_size": 32,
-}
-SHARED: dict[str, Any] = {"data.num_draws": 8, "evaluation.generation_rows": -1}
+SHARED: dict[str, Any] = {"data.num_draws": 8}
 DATA = {
     name: {**settings, **SHARED}
     for name, settings in {
@@ -104,7 +93,7 @@ def claim(text: str, second: str) -> Claim:
 GRID = Grid(
     title="Learn from histories",
     question="Does RSLLM pass its own recommender, once it learns from every position?",
-    base=replace_in(paper.BASE, HISTORY),
+    base=replace_in(paper.BASE, HISTORIES),
     entries=entries,
     claims=[
         claim("it beats the recommender of its slots", ALONE),

@@ -12,8 +12,8 @@ VERSIONS = {
     "recommender": 1,
     "items": 1,
     "keys": 1,
-    "stage-1": 1,
-    "stage-2": 1,
+    "stage-1": 2,
+    "stage-2": 2,
     "evaluation": 1,
 }
 """By kind, sources before what is made of them."""

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 pytestmark = pytest.mark.timeout(1200)
-TUNED = ("alpha", "beta", "temperature", "gamma")
+TUNED = ("alpha", "beta")
 TABLES = ("Trials, ranked by validation MRR", "Methods on the test users", "Paired comparisons")
 
 
@@ -103,7 +103,7 @@ def test_killed_search_continues_without_loss_or_repetition(study: Finished) -> 
 
 
 def twins(results: dict[str, Any]) -> list[str]:
-    untuned = ("recommender", "zero-shot", "text only")
+    untuned = ("recommender", "zero-shot", "keys alone", "text only")
     names = [method["name"] for method in results["methods"] if method["name"] not in untuned]
     return [name for name in names if not name.endswith((" + recommender", ", shuffled slots"))]
 

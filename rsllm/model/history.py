@@ -4,7 +4,7 @@ L = (1 - alpha - beta) L_NIP + alpha L_TT + beta L_UT, each a mean over all posi
 
     L_NIP  the tokens of each next title, in the sequence
     L_UT   the user's vector after every prefix against the key of the item that came next
-    L_TT   the mean state over each item's tokens, in their context, against that item's key
+    L_TT   the mean state over each item's name, in its context, against that item's key
 
 An extension of ours (RSLLM, arXiv 2412.16933, has one target a prompt), and so are the keys, which
 make every item of the catalogue a negative (`rsllm.model.catalogue`).
@@ -52,7 +52,7 @@ class HistoryObjective(nn.Module):
             keys_XK, asked = self.head.keys(), batch.asked
         pairs = []
         if config.alpha:
-            vectors_BMK = self.head.answers(spans(states_BTD, batch))
+            vectors_BMK = self.head.answers(name_means(states_BTD, batch))
             pairs.append(("target", config.alpha, vectors_BMK, asked.past_BM))
         if config.beta:
             vectors_BMK = self._users(states_BTD, batch, keys_XK)
@@ -101,13 +101,16 @@ def at(states_BTD: Tensor, place_BM: Tensor) -> Tensor:
     return states_BTD.gather(1, place_BM[..., None].expand(-1, -1, states_BTD.shape[2]))
 
 
-def spans(states_BTD: Tensor, batch: HistoryBatch) -> Tensor:
-    """Mean state over each item's tokens, in fp32. [B, M, D]."""
+def name_means(states_BTD: Tensor, batch: HistoryBatch) -> Tensor:
+    """Mean state over each item's name, in fp32. [B, M, D].
+
+    Not over its slot, which would tell whose key is asked for.
+    """
     sums_BTD = states_BTD.float().cumsum(1)
     before_BMD = at(sums_BTD, (batch.start_BM - 1).clamp(min=0))
     before_BMD = before_BMD * (batch.start_BM > 0)[..., None]
-    size_BM1 = (batch.end_BM + 1 - batch.start_BM).clamp(min=1)[..., None]
-    return (at(sums_BTD, batch.end_BM) - before_BMD) / size_BM1
+    size_BM1 = (batch.name_end_BM + 1 - batch.start_BM).clamp(min=1)[..., None]
+    return (at(sums_BTD, batch.name_end_BM) - before_BMD) / size_BM1
 
 
 def prefix_means(states_BTD: Tensor, batch: HistoryBatch) -> Tensor:

@@ -66,6 +66,8 @@ class HistoryBatch:
     """Place of each item's first token in its row."""
     end_BM: Tensor
     """Place of each item's last token in its row, 0 behind the last item."""
+    name_end_BM: Tensor
+    """Place of the last token of each item's name; of its slot, where that is all there is."""
     label_N: Tensor
     """The tokens of each item's name but the first item's, each with the terminator."""
     label_state_N: Tensor
@@ -169,6 +171,7 @@ def collate_histories(
         real_BT=torch.arange(length) < torch.tensor([[len(p.tokens)] for p in prompts]),
         start_BM=padded([p.starts for p in prompts], width, 0),
         end_BM=padded([p.ends for p in prompts], width, 0),
+        name_end_BM=padded(list(map(_name_ends, prompts, rows, [encoder] * len(rows))), width, 0),
         label_N=torch.tensor([label for own in labels for label in own], dtype=torch.long),
         label_state_N=torch.tensor(
             [row * length + at for row, own in enumerate(places) for at in own], dtype=torch.long
@@ -184,6 +187,13 @@ def _read(row: Row, encoder: PromptEncoder | None) -> Sequence[int]:
 
 def _num_labels(item: int, encoder: PromptEncoder) -> int:
     return 0 if encoder.representation == "behavioural" else len(encoder.title_ids[item]) + 1
+
+
+def _name_ends(prompt: History, row: Row, encoder: PromptEncoder) -> list[int]:
+    return [
+        start + size - 2 if (size := _num_labels(item, encoder)) else end
+        for item, start, end in zip(_read(row, encoder), prompt.starts, prompt.ends, strict=True)
+    ]
 
 
 def _labels(prompt: History, row: Row, encoder: PromptEncoder) -> tuple[list[int], list[int]]:

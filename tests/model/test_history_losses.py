@@ -90,7 +90,10 @@ class Naive:
 
     def answer(self, number: int, place: int) -> Tensor:
         """The vector of the item at a place, as it stands there."""
-        start, end = self.spans(self.rows[number])[place]
+        row = self.rows[number]
+        start, end = self.spans(row)[place]
+        if self.encoder.representation != "behavioural":  # its name, without its slot
+            end = start + len(self.encoder.title_ids[row.history[place]]) - 1
         tokens = [self.states[number, at] for at in range(start, end + 1)]
         state_D = torch.stack(tokens).mean(0)
         return unit(self.weights["answer_map.weight"] @ self.level(state_D))

@@ -149,6 +149,12 @@ def test_the_layout_is_prompts_and_padding(encoder: PromptEncoder) -> None:
         assert batch.real_BT[number].tolist() == [True] * len(ids) + [False] * behind
         assert batch.start_BM[number].tolist() == [start for start, _ in spans] + [0] * missing
         assert batch.end_BM[number].tolist() == [end for _, end in spans] + [0] * missing
+        sizes = [len(ByHand(encoder).name(item)) for item in row.history]
+        last = [
+            start + size - 1 if size else end
+            for size, (start, end) in zip(sizes, spans, strict=True)
+        ]
+        assert batch.name_end_BM[number].tolist() == last + [0] * missing
         assert batch.asked.past_BM[number].tolist() == [*row.history] + [PADDING] * missing
         following = [*row.history[1:], row.target]
         assert batch.asked.next_BM[number].tolist() == following + [PADDING] * missing
@@ -207,7 +213,8 @@ def test_long_histories_lose_their_oldest_items_whole(encoder: PromptEncoder) ->
                 batch_of(short, rows, found),
                 batch_of(encoder, expected, wanted),
             )
-            for name in ("ids_BT", "item_BT", "start_BM", "end_BM", "label_N", "label_state_N"):
+            places = ("start_BM", "end_BM", "name_end_BM", "label_state_N")
+            for name in ("ids_BT", "item_BT", "label_N", *places):
                 assert torch.equal(getattr(ours, name), getattr(theirs, name)), name
             for name in ("past_BM", "next_BM", "rivals_J"):
                 assert torch.equal(getattr(ours.asked, name), getattr(theirs.asked, name)), name
