@@ -22,11 +22,11 @@ from typing import Any
 
 from rsllm.cli import run_script
 from rsllm.config import DataConfig, Experiment, MixedData
-from rsllm.reproduce.cells import Entry
-from rsllm.reproduce.claims import Claim
-from rsllm.reproduce.grid import Grid, run
-from rsllm.reproduce.paper import BASE, NO_CONTRASTS, RANKED, SOURCES
-from rsllm.settings import replace_in, to_dict
+from rsllm.config.plain import replace_in, to_dict
+from rsllm.study.claims import Claim
+from rsllm.study.grid import Grid, run
+from rsllm.study.paper import BASE, NO_CONTRASTS, RANKED, SOURCES
+from rsllm.study.results import Entry
 
 WHOLE = "RSLLM"
 

@@ -18,7 +18,7 @@ from rsllm import Experiment, Pipeline, RsllmError, replace_in
 from rsllm.cli import run_script
 from rsllm.data.audit import audit, table
 from rsllm.data.prepared import PreparedData
-from rsllm.runs import provenance, write_json
+from rsllm.store.artifacts import provenance, write_json
 
 STORAGE = Path("rsllm-store")
 GIVEN = {"data.split": "given"}

@@ -22,16 +22,16 @@ import numpy as np
 from tabulate import tabulate
 
 from rsllm.cli import add_storage_flag, run_script
+from rsllm.config.plain import flat
 from rsllm.data.prepared import PreparedData
 from rsllm.errors import DataError
 from rsllm.evaluate.compare import Claim, estimates, pair_table, stacked
 from rsllm.evaluate.metrics import Floats
 from rsllm.evaluate.rank import held_out, target_places
-from rsllm.evaluate.tables import Table, pairs, show
-from rsllm.reproduce.cells import Cell
-from rsllm.reproduce.measure import stored_scores
-from rsllm.runs import Store, provenance, read_json, write_json
-from rsllm.settings import flat
+from rsllm.report.tables import Table, pairs, show
+from rsllm.store.artifacts import Store, provenance, read_json, write_json
+from rsllm.study.measure import stored_scores
+from rsllm.study.results import Cell
 
 METRICS = ("HR@1", "MRR")
 SETTINGS = ("judged", "experiment")

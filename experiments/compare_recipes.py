@@ -20,9 +20,9 @@ from typing import Any
 
 from rsllm import Experiment, replace_in
 from rsllm.cli import run_script
-from rsllm.settings import to_dict
-from rsllm.tune.arguments import Budget, parse
-from rsllm.tune.study import Claim, Study, run
+from rsllm.config.plain import to_dict
+from rsllm.flags import Budget, parse
+from rsllm.study.study import Claim, Study, run
 
 BASE = replace_in(
     Experiment(),

@@ -28,16 +28,16 @@ from tabulate import tabulate
 
 from rsllm import Experiment, Pipeline, RsllmError, replace_in
 from rsllm.cli import run_script
-from rsllm.cluster import start_ray
+from rsllm.compute.start import start_ray
 from rsllm.config.presets import preset
 from rsllm.data.prepared import PreparedData
 from rsllm.evaluate.compare import Claim, estimates, pair_table
-from rsllm.evaluate.launch import Method, Outcome, evaluate
+from rsllm.evaluate.run import Method, Outcome, evaluate
 from rsllm.pipeline import run_all
 from rsllm.recommenders import SEEN
 from rsllm.recommenders.embeddings import ItemEmbeddings
 from rsllm.recommenders.rules import RULES
-from rsllm.runs import Store, provenance, read_json, write_json
+from rsllm.store.artifacts import Store, provenance, read_json, write_json
 
 GIVEN = {"data.split": "given"}
 DATA: dict[str, dict[str, Any]] = {

@@ -21,12 +21,12 @@ from matplotlib.figure import Figure
 from tabulate import tabulate
 
 from rsllm.cli import run_script
-from rsllm.cluster import start_ray
+from rsllm.compute.start import start_ray
 from rsllm.config import Experiment
-from rsllm.runs import Store, provenance, read_json, write_json
-from rsllm.settings import replace_in, to_dict
-from rsllm.tune.arguments import Budget, parse
-from rsllm.tune.confirm import train
+from rsllm.config.plain import replace_in, to_dict
+from rsllm.flags import Budget, parse
+from rsllm.store.artifacts import Store, provenance, read_json, write_json
+from rsllm.study.variants import train
 
 BASE = replace_in(
     Experiment(),

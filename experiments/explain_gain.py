@@ -24,11 +24,11 @@ from typing import Any
 
 from rsllm.cli import run_script
 from rsllm.config import Experiment
-from rsllm.reproduce.cells import Entry
-from rsllm.reproduce.claims import Claim
-from rsllm.reproduce.grid import Grid, run
-from rsllm.reproduce.paper import BASE, RANKED
-from rsllm.settings import replace_in
+from rsllm.config.plain import replace_in
+from rsllm.study.claims import Claim
+from rsllm.study.grid import Grid, run
+from rsllm.study.paper import BASE, RANKED
+from rsllm.study.results import Entry
 
 WHOLE, ALONE, JOINED, TEXT = "RSLLM", "recommender", "RSLLM + recommender", "text only"
 POPULARITY, ORDER, SLOTS = "popularity", "order rule", "slot rule"

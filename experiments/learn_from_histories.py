@@ -22,13 +22,13 @@ from typing import Any
 
 from rsllm.cli import run_script
 from rsllm.config import Experiment
+from rsllm.config.plain import replace_in
 from rsllm.config.presets import HISTORIES
-from rsllm.reproduce import paper
-from rsllm.reproduce.cells import Entry
-from rsllm.reproduce.claims import Claim
-from rsllm.reproduce.grid import Grid, run
-from rsllm.settings import replace_in
-from rsllm.tune.arguments import Budget
+from rsllm.flags import Budget
+from rsllm.study import paper
+from rsllm.study.claims import Claim
+from rsllm.study.grid import Grid, run
+from rsllm.study.results import Entry
 
 OURS, ALONE, BOTH, KEYS = "RSLLM, histories", "SASRec", "SASRec + titles", "keys alone"
 TEXT, LLARA = "text only, histories", "LLaRA's form, histories"

@@ -19,11 +19,11 @@ from __future__ import annotations
 
 from rsllm.cli import run_script
 from rsllm.config import Experiment
-from rsllm.reproduce.cells import Entry
-from rsllm.reproduce.claims import Claim
-from rsllm.reproduce.grid import Grid, run
-from rsllm.reproduce.paper import BASE, RANKED
-from rsllm.settings import replace_in
+from rsllm.config.plain import replace_in
+from rsllm.study.claims import Claim
+from rsllm.study.grid import Grid, run
+from rsllm.study.paper import BASE, RANKED
+from rsllm.study.results import Entry
 
 MODELS = {"GRU4Rec": "gru4rec", "Caser": "caser", "SASRec": "sasrec"}
 SHARES = {", 1/8": 8, ", 1/4": 4, ", 1/2": 2, "": 1}

@@ -30,23 +30,23 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import trange
 
-from rsllm.assets import resolve_backbone
+from rsllm.assets.catalogue import resolve_backbone
 from rsllm.cli import add_storage_flag, run_script
 from rsllm.config import Experiment
+from rsllm.config.plain import from_dict
 from rsllm.data.prepared import PreparedData
 from rsllm.data.sequences import Rows
 from rsllm.errors import DataError
-from rsllm.evaluate.launch import RECENCY
 from rsllm.evaluate.metrics import rank_metrics, target_ranks
 from rsllm.evaluate.rank import candidate_scores, candidate_sets, decision, target_places
+from rsllm.evaluate.run import RECENCY
 from rsllm.model import tuned
 from rsllm.model.branches import pointer_scores
 from rsllm.model.tuned import LanguageModel
 from rsllm.prompts.collate import Batch, Row, collate
 from rsllm.recommenders.embeddings import ItemEmbeddings
 from rsllm.recommenders.rules import similarity
-from rsllm.runs import Store, manifest, provenance, read_json, write_json
-from rsllm.settings import from_dict
+from rsllm.store.artifacts import Store, manifest, provenance, read_json, write_json
 from rsllm.train.health import directions
 
 BATCH = 8

@@ -26,14 +26,14 @@ from rsllm.cli import run_script
 from rsllm.config import ProjectorConfig
 from rsllm.data.prepared import PreparedData
 from rsllm.errors import DataError
-from rsllm.evaluate.launch import RECENCY
 from rsllm.evaluate.metrics import rank_metrics, target_ranks
 from rsllm.evaluate.rank import candidate_scores, held_out, target_places
+from rsllm.evaluate.run import RECENCY
 from rsllm.model.hybrid import ItemSlots
 from rsllm.model.tuned import PROJECTOR
 from rsllm.recommenders.embeddings import ItemEmbeddings
 from rsllm.recommenders.rules import similarity
-from rsllm.runs import manifest, provenance, read_json, write_json
+from rsllm.store.artifacts import manifest, provenance, read_json, write_json
 from rsllm.train.health import directions
 
 RECENCIES = (1.0, 0.8, 0.6, 0.5, 0.4, 0.2, 0.0)

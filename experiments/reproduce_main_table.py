@@ -26,10 +26,10 @@ from typing import Any
 
 from rsllm.cli import run_script
 from rsllm.config import Experiment
-from rsllm.reproduce.cells import Entry
-from rsllm.reproduce.claims import Claim
-from rsllm.reproduce.grid import Grid, run
-from rsllm.reproduce.paper import BASE, NO_CONTRASTS, RANKED, SOURCES
+from rsllm.study.claims import Claim
+from rsllm.study.grid import Grid, run
+from rsllm.study.paper import BASE, NO_CONTRASTS, RANKED, SOURCES
+from rsllm.study.results import Entry
 
 MODELS = {"GRU4Rec": "gru4rec", "Caser": "caser", "SASRec": "sasrec"}
 OURS = " + ranking"

@@ -20,9 +20,9 @@ from typing import Any
 
 from rsllm.cli import run_script
 from rsllm.config import Experiment
-from rsllm.settings import replace_in
-from rsllm.tune.arguments import Budget, parse
-from rsllm.tune.study import BY_LIKELIHOOD, Claim, Study, run
+from rsllm.config.plain import replace_in
+from rsllm.flags import Budget, parse
+from rsllm.study.study import BY_LIKELIHOOD, Claim, Study, run
 
 BASE = replace_in(
     Experiment(),

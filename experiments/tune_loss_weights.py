@@ -25,10 +25,10 @@ import optuna
 
 from rsllm.cli import run_script
 from rsllm.config import Experiment
+from rsllm.config.plain import replace_in
 from rsllm.config.presets import HISTORIES
-from rsllm.settings import replace_in
-from rsllm.tune.arguments import Budget, parse
-from rsllm.tune.study import WINNER, Claim, Study, run
+from rsllm.flags import Budget, parse
+from rsllm.study.study import WINNER, Claim, Study, run
 
 BASE = replace_in(
     Experiment(), {**HISTORIES, "data.split": "leave-one-out", "stage2.validations": 2}

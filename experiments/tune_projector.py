@@ -19,9 +19,9 @@ import optuna
 
 from rsllm.cli import run_script
 from rsllm.config import Experiment
-from rsllm.settings import replace_in
-from rsllm.tune.arguments import Budget, parse
-from rsllm.tune.study import Claim, Study, run
+from rsllm.config.plain import replace_in
+from rsllm.flags import Budget, parse
+from rsllm.study.study import Claim, Study, run
 
 BASE = replace_in(
     Experiment(),

@@ -20,11 +20,11 @@ import optuna
 
 from rsllm.cli import run_script
 from rsllm.config import Experiment
+from rsllm.config.plain import replace_in
+from rsllm.flags import Budget, parse
 from rsllm.pipeline import Pipeline
-from rsllm.settings import replace_in
-from rsllm.tune.arguments import Budget, parse
-from rsllm.tune.confirm import confirmed
-from rsllm.tune.search import Search
+from rsllm.study.search import Search
+from rsllm.study.variants import confirmed
 
 BASE = replace_in(Experiment(), {"compute.threads": 1})
 

@@ -8,17 +8,18 @@ The pipeline, each arrow a function from artifacts to an artifact on disk:
     titles, items     -> prompts  -> token ids with item slots          (rsllm.prompts)
     prompts, items    -> train    -> projector and LoRA, in two stages  (rsllm.model, rsllm.train)
     tuned model       -> evaluate -> rankings, intervals, paired tests  (rsllm.evaluate)
-    a search space    -> tune     -> the best of many such runs         (rsllm.tune)
-    a paper's grid    -> cells    -> its tables, figures and verdicts   (rsllm.reproduce)
+    a search space    -> tune     -> the best of many such runs         (rsllm.study)
+    a paper's grid    -> cells    -> its tables, figures and verdicts   (rsllm.study)
+    all of these      -> report   -> tables, pictures and pages         (rsllm.report)
 
 `Experiment` says everything a run depends on; `Pipeline` runs it, computing nothing twice.
 """
 
-from rsllm.assets import fetch
+from rsllm.assets.catalogue import fetch
 from rsllm.config import Experiment
+from rsllm.config.plain import replace_in
 from rsllm.errors import RsllmError
 from rsllm.pipeline import Pipeline
-from rsllm.settings import replace_in
 
 __all__ = ["Experiment", "Pipeline", "RsllmError", "fetch", "replace_in"]
 

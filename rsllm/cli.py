@@ -12,9 +12,9 @@ from typing import Any, NoReturn
 
 import rsllm
 from rsllm.config import Experiment
+from rsllm.config.plain import replace_in
 from rsllm.errors import ConfigError, RsllmError
-from rsllm.settings import replace_in
-from rsllm.tune.arguments import add_backbone_flag, add_setting_flags, overrides
+from rsllm.flags import add_backbone_flag, add_setting_flags, overrides
 
 SAFE_FROM = {
     "torch": ((2, 10), "install 2.10 or newer (CVE-2025-32434, CVE-2026-24747: weights run code)"),
@@ -57,10 +57,10 @@ def _exit_code(run: Callable[[], None]) -> int:
         print(f"rsllm: error: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        from rsllm import cluster
+        from rsllm.compute import start
 
         print("rsllm: interrupted; the same command continues", file=sys.stderr)
-        code = cluster.interrupt_code
+        code = start.interrupt_code
         last_resort = threading.Timer(EXIT_SECONDS, os._exit, [code])
         last_resort.daemon = True
         last_resort.start()
@@ -168,20 +168,21 @@ def add_storage_flag(parser: argparse.ArgumentParser) -> None:
 
 
 def _fetch(arguments: argparse.Namespace) -> None:
-    from rsllm import assets, runs
+    from rsllm.assets import catalogue
+    from rsllm.store import artifacts
 
     for name in arguments.names:
         if arguments.folder:
             from rsllm.data.llara import import_folder
 
-            own = assets.own_sources(name, arguments.folder)
-            folder = assets.fetch(name, sources=own) if own else None
+            own = catalogue.own_sources(name, arguments.folder)
+            folder = catalogue.fetch(name, sources=own) if own else None
             print(folder or import_folder(name, arguments.folder))
         else:
-            print(assets.fetch(name))
+            print(catalogue.fetch(name))
     if not arguments.names:
-        print(f"cache: {runs.cache_root()} (RSLLM_CACHE)")
-        for name, asset in assets.ASSETS.items():
+        print(f"cache: {artifacts.cache_root()} (RSLLM_CACHE)")
+        for name, asset in catalogue.ASSETS.items():
             print(f"{name:22}  {asset.kind:8}  {asset.licence}")
 
 
@@ -213,32 +214,32 @@ def _audit(arguments: argparse.Namespace) -> None:
 
 def _evaluate(arguments: argparse.Namespace) -> None:
     from rsllm.data.prepared import PreparedData
-    from rsllm.evaluate import predictions
-    from rsllm.evaluate.report import tables
     from rsllm.pipeline import Pipeline
-    from rsllm.runs import write_json
+    from rsllm.report.report import tables
+    from rsllm.store.artifacts import write_json
+    from rsllm.study import external
 
     if not arguments.predictions and not arguments.export:
         raise ConfigError("evaluate needs --predictions FILE, or --export FILE to write the sets")
     pipeline = Pipeline(replace_in(Experiment(), overrides(arguments)), arguments.storage)
     data = PreparedData.open(pipeline.prepare())
     if arguments.export:
-        print(predictions.export_candidates(data, arguments.split, arguments.export))
+        print(external.export_candidates(data, arguments.split, arguments.export))
     if arguments.predictions:
         path: Path = arguments.predictions
-        judged = predictions.judge(path, data, arguments.split, pipeline.store)
+        judged = external.judge(path, data, arguments.split, pipeline.store)
         results = path.with_name(f"{path.stem}-{arguments.split}.json")
         write_json(results, judged)
         print(f"{tables(judged)}\n{results}")
 
 
 def _plan(arguments: argparse.Namespace) -> None:
-    from rsllm.train import forecast
+    from rsllm import plan
 
     experiment = replace_in(Experiment(), overrides(arguments))
     path: Path | None = arguments.cluster
-    machine = forecast.read_cluster(path) if path else forecast.this_machine()
-    forecast.plan(experiment, machine, arguments.title_tokens)
+    machine = plan.read_cluster(path) if path else plan.this_machine()
+    plan.plan(experiment, machine, arguments.title_tokens)
 
 
 def _doctor(arguments: argparse.Namespace) -> None:
@@ -248,19 +249,19 @@ def _doctor(arguments: argparse.Namespace) -> None:
 
 
 def _runs(arguments: argparse.Namespace) -> None:
-    from rsllm import inventory
-    from rsllm.runs import Store
+    from rsllm import runs
+    from rsllm.store.artifacts import Store
 
     store = Store.at(arguments.storage)
     match arguments.action:
         case "ls":
-            print(inventory.listing(store))
+            print(runs.listing(store))
         case "show":
-            print(inventory.details(store, *arguments.names))
+            print(runs.details(store, *arguments.names))
         case "diff":
-            print(inventory.difference(store, *arguments.names))
+            print(runs.difference(store, *arguments.names))
         case _:
-            print(inventory.clear(store, days=arguments.older_than, remove=arguments.yes))
+            print(runs.clear(store, days=arguments.older_than, remove=arguments.yes))
 
 
 def _run_stage(arguments: argparse.Namespace) -> None:
@@ -276,7 +277,7 @@ def _run_stage(arguments: argparse.Namespace) -> None:
 def _print_fit(folder: Path) -> None:
     """How good the recommender is, and how much surer it is of rows that it trained on."""
     from rsllm.recommenders import SEEN
-    from rsllm.runs import read_json
+    from rsllm.store.artifacts import read_json
 
     curve, seen = read_json(folder / "training.json")["curve"], read_json(folder / SEEN)
     best = max(curve, key=lambda entry: entry["MRR"])

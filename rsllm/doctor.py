@@ -20,12 +20,12 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from tabulate import tabulate
 from torch.distributed import TCPStore, all_reduce, init_process_group  # type: ignore[attr-defined]
 
-from rsllm.assets import fingerprint, resolve_backbone
-from rsllm.cluster import is_open, start_ray
+from rsllm.assets.catalogue import fingerprint, resolve_backbone
+from rsllm.compute.start import is_open, start_ray
 from rsllm.config import Experiment
 from rsllm.errors import RsllmError
 from rsllm.model.backbone import check_backbone
-from rsllm.runs import Store, cache_root, require_writable
+from rsllm.store.artifacts import Store, cache_root, require_writable
 
 LIBRARIES = ["rsllm", "torch", "ray", "transformers", "deepspeed"]
 WAIT_SECONDS = 60

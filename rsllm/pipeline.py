@@ -11,15 +11,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from rsllm.assets import backbone_here, fetch, fingerprint, resolve_backbone
-from rsllm.cluster import lay_out_on_cluster, start_ray
+from rsllm.assets.catalogue import backbone_here, fetch, fingerprint, resolve_backbone
+from rsllm.compute.layout import DRIVER_CPUS, Layout
+from rsllm.compute.start import lay_out_on_cluster, start_ray
 from rsllm.config import SLOTTED, DataConfig, Experiment, StageConfig
+from rsllm.config.plain import to_dict
 from rsllm.errors import ConfigError
-from rsllm.plan import DRIVER_CPUS, Layout
 from rsllm.prompts.templates import wording
-from rsllm.runs import Store, manifest, read_json
-from rsllm.settings import to_dict
-from rsllm.train.launch import SECTION, Assignment, Stage
+from rsllm.store.artifacts import Store, manifest, read_json
+from rsllm.train.worker import SECTION, Assignment, Stage
 
 KINDS = {
     "recommender": "recommender",
@@ -85,7 +85,7 @@ class Pipeline:
         """
         speaks = self.watched in ("stage1", "stage2")
         from rsllm.data import sources
-        from rsllm.data.shards import raw_location
+        from rsllm.data.prepare import raw_location
 
         for config in (self.experiment.data, *(part.data for part in self.experiment.mixture)):
             if speaks and config.candidates == "full":
@@ -112,7 +112,7 @@ class Pipeline:
         return self._prepare(self.experiment.data)
 
     def _prepare(self, config: DataConfig) -> Path:
-        from rsllm.data.shards import prepare
+        from rsllm.data.prepare import prepare
 
         return prepare(config, self.store, fetch, start_ray)
 
@@ -285,7 +285,7 @@ class Pipeline:
         return fingerprint(self.backbone)
 
     def _train(self, stage: Stage, inputs: dict[str, Any], folders: dict[str, Any]) -> Path:
-        from rsllm.train.attempts import run
+        from rsllm.train.launch import run
 
         _check_batch(self.experiment, stage, self.layout.workers)
         watched = stage == self.watched

@@ -1,108 +1,113 @@
-"""How the machine is used: workers, threads, precision and concurrent trials."""
+"""`rsllm plan`: what training needs, how long it takes and costs, before anything is launched."""
 
+import math
+import os
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from timeit import timeit
+from typing import Any
 
-from rsllm.config import ComputeConfig
+from rsllm.assets.catalogue import resolve_backbone
+from rsllm.compute.layout import Resources, cpu_has_bf16, lay_out
+from rsllm.config import Experiment, Offload
 from rsllm.errors import ConfigError
+from rsllm.model.backbone import check_backbone
+from rsllm.train.memory import GIB, Shape, Step, check_fits, device_memory
 
-DRIVER_CPUS = 0.05
-"""CPU share of a trial's driver, which only waits."""
-TRAINING_SHARE = 0.45
-"""Share of the CPUs that training reserves; what encodes its batches takes half as much again, and
-the rest keeps Ray Data from waiting for ever."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Resources:
-    """What the nodes have that train."""
-
-    cpus: float
-    gpus: float
-    nodes: int = 1
-    bf16: bool = False
-    """Whether the CPUs multiply bf16 in hardware (AVX-512-BF16 or AMX)."""
+EFFICIENCY = 0.46
+"""Training's share of the rate of a matrix product (benchmarks/train_step-2-cores.json)."""
+LABELS = ("gpus", "gpu-gibibytes", "sustained-teraflops", "dollars-per-hour")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Layout:
-    """How one training run is laid out, and how many run side by side."""
+class Machine:
+    """Equal nodes, and what they cost."""
 
-    workers: int
-    cpus_per_worker: float
-    use_gpu: bool
-    threads: int
-    """Torch threads per CPU worker."""
-    precision: Literal["fp32", "bf16"]
-    concurrent_trials: int
-
-    @property
-    def encoder_cpus(self) -> float:
-        """CPU share of the process that encodes a worker's batches."""
-        return min(1.0, self.cpus_per_worker / 2)
+    resources: Resources
+    memory: float
+    """Bytes of a GPU, or of a node without any."""
+    flops: float
+    """Operations per second that a GPU sustains, or a node without any."""
+    price: float = 0.0
+    """Dollars per hour and node."""
 
 
-def lay_out(compute: ComputeConfig, resources: Resources) -> Layout:
-    """Fit a training run to the cluster: GPUs if there are any, else one trial per node.
+def read_cluster(path: Path) -> Machine:
+    """The workers of a Ray cluster file, whose labels say what Ray has no word for.
 
     Raises:
-        ConfigError: more workers, or nodes for them, than the cluster can ever give, or ZeRO 0
-            with a bf16 engine.
+        ConfigError: no such file, or a worker type without these labels.
     """
-    use_gpu = resources.gpus >= 1
-    slots = int(resources.gpus if use_gpu else resources.cpus)
-    workers = compute.workers or 1
-    if workers > slots:
+    import yaml
+
+    try:
+        cluster = yaml.safe_load(path.read_text())
+        types: dict[str, Any] = cluster["available_node_types"]
+        worker = next(t for name, t in types.items() if name != cluster["head_node_type"])
+        gpus, gibibytes, teraflops, price = (float(worker["labels"][label]) for label in LABELS)
+        nodes = int(worker["max_workers"])
+    except (OSError, yaml.YAMLError, LookupError, TypeError, ValueError, StopIteration) as error:
         raise ConfigError(
-            f"compute.workers is {workers}, but the cluster has {slots}"
-            f" {'GPUs' if use_gpu else 'CPU cores'}; lower it"
-        )
-    if compute.placement == "spread" and workers > resources.nodes:
-        raise ConfigError(
-            f"compute.placement is spread, a node for each of {workers} workers, but there are"
-            f" {resources.nodes}; lower compute.workers or choose pack"
-        )
-    if use_gpu:
-        concurrent, threads = int(resources.gpus) // workers, 0
-        cpus = min(8.0, _cpus(TRAINING_SHARE * resources.cpus / resources.gpus))
-    else:
-        cores = resources.cpus / resources.nodes
-        side_by_side = int(cores) // compute.threads if compute.threads else 1
-        concurrent = max(1, resources.nodes * max(1, side_by_side) // workers)
-        per_node = -(-workers * concurrent // resources.nodes)
-        threads = compute.threads or max(1, int(cores) // per_node)
-        cpus = _cpus(TRAINING_SHARE * cores / per_node)
-    return Layout(
-        workers=workers,
-        cpus_per_worker=cpus,
-        use_gpu=use_gpu,
-        threads=threads,
-        precision=_precision(compute, resources, use_gpu),
-        concurrent_trials=concurrent,
-    )
+            f"{path} does not say what its workers are ({type(error).__name__}: {error}); give the"
+            f" worker type max_workers and the labels {', '.join(LABELS)}, as cluster/gpu.yaml does"
+        ) from error
+    total = Resources(cpus=8 * gpus * nodes, gpus=gpus * nodes, nodes=nodes)
+    return Machine(resources=total, memory=gibibytes * GIB, flops=teraflops * 1e12, price=price)
 
 
-def _cpus(share: float) -> float:
-    """What Ray can reserve: less than one CPU, or whole ones."""
-    return share if share < 1 else float(int(share))
-
-
-def _precision(
-    compute: ComputeConfig, resources: Resources, use_gpu: bool
-) -> Literal["fp32", "bf16"]:
-    precision = compute.precision
-    if precision == "auto":
-        precision = "bf16" if use_gpu or resources.bf16 else "fp32"
-    if use_gpu and precision == "bf16" and compute.zero_stage == 0:
-        raise ConfigError(
-            "compute.zero_stage 0 with DeepSpeed's bf16 trains to other numbers than stages 1 to 3;"
-            " use stage 1, 2 or 3, or compute.precision fp32"
-        )
-    return precision
-
-
-def cpu_has_bf16() -> bool:
-    """Whether this machine's CPU multiplies bf16 in hardware."""
+def this_machine() -> Machine:
+    """The GPUs that this process sees, or this machine's cores; a matrix product says how fast."""
     import torch
 
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    gpus = torch.cuda.device_count()
+    total = Resources(cpus=os.cpu_count() or 1, gpus=gpus, bf16=cpu_has_bf16())
+    a = torch.ones(2048, 2048, dtype=torch.bfloat16, device="cuda" if gpus else "cpu")
+    seconds = min(timeit(lambda: float((a @ a)[0, 0]), number=1) for _ in range(4))
+    flops = EFFICIENCY * 2 * 2048**3 / seconds
+    return Machine(resources=total, memory=device_memory(gpus > 0), flops=flops)
+
+
+def plan(experiment: Experiment, machine: Machine, title: float) -> None:
+    """Print what the stages need and cost: a table for the one that needs most.
+
+    Args:
+        title: tokens of a title, on average.
+
+    Raises:
+        ConfigError: a layout or a backbone that cannot be, or a launch that is doomed.
+    """
+    from tabulate import tabulate
+
+    layout, source = lay_out(experiment.compute, machine.resources), experiment.backbone.source
+    backbone = resolve_backbone(source, weights=False)
+    check_backbone(backbone, experiment, weights=False)
+    stages = {name: getattr(experiment, name) for name in ("stage1", "stage2")}
+    shapes = {
+        n: Shape.of(experiment, s, layout.workers, title) for n, s in stages.items() if s.steps
+    }
+    steps = {n: Step(backbone, experiment.backbone, s, layout) for n, s in shapes.items()}
+    name, step = max(steps.items(), key=lambda item: item[1].need(2)["total"])
+    zero = range(layout.use_gpu and layout.precision == "bf16", 4)
+    ways: list[tuple[int, Offload]] = [(stage, "none") for stage in zero]
+    if layout.use_gpu:
+        ways += [(2, "optimizer"), (3, "optimizer"), (3, "parameters")]
+    needs = [step.need(*way) for way in ways]
+    fits = ["no" if need["total"] > machine.memory else "yes" for need in needs]
+    sizes = [[size / GIB for size in need.values()] for need in needs]
+    rows = [[*way, *size, fit] for way, size, fit in zip(ways, sizes, fits, strict=True)]
+    shape, whole = step.shape, step.whole
+    print(
+        f"{whole['parameters']:,} parameters, {whole['trained']:,} trained, {layout.precision}\n"
+        f"{name}, {shape.rows} rows of {shape.prompt + shape.branches} tokens: GiB per worker, of"
+        f" {machine.memory / GIB:.1f}\n"
+        + tabulate(rows, ["ZeRO", "offload", *needs[0], "fits"], floatfmt=".2f")
+    )
+    flops = sum(stages[n].samples / s.shape.rows * s.whole["flops"] for n, s in steps.items())
+    hours = flops / layout.workers / machine.flops / 3600
+    nodes = math.ceil(layout.workers * machine.resources.nodes / max(1, machine.resources.gpus))
+    print(
+        f"training steps: {flops:.2e} operations, {hours:.1f} h on {layout.workers} workers"
+        f" ({hours * nodes * machine.price:.2f} dollars)"
+    )
+    compute = experiment.compute
+    check_fits(step.need(compute.zero_stage, compute.offload), name, machine.memory)

@@ -1,400 +1,355 @@
-"""Artifacts: committed whole, hashed, keyed by what made them, computed once.
-
-An artifact is a folder. `commit_dir` stages it beside its final place, writes `manifest.json`
-(path, size and SHA-256 of every file) last and renames it in, so a folder that has a manifest is
-complete. `Mirror` keeps such folders on a disk or at a URI. `Store` keys artifacts by the hash of
-their inputs, and `Store.get` makes each one once.
-"""
+"""What a store holds: listed, shown, compared, and cleared of what nothing will read again."""
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
+import itertools
 import json
 import os
-import platform
-import shutil
-import tempfile
+import re
 import time
-import uuid
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from importlib import metadata
+from calendar import timegm
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import platformdirs
-from filelock import FileLock, Timeout
+from tabulate import tabulate
 
-import rsllm
-from rsllm.errors import CheckpointError, ConfigError
-from rsllm.remote import Remote
-from rsllm.settings import content_hash
-from rsllm.versions import decided_by
+from rsllm.config.plain import flat
+from rsllm.errors import CheckpointError, ConfigError, require
+from rsllm.store.artifacts import MANIFEST, Mirror, Store, manifest
+from rsllm.store.versions import VERSIONS
 
-MANIFEST = "manifest.json"
-
-
-def cache_root() -> Path:
-    """Where a node keeps what it fetched: `$RSLLM_CACHE`, or the user's cache folder."""
-    root = Path(os.environ.get("RSLLM_CACHE") or platformdirs.user_cache_path("rsllm"))
-    return root.expanduser().absolute()
-
-
-def sha256(path: Path) -> str:
-    """Hex SHA-256 of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write `value` as JSON; a crash leaves the old file or the new one, never half of it."""
-    staging = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    staging.write_text(json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n")
-    _fsync(staging)
-    staging.replace(path)
+KINDS = tuple(VERSIONS)
+DAY, MIB = 86400.0, 1024**2
+SHOWN = ("samples", "seconds", "MRR", "HR@1", "HR@5", "NDCG@10")
+"""Of the validation that an artifact's weights had."""
+NONSENSE = (
+    CheckpointError,
+    LookupError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    RecursionError,
+)
+"""What a file raises in which a stranger wrote it."""
+OUTCOMES = {"results.json", "page.html"}
+"""Of a study, and of a paper's tables."""
+MOST = 4
+"""Settings in a line of the list."""
 
 
-def read_json(path: Path) -> Any:
-    """Read a JSON file.
+@dataclass(frozen=True)
+class Artifact:
+    """What its manifest and learning curve say."""
 
-    Raises:
-        CheckpointError: the file is missing or not JSON.
-    """
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"cannot read {path}: {error}") from error
+    name: str
+    """KIND/KEY."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """All that decides it, by dotted paths."""
+    keys: frozenset[str] = frozenset()
+    """Of what it was made of, among others."""
+    made: dict[str, Any] = field(default_factory=dict)
+    """When, of which versions of the code and of packages, on what."""
+    days: float = 0.0
+    """Since then."""
+    files: dict[str, int] | None = None
+    """Their bytes; without any it is damaged."""
+    validation: dict[str, float] = field(default_factory=dict)
 
+    @property
+    def mebibytes(self) -> float:
+        """Of its files."""
+        return sum((self.files or {}).values()) / MIB
 
-def require_writable(folder: Path, purpose: str, remedy: str) -> None:
-    """Create a folder and prove that it can be written.
-
-    Raises:
-        ConfigError: it cannot; the message ends in the remedy.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        reason = f"{purpose} {folder} cannot be written ({error.strerror}); {remedy}"
-        raise ConfigError(reason) from error
-
-
-@contextlib.contextmanager
-def commit_dir(final: Path, **facts: Any) -> Iterator[Path]:
-    """Yield a staging folder that becomes `final`, with a manifest of its files and `facts`.
-
-    A crash or an exception leaves no `final`. If another process committed the same folder
-    meanwhile, that one stays and this one is dropped. What processes that were killed staged for
-    the same folder on this machine is removed.
-    """
-    with _staged(final) as staging:
-        yield staging
-        seal(staging, facts)
+    def is_of(self, other: Artifact) -> bool:
+        """Whether the other one is among what it was made of."""
+        return _key(other) in self.keys
 
 
-@contextlib.contextmanager
-def _staged(final: Path) -> Iterator[Path]:
-    final.parent.mkdir(parents=True, exist_ok=True)
-    for left in final.parent.glob(f".{final.name}.{_host()}-*.staging"):
-        try:
-            with contextlib.suppress(PermissionError):  # it lives, as another user's
-                os.kill(int(left.name.split("-")[-2]), 0)
-        except ProcessLookupError:
-            shutil.rmtree(left, ignore_errors=True)
-    staging = _beside(final)
-    staging.mkdir()
-    try:
-        yield staging
-        try:
-            staging.rename(final)
-        except OSError:
-            if not (final / MANIFEST).exists():
-                raise
-        _fsync(final.parent)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-
-
-def _beside(final: Path) -> Path:
-    """Where this process may stage what comes to a place, or put aside what is there."""
-    return final.with_name(f".{final.name}.{_host()}-{os.getpid()}-{uuid.uuid4().hex[:8]}.staging")
-
-
-def _host() -> str:
-    """Within which process ids mean the same: one machine, and one container of it."""
-    return content_hash([platform.node(), Path("/proc/self/ns/pid").resolve().name])[:8]
-
-
-def seal(folder: Path, facts: Mapping[str, Any]) -> None:
-    """Flush every file of a folder, then write its manifest; a sealed folder is complete."""
-    files = {}
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-        _fsync(path)
-        name, size = path.relative_to(folder).as_posix(), path.stat().st_size
-        files[name] = {"bytes": size, "sha256": sha256(path)}
-    whole = {name: fact for name, fact in facts.items() if name != "digest"} | {"files": files}
-    write_json(folder / MANIFEST, {**whole, "digest": content_hash(whole)})
-    _fsync(folder)
-
-
-def _fsync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def manifest(folder: Path, *, verify: bool = False) -> dict[str, Any]:
-    """The manifest of a committed folder, its files checked by size and, on `verify`, by hash.
+def artifacts(store: Store) -> list[Artifact]:
+    """All of a store's, kind by kind, the oldest first; nothing but manifests and curves is read.
 
     Raises:
-        CheckpointError: no manifest, or a file that is missing, elsewhere, extra-short or altered.
+        ConfigError: there is no such folder.
+        CheckpointError: something cannot be read, such as another user's.
     """
-    facts, files = _stated(folder)
-    for name, (size, digest) in files.items():
-        path = folder / name
-        if not path.is_file() or not path.resolve().is_relative_to(folder.resolve()):
-            raise CheckpointError(f"{folder} is damaged: {name} is not in it; delete it to rebuild")
-        if path.stat().st_size != size or (verify and sha256(path) != digest):
-            raise CheckpointError(f"{folder} is damaged: {name} was altered; delete it to rebuild")
-    return facts
+    if store.remote is None and not store.root.is_dir():
+        raise ConfigError(f"{store.location} is no store; name one with --storage")
+    names = [
+        f"{kind}/{key}"
+        for kind in KINDS
+        for key in _names(store, kind)
+        if re.fullmatch("[0-9a-f]{16}", key) and not (store.root / kind).is_symlink()
+    ]
+    found = [one for name in names if (one := _read(store, name))]
+    return sorted(found, key=lambda one: (KINDS.index(_kind(one)), -one.days))
 
 
-def _stated(folder: Path) -> tuple[dict[str, Any], dict[str, tuple[int, str]]]:
-    """A folder's manifest, checked by its digest, and size and hash of each file in it."""
-    facts: dict[str, Any] = read_json(folder / MANIFEST)
-    stated = facts.pop("digest", None) if isinstance(facts, dict) else None
-    if stated not in (None, content_hash(facts)):
-        raise CheckpointError(f"{folder} is damaged: {MANIFEST} was altered; delete it to rebuild")
-    try:
-        files = {name: (file["bytes"], file["sha256"]) for name, file in facts["files"].items()}
-    except (AttributeError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{folder} is damaged: {MANIFEST} lists no files") from error
-    return facts, files
-
-
-def unseen(location: str) -> ConfigError:
-    """Of what should be in the storage."""
-    return ConfigError(
-        f"{location} is not on storage that {platform.node()} sees; give --storage a folder that"
-        " every node of the cluster mounts, or a URI, such as s3://bucket/path"
+def listing(store: Store) -> str:
+    """Tables of artifacts, of runs that have not ended, and of studies."""
+    found, rows = artifacts(store), []
+    for _, group in itertools.groupby(found, _kind):
+        kind = list(group)
+        varies = _varying([one.settings for one in kind])
+        for one in kind:
+            told = [f"{path}={_word(one.settings.get(path), 4)}" for path in varies[:MOST]]
+            more = ["..."] if len(varies) > MOST else []
+            what = " ".join([*told, *more]) if one.files else "damaged"
+            rows.append(
+                [one.name, one.made.get("time"), one.mebibytes, one.validation.get("MRR"), what]
+            )
+    ended = _runs(found)
+    runs = [(name, _state(store, name)) for name in _names(store, "running") if name not in ended]
+    studies = [
+        (name, "there" if OUTCOMES & {*_names(store, f"studies/{name}")} else "none yet")
+        for name in _names(store, "studies")
+    ]
+    header = ["artifact", "made (UTC)", "MiB", "MRR", "differs from its kind in"]
+    return _joined(
+        tabulate(rows, header, floatfmt=("", "", ".1f", ".3f", "")) if rows else "no artifacts",
+        tabulate(runs, ["run that has not ended", "state"], disable_numparse=True) if runs else "",
+        tabulate(studies, ["study", "results"], disable_numparse=True) if studies else "",
     )
 
 
-def provenance() -> dict[str, Any]:
-    """What made a result: versions, machine and time. No environment: it holds secrets."""
-    packages = ("torch", "transformers", "peft", "deepspeed", "ray", "optuna", "numpy")
-    return {
-        "rsllm": rsllm.__version__,
-        "python": platform.python_version(),
-        "packages": {name: metadata.version(name) for name in packages},
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+def details(store: Store, name: str) -> str:
+    """All that decides an artifact, what it was made of, how good it was, and its files."""
+    found = artifacts(store)
+    one = _find(found, name, store)
+    facts = {
+        "made of": " ".join(other.name for other in found if one.is_of(other)),
+        "made from it": " ".join(other.name for other in found if other.is_of(one)),
+        **{metric: _word(value) for metric, value in one.validation.items()},
+        **{path: _word(value) for path, value in one.made.items()},
     }
+    settings = [(path, _word(value)) for path, value in one.settings.items()]
+    return _joined(
+        f"{store.below(one.name)}{'' if one.files else ' is damaged'}",
+        tabulate(facts.items(), tablefmt="plain", disable_numparse=True),
+        tabulate(settings, ["decided by", "value"], disable_numparse=True),
+        tabulate((one.files or {}).items(), ["file", "bytes"]),
+    )
 
 
-@dataclass(frozen=True)
-class Mirror:
-    """Committed folders by name: in a local folder, or at a URI with a copy on nodes that need one.
+def difference(store: Store, first: str, second: str) -> str:
+    """What two artifacts differ in: settings, sources, versions, and how good they were."""
+    found = artifacts(store)
+    both = [_find(found, name, store) for name in (first, second)]
+    facts = [one.settings | one.made | one.validation for one in both]
+    rows = [[path, *(_word(side.get(path)) for side in facts)] for path in _varying(facts)]
+    header = ["differs in", *(one.name for one in both)]
+    if not rows:
+        return f"{both[0].name} and {both[1].name} differ in nothing"
+    return _joined(tabulate(rows, header, disable_numparse=True))
 
-    Renaming is not atomic at a URI. There, files lie below their manifest's digest, so that two who
-    upload one name at the same time do not mix theirs, and a folder is there once its manifest is,
-    which comes last.
+
+def clear(store: Store, *, days: float | None, remove: bool) -> str:
+    """A table of what nothing will read again; it is removed if told so.
+
+    That is what is damaged, checkpoints of runs that ended, and what was left half-written a day
+    ago. What was ever judged stays, and what it was made of.
+
+    Args:
+        days: if given also artifacts that old of which nothing younger was made, those of other
+            code, and checkpoints and notes of Ray that nothing has touched for so long.
+        remove: or only look.
+
+    Raises:
+        ConfigError: days that are none or, at a URI, any, since nobody knows there who uses what;
+            something runs on the store, or cannot be removed.
     """
-
-    location: str
-    """The local folder, or the URI."""
-
-    @property
-    def remote(self) -> Remote | None:
-        """What is at the URI, if it is one."""
-        return Remote(self.location) if "://" in self.location else None
-
-    @property
-    def root(self) -> Path:
-        """The local folder, or this node's for copies."""
-        scheme, separator, path = self.location.partition("://")
-        return cache_root() / "stores" / scheme / path.lstrip("/") if separator else Path(scheme)
-
-    def below(self, name: str) -> str:
-        """The location of one of the folders."""
-        return f"{self.location}/{name}"
-
-    def names(self) -> list[str]:
-        """Of all folders, sorted; at a URI, of those that are complete."""
-        if self.remote is None:
-            return sorted(path.name for path in self.root.glob("[!.]*"))
-        return [name for name in self.remote.names() if self.remote.read(f"{name}/{MANIFEST}")]
-
-    def fetch(self, name: str) -> bool:
-        """Whether there is such a folder; a copy is on this node then, compared hash by hash.
-
-        Raises:
-            CheckpointError: what is at the URI is damaged.
-        """
-        final = self.root / name
-        if self.remote is None:
-            return (final / MANIFEST).exists()
-        final.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(final.with_name(f".{final.name}.lock")):
-            stated = self.remote.read(f"{name}/{MANIFEST}")
-            copied = final / MANIFEST
-            if stated and not (copied.exists() and copied.read_bytes() == stated):
-                shutil.rmtree(final, ignore_errors=True)
-                with _staged(final) as staging:
-                    self._copy(self.remote, name, stated, staging)
-        return stated is not None
-
-    def _copy(self, remote: Remote, name: str, stated: bytes, staging: Path) -> None:
-        (staging / MANIFEST).write_bytes(stated)
-        try:
-            facts, files = _stated(staging)
-            remote.download(f"{name}/{content_hash(facts)}", files, staging)
-            manifest(staging, verify=True)
-        except CheckpointError as error:
-            named = str(error).replace(str(staging), self.below(name))
-            raise CheckpointError(named) from error
-
-    def upload(self, name: str, folder: Path) -> None:
-        """Put a sealed folder to the URI, if it is one."""
-        if self.remote is not None:
-            facts, files = _stated(folder)
-            self.remote.upload(folder, files, f"{name}/{content_hash(facts)}")
-            self.remote.upload(folder, [MANIFEST], name)
-
-    def share(self, name: str) -> None:
-        """Put a folder for people, such as a report, to the URI, if it is one, as it is."""
-        if self.remote is not None:
-            files = [path for path in (self.root / name).rglob("*") if path.is_file()]
-            names = [path.relative_to(self.root / name).as_posix() for path in files]
-            self.remote.upload(self.root / name, names, name)
-
-    def remove(self, name: str) -> None:
-        """Remove a folder, at once as others see it; what cannot be removed stays."""
-        if self.remote is not None:
-            with contextlib.suppress(CheckpointError):
-                self.remote.remove(f"{name}/{MANIFEST}")
-                self.remote.remove(name)
-        aside = _beside(self.root / name)
-        with contextlib.suppress(OSError):
-            (self.root / name).rename(aside)
-            shutil.rmtree(aside, ignore_errors=True)
+    require(days is None or days >= 0, f"--older-than {days} is no number of days; give 0 or more")
+    require(days is None or not store.remote, "--older-than is for folders; a bucket has its rules")
+    for lock in sorted((store.root / "locks").glob("*.lock")) if remove else ():
+        who = store.holder(lock.stem)
+        require(not who, f"{who} runs {lock.stem}; clear {store.location} when nothing runs on it")
+    found = artifacts(store)
+    size = {one.name: one.mebibytes for one in found if one.files}
+    reasons = dict([*_left_behind(store, found, days), *_needless(store, found, days)])
+    rows = [(n, size.get(n) or _mebibytes(store.root / n), why) for n, why in reasons.items()]
+    if not rows:
+        return "nothing to remove"
+    for name in reasons if remove else ():
+        store.remove(name)
+    left = [name for name in reasons if remove and _is_there(store, name)]
+    require(not left, f"{', '.join(left)} cannot be removed; see whose they are")
+    total = f"{sum(row[1] for row in rows):.1f} MiB"
+    end = f"{total} removed" if remove else f"{total} could be removed: --yes does it"
+    return _joined(tabulate(rows, ["what", "MiB", "why"], floatfmt=".1f"), end)
 
 
-@dataclass(frozen=True)
-class Store(Mirror):
-    """Content-addressed artifacts, KIND/KEY, in a folder that all nodes see, or at a URI."""
+def _needless(
+    store: Store, found: Sequence[Artifact], days: float | None
+) -> Iterator[tuple[str, str]]:
+    """Artifacts that can go, and why; by age none while a run may read it that has not ended."""
+    yield from ((one.name, "damaged") for one in found if not one.files)
+    unfinished = {*_names(store, "running")} - _runs(found)
+    if days is None or any(_untouched(store.root / "running" / n) < days for n in unfinished):
+        return
+    sound = [one for one in found if one.files]
+    other = {one.name for one in sound if one.made.get("version") != VERSIONS[_kind(one)]}
+    kept = {
+        one.name: one
+        for one in sound
+        if one.days < days or (_kind(one) == "evaluation" and one.name not in other)
+    }
+    reached = list(kept.values())
+    for one in reached:  # which grows
+        sources = [source for source in sound if one.is_of(source) and source.name not in kept]
+        kept |= {source.name: source for source in sources}
+        reached += sources
+    for one in sound:
+        if one.name not in kept:
+            by = ", by other code" if one.name in other else ""
+            yield one.name, f"{one.days:.0f} days old{by}, nothing that stays was made of it"
 
-    @classmethod
-    def at(cls, location: str | Path) -> Store:
-        """A store that may be there, to be read."""
-        text = str(location)
-        return cls(text.rstrip("/") if "://" in text else str(Path(text).expanduser().absolute()))
 
-    @classmethod
-    def open(cls, location: str | Path) -> Store:
-        """Open (or create) a store after proving that it can be written.
+def _left_behind(
+    store: Store, found: Sequence[Artifact], days: float | None
+) -> Iterator[tuple[str, str]]:
+    """Folders of runs that can go, and why."""
+    ended = _runs(found)
+    for name in _names(store, "running"):
+        if name in ended:
+            yield f"running/{name}", "checkpoints of a run that ended"
+        elif days is not None and _untouched(store.root / "running" / name) >= days:
+            yield f"running/{name}", f"untouched for {days:g} days"
+    for path in (*store.root.glob("*/.*.staging"), *store.root.glob("running/*/.*.staging")):
+        if _untouched(path) > 1:
+            yield path.relative_to(store.root).as_posix(), "half-written"
+    for path in store.root.glob("ray/[!.]*"):
+        if days is not None and path.is_dir() and _untouched(path) >= days:
+            yield f"ray/{path.name}", f"untouched for {days:g} days"
 
-        Raises:
-            ConfigError: it cannot, or the package is missing that reaches the URI.
-        """
-        remedy, store = "choose another with --storage", cls.at(location)
-        if store.remote is not None:
-            store.remote.require_writable(remedy)
-        require_writable(store.root, "storage", remedy)
-        return store
 
-    def path(self, kind: str, inputs: Any) -> Path:
-        """Where this node has the artifact of `kind` made from `inputs` (JSON-ready)."""
-        return self.root / kind / content_hash(decided_by(kind, inputs))
+def _runs(found: Sequence[Artifact]) -> set[str]:
+    """The names of the runs that made them; what is damaged will be made again."""
+    return {one.name.replace("/", "-") for one in found if one.files}
 
-    def name(self, path: Path) -> str:
-        """What all nodes know an artifact by."""
-        return "/".join(path.parts[-2:])
 
-    def local(self, path: str | Path) -> Path:
-        """Where this node has an artifact that has some path on another one; fetched if need be.
+def _is_there(store: Store, name: str) -> bool:
+    folder, _, last = name.rpartition("/")
+    return (store.root / name).exists() or last in _names(store, folder)
 
-        Raises:
-            CheckpointError: it is damaged.
-            ConfigError: this node does not see it.
-        """
-        here = self.root / self.name(Path(path))
-        if not self.holds(here):
-            raise unseen(self.below(self.name(here)))
-        return here
 
-    def holds(self, path: Path) -> bool:
-        """Whether an artifact exists; if so it is on this node now."""
-        return (path / MANIFEST).exists() or self.fetch(self.name(path))
+def _untouched(folder: Path) -> float:
+    """Days since anything in it changed."""
+    return (time.time() - max((stat.st_mtime for stat in _stats(folder)), default=0)) / DAY
 
-    def get(self, kind: str, inputs: Any, make: Callable[[Path], Any]) -> Path:
-        """The artifact's folder; `make(staging)` fills it if it does not exist yet."""
 
-        def commit() -> None:
-            with self.commit(kind, inputs) as staging:
-                make(staging)
+def _mebibytes(folder: Path) -> float:
+    return sum(stat.st_size for stat in _stats(folder)) / MIB
 
-        return self.ensure(self.path(kind, inputs), commit)
 
-    def ensure(self, path: Path, commit: Callable[[], Any]) -> Path:
-        """The artifact's folder; `commit()`, perhaps on another node, if it does not exist yet."""
-        if not (path / MANIFEST).exists():
-            with self.alone(f"{path.parent.name}-{path.name}", waits=True):
-                if not self.holds(path):
-                    commit()
-                    self.holds(path)
-        manifest(path)
-        return path
+def _stats(folder: Path) -> list[os.stat_result]:
+    """Of all that is in a folder, as long as it is there."""
+    found = []
+    with contextlib.suppress(OSError):
+        for path in (folder, *folder.rglob("*")):
+            found.append(path.lstat())
+    return found
 
-    @contextlib.contextmanager
-    def commit(self, kind: str, inputs: Any) -> Iterator[Path]:
-        """Yield a staging folder that becomes the artifact, at the URI before it does here."""
-        path = self.path(kind, inputs)
-        with _staged(path) as staging:
-            yield staging
-            seal(staging, {"kind": kind, "provenance": provenance(), **decided_by(kind, inputs)})
-            self.upload(self.name(path), staging)
 
-    @contextlib.contextmanager
-    def alone(self, name: str, *, waits: bool) -> Iterator[None]:
-        """Keep others from the same work while the block runs; who dies, lets go.
+def _read(store: Store, name: str) -> Artifact | None:
+    stated = _bytes(store, f"{name}/{MANIFEST}")
+    if stated is None:
+        return None
+    try:
+        facts = json.loads(stated)
+        inputs, made = facts.get("inputs", {}), dict(flat(facts.get("provenance", {})))
+        when = timegm(time.strptime(made["time"], "%Y-%m-%dT%H:%M:%SZ")) if made else 0
+        made["version"] = facts.get("version")
+        files = {file: int(fact["bytes"]) for file, fact in facts["files"].items()}
+        keys = frozenset(re.findall(r"\b[0-9a-f]{16}\b", json.dumps(inputs)))
+        if store.remote is None:
+            manifest(store.root / name)
+        days = (time.time() - when) / DAY
+        one = Artifact(name, dict(flat(inputs)), keys, made, days, files)
+    except NONSENSE:
+        return Artifact(name)
+    place = f"{name}/{facts.get('digest')}" if store.remote else name
+    return replace(one, validation=_validation(name, _bytes(store, f"{place}/training.json")))
 
-        Under a URI only processes of the same machine are kept from it.
 
-        Raises:
-            ConfigError: another process is at it, and this one does not wait.
-        """
-        path = self.root / "locks" / f"{name}.lock"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        note, lock = path.with_suffix(".holder"), FileLock(path)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            who = self.holder(name) or "another process"
-            if not waits:
-                raise ConfigError(f"{who} runs {name} already; let it end or end it") from None
-            print(f"rsllm: waiting for {who}, which makes {name}", flush=True)
-            lock.acquire()
-        try:
-            since = time.strftime("%Y-%m-%d %H:%M:%S")
-            note.write_text(f"process {os.getpid()} on {platform.node()} (since {since})")
-            yield
-        finally:
-            note.unlink(missing_ok=True)
-            lock.release()
+def _validation(name: str, training: bytes | None) -> dict[str, float]:
+    """Of a recommender's best epoch, or of the end of a language model's training."""
+    try:
+        curve = json.loads(training or b"{}").get("curve") or [{}]
+        best = max(curve, key=lambda entry: float(entry.get("MRR", 0)))
+        kept = best if name.startswith("recommender/") else curve[-1]
+        return {metric: float(kept[metric]) for metric in SHOWN if metric in kept}
+    except NONSENSE:
+        return {}
 
-    def holder(self, name: str) -> str:
-        """Who is at some work of `alone`; empty if nobody on this machine is any more."""
-        path = self.root / "locks" / f"{name}.lock"
-        try:
-            if path.exists():
-                FileLock(path).acquire(timeout=0).lock.release()
-            return ""
-        except (Timeout, PermissionError):
-            text = path.with_suffix(".holder")
-            return text.read_text() if text.exists() else "another process"
+
+def _find(found: Sequence[Artifact], name: str, store: Store) -> Artifact:
+    """The one that a path, a name, a key, or the beginning of either means.
+
+    Raises:
+        ConfigError: none, or more than one.
+    """
+    asked = "/".join(Path(name).parts[-2:])
+    meant = [
+        one
+        for one in found
+        if asked and (one.name.startswith(asked) or _key(one).startswith(asked))
+    ]
+    if len(meant) != 1:
+        several = ", ".join(one.name for one in meant) or "nothing"
+        text = f"{name} means {several} in {store.location}; see rsllm runs ls"
+        raise ConfigError(_joined(text))
+    return meant[0]
+
+
+def _state(store: Store, run: str) -> str:
+    steps = [name for name in _names(store, f"running/{run}") if name.startswith("step-")]
+    reached = f"checkpoint {max(steps)}" if steps else "no checkpoint"
+    return f"{reached}, {store.holder(run) or 'nobody at it'}"
+
+
+def _names(store: Store, folder: str) -> list[str]:
+    """What a folder of the store holds, complete or not."""
+    below = Mirror(store.below(folder))
+    return below.remote.names() if below.remote else below.names()
+
+
+def _bytes(store: Store, path: str) -> bytes | None:
+    """Of a file, if there is one."""
+    if store.remote is not None:
+        return store.remote.read(path)
+    try:
+        return (store.root / path).read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise CheckpointError(f"{store.root / path} cannot be read: {error.strerror}") from error
+
+
+def _kind(one: Artifact) -> str:
+    return one.name.partition("/")[0]
+
+
+def _key(one: Artifact) -> str:
+    return one.name.rpartition("/")[2]
+
+
+def _varying(sides: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Paths whose values are not the same everywhere."""
+    paths = dict.fromkeys(path for side in sides for path in side)
+    return [path for path in paths if len({_word(side.get(path)) for side in sides}) > 1]
+
+
+def _word(value: Any, digits: int = 0) -> str:
+    """A value, exactly or of so many digits."""
+    if isinstance(value, float):
+        return f"{value:.{digits}g}" if digits else repr(value)
+    return "-" if value is None else value if isinstance(value, str) else json.dumps(value)
+
+
+def _joined(*tables: str) -> str:
+    """For a terminal, which no character of it can command."""
+    text = "\n\n".join(filter(None, tables))
+    return "".join(char if char.isprintable() or char == "\n" else "?" for char in text)

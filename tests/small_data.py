@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from rsllm.config import DataConfig
+from rsllm.config.plain import to_dict
 from rsllm.data import prepared
 from rsllm.data.prepared import PreparedData
 from rsllm.data.sequences import (
@@ -21,8 +22,7 @@ from rsllm.data.sequences import (
     user_targets,
     windows,
 )
-from rsllm.runs import commit_dir, write_json
-from rsllm.settings import to_dict
+from rsllm.store.artifacts import commit_dir, write_json
 
 ADJECTIVES = ("Last", "Quiet", "Golden", "Broken", "Secret", "Winter")
 NOUNS = ("Matrix", "Garden", "Voyage (1996)", "Letter")

@@ -20,8 +20,8 @@ from typing import Any
 
 import pytest
 
-from rsllm import assets, runs
-from rsllm.assets import (
+from rsllm.assets import catalogue
+from rsllm.assets.catalogue import (
     ASSETS,
     Asset,
     backbone_here,
@@ -30,8 +30,9 @@ from rsllm.assets import (
     fingerprint,
     resolve_backbone,
 )
-from rsllm.downloads import File, HubModel, Source, UrlZip, Wheel, _convert_gguf
+from rsllm.assets.download import File, HubModel, Source, UrlZip, Wheel, _convert_gguf
 from rsllm.errors import CheckpointError, ConfigError, DataError
+from rsllm.store import artifacts
 
 CONTENT = b"user item rating\n" * 100
 TOY = File("toy/ratings.txt", len(CONTENT), hashlib.sha256(CONTENT).hexdigest())
@@ -94,7 +95,7 @@ def write_wheel(folder: Path) -> Wheel:
         "rsllm_toy-1.0.dist-info/RECORD": b"",
     }
     write_zip(path, members)
-    return Wheel("rsllm-toy==1.0", runs.sha256(path), (TOY,))
+    return Wheel("rsllm-toy==1.0", artifacts.sha256(path), (TOY,))
 
 
 @pytest.fixture
@@ -121,7 +122,7 @@ def test_fetch_verifies_commits_and_names_the_licence(
     folder = fetch("toy")
     assert folder == cache_root() / "toy"
     assert sorted(p.name for p in folder.iterdir()) == ["manifest.json", "ratings.txt"]
-    facts = runs.manifest(folder, verify=True)
+    facts = artifacts.manifest(folder, verify=True)
     assert facts["files"]["ratings.txt"]["sha256"] == TOY.sha256
     assert facts["source"] == f"{site}/toy.zip"
     progress = capsys.readouterr().err
@@ -149,7 +150,7 @@ def test_falls_back_to_a_wheel(site: str, toy: Any, tmp_path: Path) -> None:
     toy(UrlZip(f"{site}/gone.zip", (TOY,)), write_wheel(tmp_path / "wheels"))
     folder = fetch("toy")
     assert (folder / "ratings.txt").read_bytes() == CONTENT
-    assert "rsllm-toy==1.0" in runs.manifest(folder)["source"]
+    assert "rsllm-toy==1.0" in artifacts.manifest(folder)["source"]
 
 
 def test_altered_wheel_is_refused(toy: Any, tmp_path: Path) -> None:
@@ -223,10 +224,10 @@ def test_zip_bomb_is_not_unpacked(site: str, tmp_path: Path) -> None:
 
 def test_killed_fetch_leaves_no_asset(site: str, toy: Any) -> None:
     script = (
-        "from rsllm import assets, downloads\n"
-        f"source = downloads.UrlZip('{site}/stall', (downloads.{TOY!r},))\n"
-        "assets.ASSETS['toy'] = assets.Asset('data set', 'toy licence', (source,))\n"
-        "assets.fetch('toy')\n"
+        "from rsllm.assets import catalogue, download\n"
+        f"source = download.UrlZip('{site}/stall', (download.{TOY!r},))\n"
+        "catalogue.ASSETS['toy'] = catalogue.Asset('data set', 'toy licence', (source,))\n"
+        "catalogue.fetch('toy')\n"
     )
     child = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True)
     assert child.stderr is not None
@@ -243,7 +244,7 @@ def test_concurrent_fetches_agree(site: str, toy: Any) -> None:
     with ThreadPoolExecutor(4) as pool:
         folders = set(pool.map(fetch, ["toy"] * 4))
     assert folders == {cache_root() / "toy"}
-    runs.manifest(cache_root() / "toy", verify=True)
+    artifacts.manifest(cache_root() / "toy", verify=True)
     assert [path.name for path in cache_root().iterdir()] == ["toy"]
 
 
@@ -300,7 +301,7 @@ class TestResolveBackbone:
             resolve_backbone(source)
 
     def test_asset_is_fetched(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-        monkeypatch.setattr(assets, "fetch", lambda name: tmp_path / name)
+        monkeypatch.setattr(catalogue, "fetch", lambda name: tmp_path / name)
         assert resolve_backbone("smollm2-135m-q4") == tmp_path / "smollm2-135m-q4"
 
 
@@ -312,7 +313,7 @@ def test_catalogue_knows_the_real_movielens_titles() -> None:
     assert isinstance(source, UrlZip)
     (titles,) = (file for file in source.files if file.name == "u.item")
     real = Path(root, "data/llara/movielens/u.item")
-    assert (real.stat().st_size, runs.sha256(real)) == (titles.bytes, titles.sha256)
+    assert (real.stat().st_size, artifacts.sha256(real)) == (titles.bytes, titles.sha256)
 
 
 def write_gguf(path: Path, model: Any, tokens: list[str]) -> None:
@@ -378,7 +379,9 @@ def test_converted_gguf_equals_the_model_it_was_made_from(tmp_path: Path) -> Non
     for name in ("first", "second"):
         (tmp_path / name).mkdir()
         _convert_gguf(tmp_path / "tiny.gguf", tmp_path / name)
-    weights = [runs.sha256(tmp_path / name / "model.safetensors") for name in ("first", "second")]
+    weights = [
+        artifacts.sha256(tmp_path / name / "model.safetensors") for name in ("first", "second")
+    ]
     assert weights[0] == weights[1]
     shutil.rmtree(tmp_path / "second")
 

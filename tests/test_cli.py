@@ -17,10 +17,10 @@ import rsllm
 from rsllm import cli
 from rsllm.cli import _print_fit, build_parser, main, run_script
 from rsllm.config import Experiment
+from rsllm.config.plain import replace_in
 from rsllm.config.presets import preset
 from rsllm.errors import DataError
-from rsllm.runs import write_json
-from rsllm.settings import replace_in
+from rsllm.store.artifacts import write_json
 
 EXPERIMENT_FLAGS = ["--backbone", "--data", "--layout", "--recommender", "--set", "--storage"]
 GOLDEN = {

@@ -20,7 +20,7 @@ import pytest
 import yaml
 from ray._private.utils import write_ray_address
 
-from rsllm import cluster
+from rsllm.compute import start
 from rsllm.errors import ConfigError
 
 CLUSTER = Path(__file__).parents[1] / "cluster"
@@ -110,7 +110,7 @@ def test_one_gpu_is_there_from_the_start_and_the_head_is_on_demand() -> None:
 
 
 def start_ray(tmp_path: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    code = "from rsllm.cli import run_script; from rsllm.cluster import start_ray\n"
+    code = "from rsllm.cli import run_script; from rsllm.compute.start import start_ray\n"
     code += "run_script(start_ray)"
     own = {"RAY_TMPDIR": str(tmp_path), **environment}
     command = [sys.executable, "-c", code]
@@ -143,20 +143,20 @@ def test_gpus_are_asked_for_and_waited_for(
     note = lambda bundles: asked.append(bundles)  # noqa: E731
     monkeypatch.setattr("ray.autoscaler.sdk.request_resources", note)
     monkeypatch.setattr("ray.cluster_resources", lambda: next(there))
-    monkeypatch.setattr(cluster, "GPU_POLL_SECONDS", 0.0)
-    cluster._wait_for_gpus.__wrapped__("2")
+    monkeypatch.setattr(start, "GPU_POLL_SECONDS", 0.0)
+    start._wait_for_gpus.__wrapped__("2")
     assert asked == [[{"GPU": 1}] * 2, []], "once they work they need no request"
     assert "rsllm: 1 of 2 GPUs are there" in capsys.readouterr().err
 
-    monkeypatch.setattr(cluster, "GPU_SECONDS", -1.0)
+    monkeypatch.setattr(start, "GPU_SECONDS", -1.0)
     monkeypatch.setattr("ray.cluster_resources", lambda: {"GPU": 1.0})
-    cluster._wait_for_gpus.__wrapped__("2")  # one of them is better than none
+    start._wait_for_gpus.__wrapped__("2")  # one of them is better than none
     monkeypatch.setattr("ray.cluster_resources", dict)
     with pytest.raises(ConfigError, match="RSLLM_GPUS=2, but none came"):
-        cluster._wait_for_gpus.__wrapped__("2")
+        start._wait_for_gpus.__wrapped__("2")
     assert asked[-1] == []
     with pytest.raises(ConfigError, match="RSLLM_GPUS=many is no number of GPUs"):
-        cluster._wait_for_gpus.__wrapped__("many")
+        start._wait_for_gpus.__wrapped__("many")
 
 
 @pytest.fixture
@@ -185,7 +185,8 @@ def autoscaled() -> Iterator[dict[str, str]]:
 @pytest.mark.ray
 def test_an_autoscaler_brings_the_gpus(autoscaled: dict[str, str]) -> None:
     code = (
-        "from rsllm.cli import run_script; from rsllm.cluster import cluster_resources, start_ray\n"
+        "from rsllm.cli import run_script\n"
+        "from rsllm.compute.start import cluster_resources, start_ray\n"
         "run_script(lambda: (start_ray(), print(cluster_resources())))"
     )
     environment = os.environ | autoscaled | {"RSLLM_GPUS": "2"}
@@ -208,9 +209,9 @@ def test_the_address_is_not_that_of_a_dashboard(tmp_path: Path) -> None:
 def test_a_ray_of_another_version_is_the_users_to_mend() -> None:
     reason = "Version mismatch: The cluster was started with:\n    Ray: 2.1.0"
     told = r"at 10.0.0.1:6379 cannot be joined: .*Ray: 2\.1\.0"
-    with pytest.raises(ConfigError, match=told), cluster._joinable("10.0.0.1:6379"):
+    with pytest.raises(ConfigError, match=told), start._joinable("10.0.0.1:6379"):
         raise RuntimeError(reason)
-    with pytest.raises(RuntimeError), cluster._joinable(None):
+    with pytest.raises(RuntimeError), start._joinable(None):
         raise RuntimeError(reason)
 
 
@@ -220,11 +221,11 @@ def test_the_dashboard_has_a_port_that_ray_gives_to_no_process(
     """The system hands out those from 32768 on, unless it is told otherwise, and Ray its own."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        monkeypatch.setattr(cluster, "DASHBOARD_PORT", port)
-        assert 19999 < cluster._free_port() < 32768
-        monkeypatch.setattr(cluster, "OTHER_PORTS", range(port, port + 1))
+        monkeypatch.setattr(start, "DASHBOARD_PORT", port)
+        assert 19999 < start._free_port() < 32768
+        monkeypatch.setattr(start, "OTHER_PORTS", range(port, port + 1))
         with pytest.raises(ConfigError, match=r"no port of range.* end what listens there"):
-            cluster._free_port()
+            start._free_port()
 
 
 @pytest.mark.ray

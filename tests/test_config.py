@@ -11,8 +11,8 @@ import pytest
 
 from rsllm.config import DataConfig, Experiment, LossConfig, StageConfig, TableConfig
 from rsllm.config.data import plain_of_known
+from rsllm.config.plain import content_hash, from_dict, replace_in, to_dict
 from rsllm.errors import ConfigError
-from rsllm.settings import content_hash, from_dict, replace_in, to_dict
 
 VARIANT = replace_in(
     Experiment(),

@@ -12,15 +12,15 @@ from typing import Any
 
 import pytest
 
-from rsllm.assets import fingerprint
+from rsllm.assets.catalogue import fingerprint
+from rsllm.compute.layout import Layout
 from rsllm.config import Experiment
+from rsllm.config.plain import replace_in
 from rsllm.pipeline import Pipeline
-from rsllm.plan import Layout
 from rsllm.prompts.templates import TEXTS
-from rsllm.reproduce.measure import CODE, Bench
-from rsllm.runs import Store, manifest
-from rsllm.settings import replace_in
-from rsllm.versions import VERSIONS
+from rsllm.store.artifacts import Store, manifest
+from rsllm.store.versions import VERSIONS
+from rsllm.study.measure import CODE, Bench
 
 DATA = "0123456789abcdef"
 LAYOUT = Layout(

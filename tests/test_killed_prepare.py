@@ -9,7 +9,7 @@ from pathlib import Path
 import jobs
 
 from rsllm.data.synthetic import write_world
-from rsllm.runs import MANIFEST, read_json
+from rsllm.store.artifacts import MANIFEST, read_json
 
 
 def _files(store: Path) -> dict[str, str]:

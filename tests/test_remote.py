@@ -15,7 +15,7 @@ import pytest
 from object_store import ObjectStore
 
 from rsllm.errors import CheckpointError, ConfigError
-from rsllm.runs import MANIFEST, Mirror, Store, manifest, write_json
+from rsllm.store.artifacts import MANIFEST, Mirror, Store, manifest, write_json
 
 INPUTS = {"seed": 0}
 
@@ -85,7 +85,8 @@ def test_a_maker_killed_before_the_manifest_leaves_no_artifact(
     bucket: str, go_to: Callable[[str], None]
 ) -> None:
     code = (
-        "import os, sys; from object_store import ObjectStore; from rsllm.runs import Store\n"
+        "import os, sys; from object_store import ObjectStore\n"
+        "from rsllm.store.artifacts import Store\n"
         "put = ObjectStore.put_file\n"
         "def killed(self, path1, path2, **options):\n"
         "    path2.endswith('manifest.json') and os._exit(9)\n"
@@ -164,7 +165,8 @@ def test_a_node_fetches_an_artifact_once(
 ) -> None:
     store = Store.open(bucket)
     name = store.name(store.get("kind", INPUTS, make))
-    code = "import sys; from rsllm.runs import Store; print(Store(sys.argv[1]).local(sys.argv[2]))"
+    code = "import sys; from rsllm.store.artifacts import Store\n"
+    code += "print(Store(sys.argv[1]).local(sys.argv[2]))"
     command = [sys.executable, "-c", code, bucket, name]
     for node in ("node-b", "node-c"):
         go_to(node)

@@ -12,7 +12,7 @@ import sys
 import pytest
 from ray.util import get_node_ip_address
 
-from rsllm.cluster import prepare_worker
+from rsllm.compute.start import prepare_worker
 
 SIOCGIFADDR = 0x8915
 
@@ -46,7 +46,7 @@ def test_the_users_choice_stays() -> None:
 @pytest.mark.parametrize(
     "start",
     [
-        "from rsllm.cluster import prepare_worker; prepare_worker(); import torch",
+        "from rsllm.compute.start import prepare_worker; prepare_worker(); import torch",
         "from rsllm.cli import run_script; run_script(lambda: __import__('torch'))",
     ],
 )

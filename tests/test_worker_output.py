@@ -8,7 +8,7 @@ import sys
 SCRIPT = """
 import logging, sys, time, weakref
 import ray
-from rsllm.cluster import start_ray
+from rsllm.compute.start import start_ray
 
 class Held: pass
 

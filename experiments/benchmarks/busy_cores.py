@@ -34,7 +34,7 @@ from tabulate import tabulate
 
 from rsllm import Experiment, Pipeline, replace_in
 from rsllm.cli import run_script
-from rsllm.runs import provenance, write_json
+from rsllm.store.artifacts import provenance, write_json
 
 WAYS: dict[str, dict[str, str]] = {
     "default": {},

@@ -29,13 +29,13 @@ from tabulate import tabulate
 
 from rsllm import Experiment, Pipeline
 from rsllm.cli import run_script
+from rsllm.compute.layout import cpu_has_bf16
+from rsllm.config.plain import replace_in
 from rsllm.data.prepared import PreparedData
 from rsllm.evaluate.rank import fixed_sample, score_candidates, score_catalogue
 from rsllm.model import tuned
-from rsllm.plan import cpu_has_bf16
 from rsllm.recommenders.embeddings import ItemEmbeddings
-from rsllm.runs import provenance, write_json
-from rsllm.settings import replace_in
+from rsllm.store.artifacts import provenance, write_json
 
 ROUNDS, STEPS, USERS = 5, 2, 16
 GOALS = {"next items learned from": 15.0, "users ranked": 4.0}

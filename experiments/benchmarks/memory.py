@@ -31,7 +31,7 @@ from tabulate import tabulate
 
 from rsllm import Experiment, Pipeline, replace_in
 from rsllm.cli import run_script
-from rsllm.runs import provenance, write_json
+from rsllm.store.artifacts import provenance, write_json
 
 CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "LoRA": {},
@@ -120,7 +120,7 @@ def train(experiment: Experiment, data: Any, backbone: str) -> Any:
 
 def plan(experiment: Experiment, backbone: str, batch: Any) -> dict[str, Any]:
     """The parts that the plan names for a batch of these sizes, without those of the process."""
-    from rsllm.plan import Resources, lay_out
+    from rsllm.compute.layout import Resources, lay_out
     from rsllm.train.memory import Shape, Step
 
     rows, width = batch.ids_BT.shape

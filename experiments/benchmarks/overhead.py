@@ -29,9 +29,9 @@ from tabulate import tabulate
 
 from rsllm import Experiment, Pipeline, replace_in
 from rsllm.cli import run_script
-from rsllm.cluster import start_ray
-from rsllm.runs import provenance, read_json, write_json
-from rsllm.train.launch import Assignment, build_task
+from rsllm.compute.start import start_ray
+from rsllm.store.artifacts import provenance, read_json, write_json
+from rsllm.train.worker import Assignment, build_task
 
 ROUNDS, STEPS, WARM_UP = 2, 40, 3
 SHORT = {

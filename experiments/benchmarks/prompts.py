@@ -36,7 +36,7 @@ from rsllm.evaluate.rank import decision, held_out
 from rsllm.model.backbone import load_tokenizer
 from rsllm.prompts.collate import Row, collate
 from rsllm.prompts.encode import PromptEncoder
-from rsllm.runs import provenance, write_json
+from rsllm.store.artifacts import provenance, write_json
 
 ROUNDS, ROWS, BATCH = 9, 96, 8
 MARKER, SLOT = "[DSR]", "[IID]"

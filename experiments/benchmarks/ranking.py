@@ -38,7 +38,7 @@ from rsllm.evaluate.rank import decision, fixed_sample, score_candidates
 from rsllm.model import tuned
 from rsllm.model.objective import LanguageObjective
 from rsllm.prompts.encode import PromptEncoder
-from rsllm.runs import provenance, write_json
+from rsllm.store.artifacts import provenance, write_json
 
 ROUNDS, USERS, SEPARATE, NEW_TOKENS = 5, 8, 2, 64
 GOALS = {"separate": 10.0, "generate": 2.0}

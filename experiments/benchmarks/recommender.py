@@ -29,7 +29,7 @@ from rsllm.cli import run_script
 from rsllm.config.presets import preset
 from rsllm.data.prepared import PreparedData
 from rsllm.recommenders import MODELS, build
-from rsllm.runs import provenance, write_json
+from rsllm.store.artifacts import provenance, write_json
 
 ROUNDS, STEPS, WARM_UP = 9, 30, 10
 

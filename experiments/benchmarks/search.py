@@ -22,10 +22,10 @@ from tabulate import tabulate
 
 from rsllm import Experiment, Pipeline, replace_in
 from rsllm.cli import run_script
-from rsllm.cluster import start_ray
-from rsllm.runs import provenance, write_json
-from rsllm.tune import search
-from rsllm.tune.search import Search
+from rsllm.compute.start import start_ray
+from rsllm.store.artifacts import provenance, write_json
+from rsllm.study import search
+from rsllm.study.search import Search
 
 TRIALS = 12
 SETTINGS = {

@@ -41,7 +41,7 @@ from rsllm.model import tuned
 from rsllm.prompts.collate import PADDING, Batch
 from rsllm.prompts.encode import NO_ITEM
 from rsllm.recommenders.embeddings import ItemEmbeddings
-from rsllm.runs import provenance, write_json
+from rsllm.store.artifacts import provenance, write_json
 from rsllm.train import batches, stages
 
 PLAIN = {"stage2.loss.alpha": 0.0, "stage2.loss.beta": 0.0, "stage2.loss.gamma": 0.0}

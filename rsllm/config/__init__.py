@@ -37,7 +37,7 @@ Precision = Literal["auto", "fp32", "bf16"]
 
 @settings
 class ComputeConfig:
-    """How training is laid out. 0 and `auto` are resolved from the machine by `rsllm.plan`."""
+    """How training is laid out; `rsllm.compute.layout` resolves 0 and `auto` from the machine."""
 
     workers: NonNegativeInt = 0
     """Data-parallel workers of one training run; 0 takes one (per GPU group)."""

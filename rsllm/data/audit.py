@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 from scipy import stats
 from tabulate import tabulate
 
+from rsllm.config.plain import content_hash
 from rsllm.data.prepared import PreparedData
 from rsllm.data.sequences import NO_ITEM, SPLITS, Catalogue, Events, Ints, Rows, Split
 from rsllm.errors import CheckpointError, ConfigError, DataError
-from rsllm.runs import MANIFEST, manifest, write_json
-from rsllm.settings import content_hash
+from rsllm.store.artifacts import MANIFEST, manifest, write_json
 
 Verdict = Literal["ok", "warning", "leak", "accepted"]
 HELD_OUT: tuple[Split, Split] = ("validation", "test")

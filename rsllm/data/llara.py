@@ -19,10 +19,10 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rsllm.assets import ASSETS, fetch
+from rsllm.assets.catalogue import ASSETS, fetch
+from rsllm.assets.download import LlaraFolder, copy_known, scratch
 from rsllm.data.hashing import hash_strings
 from rsllm.data.raw import clean_title
-from rsllm.downloads import LlaraFolder, copy_known, scratch
 from rsllm.errors import ConfigError, DataError
 
 Sequence = list[int]

@@ -1,4 +1,4 @@
-"""The prepared folder: Parquet tables, written by `rsllm.data.shards` and read here.
+"""The prepared folder: Parquet tables, written by `rsllm.data.prepare` and read here.
 
 items.parquet, users.parquet         source ids, titles, training interactions
 events/part-*.parquet                every kept interaction; only the audit reads them
@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 from rsllm.config import Domain
 from rsllm.data.sequences import NO_ITEM, Catalogue, Events, Ints, Rows, Split
 from rsllm.errors import DataError
-from rsllm.runs import manifest, read_json
+from rsllm.store.artifacts import manifest, read_json
 
 COUNTS = "counts.json"
 ITEMS = "items.parquet"
@@ -67,7 +67,7 @@ class PreparedData:
 
     @classmethod
     def open(cls, path: Path) -> PreparedData:
-        """Open a folder made by `rsllm.data.shards.prepare`, after checking every file's hash.
+        """Open a folder made by `rsllm.data.prepare.prepare`, after checking every file's hash.
 
         Raises:
             CheckpointError: a file is missing or altered.

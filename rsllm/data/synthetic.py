@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from rsllm.config.checks import Share, settings
+from rsllm.config.plain import to_dict
 from rsllm.errors import ConfigError
-from rsllm.runs import require_writable, write_json
-from rsllm.settings import to_dict
+from rsllm.store.artifacts import require_writable, write_json
 
 Ints = NDArray[np.int64]
 

@@ -12,9 +12,9 @@ import numpy as np
 from rsllm.data.prepared import PreparedData
 from rsllm.data.sequences import Rows
 from rsllm.errors import EvaluationError
-from rsllm.evaluate.launch import Outcome
 from rsllm.evaluate.metrics import BUCKETS, METRICS, RULES, order_bias, rank_metrics, target_ranks
 from rsllm.evaluate.rank import candidate_sets, fixed_sample, presented_places, target_places
+from rsllm.evaluate.run import Outcome
 from rsllm.evaluate.statistics import holm, mean_interval, paired, verdict_text
 
 BUCKET_METRICS = ("HR@1", "MRR")

@@ -11,8 +11,8 @@ from scipy.special import log_softmax
 
 from rsllm.data.sequences import Rows
 from rsllm.evaluate.compare import stacked
-from rsllm.evaluate.launch import Outcome
 from rsllm.evaluate.metrics import Floats
+from rsllm.evaluate.run import Outcome
 from rsllm.evaluate.statistics import Estimate, mean_interval
 
 WEIGHTS = (0.0, *np.geomspace(1 / 64, 64, 25).tolist(), 1e6)

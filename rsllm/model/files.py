@@ -9,9 +9,9 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from rsllm.assets import deciding
+from rsllm.assets.catalogue import deciding
 from rsllm.errors import CheckpointError, ConfigError
-from rsllm.runs import read_json
+from rsllm.store.artifacts import read_json
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 OTHER_WEIGHTS = {".bin", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx", ".pt", ".pth"}

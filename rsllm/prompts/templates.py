@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from rsllm.config import Domain
-from rsllm.settings import content_hash
+from rsllm.config.plain import content_hash
 
 SEPARATOR = ","
 TEXTS = tomllib.loads(Path(__file__).with_suffix(".toml").read_text())

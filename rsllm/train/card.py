@@ -10,15 +10,15 @@ import numpy as np
 from torch import Tensor
 
 import rsllm
-from rsllm.assets import ASSETS
+from rsllm.assets.catalogue import ASSETS
+from rsllm.config.plain import to_dict
 from rsllm.evaluate.metrics import BUCKETS
-from rsllm.evaluate.report import rendered
 from rsllm.evaluate.statistics import Estimate, mean_interval
-from rsllm.settings import to_dict
+from rsllm.report.report import rendered
 from rsllm.train.batches import HistorySet, TrainingSet
 from rsllm.train.checkpoints import State
-from rsllm.train.launch import Assignment
 from rsllm.train.stages import LanguageTask
+from rsllm.train.worker import Assignment
 
 CARD = "README.md"
 HITS = ("HR@1", "HR@5", "HR@10")

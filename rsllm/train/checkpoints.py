@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from rsllm.errors import CheckpointError
-from rsllm.runs import Mirror, manifest, seal
+from rsllm.store.artifacts import Mirror, manifest, seal
 from rsllm.train.engine import Engine
 
 PART_BYTES = 2**30

@@ -1,268 +1,165 @@
-"""One worker of a stage, from imports to the artifact in the store."""
+"""Run a stage under Ray Train, and again after lost workers for as long as that can help."""
 
-import contextlib
+import itertools
 import os
-import re
-import resource
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
-from functools import cache, partial
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from rsllm.assets import backbone_here
-from rsllm.config import Experiment
-from rsllm.errors import CheckpointError, ConfigError
-from rsllm.plan import Layout
-from rsllm.runs import Store, unseen, write_json
+import ray
+from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch.config import _TorchBackend
+from ray.train.v2._internal.constants import WORKER_GROUP_START_TIMEOUT_S_ENV_VAR
+from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
+from ray.train.v2._internal.execution.callback import ControllerCallback
+from ray.train.v2._internal.execution.worker_group import worker_group
+from ray.util import get_current_placement_group, placement_group_table
 
-Stage = Literal["recommender", "keys", "stage1", "stage2"]
-SECTION: dict[Stage, str] = {
-    "recommender": "recommender",
-    "keys": "catalogue",
-    "stage1": "stage1",
-    "stage2": "stage2",
-}
-"""The section of an `Experiment` that says how a stage is trained, its seed included."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Assignment:
-    """What the workers of one run are to do; folders are those of the driver's node."""
-
-    stage: Stage
-    experiment: Experiment
-    layout: Layout
-    store: Store
-    kind: str
-    inputs: dict[str, Any]
-    """With its kind, what decides the artifact."""
-    data: str
-    backbone: str = ""
-    titles: str = ""
-    """Folder of title vectors: they stand for the items of a recommender (empty: ids do), or are a
-    part of the catalogue scorer's keys."""
-    keys: str = ""
-    """Folder of the keys that the catalogue scorer starts from; empty starts at the rule."""
-    fold: int | None = None
-    """The part of the training users that a cross-fitted recommender does not see."""
-    recommender: str = ""
-    """Folder of the item table that fills the slots; empty for prompts without slots."""
-    mixture: Sequence[tuple[str, float]] = ()
-    """Folders and weights of the further data sets of stage 1."""
-    start: str = ""
-    """Folder of the adapter to continue from; empty starts fresh."""
-
-    @property
-    def name(self) -> str:
-        """Names the run."""
-        return f"{self.kind}-{self.store.path(self.kind, self.inputs).name}"
-
-    @property
-    def checkpoints(self) -> str:
-        """Their location."""
-        return self.store.below(f"running/{self.name}")
+from rsllm.compute.layout import Layout
+from rsllm.errors import ConfigError, DataError, Interrupted, RsllmError, TrainingError
+from rsllm.store.artifacts import Mirror
+from rsllm.train.watch import hear_sigterm
+from rsllm.train.worker import Assignment, out_of_memory, work
 
 
-def work(config: dict[str, Assignment]) -> None:
-    """What each worker runs under Ray Train.
+def run(assignment: Assignment, *, name: str, storage: Path, callbacks: Sequence[Any] = ()) -> None:
+    """Train one stage with Ray Train and wait for it; the workers commit the artifact.
+
+    Every attempt goes on from the newest checkpoint. What Ray notes of an attempt is not used by
+    the next one.
 
     Raises:
-        ConfigError: this node does not see the storage.
+        TrainingError: workers were lost too often without a step forward, the cluster has no room
+            for them, or the same error of ours came twice.
+        ConfigError, DataError: a mistake, which would be the same at every attempt.
+        Interrupted: Ray Tune stopped the trial that this is.
     """
-    assignment = config["assignment"]
-    _require_storage(assignment)
-    _prepare_process(assignment.layout)
-
-    import ray.train
-    import torch.distributed as dist
-
-    from rsllm.train.card import write_card
-    from rsllm.train.checkpoints import Checkpoints
-    from rsllm.train.engine import Engine
-    from rsllm.train.loop import train
-    from rsllm.train.watch import Watch
-
-    compute = assignment.experiment.compute
-    task = build_task(assignment)
-    engine = Engine(task.objective, task.optimization, **_engine_settings(assignment))
-    checkpoints = Checkpoints(assignment.checkpoints)
-    watch = Watch(compute.checkpoint_seconds, compute.timeout_seconds)
-    with _memory_explained(assignment), _log(assignment) as log:
-        state = train(task, engine, checkpoints, watch, ray.train.report, log)
-    tensors = engine.trainable()
-    if dist.get_rank() == 0:
-        with assignment.store.commit(assignment.kind, assignment.inputs) as staging:
-            task.export(tensors, staging)
-            write_json(staging / "training.json", asdict(state))
-            if assignment.stage in ("stage1", "stage2"):
-                write_card(staging, assignment, task, state, tensors)
-    dist.barrier()
-    if assignment.store.remote:
-        shutil.rmtree(checkpoints.folder, ignore_errors=True)
+    allowed = assignment.experiment.compute.max_failures
+    reached, fruitless, last = _newest_step(assignment), 0, ""
+    for attempt in itertools.count(1):
+        attempt_name = f"{name}-attempt-{attempt}" if attempt > 1 else name
+        shutil.rmtree(storage / attempt_name, ignore_errors=True)
+        try:
+            _trainer(assignment, attempt_name, storage, callbacks).fit()
+            return
+        except Exception as error:
+            if _stopped():
+                raise Interrupted(f"the trial {name} was stopped") from error
+            reason = _explained(error, assignment)
+            before, reached = reached, _newest_step(assignment)
+            fruitless = 0 if reached > before else fruitless + 1
+            again = str(reason) == last and not isinstance(reason, Interrupted | _LostError)
+            final = again or isinstance(reason, ConfigError | DataError | _NoRoomError)
+            if final or fruitless > allowed:
+                raise reason from error
+        last = str(reason)
+        print(f"rsllm: {last}; attempt {attempt + 1} goes on from step {reached}", flush=True)
 
 
-def _require_storage(assignment: Assignment) -> None:
-    """In a folder that this node sees is what the driver made for the run."""
-    if not assignment.store.remote and not Path(assignment.checkpoints).is_dir():
-        raise unseen(assignment.checkpoints)
+def _stopped() -> bool:
+    """Whether this is a trial whose resources Ray Tune took away; its process ends next."""
+    group = get_current_placement_group()
+    return group is not None and placement_group_table(group).get("state") == "REMOVED"
 
 
-@contextlib.contextmanager
-def _memory_explained(assignment: Assignment) -> Iterator[None]:
-    """Name the knobs where memory ran out; the first step has the longest rows of a while."""
-    import torch
-
-    try:
-        yield
-    except RuntimeError as error:  # on a CPU torch has no error of its own for it
-        cpu_is_full = "DefaultCPUAllocator: can't allocate memory" in str(error)
-        if not isinstance(error, torch.OutOfMemoryError) and not cpu_is_full:
-            raise
-        raise ConfigError(out_of_memory(assignment)) from error
+class _NoRoomError(TrainingError):
+    """The cluster did not have what the workers need in time."""
 
 
-def out_of_memory(assignment: Assignment) -> str:
-    """What a user can do about it."""
-    stage = assignment.stage
-    return (
-        f"{stage}: out of memory; lower {stage}.batch_size, set backbone.gradient_checkpointing,"
-        " or shard more with compute.zero_stage, compute.workers or compute.offload"
-    )
+class _LostError(TrainingError):
+    """A worker ended without an error of ours."""
 
 
-@contextlib.contextmanager
-def _log(assignment: Assignment) -> Iterator[Callable[[int, dict[str, float]], None]]:
-    """Takes scalars of rank 0 as Ray's metrics and for TensorBoard, at a URI once training ends."""
-    import torch.distributed as dist
-    from tensorboardX import SummaryWriter
+@dataclass
+class _TorchConfig(TorchConfig):  # type: ignore[misc]
+    """Process groups of workers that hear SIGTERM."""
 
-    if dist.get_rank():
-        yield lambda step, values: None
-        return
-    store, curves = assignment.store, f"tensorboard/{assignment.name}"
-    writer = SummaryWriter(str(store.root / curves), flush_secs=10)
-    tags = {"run": assignment.name}
-
-    def log(step: int, values: dict[str, float]) -> None:
-        if "seconds" in values:
-            values = values | _spent(values["seconds"], assignment.layout)
-        for name, value in values.items():
-            writer.add_scalar(name, value, step)
-            _gauge(name).set(value, tags)
-
-    try:
-        yield log
-    finally:
-        writer.close()
-        with contextlib.suppress(CheckpointError):
-            store.share(curves)
+    @property
+    def backend_cls(self) -> type:
+        return _Backend
 
 
-def _spent(seconds: float, layout: Layout) -> dict[str, float]:
-    """GiB, and dollars where the node has labels like those of cluster/gpu.yaml.
-
-    Memory is what this worker had at most: of its GPU, or resident.
-    """
-    import ray
-    import torch
-
-    labels = ray.get_runtime_context().get_node_labels()
-    resident = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    peak = torch.cuda.max_memory_allocated() if layout.use_gpu else resident
-    found = {"memory_gibibytes": peak / 1024**3}
-    if price := labels.get("dollars-per-hour"):
-        nodes = layout.workers / max(1.0, float(labels.get("gpus", 1)))
-        found["dollars"] = float(price) * nodes * seconds / 3600
-    return found
+class _Backend(_TorchBackend):  # type: ignore[misc]
+    def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
+        super().on_start(worker_group, backend_config)
+        worker_group.execute(hear_sigterm)
 
 
-@cache
-def _gauge(name: str) -> Any:
-    """One of Ray's metrics, which its dashboard and Prometheus show by run."""
-    from ray.util.metrics import Gauge
+class _Named(ControllerCallback):  # type: ignore[misc]
+    """Has Ray's dashboard and logs call the workers by their run."""
 
-    return Gauge("rsllm_" + re.sub(r"\W+", "_", name), name, tag_keys=("run",))
+    def __init__(self, run: str) -> None:
+        self.run = run
 
-
-def _prepare_process(layout: Layout) -> None:
-    """Set what torch and DeepSpeed read; DeepSpeed must not be imported yet."""
-    import logging
-
-    import torch
-
-    for name in (None, "DeepSpeed"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    os.environ["DS_ACCELERATOR"] = "cuda" if layout.use_gpu else "cpu"
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    if layout.threads:
-        torch.set_num_threads(layout.threads)
+    def after_controller_start(self, train_run_context: Any) -> None:
+        run, worker = self.run, worker_group.RayTrainWorker
+        named = type(worker.__name__, (worker,), {"__repr__": lambda self: run})
+        worker_group.WorkerGroup._worker_cls = named
 
 
-def _engine_settings(assignment: Assignment) -> dict[str, Any]:
-    """Recommender and keys are tiny: fp32, and nothing for ZeRO to shard."""
-    if assignment.stage in ("recommender", "keys"):
-        return {"zero_stage": 0, "bf16": False}
+def _trainer(
+    assignment: Assignment, name: str, storage: Path, callbacks: Sequence[Any]
+) -> TorchTrainer:
     compute, layout = assignment.experiment.compute, assignment.layout
-    bf16 = layout.use_gpu and layout.precision == "bf16"
-    return {"zero_stage": compute.zero_stage, "offload": compute.offload, "bf16": bf16}
-
-
-def build_task(assignment: Assignment) -> Any:
-    """What a worker trains; torch.distributed must be initialised."""
-    import torch
-
-    from rsllm.data.prepared import PreparedData
-    from rsllm.model import tuned
-    from rsllm.recommenders.embeddings import ItemEmbeddings
-    from rsllm.train.forecast import check_launch
-    from rsllm.train.keys import KeysTask
-    from rsllm.train.recommender import RecommenderTask
-    from rsllm.train.stages import LanguageTask
-    from rsllm.train.stream import streamed
-
-    experiment, layout, local = assignment.experiment, assignment.layout, assignment.store.local
-    data = PreparedData.open(local(assignment.data))
-    if assignment.stage == "recommender":
-        folder = assignment.titles
-        titles_ID = ItemEmbeddings.load(local(folder)).standardised() if folder else None
-        return RecommenderTask(experiment, data, titles_ID, assignment.fold)
-    table = assignment.recommender
-    items = ItemEmbeddings.load(local(table)) if table else None
-    titles_IF = (
-        ItemEmbeddings.load(local(assignment.titles)).table_IE if assignment.titles else None
+    os.environ[WORKER_GROUP_START_TIMEOUT_S_ENV_VAR] = str(compute.wait_seconds)
+    trainer = TorchTrainer(
+        work,
+        train_loop_config={"assignment": assignment},
+        torch_config=_TorchConfig(timeout_s=compute.timeout_seconds),
+        scaling_config=ScalingConfig(
+            num_workers=layout.workers,
+            use_gpu=layout.use_gpu,
+            resources_per_worker=_resources(layout),
+            placement_strategy="STRICT_SPREAD" if compute.placement == "spread" else "PACK",
+        ),
+        run_config=RunConfig(
+            name=name,
+            storage_path=str(storage),
+            failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),
+            callbacks=[_Named(name), *callbacks],
+            logging_config=LoggingConfig(log_level="CRITICAL"),
+        ),
     )
-    if assignment.stage == "keys":
-        assert titles_IF is not None
-        return KeysTask(experiment, data, items, titles_IF)
-    stage = experiment.stage1 if assignment.stage == "stage1" else experiment.stage2
-    backbone = backbone_here(assignment.backbone, experiment.backbone.source)
-    check_launch(experiment, assignment.stage, backbone, data.titles, layout)
-    bf16 = layout.precision == "bf16"
-    dtype = torch.bfloat16 if layout.use_gpu and bf16 else torch.float32
-    model = tuned.build(
-        experiment,
-        stage.representation,
-        backbone,
-        data,
-        items,
-        dtype=dtype,
-        form=stage.prompts,
-        titles_IF=titles_IF,
-        seed=stage.seed,
-    )
-    if assignment.keys and model.hybrid.catalogue is not None:
-        tuned.load_keys(model.hybrid.catalogue.keys, local(assignment.keys))
-    if assignment.start:  # whose catalogue scorer, if it has such a one, went on from those keys
-        tuned.load(model, local(assignment.start))
-    return LanguageTask(
-        experiment,
-        stage,
-        data,
-        model,
-        name=assignment.stage,
-        autocast=bf16 and not layout.use_gpu,
-        mixture=[(PreparedData.open(local(path)), weight) for path, weight in assignment.mixture],
-        stream=partial(streamed, cpus=layout.encoder_cpus),
+    # Ray Train's handler would end the process with exit code 0 and outlive the run.
+    trainer._register_sigint_handler = lambda controller: None
+    return trainer
+
+
+def _resources(layout: Layout) -> dict[str, float]:
+    return {"CPU": layout.cpus_per_worker} | ({"GPU": 1} if layout.use_gpu else {})
+
+
+def _newest_step(assignment: Assignment) -> int:
+    """Of the checkpoints; what an attempt gained is judged by it."""
+    names = Mirror(assignment.checkpoints).names()
+    return max((int(name.removeprefix("step-")) for name in names), default=0)
+
+
+def _explained(error: Exception, assignment: Assignment) -> RsllmError:
+    """The workers' own error, if it is one of ours; otherwise what Ray Train says."""
+    failures = getattr(error, "worker_failures", None) or {0: error}
+    for failure in failures.values():
+        cause: BaseException | None = failure
+        while cause is not None:
+            if isinstance(cause, RsllmError):
+                return cause
+            cause = getattr(cause, "cause", None) or cause.__cause__
+    if any(isinstance(failure, ray.exceptions.OutOfMemoryError) for failure in failures.values()):
+        return ConfigError(out_of_memory(assignment))
+    if isinstance(getattr(error, "controller_failure", None), WorkerGroupStartupTimeoutError):
+        return _no_room(assignment)
+    first = str(next(iter(failures.values()))).strip() or type(error).__name__
+    print(first, flush=True)
+    return _LostError(f"{assignment.stage} lost a worker: {first.splitlines()[-1]}")
+
+
+def _no_room(assignment: Assignment) -> RsllmError:
+    compute, layout = assignment.experiment.compute, assignment.layout
+    apart = " on nodes of their own" if compute.placement == "spread" else ""
+    return _NoRoomError(
+        f"{assignment.stage} needs {layout.workers} workers of {_resources(layout)}{apart}, and"
+        f" within {compute.wait_seconds:.0f} s the cluster had no room for them; see ray status"
     )

@@ -12,11 +12,14 @@ target items, L tokens of an item.
 
 from __future__ import annotations
 
+import os
 import weakref
 from collections import Counter
+from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean
 from types import SimpleNamespace
 from typing import Any
 
@@ -27,16 +30,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import FlopCounterMode
 
+from rsllm.compute.layout import Layout
 from rsllm.config import BackboneConfig, Experiment, Offload, StageConfig
 from rsllm.errors import ConfigError
-from rsllm.model.backbone import tunable
+from rsllm.model.backbone import load_tokenizer, tunable
 from rsllm.model.files import read_config
 from rsllm.model.hybrid import HybridLM
-from rsllm.plan import Layout
 from rsllm.prompts.collate import Items
 
 Sizes = dict[str, float]
 GIB = 2**30
+CERTAINLY = 1.15
+"""A launch is refused where it needs more than the memory by more than an estimate's error."""
 PROCESS = {False: 0.65 * GIB, True: 1.0 * GIB}
 """Libraries and tokenizer on CPUs (measured, experiments/results/benchmarks/memory-2-cores.json);
 a GPU's context and workspaces (assumed)."""
@@ -258,3 +263,52 @@ class _Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _died(self, key: int, kind: str, size: int) -> None:
         self._seen.discard(key)
         self._now[kind] -= size
+
+
+def device_memory(gpu: bool) -> float:
+    """Bytes of a GPU that this process sees, or of this machine."""
+    if gpu:
+        return float(torch.cuda.get_device_properties(0).total_memory)
+    return float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGESIZE"))
+
+
+def check_fits(need: Sizes, name: str, memory: float) -> None:
+    """Refuse to launch a stage that is doomed.
+
+    Args:
+        need: of its step, under the ZeRO stage and offload of the run.
+        name: of the stage.
+        memory: bytes that a worker can have at most.
+
+    Raises:
+        ConfigError: a step needs clearly more; the message names the settings that save memory.
+    """
+    *parts, total = need
+    if need[total] > CERTAINLY * memory:
+        raise ConfigError(
+            f"{name} needs {need[total] / GIB:.1f} GiB per worker, most of it"
+            f" {max(parts, key=lambda part: need[part])}, and there are {memory / GIB:.1f}; try"
+            f" more {name}.accumulation or a smaller {name}.batch_size,"
+            " backbone.gradient_checkpointing=true, a higher compute.zero_stage over more"
+            " compute.workers, compute.offload, or a smaller backbone"
+        )
+
+
+def check_launch(
+    experiment: Experiment, name: str, backbone: str | Path, titles: Sequence[str], layout: Layout
+) -> None:
+    """Refuse a stage that the memory of this worker cannot hold, before any weight is read.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    try:
+        ids = load_tokenizer(backbone)(list(titles[:1000]), add_special_tokens=False).input_ids
+        title, stage = fmean(map(len, ids)), getattr(experiment, name)
+        shape = Shape.of(experiment, stage, layout.workers, title)
+        step = Step(backbone, experiment.backbone, shape, layout)
+    except ConfigError:
+        return  # what cannot be planned may run all the same, or says more of itself
+    compute, here = experiment.compute, int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    memory = device_memory(layout.use_gpu) / (1 if layout.use_gpu else here)
+    check_fits(step.need(compute.zero_stage, compute.offload), name, memory)

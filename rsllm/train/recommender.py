@@ -25,7 +25,7 @@ from rsllm.evaluate import rank
 from rsllm.recommenders.base import Recommender
 from rsllm.recommenders.embeddings import ItemEmbeddings
 from rsllm.recommenders.losses import binary, full_softmax, sampled_softmax
-from rsllm.runs import write_json
+from rsllm.store.artifacts import write_json
 from rsllm.train.batches import sample_order
 from rsllm.train.engine import Optimization, ParameterGroup
 

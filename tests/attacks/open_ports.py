@@ -20,7 +20,7 @@ import httpx
 import psutil
 import ray
 
-from rsllm.cluster import start_ray
+from rsllm.compute.start import start_ray
 from rsllm.doctor import examine
 
 CALLS = (

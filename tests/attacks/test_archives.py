@@ -18,14 +18,14 @@ from typing import Any
 import pytest
 from payloads import pickled
 
-from rsllm import downloads
-from rsllm.assets import ASSETS, Asset, fetch
+from rsllm.assets import download
+from rsllm.assets.catalogue import ASSETS, Asset, fetch
+from rsllm.assets.download import File, UrlZip, Wheel
 from rsllm.config import TableConfig
 from rsllm.data import sources
 from rsllm.data.tables import read_all
-from rsllm.downloads import File, UrlZip, Wheel
 from rsllm.errors import ConfigError, DataError
-from rsllm.runs import sha256
+from rsllm.store.artifacts import sha256
 
 CONTENT = b"user,item,time,title\nu,i,1,Heat\n"
 KNOWN = File("toy/ratings.csv", len(CONTENT), hashlib.sha256(CONTENT).hexdigest())
@@ -108,7 +108,7 @@ def test_a_whole_zip_gives_the_known_file(site: Path, monkeypatch: pytest.Monkey
 
 
 def test_an_endless_download_is_cut(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(downloads, "MAX_ARCHIVE_BYTES", 1 << 20)
+    monkeypatch.setattr(download, "MAX_ARCHIVE_BYTES", 1 << 20)
     (site / "toy.zip").write_bytes(bytes(2 << 20))
     with pytest.raises(DataError, match="the download exceeds 1 MiB"):
         fetch_from(site, monkeypatch)

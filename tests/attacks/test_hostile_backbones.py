@@ -12,7 +12,7 @@ import pytest
 import torch
 from payloads import KINDS, code_for, contents, edit_json, pickled, torch_pickled
 
-from rsllm.assets import resolve_backbone
+from rsllm.assets.catalogue import resolve_backbone
 from rsllm.errors import ConfigError
 from rsllm.model.backbone import load_backbone, load_tokenizer
 

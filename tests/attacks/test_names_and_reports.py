@@ -24,11 +24,11 @@ from rsllm.config.presets import preset
 from rsllm.data.audit import audit, table
 from rsllm.data.prepared import PreparedData
 from rsllm.errors import ConfigError
-from rsllm.evaluate.predictions import export_candidates
-from rsllm.evaluate.report import tables, write_report
-from rsllm.evaluate.tables import show
-from rsllm.runs import Store, provenance
-from rsllm.tune.arguments import Budget, parse
+from rsllm.flags import Budget, parse
+from rsllm.report.report import tables, write_report
+from rsllm.report.tables import show
+from rsllm.store.artifacts import Store, provenance
+from rsllm.study.external import export_candidates
 
 ROOT = Path(__file__).parents[2]
 SECRET = "a-token-that-nobody-may-see"

@@ -80,7 +80,7 @@ def test_joining_an_open_cluster_is_warned_of(outputs: dict[str, tuple[Path, str
 
 def test_rsllm_starts_no_open_cluster(tmp_path: Path) -> None:
     """Whatever the user's environment says."""
-    code = "from rsllm.cli import run_script; from rsllm.cluster import start_ray\n"
+    code = "from rsllm.cli import run_script; from rsllm.compute.start import start_ray\n"
     code += "run_script(start_ray)"
     own = {"HOME": str(tmp_path), "RAY_ADDRESS": "local", "RAY_AUTH_MODE": "Disabled"}
     own["PYTHONPATH"] = str(Path(rsllm.__file__).parents[1])

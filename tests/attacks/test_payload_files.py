@@ -21,17 +21,17 @@ from small_data import TITLES, small_data
 
 from rsllm import recommenders
 from rsllm.config import Experiment, RecommenderConfig, TableConfig
+from rsllm.config.plain import content_hash, replace_in
 from rsllm.data import sources
 from rsllm.data.llara import import_folder, read_frame
 from rsllm.data.prepared import PreparedData
 from rsllm.data.tables import read_all
 from rsllm.errors import DataError
-from rsllm.evaluate.launch import SCORES, read_scores
-from rsllm.evaluate.predictions import export_candidates, read_predictions
+from rsllm.evaluate.run import SCORES, read_scores
 from rsllm.model import tuned
 from rsllm.recommenders.embeddings import ItemEmbeddings
-from rsllm.runs import MANIFEST, manifest, read_json, seal, sha256, write_json
-from rsllm.settings import content_hash, replace_in
+from rsllm.store.artifacts import MANIFEST, manifest, read_json, seal, sha256, write_json
+from rsllm.study.external import export_candidates, read_predictions
 
 CONFIG = RecommenderConfig(model="gru4rec", width=8)
 RAW_COLUMNS = ("user", "item", "time", "title")

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from rsllm.config import Experiment
+from rsllm.config.plain import replace_in, to_dict
 from rsllm.config.presets import FILE, USUAL, preset
 from rsllm.errors import ConfigError
 from rsllm.recommenders import MODELS
-from rsllm.settings import replace_in, to_dict
 
 ROOT = Path(__file__).parents[2]
 TUNED = tomllib.loads(FILE.read_text())

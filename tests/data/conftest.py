@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rsllm.assets import cache_root
+from rsllm.assets.catalogue import cache_root
 
 
 def _find(assets: Path | None, name: str) -> Path:

@@ -26,7 +26,7 @@ from rsllm.data.sequences import (
     row_keys,
 )
 from rsllm.errors import ConfigError, DataError
-from rsllm.runs import MANIFEST, Store, read_json, seal
+from rsllm.store.artifacts import MANIFEST, Store, read_json, seal
 
 Change = Callable[[dict[str, list[Any]]], None]
 

@@ -11,16 +11,16 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from rsllm.assets import ASSETS
+from rsllm.assets.catalogue import ASSETS
+from rsllm.assets.download import LlaraFolder
 from rsllm.config import DataConfig
+from rsllm.config.plain import replace_in
 from rsllm.data.audit import audit
 from rsllm.data.llara import import_folder, read_frame, rows, together
+from rsllm.data.prepare import prepare
 from rsllm.data.prepared import PreparedData
-from rsllm.data.shards import prepare
-from rsllm.downloads import LlaraFolder
 from rsllm.errors import CheckpointError, ConfigError, DataError
-from rsllm.runs import Store, manifest
-from rsllm.settings import replace_in
+from rsllm.store.artifacts import Store, manifest
 
 
 @pytest.fixture(scope="session")

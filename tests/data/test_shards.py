@@ -19,14 +19,14 @@ from raw_folders import write_csv, write_dat, write_grouplens, write_lines, writ
 from scipy import stats
 
 from rsllm.config import DataConfig, TableConfig
+from rsllm.config.plain import replace_in
 from rsllm.data import tables
+from rsllm.data.prepare import prepare
 from rsllm.data.prepared import PreparedData
 from rsllm.data.sequences import SPLITS, split_sizes
-from rsllm.data.shards import prepare
 from rsllm.data.synthetic import write_world
 from rsllm.errors import CheckpointError, ConfigError, DataError
-from rsllm.runs import Store, sha256
-from rsllm.settings import replace_in
+from rsllm.store.artifacts import Store, sha256
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 MIN_RATING, MIN_HISTORY, WINDOW = 3, 3, 10

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 
 from rsllm.config import DataConfig
+from rsllm.data.prepare import prepare
 from rsllm.data.prepared import PreparedData
-from rsllm.data.shards import prepare
 from rsllm.data.synthetic import write_world
 from rsllm.errors import ConfigError
-from rsllm.runs import Store
+from rsllm.store.artifacts import Store
 
 NUMBERED = re.compile(r"(.+) (\d+)")
 

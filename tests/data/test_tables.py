@@ -19,11 +19,11 @@ from hypothesis import strategies as st
 from raw_folders import read
 
 from rsllm.config import Experiment, TableConfig
+from rsllm.config.plain import replace_in
 from rsllm.data import delimited, pieces, raw, sources, tables
 from rsllm.data.files import Table
 from rsllm.data.raw import ARTICLES, ENTITIES, FOLDED, NAMELESS, YEARS, Items, Reject
 from rsllm.errors import ConfigError, DataError
-from rsllm.settings import replace_in
 
 NAMES = ("Amber Lantern", "Brisk Harbour", "Calm Meadow", "Dusty Compass", "Eager Violin")
 NAMES += ("Fuzzy Orchard", "Golden Glacier", "Hollow Saddle")

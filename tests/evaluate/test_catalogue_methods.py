@@ -19,17 +19,17 @@ from safetensors.numpy import load_file
 from small_data import NUM_CANDIDATES, TITLES, WINDOW, small_data
 
 from rsllm.config import Experiment
+from rsllm.config.plain import content_hash, replace_in
 from rsllm.data.prepared import PreparedData
 from rsllm.data.sequences import Rows
 from rsllm.errors import CheckpointError
-from rsllm.evaluate.launch import Method, _evaluate, _inputs, _language_scores, _read
 from rsllm.evaluate.metrics import rank_metrics
 from rsllm.evaluate.rank import candidate_sets
+from rsllm.evaluate.run import Method, _evaluate, _inputs, _language_scores, _read
 from rsllm.model import tuned
 from rsllm.model.catalogue import ItemKeys
 from rsllm.recommenders.embeddings import ItemEmbeddings
-from rsllm.runs import Store
-from rsllm.settings import content_hash, replace_in
+from rsllm.store.artifacts import Store
 
 CHANGES = {
     "data.window": WINDOW,

@@ -10,6 +10,7 @@ import pytest
 from small_data import TITLES, small_data
 
 from rsllm.config import Experiment
+from rsllm.config.plain import replace_in
 from rsllm.data.prepared import PreparedData
 from rsllm.data.sequences import Rows
 from rsllm.errors import EvaluationError
@@ -23,10 +24,9 @@ from rsllm.evaluate.compare import (
     per_user,
     popularity_buckets,
 )
-from rsllm.evaluate.launch import Method, Outcome
 from rsllm.evaluate.metrics import BUCKETS
 from rsllm.evaluate.rank import fixed_sample, presented_places, target_places
-from rsllm.settings import replace_in
+from rsllm.evaluate.run import Method, Outcome
 
 NUM_ROWS = 12
 

@@ -10,8 +10,8 @@ from rsllm.config import Experiment
 from rsllm.data.sequences import Rows
 from rsllm.evaluate.compare import per_user
 from rsllm.evaluate.fuse import WEIGHTS, fused, joined, weighed
-from rsllm.evaluate.launch import Method, Outcome
 from rsllm.evaluate.rank import target_places
+from rsllm.evaluate.run import Method, Outcome
 from rsllm.evaluate.statistics import mean_interval
 
 NUM_ROWS = 200

@@ -15,9 +15,17 @@ import torch
 from small_data import NUM_CANDIDATES, TITLES, WINDOW, small_data
 
 from rsllm.config import Experiment
+from rsllm.config.plain import content_hash, replace_in
 from rsllm.data.prepared import PreparedData
 from rsllm.data.sequences import Rows
-from rsllm.evaluate.launch import (
+from rsllm.evaluate.rank import (
+    candidate_scores,
+    candidate_sets,
+    catalogue_scores,
+    held_out,
+    presented_places,
+)
+from rsllm.evaluate.run import (
     SHUFFLE_SEED,
     Method,
     Rule,
@@ -27,19 +35,11 @@ from rsllm.evaluate.launch import (
     _language_scores,
     read_scores,
 )
-from rsllm.evaluate.rank import (
-    candidate_scores,
-    candidate_sets,
-    catalogue_scores,
-    held_out,
-    presented_places,
-)
 from rsllm.prompts.templates import TEXTS
 from rsllm.recommenders import build, save
 from rsllm.recommenders.embeddings import ItemEmbeddings, other_items
 from rsllm.recommenders.rules import RULES
-from rsllm.runs import Store
-from rsllm.settings import content_hash, replace_in
+from rsllm.store.artifacts import Store
 
 
 @pytest.fixture(scope="module")

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from rsllm.evaluate import plots
-from rsllm.evaluate.plots import Axis
+from rsllm.report import plots
+from rsllm.report.plots import Axis
 
 
 def trial(number: int, score: float | None, state: str = "finished", **more: Any) -> dict[str, Any]:

@@ -17,10 +17,10 @@ from rsllm.data.prepared import PreparedData
 from rsllm.data.sequences import NO_ITEM, Rows, Split
 from rsllm.errors import ConfigError, DataError
 from rsllm.evaluate.compare import per_user
-from rsllm.evaluate.predictions import export_candidates, judge, read_predictions
 from rsllm.evaluate.rank import candidate_scores
-from rsllm.evaluate.report import tables
-from rsllm.runs import Store, commit_dir, write_json
+from rsllm.report.report import tables
+from rsllm.store.artifacts import Store, commit_dir, write_json
+from rsllm.study.external import export_candidates, judge, read_predictions
 
 NUM_ROWS, DRAWS = 12, 2
 

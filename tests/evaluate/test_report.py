@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from rsllm.evaluate.report import tables, write_report
+from rsllm.report.report import tables, write_report
 
 RESULTS = Path(__file__).parents[2] / "experiments" / "results"
 STUDIES = {

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from rsllm.evaluate.trials import best_so_far, importance, pareto_front
+from rsllm.report.trials import best_so_far, importance, pareto_front
 
 
 def trial(number: int, score: float | None, state: str = "finished", **more: Any) -> dict[str, Any]:

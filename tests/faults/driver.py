@@ -11,7 +11,7 @@ import faults
 import ray
 
 from rsllm.cli import main
-from rsllm.cluster import WORKER_ENVIRONMENT, _free_port
+from rsllm.compute.start import WORKER_ENVIRONMENT, _free_port
 
 CLUSTER = "RSLLM_TEST_CLUSTER"
 OF_ITS_OWN = {"num_cpus": 3, "include_dashboard": True, "dashboard_port": 0}

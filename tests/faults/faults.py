@@ -68,8 +68,8 @@ class Faults:
 
 def install() -> None:
     """Runs in each worker when it starts: lets its training meet the faults."""
-    from rsllm.cluster import prepare_worker
-    from rsllm.train import launch
+    from rsllm.compute.start import prepare_worker
+    from rsllm.train import worker as launch
 
     prepare_worker()
     faults, work = Faults(**json.loads(os.environ[ENVIRONMENT])), launch.work

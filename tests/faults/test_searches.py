@@ -13,7 +13,7 @@ import jobs
 import optuna
 import pytest
 
-from rsllm.tune.journal import FILE, OVERRIDES, TrialRecord, _record
+from rsllm.study.journal import FILE, OVERRIDES, TrialRecord, _record
 
 pytestmark = [pytest.mark.faults, pytest.mark.long]
 TRIALS = 4

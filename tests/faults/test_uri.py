@@ -14,7 +14,7 @@ from fault_runs import STEPS, Run
 from faults import Faults
 from ray.cluster_utils import Cluster
 
-from rsllm.runs import MANIFEST, Mirror, read_json
+from rsllm.store.artifacts import MANIFEST, Mirror, read_json
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(1200)]
 

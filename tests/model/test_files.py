@@ -17,13 +17,13 @@ from transformers import PreTrainedTokenizerFast
 
 from rsllm.cli import main
 from rsllm.config import Experiment
+from rsllm.config.plain import replace_in
 from rsllm.errors import ConfigError
 from rsllm.model import tuned
 from rsllm.model.backbone import check_backbone, load_backbone, load_tokenizer
 from rsllm.model.one_pass import CHECK_TITLES, ranks_in_one_pass
 from rsllm.pipeline import Pipeline
 from rsllm.prompts.encode import PromptEncoder
-from rsllm.settings import replace_in
 
 Damage = Callable[[Path], object]
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"

@@ -23,13 +23,13 @@ from small_models import (
 )
 
 from rsllm.config import Experiment, LossConfig, Representation
+from rsllm.config.plain import replace_in
 from rsllm.errors import CheckpointError, ConfigError
 from rsllm.model import tuned
 from rsllm.model.backbone import attach_lora, load_backbone, load_tokenizer
 from rsllm.model.objective import LanguageObjective
 from rsllm.model.projector import mean_embeddings
 from rsllm.recommenders.embeddings import ItemEmbeddings
-from rsllm.settings import replace_in
 
 SMALL = replace_in(Experiment(), {"backbone.lora_rank": 3, "projector.hidden": 16})
 ITEMS = ItemEmbeddings(

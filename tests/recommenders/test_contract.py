@@ -13,11 +13,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rsllm.config import RecommenderConfig
+from rsllm.config.plain import replace_in
 from rsllm.data.sequences import Rows
 from rsllm.errors import CheckpointError, ConfigError
 from rsllm.evaluate.rank import candidate_scores, catalogue_scores
 from rsllm.recommenders import FILE, MODELS, Recommender, build, load, save
-from rsllm.settings import replace_in
 
 NUM_ITEMS = 30
 WINDOW = 6

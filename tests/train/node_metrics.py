@@ -14,11 +14,11 @@ import httpx
 import ray
 import torch.distributed as dist
 
-from rsllm.cluster import start_ray
+from rsllm.compute.layout import Resources, lay_out
+from rsllm.compute.start import start_ray
 from rsllm.config import Experiment
-from rsllm.plan import Resources, lay_out
-from rsllm.runs import Store
-from rsllm.train.launch import Assignment, _log
+from rsllm.store.artifacts import Store
+from rsllm.train.worker import Assignment, _log
 
 
 def main(store: str, measured: dict[str, float]) -> None:

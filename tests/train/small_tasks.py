@@ -12,10 +12,10 @@ from small_data import NUM_CANDIDATES, TITLES, WINDOW
 from torch import Tensor
 
 from rsllm.config import Experiment
+from rsllm.config.plain import replace_in
 from rsllm.data.prepared import PreparedData
 from rsllm.model import tuned
 from rsllm.recommenders.embeddings import ItemEmbeddings
-from rsllm.settings import replace_in
 from rsllm.train.keys import KeysTask
 from rsllm.train.recommender import RecommenderTask
 from rsllm.train.stages import LanguageTask

@@ -10,7 +10,7 @@ import pytest
 
 from rsllm.config import Experiment
 from rsllm.errors import ConfigError, DataError, Interrupted, RsllmError, TrainingError
-from rsllm.train import attempts
+from rsllm.train import launch as attempts
 
 
 class Dying:

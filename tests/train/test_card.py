@@ -12,10 +12,10 @@ from huggingface_hub import ModelCard
 from scipy.stats import binomtest
 from small_tasks import SMALL, language_task
 
-from rsllm.assets import ASSETS
+from rsllm.assets.catalogue import ASSETS
+from rsllm.config.plain import replace_in
 from rsllm.data.prepared import PreparedData
-from rsllm.runs import commit_dir, manifest
-from rsllm.settings import replace_in
+from rsllm.store.artifacts import commit_dir, manifest
 from rsllm.train.card import CARD, write_card
 from rsllm.train.checkpoints import State
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from rsllm.data.prepared import PreparedData
 from rsllm.errors import CheckpointError
-from rsllm.runs import MANIFEST, manifest
+from rsllm.store.artifacts import MANIFEST, manifest
 from rsllm.train.checkpoints import Checkpoints, State
 from rsllm.train.engine import Engine
 from rsllm.train.loop import Task, train

@@ -1,7 +1,7 @@
 """What each kind of artifact holds, number by number: a change must be meant, and raise a version.
 
 Keys of artifacts carry the version of the code that makes them. A file here is of one version and
-stays as it is: after a change that is meant, raise it in `rsllm/versions.py`, and
+stays as it is: after a change that is meant, raise it in `rsllm/store/versions.py`, and
 `RSLLM_GOLDEN=write python -m pytest tests/train/test_golden.py` writes the next one's file in place
 of it; say why in the commit.
 """
@@ -21,12 +21,12 @@ from small_data import TITLES
 from small_tasks import language_task, recommender_task
 
 from rsllm.config import Experiment, PromptConfig
+from rsllm.config.plain import replace_in
 from rsllm.data.prepared import PreparedData
-from rsllm.evaluate.launch import Method, _language_scores
+from rsllm.evaluate.run import Method, _language_scores
 from rsllm.model.titles import title_vectors
-from rsllm.settings import replace_in
+from rsllm.store.versions import VERSIONS
 from rsllm.train.engine import Engine
-from rsllm.versions import VERSIONS
 
 GOLDEN = Path(__file__).with_name("golden")
 STEPS = 20

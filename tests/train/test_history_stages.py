@@ -26,6 +26,8 @@ from small_tasks import (
 from torch import Tensor
 from world import run_in_world
 
+from rsllm.compute.layout import Resources, lay_out
+from rsllm.config.plain import replace_in
 from rsllm.data.prepared import PreparedData
 from rsllm.evaluate.metrics import rank_metrics, target_ranks
 from rsllm.evaluate.rank import (
@@ -38,16 +40,14 @@ from rsllm.evaluate.rank import (
 )
 from rsllm.model import tuned
 from rsllm.model.objective import LanguageObjective
-from rsllm.plan import Resources, lay_out
 from rsllm.prompts.collate import PADDING
 from rsllm.prompts.histories import HistoryBatch
 from rsllm.recommenders.embeddings import ItemEmbeddings
-from rsllm.runs import Store
-from rsllm.settings import replace_in
+from rsllm.store.artifacts import Store
 from rsllm.train.engine import Engine
 from rsllm.train.health import SLOT_SCALE, SLOT_SPREAD
-from rsllm.train.launch import Assignment, build_task
 from rsllm.train.stages import LanguageTask
+from rsllm.train.worker import Assignment, build_task
 
 STEPS = 3
 STAGES = (0, 1, 2, 3)

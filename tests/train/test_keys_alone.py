@@ -22,6 +22,7 @@ from small_tasks import (
     made_up_titles,
 )
 
+from rsllm.config.plain import replace_in
 from rsllm.data.prepared import PreparedData
 from rsllm.errors import CheckpointError
 from rsllm.evaluate.metrics import rank_metrics, target_ranks
@@ -29,7 +30,6 @@ from rsllm.evaluate.rank import EXPECTED, candidate_scores, named, rank_catalogu
 from rsllm.model import tuned
 from rsllm.model.catalogue import ItemKeys
 from rsllm.prompts.collate import PADDING
-from rsllm.settings import replace_in
 from rsllm.train.engine import Engine
 from rsllm.train.keys import KeysTask
 

@@ -12,17 +12,17 @@ import pytest
 import torch
 
 from rsllm.cli import main
+from rsllm.compute.layout import Layout, Resources
 from rsllm.config import BackboneConfig, Experiment, Representation
+from rsllm.config.plain import replace_in
 from rsllm.errors import ConfigError
 from rsllm.model.backbone import load_backbone, load_tokenizer, tunable
-from rsllm.plan import Layout, Resources
+from rsllm.plan import read_cluster
 from rsllm.prompts.collate import Row
 from rsllm.prompts.encode import PromptEncoder
 from rsllm.prompts.histories import Whole, collate_histories
-from rsllm.settings import replace_in
 from rsllm.train import memory
-from rsllm.train.forecast import GIB, check_fits, check_launch, read_cluster
-from rsllm.train.memory import Shape, Sizes, Step
+from rsllm.train.memory import GIB, Shape, Sizes, Step, check_fits, check_launch
 
 ROOT = Path(__file__).parents[2]
 LLAMA: dict[str, Any] = {

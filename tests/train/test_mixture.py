@@ -17,13 +17,13 @@ from small_tasks import history_task, language_task, recommender_task
 from world import run_in_world
 
 from rsllm.config import Experiment
+from rsllm.config.plain import replace_in
 from rsllm.data.prepared import COUNTS, PreparedData
 from rsllm.errors import ConfigError
 from rsllm.pipeline import Pipeline
 from rsllm.prompts.collate import Batch
 from rsllm.recommenders.embeddings import ItemEmbeddings
-from rsllm.runs import commit_dir
-from rsllm.settings import replace_in
+from rsllm.store.artifacts import commit_dir
 from rsllm.train.batches import POOL_STEPS, mixed_step, step_rows
 from rsllm.train.stages import LanguageTask
 

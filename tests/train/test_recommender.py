@@ -19,13 +19,13 @@ from world import run_in_world
 
 from rsllm import recommenders
 from rsllm.config import RecommenderConfig
+from rsllm.config.plain import replace_in
 from rsllm.data.prepared import PreparedData
 from rsllm.data.sequences import Rows
 from rsllm.evaluate.metrics import expected_metrics
 from rsllm.recommenders import SEEN, Recommender
 from rsllm.recommenders.embeddings import ItemEmbeddings
-from rsllm.runs import read_json
-from rsllm.settings import replace_in
+from rsllm.store.artifacts import read_json
 from rsllm.train.checkpoints import Checkpoints
 from rsllm.train.engine import Engine
 from rsllm.train.loop import train

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from rsllm.errors import ConfigError
-from rsllm.runs import Store
-from rsllm.train import launch
+from rsllm.store.artifacts import Store
+from rsllm.train import worker as launch
 
 
 @pytest.mark.parametrize(

@@ -15,14 +15,14 @@ from typing import Any
 
 from rsllm.config import AUTO, DataConfig, Domain, TableConfig
 from rsllm.config.data import TABS, Split
+from rsllm.config.plain import from_dict, to_dict
 from rsllm.data.delimited import fields
 from rsllm.data.dialect import provisional, settle
 from rsllm.data.files import File, Table, find_files
 from rsllm.data.raw import TEXT, setting
 from rsllm.data.tables import check, columns_of, head
 from rsllm.errors import ConfigError
-from rsllm.runs import MANIFEST
-from rsllm.settings import from_dict, to_dict
+from rsllm.store.artifacts import MANIFEST
 
 FILES = ("movielens", "llara", "lastfm", "steam", "synthetic")
 SUFFIXES = {".csv", ".tsv", ".tab", ".parquet", ".json", ".jsonl", ".ndjson"}

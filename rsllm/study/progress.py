@@ -1,0 +1,106 @@
+"""What is shown of trials: the table that is printed whenever one reports, a report's, names."""
+
+import re
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from tabulate import tabulate
+
+from rsllm.config.plain import content_hash
+from rsllm.evaluate.statistics import beats_chance
+from rsllm.study.journal import COST, METRIC, TrialRecord
+
+COLUMNS = ("samples", METRIC, "HR@1", COST)
+TAKEN = {"trial", "name", "number", "state", "samples", "seconds", "error"}
+"""Columns of a report's trials, which no tuned value may go by."""
+
+
+def table(records: Sequence[TrialRecord], total: int) -> str:
+    """Every trial's tuned values, state, samples and score, and why some failed."""
+    best = max((record.score or 0.0 for record in records), default=0.0)
+    done = sum(record.state != "running" for record in records)
+    failures = [f"trial {r.number} failed: {r.error}" for r in records if r.error]
+    lines = [
+        f"\n{done} of {total} trials done, {len(failures)} failed, best {METRIC} {best:.3f}",
+        tabulate(_rows(records), headers="keys", floatfmt=".3g"),
+        *failures,
+    ]
+    return "\n".join(lines)
+
+
+def _rows(records: Sequence[TrialRecord]) -> list[dict[str, Any]]:
+    return [
+        {"trial": record.number, **values, "state": record.state}
+        | {name: record.end[name] for name in COLUMNS if name in record.end}
+        for record, values in zip(records, _tuned(records), strict=True)
+    ]
+
+
+def _tuned(records: Sequence[TrialRecord]) -> list[dict[str, Any]]:
+    """Each trial's values, by names that are the same in all."""
+    paths = {path for record in records for path in record.overrides}
+    return [shown(record.overrides, paths) for record in records]
+
+
+def shown(overrides: Mapping[str, Any], among: Collection[str] = ()) -> dict[str, Any]:
+    """The tuned values by as much of the end of their paths as tells them from others."""
+    return {_end(path, {*overrides, *among}): value for path, value in overrides.items()}
+
+
+def _end(path: str, paths: Collection[str]) -> str:
+    parts = path.split(".")
+    for length in range(1, len(parts)):
+        end = ".".join(parts[-length:])
+        others = [o for o in paths if o != path and f".{o}".endswith(f".{end}")]
+        if end not in TAKEN and not others:
+            return end
+    return path
+
+
+def run_name(text: str, unique: Any) -> str:
+    """A text as the name of a run, and what sets it apart from the runs of others."""
+    safe = re.sub(r"[^A-Za-z0-9._-]+", ".", text).lstrip(".-")
+    return f"{safe[:57]}-{content_hash(unique)[:6]}"
+
+
+def trial_rows(records: Sequence[TrialRecord], *, cost: bool = False) -> list[dict[str, Any]]:
+    """The trials of a report; `cost` names what they were to be good at."""
+    return [_trial_row(*pair, cost) for pair in zip(records, _tuned(records), strict=True)]
+
+
+def _trial_row(record: TrialRecord, tuned: Mapping[str, Any], cost: bool) -> dict[str, Any]:
+    row = {
+        "number": record.number,
+        "state": record.state,
+        "parameters": dict(tuned),
+        "samples": int(record.end.get("samples", 0)),
+        "seconds": round(record.end.get("seconds", 0.0), 1),
+        "curve": record.curve,
+        "MRR": record.score,
+        "HR@1": record.end.get("HR@1"),
+        "error": record.error,
+    }
+    if cost and record.end:
+        row["objectives"] = {"MRR": record.score, COST: record.end[COST]}
+    return row
+
+
+def searched(
+    best: TrialRecord, records: Sequence[TrialRecord], n: int, num_candidates: int
+) -> dict[str, Any]:
+    """The best trial on `n` validation rows, and what chance would have reached.
+
+    p against chance is that of one trial times the trials with a score (Bonferroni), since the best
+    of many guesses looks better than one.
+    """
+    scores = sum(record.score is not None for record in records)
+    alone = beats_chance(best.score or 0.0, n, num_candidates)
+    chance = sum(1 / rank for rank in range(1, num_candidates + 1)) / num_candidates
+    return {
+        "metric": "MRR",
+        "split": "validation",
+        "n": n,
+        "best": best.number,
+        "p_beats_chance": min(1.0, alone * max(1, scores)),
+        "chance": {"MRR": chance, "HR@1": 1 / num_candidates},
+    }

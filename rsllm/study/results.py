@@ -1,0 +1,135 @@
+"""Finished cells of a grid as files: aggregates and what made them, never a user's row.
+
+DATA/ENTRY-KEY.json          an entry on a data set, over its seeds; the key is of its settings
+DATA/FIRST--SECOND-KEY.json  a paired comparison of two of them
+
+Grids share what has the same key, whatever each of them calls it.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from rsllm.assets.catalogue import ASSETS
+from rsllm.config import Experiment
+from rsllm.config.data import plain_of_known
+from rsllm.config.plain import content_hash, to_dict
+from rsllm.store.artifacts import read_json, write_json
+
+Kind = Literal[
+    "tuned",
+    "zero-shot",
+    "recommender",
+    "recommender + titles",
+    "keys",
+    "slot-rule",
+    "popularity",
+    "order-rule",
+    "title-ngrams",
+]
+SEEDED = ("tuned", "recommender", "recommender + titles", "keys", "slot-rule")
+"""Kinds that a seed changes."""
+Cell = dict[str, Any]
+DECIDES = {
+    "zero-shot": ("data", "backbone", "prompt", "evaluation"),
+    "keys": ("data", "recommender", "catalogue", "prompt", "evaluation"),
+    **dict.fromkeys(
+        ("recommender", "recommender + titles", "slot-rule"), ("data", "recommender", "evaluation")
+    ),
+}
+"""The sections that an entry's kind depends on; of a tuned one all but compute, of rules fewest."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Entry:
+    """A line of the paper's table: what is trained, and how it is judged."""
+
+    name: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Paths into `Experiment`."""
+    kind: Kind = "tuned"
+    judged: Mapping[str, Any] = field(default_factory=dict)
+    """What holds in evaluation alone: paths, such as projector.shuffle_items, and fields of
+    `Method`: shuffle_titles, mean_of_orders."""
+    fused: bool = False
+    """Joined with the recommender of its slots, by a weight chosen on validation."""
+
+    @property
+    def speaks(self) -> bool:
+        """Whether it is a language model."""
+        return self.kind in ("tuned", "zero-shot")
+
+    @property
+    def seeded(self) -> bool:
+        """Whether a seed changes it."""
+        return self.kind in SEEDED
+
+    def key(self, experiment: Experiment, seeds: Sequence[int]) -> str:
+        """Of all that decides its numbers beside the data themselves."""
+        parts = to_dict(experiment)
+        mixed = zip(experiment.mixture, parts["mixture"], strict=True)
+        for holder, config in ((parts, experiment.data), *((p, m.data) for m, p in mixed)):
+            if config.source in ASSETS:
+                holder["data"] = plain_of_known(config)
+        decides = DECIDES.get(self.kind, ("data", "evaluation"))
+        if self.kind == "tuned":
+            decides = tuple(name for name in parts if name != "compute")
+        elif parts["recommender"]["items"] == "title":
+            decides = (*decides, "backbone", "prompt")
+        made = [self.kind, dict(self.judged), self.fused, list(seeds) if self.seeded else []]
+        precision = experiment.compute.precision
+        asked = [precision] if self.speaks and precision != "auto" else []
+        return content_hash([*made, *asked, {name: parts[name] for name in decides}])
+
+
+def slug(name: str) -> str:
+    """A name as part of a file's."""
+    return re.sub("[^a-z0-9]+", "-", name.lower()).strip("-")[:60] or "unnamed"
+
+
+@dataclass(frozen=True, slots=True)
+class Cells:
+    """A folder of finished cells and comparisons."""
+
+    root: Path
+
+    def read(self, data: str, key: str) -> Cell | None:
+        """What is on file, under whatever name, if anything.
+
+        Raises:
+            CheckpointError: the file is damaged.
+        """
+        path = self._path(data, key)
+        return read_json(path) if path.exists() else None
+
+    def write(self, data: str, key: str, name: str, value: Mapping[str, Any]) -> None:
+        """Put it on file, under the name that it has there; a crash leaves the old or the new."""
+        path = self._path(data, key, name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, value)
+
+    def comparison(self, data: str, first: Cell, second: Cell) -> Cell | None:
+        """The comparison of two cells, unless it was made of others."""
+        found = self.read(data, _key(first, second))
+        return found if found and found["of"] == _of(first, second) else None
+
+    def write_comparison(self, data: str, first: Cell, second: Cell, found: Cell) -> None:
+        """Put a comparison of two cells on file."""
+        named = {"first": first["entry"], "second": second["entry"]}
+        value = {**found, **named, "of": _of(first, second)}
+        self.write(data, _key(first, second), "--".join(map(slug, named.values())), value)
+
+    def _path(self, data: str, key: str, name: str = "") -> Path:
+        folder = self.root / slug(data)
+        return next(folder.glob(f"*-{key}.json"), folder / f"{name}-{key}.json")
+
+
+def _key(first: Cell, second: Cell) -> str:
+    return content_hash([first["key"], second["key"]])
+
+
+def _of(first: Cell, second: Cell) -> list[Any]:
+    """The predictions that a comparison stands on."""
+    return [first["predictions"], second["predictions"]]

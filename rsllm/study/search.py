@@ -1,0 +1,351 @@
+"""Ray Tune + Optuna over experiments: each trial is the watched stage under other settings.
+
+A trial is a driver that runs Ray Train and is idempotent: an artifact that exists is not trained
+again. `rsllm.study.journal` keeps what is known of the trials; what Ray notes of them is not used.
+"""
+
+import logging
+import math
+import os
+import re
+import shutil
+import warnings
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property, partial
+from importlib.util import find_spec
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import optuna
+from ray import tune
+from ray.tune.integration.ray_train import TuneReportCallback
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
+from ray.tune.trainable.function_trainable import FunctionTrainable
+
+from rsllm.compute.layout import DRIVER_CPUS
+from rsllm.config import Experiment
+from rsllm.config.plain import content_hash, replace_in, to_dict
+from rsllm.data.prepared import PreparedData
+from rsllm.errors import CheckpointError, TrainingError, require
+from rsllm.evaluate.rank import held_out
+from rsllm.pipeline import Pipeline
+from rsllm.prompts.templates import wording
+from rsllm.report.report import tables, write_report
+from rsllm.store.artifacts import provenance, read_json
+from rsllm.store.versions import VERSIONS
+from rsllm.study.journal import COST, FILE, METRIC, Journal, check_space, refused, storage
+from rsllm.study.journal import Space as Space
+from rsllm.study.journal import TrialRecord as TrialRecord
+from rsllm.study.progress import run_name, searched, shown, table, trial_rows
+from rsllm.study.variants import candidates
+from rsllm.train.worker import Stage
+
+
+@dataclass(frozen=True, kw_only=True)
+class Search:
+    """A search over what a pipeline watches, begun or to be continued.
+
+    Raises:
+        ConfigError: a space or a first guess that cannot work, a study that is another, or one
+            that another process is at; before Ray starts.
+    """
+
+    pipeline: Pipeline
+    """The base experiment, where it is stored, and the stage that is tuned."""
+    space: Space
+    name: str
+    """Of its folder under `studies`; the same name continues the search."""
+    first_guesses: Sequence[Mapping[str, Any]] = ()
+    """Values, as the space names them, that are tried first."""
+    cost: bool = False
+    """Minimise device-seconds beside maximising the score; then no trial is stopped early, and the
+    report has the Pareto front."""
+    seed: int = 0
+    optuna_storage: str = ""
+    """URL of a database instead of the journal file."""
+    warm_start: str = ""
+    """Folder or journal of an earlier study, whose trials the sampler learns from."""
+    track: str = ""
+    """mlflow or wandb, beside TensorBoard."""
+
+    def __post_init__(self) -> None:
+        _quieten()
+        _ = self.backbones
+        there = not self.track or find_spec(self.track) is not None
+        require(there, f"--track {self.track} needs it: pip install rsllm[trackers]")
+        with refused(f"--track {self.track}"):
+            for tracker in _trackers(self.track, self.name):
+                tracker.setup()
+        with self.pipeline.store.alone(f"search-{self.name}", waits=False):
+            for guess in self.first_guesses:
+                self.journal.study.enqueue_trial(dict(guess), skip_if_exists=True)
+            if self.warm_start:
+                self.journal.learn_from(Path(self.warm_start))
+
+    @property
+    def folder(self) -> Path:
+        """Where the journal is, and results may go."""
+        return self.pipeline.store.root / "studies" / self.name
+
+    @cached_property
+    def backbones(self) -> list[str]:
+        """Fingerprints of those that it may draw; the whole space is looked at."""
+        return check_space(self.pipeline, self.space, self.first_guesses)
+
+    @cached_property
+    def journal(self) -> Journal:
+        """What is known of its trials."""
+        file, remote = self.folder / FILE, self.pipeline.store.remote
+        there = remote.read(f"studies/{self.name}/{FILE}") if remote else None
+        if there and not (file.exists() and file.stat().st_size >= len(there)):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(there)
+        place = storage(file, self.optuna_storage)
+        made_with = [VERSIONS, wording(), self.backbones]
+        base = content_hash([to_dict(self.pipeline.experiment.anywhere), *made_with])
+        return Journal(place, self.name, base, self.space, self.cost, self.seed)
+
+    def run(self, trials: int) -> list[TrialRecord]:
+        """Run what is missing of so many trials.
+
+        Returns:
+            All trials in order of creation.
+
+        Raises:
+            ConfigError: more workers than the cluster has, or another process is at it.
+            TrainingError: every trial failed.
+        """
+        store = self.pipeline.store
+        with store.alone(f"search-{self.name}", waits=False):
+            if known := self.journal.records():
+                print(f"continuing the search {self.name}\n{table(known, trials)}", flush=True)
+            while trials > self.journal.ended:  # again where a driver was lost with its node
+                self._tune(trials)
+            records = [r for r in self.journal.records() if r.state != "running"]
+            for record in records:
+                if record.state == "stopped":
+                    experiment = replace_in(self.pipeline.experiment, record.overrides)
+                    Pipeline(experiment, store.location, watched=self.pipeline.watched).discard()
+        if not any(record.curve for record in records):
+            reasons = "; ".join(sorted({str(record.error) for record in records}))
+            raise TrainingError(f"every trial failed: {reasons}; more --trials try other values")
+        return records
+
+    def publish(
+        self, records: Sequence[TrialRecord], best: TrialRecord | None = None, **found: Any
+    ) -> Path:
+        """Report its trials, `best` or the best score among them, and what else was found."""
+        best = best or next(iter(candidates(records, 1).values()))
+        experiment, data = self.pipeline.experiment, PreparedData.open(self.pipeline.prepare())
+        speaks = self.pipeline.watched != "recommender"
+        limit = experiment.evaluation.validation_rows if speaks else 0
+        rows = held_out(data, "validation", limit)[0]
+        results: dict[str, Any] = {"methods": [], "pairs": [], "notes": [], "recommender": {}}
+        results |= {
+            "budget": {},
+            "backbone": experiment.backbone.source if speaks else "",
+            "trials": trial_rows(records, cost=self.cost),
+            "search": searched(best, records, len(rows), experiment.data.num_candidates),
+            "data": {"source": experiment.data.source, **data.facts["counts"]},
+        }
+        return publish(self.pipeline, self.name, results | found)
+
+    def _tune(self, trials: int) -> None:
+        layout, store = self.pipeline.layout, self.pipeline.store
+        self.pipeline.prepare()
+        base, watched = self.pipeline.experiment, self.pipeline.watched
+        shutil.rmtree(store.root / "ray" / self.name, ignore_errors=True)
+        trainable = tune.with_parameters(_trial, base=base, storage=store.location, watched=watched)
+        trainable.__mixins__ = (_Named,)
+        name, notes = partial(_trial_name, self.name), _Notes(self, trials)
+        tune.Tuner(
+            tune.with_resources(trainable, {"CPU": DRIVER_CPUS}),
+            tune_config=tune.TuneConfig(
+                num_samples=trials - self.journal.ended,
+                max_concurrent_trials=layout.concurrent_trials,
+                search_alg=_Suggestions(self.journal),
+                scheduler=self._scheduler(),
+                trial_name_creator=name,
+                trial_dirname_creator=name,
+            ),
+            run_config=tune.RunConfig(
+                name=self.name,
+                storage_path=str(store.root / "ray"),
+                verbose=0,
+                callbacks=[notes, *_trackers(self.track, self.name)],
+            ),
+        ).fit()
+
+    def _scheduler(self) -> TrialScheduler:
+        """In its rungs counts what the trials of earlier drivers reported."""
+        base, stage = self.pipeline.experiment, self.pipeline.experiment.stage2
+        validations = min(stage.validations, stage.steps)
+        if self.pipeline.watched == "recommender":
+            validations = math.ceil(base.recommender.max_epochs)
+        scheduler = FIFOScheduler() if self.cost else _scheduler(validations)
+        for record in self.journal.records():
+            earlier = SimpleNamespace(trial_id=f"{record.number} of an earlier driver")
+            scheduler.on_trial_add(None, earlier)
+            for entry in record.curve:
+                scheduler.on_trial_result(None, earlier, entry)
+        return scheduler
+
+
+def publish(pipeline: Pipeline, name: str, results: Mapping[str, Any]) -> Path:
+    """Write results.json and its report under `studies/NAME`, also at the URI; print the tables.
+
+    Returns:
+        The folder on this node.
+    """
+    made = {"experiment": to_dict(pipeline.experiment), "provenance": provenance(), **results}
+    folder = pipeline.store.root / "studies" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    write_report(folder, made)
+    pipeline.store.share(f"studies/{name}")
+    print(tables(made))
+    print(f"\nresults: {folder}  (open report.html)", flush=True)
+    return folder
+
+
+class _Named(FunctionTrainable):  # type: ignore[misc]
+    """Has Ray's dashboard and logs call a trial's driver by the trial's name."""
+
+    def setup(self, config: dict[str, Any]) -> None:
+        super().setup(config)
+        self._name = self.trial_name
+
+
+class _Suggestions(Searcher):  # type: ignore[misc]
+    """The journal's trials, for Tune to run."""
+
+    def __init__(self, journal: Journal) -> None:
+        super().__init__(metric=METRIC, mode="max")
+        self.journal = journal
+
+    def suggest(self, trial_id: str) -> dict[str, Any]:
+        number, overrides = self.journal.begin()
+        return {"number": number, "overrides": overrides}
+
+    def on_trial_complete(self, *args: Any, **more: Any) -> None:
+        """`_Notes` takes it, for a searcher is not told why a trial failed."""
+
+    def save_to_dir(self, *args: Any, **more: Any) -> None:
+        """There is nothing that the journal does not have."""
+
+
+class _Notes(tune.Callback):  # type: ignore[misc]
+    """Tells the journal, and the user, what becomes of the trials."""
+
+    def __init__(self, search: Search, total: int) -> None:
+        self.journal, self.store, self.folder = search.journal, search.pipeline.store, search.folder
+        self.total = total
+
+    def on_trial_result(self, *, trial: Any, result: dict[str, Any], **info: Any) -> None:
+        number = trial.config["number"]
+        if artifact := result.get("artifact"):
+            curve = read_json(self.store.local(artifact) / "training.json")["curve"]
+            self.journal.finish(number, list(map(_entry, curve)))
+        else:
+            self.journal.report(number, _entry(result))
+            self._print()
+        for name in [name for name in result if "@" in name]:  # which MLflow would refuse
+            result[name.replace("@", "_at_")] = result.pop(name)
+
+    def on_trial_complete(self, *, trial: Any, **info: Any) -> None:
+        self.journal.leave(trial.config["number"])
+        self._print()
+
+    def on_trial_error(self, *, trial: Any, **info: Any) -> None:
+        """Explain a failure, and keep all that was said of it; what lost its node goes on once."""
+        number, said = trial.config["number"], Path(trial.error_file).read_text()
+        _, first, *lines = said.strip().splitlines()
+        if "ray::" not in first and self.journal.lose(number):  # no error of its own
+            print(f"the driver of trial {number} died; it goes on in a new one later", flush=True)
+            return
+        kept = self.folder / "failures" / f"trial-{number:03d}.txt"
+        kept.parent.mkdir(exist_ok=True)
+        kept.write_text(said)
+        error = next((line for line in reversed(lines) if re.match(r"[\w.]+(: |$)", line)), first)
+        self.journal.leave(number, error=re.sub(r"^[\w.]+: ", "", error))
+        self._print()
+        print(f"all that was said of it: {kept}", flush=True)
+
+    def _print(self) -> None:
+        print(table(self.journal.records(), self.total), flush=True)
+        with suppress(CheckpointError):  # it comes to the URI with the next one
+            self.store.share(f"studies/{self.folder.name}")
+
+
+class _Rungs(ASHAScheduler):  # type: ignore[misc]
+    def on_trial_result(self, controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """At its last report a trial has only its artifact to write, whatever rungs it missed."""
+        last = result["validations"] >= self._max_t
+        return self.CONTINUE if last else str(super().on_trial_result(controller, trial, result))
+
+
+def _scheduler(validations: int) -> TrialScheduler:
+    """Rungs at the validations before the last: the weaker half of the trials stops there.
+
+    The first one leaves every trial a sixth of its validations.
+    """
+    grace = max(1, validations // 6)
+    return _Rungs(
+        "validations", METRIC, "max", max_t=validations, grace_period=grace, reduction_factor=2
+    )
+
+
+def _trial_name(search: str, trial: Any) -> str:
+    """Number and tuned values, and what sets it apart from the trials of other searches."""
+    values = "-".join(
+        f"{name}_{value:.3g}" if isinstance(value, float) else f"{name}_{value}"
+        for name, value in shown(trial.config["overrides"]).items()
+    )
+    return run_name(f"{trial.config['number']:03d}-{values}", search)
+
+
+def _trial(config: dict[str, Any], base: Experiment, storage: str, watched: Stage) -> None:
+    """One trial: train what its artifact lacks, and say where it is."""
+    pipeline = Pipeline(
+        replace_in(base, config["overrides"]),
+        storage,
+        run_name=tune.get_context().get_trial_name(),
+        callbacks=[TuneReportCallback()],
+        watched=watched,
+    )
+    artifact = pipeline.finished() or pipeline.run()
+    last = read_json(artifact / "training.json")["curve"][-1]
+    tune.report(last | {"artifact": str(artifact)})
+
+
+def _entry(row: Mapping[str, Any]) -> dict[str, float]:
+    """rsllm's own metrics of a report, without what Tune adds."""
+    groups = ("loss", "contrast/", "health/", "prompts/", "HR@", "NDCG@", "tokens_per", "MRR")
+    ours = (*groups, "step", "samples", "seconds", "data_wait", "checkpoint_share", "validations")
+    return {name: float(row[name]) for name in row if name.startswith((*ours, METRIC, COST))}
+
+
+def _trackers(track: str, search: str) -> list[tune.Callback]:
+    """Ray's own; their environment variables say where they log to."""
+    if track == "mlflow":
+        from ray.air.integrations.mlflow import MLflowLoggerCallback
+
+        return [MLflowLoggerCallback(experiment_name=search)]
+    if track == "wandb":
+        from ray.air.integrations.wandb import WandbLoggerCallback
+
+        return [WandbLoggerCallback(project="rsllm", group=search)]
+    return []
+
+
+def _quieten() -> None:
+    """Leave the terminal to the table of trials, and Ctrl-C to Python: Tune would go on."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+    logging.getLogger("ray.tune").setLevel(logging.WARNING)
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
+    os.environ["TUNE_PRINT_ALL_TRIAL_ERRORS"] = "0"

@@ -1,0 +1,321 @@
+"""Where a gain comes from and what quality costs: the two scripts, and one at tiny scale."""
+
+from __future__ import annotations
+
+import json
+import runpy
+import sys
+from pathlib import Path
+from typing import Any
+
+import jobs
+import pytest
+import torch
+from made_up import asked, cell, estimate
+from safetensors.torch import load_file
+
+from rsllm.config import Experiment, LossConfig
+from rsllm.config.plain import from_dict, to_dict
+from rsllm.data.prepared import PreparedData
+from rsllm.evaluate.rank import candidate_sets, score_candidates
+from rsllm.model import tuned
+from rsllm.model.objective import LanguageObjective
+from rsllm.recommenders.embeddings import ItemEmbeddings
+from rsllm.store.artifacts import Store, manifest
+from rsllm.study import paper
+from rsllm.study.figures import draw
+from rsllm.study.grid import Grid, run, sites
+from rsllm.study.page import write_page
+from rsllm.study.results import slug
+from rsllm.study.shown import gather
+
+WHOLE, TITLES, HISTORY = "RSLLM", "RSLLM, shuffled titles", "RSLLM, shuffled history"
+SLOTS = "slot rule"
+
+
+def functions(name: str) -> dict[str, Any]:
+    return runpy.run_path(str(jobs.ROOT / "experiments" / f"{name}.py"))
+
+
+def script(name: str) -> Grid:
+    found: Grid = functions(name)["GRID"]
+    return found
+
+
+@pytest.mark.parametrize("name", ["explain_gain", "measure_efficiency"])
+def test_claims_and_curves_are_of_entries(name: str) -> None:
+    of = script(name)
+    assert len(set(of.names)) == len(of.names)
+    assert {name for c in of.claims for name in (c.first, c.second)} <= set(of.names)
+    drawn = {name for lines in of.curves.values() for names in lines.values() for name in names}
+    assert drawn == (set(of.names) if name == "measure_efficiency" else set())
+
+
+@pytest.mark.parametrize("budget", paper.BUDGETS)
+def test_what_is_spoilt_is_not_trained_again(budget: str, tmp_path: Path) -> None:
+    of = script("explain_gain")
+    to = asked(tmp_path, of, budget=paper.BUDGETS[budget], data=["movielens-100k"])
+    (site,) = sites(of, to)
+    whole = site.entries[WHOLE][1]
+    same = {name for name, (_, experiment) in site.entries.items() if experiment == whole}
+    assert {name for name in site.entries if name.startswith("RSLLM")} <= same
+    assert len({site.key(name) for name in site.entries}) == len(site.entries)
+
+
+@pytest.mark.parametrize("budget", ["quick", "hour", "full"])
+def test_points_differ_in_what_they_cost_alone(budget: str, tmp_path: Path) -> None:
+    of = script("measure_efficiency")
+    to = asked(tmp_path, of, budget=paper.BUDGETS[budget], data=["movielens-100k"])
+    (site,) = sites(of, to)
+    for names in of.curves["samples"].values():
+        each = [to_dict(site.entries[name][1]) for name in names]
+        tuned = site.entries[names[0]][0].kind == "tuned"
+        path = ("stage2", "samples") if tuned else ("recommender", "max_epochs")
+        spent = [experiment[path[0]].pop(path[1]) for experiment in each]
+        assert spent == sorted(set(spent))
+        assert all(experiment == each[0] for experiment in each)
+    for _, experiment in site.entries.values():
+        assert experiment.stage2.samples % experiment.stage2.batch_size == 0
+        assert experiment.stage1.samples == site.experiment.stage1.samples
+
+
+def test_a_figure_of_curves(tmp_path: Path) -> None:
+    """Every known point stands where its cost and its HR@1 are."""
+    pytest.importorskip("matplotlib")
+    of = script("measure_efficiency")
+    to = asked(tmp_path, of, budget=paper.BUDGETS["hour"], data=["movielens-100k"])
+    (site,) = sites(of, to)
+    for place, name in enumerate(of.names[:-1], start=1):
+        costs = {"samples": 10.0 * place, "seconds": 2.0 * place, "trainable": place}
+        made = cell(name, site.key(name), 0.02 * place, **costs)
+        site.cells.write(site.name, site.key(name), slug(name), made)
+    write_page(tmp_path, of, to, {})
+    figure = (tmp_path / "figure.svg").read_text()
+    assert (tmp_path / "page.html").read_text().count("data:image/svg") == 1
+    for said in ("samples", "seconds", "tokens", "trainable", "RSLLM (Caser)", "text only"):
+        assert f"<!-- {said} -->" in figure
+    points = curves(gather(of, to), tmp_path, of)
+    text = {name: place for place, name in enumerate(of.names, start=1)}
+    names = [f"text only{suffix}" for suffix in (", 1/8", ", 1/4", ", 1/2", "")]
+    expected = [(10.0 * text[name], pytest.approx(0.02 * text[name])) for name in names]
+    assert points["samples", "text only"] == expected
+    assert len(points["trainable", "RSLLM (SASRec), by LoRA rank"]) == 2, "one is not on file"
+
+
+def curves(shown: Any, folder: Path, of: Grid) -> dict[tuple[str, str], list[tuple[float, float]]]:
+    """The points that matplotlib was given, by axis and label."""
+    from matplotlib.axes import Axes
+
+    found: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    plain = Axes.errorbar
+
+    def noted(self: Axes, x: Any, y: Any, **style: Any) -> Any:
+        column = list(of.curves)[self.get_subplotspec().colspan.start]
+        found[column, style["label"]] = list(zip(x, y, strict=True))
+        return plain(self, x, y, **style)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Axes, "errorbar", noted)
+        draw(shown, folder, of.curves)
+    return found
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_llm: Path, tmp_path_factory: pytest.TempPathFactory, ray_cluster: str) -> Path:
+    """Store, cells and page of RSLLM, of two spoilt ones and of a rule, at tiny scale."""
+    folder = tmp_path_factory.mktemp("gain")
+    words = ["--budget", "tiny", "--data", "synthetic", "--backbone", str(tiny_llm)]
+    words += ["--storage", str(folder / "store"), "--cells", str(folder / "cells")]
+    words += ["--set", "compute.threads=1"]
+    words += [word for name in (WHOLE, TITLES, HISTORY, SLOTS) for word in ("--only", name)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["explain_gain.py", *words])
+        run(script("explain_gain"), "", str(folder / "explain_gain.py"))
+    return folder
+
+
+def on_file(folder: Path, name: str) -> dict[str, Any]:
+    (path,) = folder.glob(f"cells/*/{slug(name)}-[0-9a-f]*.json")
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(900)
+def test_one_training_is_judged_again(folder: Path) -> None:
+    assert len(list(folder.glob("store/stage-2/[0-9a-f]*/manifest.json"))) == 1
+    cells = {name: on_file(folder, name) for name in (WHOLE, TITLES, HISTORY)}
+    scores = {name: one["predictions"]["scores"][0] for name, one in cells.items()}
+    assert len(set(scores.values())) == 3
+    inputs = {
+        name: manifest(folder / "store" / "evaluation" / one)["inputs"]
+        for name, one in scores.items()
+    }
+    changed = {
+        name: {key for key in facts if facts[key] != inputs[WHOLE].get(key)}
+        for name, facts in inputs.items()
+    }
+    assert changed == {WHOLE: set(), TITLES: {"shuffle_titles"}, HISTORY: {"evaluation"}}
+    assert "shuffle_titles" not in inputs[WHOLE], "so that older keys stay"
+    assert (cells[WHOLE]["generation"] is None, cells[TITLES]["generation"]) == (False, None)
+    assert len(list(folder.glob(f"cells/*/rsllm--{slug(TITLES)}-*.json"))) == 1
+    buckets = cells[WHOLE]["by_popularity"]
+    assert sum(bucket["n"] for bucket in buckets.values()) == cells[WHOLE]["n"] == 12
+    (page,) = folder.glob("store/studies/*/page.html")
+    text = page.read_text()
+    for said in ("shuffled titles cost quality", "By training interactions of the target"):
+        assert said in text
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(900)
+def test_adapters_come_with_a_card(folder: Path) -> None:
+    for stage, start in (("stage-1", "from the backbone"), ("stage-2", "from artifact ")):
+        (path,) = folder.glob(f"store/{stage}/[0-9a-f]*/README.md")
+        assert "README.md" in manifest(path.parent, verify=True)["files"]
+        text = path.read_text()
+        assert text.startswith("---\nbase_model: ")
+        assert start in text
+
+
+def test_buckets_stand_from_popular_to_cold(tmp_path: Path) -> None:
+    """Files sort their keys; buckets of nobody are left out, those of few show how many."""
+    estimates = {"HR@1": estimate(0.4), "MRR": estimate(0.5)}
+    found = {"popular": {"n": 9} | estimates, "middle": {"n": 0}, "rare": {"n": 5} | estimates}
+    of = script("explain_gain")
+    to = asked(tmp_path, of, budget=paper.BUDGETS["hour"], data=["movielens-100k"])
+    (site,) = sites(of, to)
+    made = cell(WHOLE, site.key(WHOLE), by_popularity=found | {"cold": {"n": 2}})
+    site.cells.write(site.name, site.key(WHOLE), slug(WHOLE), made)
+    (shown,) = gather(of, to)
+    (table,) = (table for table in shown.tables if table.title.startswith("By training"))
+    assert table.title.endswith("movielens-100k")
+    assert table.rows == [
+        {"method": WHOLE, "targets": "popular", "n": 9} | estimates,
+        {"method": WHOLE, "targets": "rare", "n": 5} | estimates,
+        {"method": WHOLE, "targets": "cold", "n": 2},
+    ]
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(900)
+def test_the_slot_rule_has_the_vectors_of_the_slots(folder: Path) -> None:
+    (scores,) = on_file(folder, SLOTS)["predictions"]["scores"]
+    judged = manifest(folder / "store" / "evaluation" / scores)["inputs"]
+    (tuned,) = folder.glob("store/stage-2/[0-9a-f]*")
+    assert judged["scorer"] == "slot-rule"
+    assert judged["artifact"] == manifest(tuned)["inputs"]["recommender"]
+    assert len(list(folder.glob("cells/*/rsllm--slot-rule-*.json"))) == 1
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(900)
+def test_slots_are_probed_before_and_after_the_projector(folder: Path) -> None:
+    (tuned,) = folder.glob("store/stage-2/[0-9a-f]*")
+    of = functions("probe_slots")
+    found = of["probe"](tuned)
+    inputs = manifest(tuned)["inputs"]
+    data = PreparedData.open(folder / "store" / "data" / inputs["data"])
+    vectors = ItemEmbeddings.load(tuned).standardised()
+    slots = of["projected"](tuned, vectors, inputs["projector"])
+    own = {name: t.double() for name, t in load_file(tuned / "projector.safetensors").items()}
+
+    def layer(name: str, rows: torch.Tensor) -> torch.Tensor:
+        return rows @ own[f"projector.{name}.weight"].T + own[f"projector.{name}.bias"]
+
+    wide = vectors.double()
+    inner = layer("mlp.0", wide)
+    inner = inner * (1 + torch.erf(inner / 2**0.5)) / 2  # GELU
+    expected = layer("linear", wide) + layer("mlp.2", inner)
+    torch.testing.assert_close(slots.double(), expected, rtol=1e-4, atol=1e-5)
+    rows = data.rows("validation")
+    ranks = []
+    for row in range(len(rows)):
+        last = vectors[rows.histories(row)[-1]]
+        candidates = [int(item) for item in candidate_sets(rows)[row]]
+        scores = {
+            item: float(torch.cosine_similarity(last, vectors[item], 0)) for item in candidates
+        }
+        target = scores[int(rows.target_R[row])]
+        ranks.append(sum(score >= target for score in scores.values()))
+    mrr = sum(1 / rank for rank in ranks) / len(ranks)
+    assert found["vectors"]["n"] == len(rows)
+    assert found["vectors"]["by_recency"]["0"]["MRR"] == pytest.approx(mrr, abs=1e-3)
+    assert 1 <= found["slots"]["directions"] <= vectors.shape[1]
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(900)
+def test_cells_are_compared_on_the_users_left(folder: Path) -> None:
+    """Against loops over the stored scores."""
+    compare = functions("compare_cells")["compare"]
+    paths = [next(folder.glob(f"cells/*/{slug(n)}-[0-9a-f]*.json")) for n in (WHOLE, HISTORY)]
+    found = compare(paths, Store.at(folder / "store"), outside=5)
+    rows = PreparedData.open(next(folder.glob("store/data/[0-9a-f]*"))).rows("test")
+    last = len(rows) - 1
+    known = {int(rows.user_R[round(place * last / 4)]) for place in range(5)}
+    asked_for = [round(place * last / 11) for place in range(12)]
+    means = []
+    for path, shown in zip(paths, found["cells"], strict=True):
+        (scored,) = json.loads(path.read_text())["predictions"]["scores"]
+        file = folder / "store" / "evaluation" / scored / "scores.safetensors"
+        hits: dict[int, list[bool]] = {0: [], 1: [], 2: []}
+        for row, scores in zip(asked_for, load_file(file)["scores"][0].tolist(), strict=True):
+            if int(rows.user_R[row]) not in known:
+                place = candidate_sets(rows)[row].tolist().index(rows.target_R[row])
+                beaten = [score < scores[place] for score in scores]
+                hits[place * 3 // len(scores)].append(sum(beaten) == len(scores) - 1)
+        every = [hit for third in hits.values() for hit in third]
+        means.append(sum(every) / len(every))
+        assert (shown["HR@1"]["n"], shown["HR@1"]["value"]) == (len(every), means[-1])
+        for third, name in enumerate(("first third", "second third", "last third")):
+            assert (name in shown) == bool(hits[third])
+            if hits[third]:
+                assert shown[name]["value"] == pytest.approx(sum(hits[third]) / len(hits[third]))
+    assert 0 < len(every) < len(asked_for)
+    assert found["pairs"][0]["difference"]["value"] == pytest.approx(means[0] - means[1])
+    assert found["cells"][1]["differs"] == {"judged.evaluation.shuffle_history": True}
+
+
+def test_a_linear_map_finds_what_is_in_states_and_nothing_else() -> None:
+    explained, draw = functions("probe_layers")["explained"], torch.Generator().manual_seed(0)
+    states = torch.randn(600, 12, generator=draw)
+    vectors, half = states @ torch.randn(12, 6, generator=draw), torch.arange(600) < 300
+    assert explained(states, vectors, half) == pytest.approx(1, abs=1e-3)
+    assert explained(torch.randn(600, 12, generator=draw), vectors, half) < 0.1
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(900)
+def test_layers_end_where_the_pointer_begins(folder: Path) -> None:
+    """The last one is the model's own pointer; before the first one the rule is on slots."""
+    (path,) = folder.glob("cells/*/rsllm-[0-9a-f]*.json")
+    found = functions("probe_layers")["probe"](path, Store.at(folder / "store"))
+    experiment = from_dict(Experiment, json.loads(path.read_text())["experiment"])
+    (artifact,) = folder.glob("store/stage-2/[0-9a-f]*")
+    data = PreparedData.open(next(folder.glob("store/data/[0-9a-f]*")))
+    items, backbone = ItemEmbeddings.load(artifact), experiment.backbone.source
+    how = {"items": items, "dtype": torch.float32}
+    model = tuned.build(experiment, experiment.stage2.representation, backbone, data, **how)
+    tuned.load(model, artifact)
+    objective, rows = LanguageObjective(model.hybrid, LossConfig()), data.rows("validation")
+    scores = score_candidates(objective, rows, model.encoder, data, "pointer", batch_size=4)
+    places = (candidate_sets(rows) == rows.target_R[:, None]).argmax(1)
+    ranks = [(own >= own[place]).sum() for own, place in zip(scores, places, strict=True)]
+    first, *_, last = found["layers"]
+    assert last["pointer"]["MRR"] == pytest.approx(sum(1 / r for r in ranks) / len(ranks), abs=0.02)
+    assert first["R2"] > last["R2"]
+    slots = model.hybrid.slots.projected(torch.arange(len(data.titles))).detach().double()
+    slots -= slots[torch.from_numpy(candidate_sets(rows)).flatten().long()].mean(0)
+    ranks = []
+    for row, place in enumerate(places.tolist()):
+        history = rows.histories(row)[::-1]
+        scores = [
+            sum(
+                0.5**age * float(torch.cosine_similarity(slots[item], slots[candidate], 0))
+                for age, item in enumerate(history.tolist())
+            )
+            for candidate in candidate_sets(rows)[row].tolist()
+        ]
+        ranks.append(sum(score >= scores[place] for score in scores))
+    assert first["rule"]["MRR"] == pytest.approx(sum(1 / r for r in ranks) / len(ranks), abs=0.02)

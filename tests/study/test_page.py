@@ -1,0 +1,171 @@
+"""Tables, figures and the page, from made-up cells."""
+
+from __future__ import annotations
+
+import re
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from made_up import asked, cell, estimate, grid, put_on_file
+
+from rsllm.report.tables import Table
+from rsllm.study.grid import sites
+from rsllm.study.page import latex, markdown, write_page
+from rsllm.study.shown import gather
+
+HOSTILE = (
+    r"=1+1 <script>alert(1)</script> | [x](javascript:1) `b` $\frac{$ \input{a} 5% #1 & \x1b[2J"
+)
+
+
+class Page(HTMLParser):
+    """What a browser would see."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags, self.names, self.sources, self.text = set[str](), set[str](), list[str](), ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.names |= {name for name, _ in attrs}
+        self.sources += [value or "" for name, value in attrs if name in ("href", "src")]
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_text_of_strangers_is_inert(tmp_path: Path) -> None:
+    of = grid(f"{HOSTILE} a", f"{HOSTILE} b", f"{HOSTILE} c", text=HOSTILE)
+    to = asked(tmp_path, of, command=HOSTILE)
+    put_on_file(of, to, {f"{HOSTILE} a": 0.4, f"{HOSTILE} b": 0.2})
+    write_page(tmp_path, of, to, {})
+    page = Page((tmp_path / "page.html").read_text())
+    assert not page.tags & {"script", "iframe", "object", "link", "form"}
+    assert not [name for name in page.names if name.startswith("on")]
+    assert all(re.match("#[a-z]+$|data:image/svg", source) for source in page.sources)
+    assert "<script>alert(1)</script>" in page.text
+    written = (tmp_path / "page.md").read_text()
+    assert not set("<>`") & set(written)
+    assert "](" not in written
+    paper = (tmp_path / "tables.tex").read_text()
+    commands = set(re.findall(r"(?<!\\)\\([a-z]+)", paper))
+    assert not commands & {"frac", "input"}
+    figure = (tmp_path / "figure.svg").read_text()
+    assert "<script" not in figure
+
+
+def test_latex_shows_what_stands_there() -> None:
+    text = "a_b & 50% #1 {x} $y$"
+    table = Table(text, [{"method": "x_1", "HR@1": estimate(0.4)}, {"method": text, "HR@1": None}])
+    shown = r"a\_b \& 50\% \#1 \{x\} \$y\$"
+    lines = [re.sub(" +", " ", line.strip()) for line in latex(table).splitlines()]
+    assert rf"\caption{{{shown}}}" in lines
+    start = lines.index(r"\toprule")
+    assert lines[start - 1] == r"\begin{tabular}{ll}"
+    assert lines[start + 1 : start + 6] == [
+        r"method & HR@1 \\",
+        r"\midrule",
+        r"x\_1 & 0.400 [0.350, 0.450] \\",
+        rf"{shown} & - \\",
+        r"\bottomrule",
+    ]
+    strange = latex(Table("\\input{a} ~^<|>", [{"method": "y"}]))
+    assert r"\textbackslash{}input\{a\} \textasciitilde{}\^{}" in strange
+    cells = [cell.strip() for cell in str(markdown(table)).splitlines()[2].split("|")]
+    assert cells == ["", "x_1", "0.400 [0.350, 0.450]", ""]
+
+
+def test_published_figures_stand_apart(tmp_path: Path) -> None:
+    figures = {
+        "a": {"HitRatio@1": 0.77, "ValidRatio": 0.9},
+        "GPT-4": {"HitRatio@1": "unknown", "ValidRatio": "> 0.969"},
+    }
+    published = {"LLaRA": {"movielens-100k": figures}}
+    of, without = (grid("a", "b", "c", published=each) for each in (published, {}))
+    to = asked(tmp_path, of)
+    put_on_file(of, to, {"a": 0.4, "b": 0.2})
+    (shown,), (plain,) = gather(of, to), gather(without, to)
+    assert shown.claims == plain.claims
+    rows = {row["method"]: row for row in shown.methods.rows}
+    assert list(rows) == ["a", "b", "GPT-4"]
+    column = "LLaRA: HitRatio@1 / ValidRatio"
+    assert rows["a"].pop(column) == "0.77 / 0.9"
+    assert [rows["a"], rows["b"]] == plain.methods.rows
+    assert rows["GPT-4"] == {"method": "GPT-4", column: "unknown / > 0.969"}
+    assert rows["a"]["HR@1"] == estimate(0.4)
+    assert rows["a"]["HitRatio@1"] == estimate(0.31), "of all answers"
+    (claim,) = shown.claims
+    assert (claim["published gain"], claim["verdict"]) == (0.1, "reproduced here")
+
+
+def test_the_page_says_what_was_run_and_what_was_not(tmp_path: Path) -> None:
+    data = {"here": {}, "there": {"data.seed": 1}, "elsewhere": {"data.seed": 2}}
+    of = grid("a", "b", "c", data=data)
+    here = asked(tmp_path, of, data=["here"])
+    put_on_file(of, here, {"a": 0.4, "b": 0.2})
+    to = asked(tmp_path, of)
+    said = write_page(tmp_path, of, to, {"there": "it was not imported", "here: c": "no mixture"})
+    page = Page((tmp_path / "page.html").read_text()).text
+    for text in (said, page, (tmp_path / "page.md").read_text()):
+        assert "there, it was not imported: a; b; c" in text
+        assert "elsewhere, not run yet: a; b; c" in text
+        assert "here, no mixture: c" in text
+    for text in (page, (tmp_path / "page.md").read_text()):
+        assert "python experiments/made_up.py --only a --only b --cells NEW_FOLDER" in text
+    assert "u.item 0123abcd" in (tmp_path / "page.md").read_text()
+    for text in ("2 of 9", "python experiments/made_up.py", "0.400", "abc", "reproduced", "gamma"):
+        assert text in page
+    assert {"figure.svg", "figure.pdf", "figure.png"} <= {path.name for path in tmp_path.iterdir()}
+
+
+def test_each_seed_and_what_is_doubtful_of_it_are_shown(tmp_path: Path) -> None:
+    of = grid("a", "b")
+    to = asked(tmp_path, of, num_seeds=2)
+    put_on_file(of, to, {"a": 0.4, "b": 0.2})
+    (site,) = sites(of, to)
+    by_seed = {"0": {"HR@1": estimate(0.31)}, "1": {"HR@1": estimate(0.49)}}
+    doubts = {"seeds": [0, 1], "by_seed": by_seed, "doubts": [[], ["slots are long"]]}
+    site.cells.write(site.name, site.key("a"), "a", cell("a", site.key("a"), **doubts))
+    said = write_page(tmp_path, of, to, {})
+    written = re.sub(" +", " ", (tmp_path / "page.md").read_text()).splitlines()
+    assert "| a | 0 | 0.310 [0.260, 0.360] |" in written
+    assert "| a | 1 | slots are long |" in written
+    assert "Intervals are over users and seeds." in " ".join(written)
+    assert "slots are long" in said
+
+
+def test_a_label_stands_with_the_data(tmp_path: Path) -> None:
+    of = grid("a", "b", data={"lastfm": {"data.source": "llara-lastfm", "data.split": "given"}})
+    to = asked(tmp_path, of)
+    put_on_file(of, to, {"a": 0.4, "b": 0.2})
+    assert "lastfm (order artefact)" in write_page(tmp_path, of, to, {})
+
+
+def test_without_matplotlib_only_the_figure_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    of = grid("a", "b")
+    to = asked(tmp_path, of)
+    put_on_file(of, to, {"a": 0.4, "b": 0.2})
+    write_page(tmp_path, of, to, {})
+    assert "pip install 'rsllm[figures]'" in capsys.readouterr().out
+    assert not list(tmp_path.glob("figure.*"))
+    assert "<img" not in (tmp_path / "page.html").read_text()
+
+
+def test_a_comparison_of_other_predictions_is_not_shown(tmp_path: Path) -> None:
+    of = grid("a", "b")
+    to = asked(tmp_path, of)
+    put_on_file(of, to, {"a": 0.4, "b": 0.2})
+    (shown,) = gather(of, to)
+    (path,) = to.cells.root.glob(f"*/a-{shown.site.key('a')}.json")
+    path.write_text(path.read_text().replace('"scores": [\n   "a"', '"scores": [\n   "other"'))
+    (again,) = gather(of, to)
+    assert [row["verdict"] for row in (*shown.claims, *again.claims)] == [
+        "reproduced here",
+        "not computed",
+    ]
