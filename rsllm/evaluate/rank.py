@@ -216,12 +216,12 @@ def score_catalogue(
     device, num_items = next(objective.parameters()).device, objective.head.keys.num_items
     histories = history_rows(rows)
     order = np.argsort([encoder.length(row.history, (), 0) for row in histories], kind="stable")
-    parts = [np.empty((0, num_items))]
+    parts, keys_XK = [np.empty((0, num_items))], objective.head.keys()  # once for all batches
     for start in range(0, len(rows), batch_size):
         chosen = [histories[index] for index in order[start : start + batch_size]]
         whole = Whole.of(chosen, encoder, np.ones(num_items))
         batch = collate_histories(chosen, encoder, num_items, whole).to(device)
-        parts.append(objective.score(batch).double().cpu().numpy())
+        parts.append(objective.score(batch, keys_XK).double().cpu().numpy())
     return np.asarray(np.concatenate(parts)[np.argsort(order)])
 
 

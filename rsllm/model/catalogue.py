@@ -157,9 +157,11 @@ class ItemKeys(nn.Module):
         Each user is scored by the keys of the own item table.
         """
         cosine_NJ = vectors_NK.new_empty(len(vectors_NK), len(items_J))
+        tables = torch.split(keys_XK, self.num_items)
+        whole = len(items_J) == self.num_items  # a copy of every key, and its gradient, are slow
         for table in set(table_N.tolist()):
             own_N = torch.where(table_N == table)[0]
-            keys_JK = keys_XK[items_J + table * self.num_items]
+            keys_JK = tables[table] if whole else tables[table][items_J]
             cosine_NJ = cosine_NJ.index_copy(0, own_N, vectors_NK[own_N] @ keys_JK.T)
         return cast(Tensor, self.score(cosine_NJ, self.popularity_I[items_J]))
 

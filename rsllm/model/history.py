@@ -89,9 +89,8 @@ class HistoryObjective(nn.Module):
         return self.head.users(states_BMD, batch.asked, keys_XK)
 
     @torch.inference_mode()
-    def score(self, batch: HistoryBatch) -> Tensor:
-        """Scores of all items as the next one after each whole history. [B, I], fp32."""
-        keys_XK: Tensor = self.head.keys()
+    def score(self, batch: HistoryBatch, keys_XK: Tensor) -> Tensor:
+        """Scores of all items, by their keys, as the next one after each history. [B, I], fp32."""
         users_BMK = self._users(self._states(batch), batch, keys_XK)
         return self.head.keys.last_scores(users_BMK, keys_XK, batch.asked)
 

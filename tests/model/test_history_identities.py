@@ -76,7 +76,7 @@ def test_a_score_is_the_logit_that_the_loss_used(
     losses = []
     for number, row in enumerate(rows):
         asked = prefixes(row)
-        scores_BI = objective.score(make_history_batch(asked, encoder))
+        scores_BI = objective.score(make_history_batch(asked, encoder), objective.head.keys())
         for place, prefix in enumerate(asked):
             own_1K, table_1 = users_BMK[number, place][None], torch.tensor([row.table])
             logits_1I = keys.scores(own_1K, table_1, keys_XK, torch.arange(len(TITLES)))
@@ -117,9 +117,9 @@ def test_padding_and_company_change_nothing(random_llm: Path) -> None:
     objective = make_history_objective(random_llm, LOSS, user_state="mean").eval()
     encoder = make_encoder(load_tokenizer(random_llm), "llara", "history")
     rows = make_histories(5, seed=4)
-    together = objective.score(make_history_batch(rows, encoder))
+    together = objective.score(make_history_batch(rows, encoder), objective.head.keys())
     for row, scores_I in zip(rows, together, strict=True):
-        alone = objective.score(make_history_batch([row], encoder))[0]
+        alone = objective.score(make_history_batch([row], encoder), objective.head.keys())[0]
         torch.testing.assert_close(scores_I, alone, atol=1e-3, rtol=1e-4)
 
 
@@ -155,7 +155,7 @@ def test_bf16_weights_compute_nearly_the_same(random_llm: Path) -> None:
         found = half(batch)[1][name]
         assert found.dtype == torch.float32
         assert float(found) == pytest.approx(float(part), rel=0.1, abs=0.15), name
-    scores_BI, expected_BI = half.score(batch), exact.score(batch)
+    scores_BI, expected_BI = (m.score(batch, m.head.keys()) for m in (half, exact))
     assert scores_BI.dtype == torch.float32
     assert (scores_BI - expected_BI).abs().max() < 0.1 * expected_BI.std() + 0.5
 
