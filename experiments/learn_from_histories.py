@@ -34,12 +34,12 @@ OURS, ALONE, BOTH, KEYS = "RSLLM, histories", "SASRec", "SASRec + titles", "keys
 TEXT, LLARA = "text only, histories", "LLaRA's form, histories"
 BARE, ONE = "no contrast of targets", "contrast of users alone"
 SHARED: dict[str, Any] = {"data.num_draws": 8}
+CROSS_FITTED = {"recommender.folds": 4, "catalogue.max_epochs": 1.0}
+"""Where a recommender knows its training rows by heart, keys that learn on its vectors of these
+rows trust them too much (LOG.md)."""
 DATA = {
-    name: {**settings, **SHARED}
-    for name, settings in {
-        "movielens-100k, all users": paper.DATA["movielens-100k, all users"],
-        **paper.OWN_TABLES,
-    }.items()
+    "movielens-100k, all users": {**paper.DATA["movielens-100k, all users"], **SHARED},
+    **{name: {**own, **SHARED, **CROSS_FITTED} for name, own in paper.OWN_TABLES.items()},
 }
 BUDGETS = {
     "quick": Budget(
