@@ -14,7 +14,7 @@ import pyarrow as pa
 from rsllm.config import AUTO
 from rsllm.data import objects
 from rsllm.data.delimited import fields, records
-from rsllm.data.files import Chunk, File, Table
+from rsllm.data.files import Chunk, RawFile, TableFormat
 from rsllm.data.pieces import blocks
 from rsllm.data.tables import columns_of, head, parquet, read
 from rsllm.data.values import as_text, time_units
@@ -36,7 +36,7 @@ _LINE = re.compile(rb"[^\n]*[\x80-\xff][^\n]*")
 _UNSURE = {b.to_bytes() for b in range(0x80, 0xA0)}
 
 
-def provisional(table: Table, file: File) -> Table:
+def provisional(table: TableFormat, file: RawFile) -> TableFormat:
     """The table as the beginning of a file has it: enough to read its columns."""
     if file.suffix == ".parquet":
         return replace(table, separator="", quote="", escape="", encoding="utf-8")
@@ -55,7 +55,7 @@ def provisional(table: Table, file: File) -> Table:
     return replace(table, separator=several[counts.index(max(counts))])
 
 
-def settle(table: Table, files: Sequence[File]) -> tuple[Table, dict[str, str]]:
+def settle(table: TableFormat, files: Sequence[RawFile]) -> tuple[TableFormat, dict[str, str]]:
     """The table with nothing left to find, and what was found, by setting.
 
     What the files do not show, such as an encoding of theirs beyond ASCII, is not found.
@@ -80,7 +80,9 @@ def settle(table: Table, files: Sequence[File]) -> tuple[Table, dict[str, str]]:
     return first, found | noted
 
 
-def _quoting(table: Table, first: Table, files: Sequence[File]) -> tuple[Table, dict[str, str]]:
+def _quoting(
+    table: TableFormat, first: TableFormat, files: Sequence[RawFile]
+) -> tuple[TableFormat, dict[str, str]]:
     """With the quotes and escapes that leave fewest of some lines broken, if there are any."""
     sample = _first_quoted(files, first)
     if not sample:
@@ -99,7 +101,7 @@ def _quoting(table: Table, first: Table, files: Sequence[File]) -> tuple[Table, 
     return replace(first, quote=quote, escape=escape), found
 
 
-def _encoding(files: Sequence[File], *, whole: bool = True) -> tuple[str, str]:
+def _encoding(files: Sequence[RawFile], *, whole: bool = True) -> tuple[str, str]:
     """UTF-8, unless more bytes are none than are; or UTF-16, if the first file says so.
 
     What is no UTF-8 is windows-1252 where it holds what only that has, or else latin-1. Beside it
@@ -135,7 +137,7 @@ def _without_utf_8(block: bytes) -> tuple[bytes, int]:
         return rest, len(block) - len(rest) - letters
 
 
-def _first_quoted(files: Sequence[File], table: Table) -> list[str]:
+def _first_quoted(files: Sequence[RawFile], table: TableFormat) -> list[str]:
     """Some lines from the first one on that holds a quote."""
     for file in files:
         for block in blocks(Chunk(file), table.encoding):
@@ -147,7 +149,7 @@ def _first_quoted(files: Sequence[File], table: Table) -> list[str]:
     return []
 
 
-def _time_unit(table: Table, files: Sequence[File]) -> str:
+def _time_unit(table: TableFormat, files: Sequence[RawFile]) -> str:
     name, left, shown = table.columns["time"], list[str](), ""
     if files[0].suffix == ".parquet":
         kind = parquet(files[0]).schema_arrow.field(name).type
@@ -167,7 +169,7 @@ def _time_unit(table: Table, files: Sequence[File]) -> str:
     return left[0] if left else "seconds"
 
 
-def _time_samples(table: Table, files: Sequence[File]) -> Iterator[list[str]]:
+def _time_samples(table: TableFormat, files: Sequence[RawFile]) -> Iterator[list[str]]:
     for file in files:
         stop = parquet(file).num_row_groups if file.suffix == ".parquet" else None
         for piece in read(Chunk(file, 0, stop), table):

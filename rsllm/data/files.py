@@ -15,7 +15,7 @@ from rsllm.errors import ConfigError, DataError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Table:
+class TableFormat:
     """How the rows of a raw table stand in its files; `auto` until `rsllm.data.dialect` looked.
 
     Attributes:
@@ -54,7 +54,7 @@ class Table:
 
 
 @dataclass(frozen=True)
-class File:
+class RawFile:
     """A raw file on some file system."""
 
     system: Any
@@ -95,12 +95,12 @@ class File:
 class Chunk:
     """A part of a file that one task reads: bytes, or row groups of a Parquet file."""
 
-    file: File
+    file: RawFile
     start: int = 0
     stop: int | None = None
 
 
-def find_files(location: str, pattern: str) -> list[File]:
+def find_files(location: str, pattern: str) -> list[RawFile]:
     """The files of a folder or URI, or the one file that it names, if they match a pattern.
 
     Raises:
@@ -115,4 +115,4 @@ def find_files(location: str, pattern: str) -> list[File]:
     else:
         paths = system.find(root, None if pattern == "**" else 1) if system.exists(root) else []
         names = {path.removeprefix(root).lstrip("/"): path for path in paths}
-    return [File(system, names[name], name) for name in sorted(names) if fnmatch(name, pattern)]
+    return [RawFile(system, names[name], name) for name in sorted(names) if fnmatch(name, pattern)]

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from rsllm.data.delimited import COUNT, QUOTES
-from rsllm.data.files import Chunk, File, Table
+from rsllm.data.files import Chunk, RawFile, TableFormat
 from rsllm.data.pieces import SHOWN, Fault, Piece
 from rsllm.data.sequences import SPLITS, Bools
 from rsllm.data.tables import read, read_all
@@ -110,7 +110,7 @@ def clean_title(
     return f"item {item}" if name in _PLACEHOLDERS else name
 
 
-def titled(texts: Sequence[str], item: str, table: Table) -> str:
+def titled(texts: Sequence[str], item: str, table: TableFormat) -> str:
     """An item's clean title, with its further texts in parentheses."""
     how = {name: getattr(table, name) for name in ("strip_years", "move_articles", "unescape")}
     first, *more = texts
@@ -128,7 +128,7 @@ def merged(changes: Sequence[Mapping[str, Change]]) -> dict[str, Change]:
     return total
 
 
-def _title_changes(titles: Mapping[str, tuple[str, str]], table: Table) -> dict[str, Change]:
+def _title_changes(titles: Mapping[str, tuple[str, str]], table: TableFormat) -> dict[str, Change]:
     """What cleaning does to titles, clean and raw by item, and what it might do."""
     raw = [title for _, title in titles.values()]
     found = {
@@ -140,11 +140,11 @@ def _title_changes(titles: Mapping[str, tuple[str, str]], table: Table) -> dict[
     return {what: (len(some), min(some)) for what, some in found.items() if some}
 
 
-def _text_roles(table: Table) -> list[str]:
+def _text_roles(table: TableFormat) -> list[str]:
     return [role for role in table.columns if role == "title" or role.startswith(TEXT)]
 
 
-def _ids(column: pa.Array, table: Table) -> tuple[pa.Array, Bools, dict[str, Change]]:
+def _ids(column: pa.Array, table: TableFormat) -> tuple[pa.Array, Bools, dict[str, Change]]:
     """Ids, which of them are missing, and how many are folded."""
     changes: dict[str, Change] = {}
     plain = column
@@ -159,7 +159,7 @@ def _ids(column: pa.Array, table: Table) -> tuple[pa.Array, Bools, dict[str, Cha
     return plain, np.asarray(none_R), changes
 
 
-def read_items(files: Sequence[File], table: Table) -> Items:
+def read_items(files: Sequence[RawFile], table: TableFormat) -> Items:
     """The titles of all items, one row each; of an item's rows the first one counts.
 
     Raises:
@@ -184,7 +184,7 @@ def _add_items(
     places: dict[str, tuple[str, str, str]],
     changes: list[dict[str, Change]],
     piece: Piece,
-    where: tuple[File, int, Table],
+    where: tuple[RawFile, int, TableFormat],
 ) -> dict[int, Fault]:
     """Put the rows' clean titles, raw ones and places into `places`; the lines that are refused."""
     file, first, table = where
@@ -211,7 +211,7 @@ def _add_items(
     return broken
 
 
-def titles_beside(chunk: Chunk, table: Table) -> Counter[tuple[str, ...]]:
+def titles_beside(chunk: Chunk, table: TableFormat) -> Counter[tuple[str, ...]]:
     """How often the interactions of a chunk give an item (first) which title and further texts."""
     found: Counter[tuple[str, ...]] = Counter()
     roles = ["item", *_text_roles(table)]
@@ -229,7 +229,7 @@ def titles_beside(chunk: Chunk, table: Table) -> Counter[tuple[str, ...]]:
     return found
 
 
-def settle_titles(counts: Mapping[tuple[str, ...], int], table: Table) -> Items:
+def settle_titles(counts: Mapping[tuple[str, ...], int], table: TableFormat) -> Items:
     """One title per item: the most frequent one, of equally frequent ones the first by alphabet."""
     by_title: dict[str, dict[str, tuple[int, str]]] = {}
     for (item, *texts), count in counts.items():
@@ -242,7 +242,9 @@ def settle_titles(counts: Mapping[tuple[str, ...], int], table: Table) -> Items:
     return Items.of(titles, other_titles=others, changes=changes)
 
 
-def read_interactions(chunk: Chunk, table: Table, item_ids: pa.Array) -> Iterator[Interactions]:
+def read_interactions(
+    chunk: Chunk, table: TableFormat, item_ids: pa.Array
+) -> Iterator[Interactions]:
     """The interactions of a chunk with items of the catalogue, piece by piece."""
     for piece in read(chunk, table):
         no_text: dict[int, str] = {}
@@ -323,7 +325,7 @@ def _told(reject: Reject) -> str:
     return f"{reject.reason}: {reject.value!r} in {reject.file}:{reject.line}"
 
 
-def hint_of(reject: Reject, table: Table, items: Items, items_file: str) -> str:
+def hint_of(reject: Reject, table: TableFormat, items: Items, items_file: str) -> str:
     """What would have the line read, as far as its value tells."""
     match reject.reason:
         case "bad time":

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from rsllm.data import objects
 from rsllm.data.delimited import fields, read_delimited, spans_lines
-from rsllm.data.files import Chunk, File, Table
+from rsllm.data.files import Chunk, RawFile, TableFormat
 from rsllm.data.pieces import Piece, seekable
 from rsllm.data.values import UNITS
 from rsllm.errors import ConfigError, DataError
@@ -23,12 +23,12 @@ CHUNK_BYTES = 32 << 20
 ROWS_PER_PIECE = 1 << 18
 
 
-def plan(files: Sequence[File], table: Table) -> list[Chunk]:
+def plan(files: Sequence[RawFile], table: TableFormat) -> list[Chunk]:
     """Chunks of all files, in their order."""
     return [chunk for file in files for chunk in _chunks(file, table)]
 
 
-def check(files: Sequence[File], table: Table) -> None:
+def check(files: Sequence[RawFile], table: TableFormat) -> None:
     """Look at the columns of all files. Only those of the table's roles need be the same in all.
 
     Raises:
@@ -43,7 +43,7 @@ def check(files: Sequence[File], table: Table) -> None:
             )
 
 
-def _chunks(file: File, table: Table) -> list[Chunk]:
+def _chunks(file: RawFile, table: TableFormat) -> list[Chunk]:
     if file.suffix == ".parquet":
         groups = parquet(file).num_row_groups
         return [Chunk(file, group, group + 1) for group in range(groups)]
@@ -57,7 +57,7 @@ def _chunks(file: File, table: Table) -> list[Chunk]:
     ]
 
 
-def parquet(file: File) -> pq.ParquetFile:
+def parquet(file: RawFile) -> pq.ParquetFile:
     """A Parquet file, open.
 
     Raises:
@@ -69,7 +69,7 @@ def parquet(file: File) -> pq.ParquetFile:
         raise DataError(f"{file.name} is no whole Parquet file: {error}") from error
 
 
-def _schema(file: File, table: Table) -> dict[str, str]:
+def _schema(file: RawFile, table: TableFormat) -> dict[str, str]:
     """The types of the wanted columns; others may differ from file to file."""
     found = dict.fromkeys(columns_of(file, table), "text")
     if file.suffix == ".parquet":
@@ -81,7 +81,7 @@ def _schema(file: File, table: Table) -> dict[str, str]:
     return {column: found.get(column, "text") for column in table.columns.values()}
 
 
-def columns_of(file: File, table: Table) -> tuple[str, ...]:
+def columns_of(file: RawFile, table: TableFormat) -> tuple[str, ...]:
     """The columns of a file, in order; those of JSON as its first thousand objects have them.
 
     Raises:
@@ -101,14 +101,14 @@ def columns_of(file: File, table: Table) -> tuple[str, ...]:
     return tuple(fields(line, table) or line.split(table.separator)) if line else ()
 
 
-def head(file: File, encoding: str, count: int = 1) -> list[str]:
+def head(file: RawFile, encoding: str, count: int = 1) -> list[str]:
     """The first lines of a text that say something, without their ends."""
     with file.open() as stream, io.TextIOWrapper(stream, encoding, "replace", "\n") as text:
         lines = (line.removeprefix("\ufeff").rstrip("\r\n") for line in text)
         return list(islice((line for line in lines if line.strip()), count))
 
 
-def read_all(files: Sequence[File], table: Table) -> Iterator[tuple[File, int, Piece]]:
+def read_all(files: Sequence[RawFile], table: TableFormat) -> Iterator[tuple[RawFile, int, Piece]]:
     """All pieces of some files, each with the line of its file, from 1, that it counts from."""
     for file in files:
         first = 1
@@ -120,7 +120,7 @@ def read_all(files: Sequence[File], table: Table) -> Iterator[tuple[File, int, P
             first += num_lines
 
 
-def read(chunk: Chunk, table: Table) -> Iterator[Piece]:
+def read(chunk: Chunk, table: TableFormat) -> Iterator[Piece]:
     """The pieces of a chunk, in order."""
     if chunk.file.suffix == ".parquet":
         yield from _read_parquet(chunk, table)
@@ -130,7 +130,7 @@ def read(chunk: Chunk, table: Table) -> Iterator[Piece]:
         yield from read_delimited(chunk, table, columns_of(chunk.file, table))
 
 
-def _read_parquet(chunk: Chunk, table: Table) -> Iterator[Piece]:
+def _read_parquet(chunk: Chunk, table: TableFormat) -> Iterator[Piece]:
     first = 0
     wanted = list(table.columns.values())
     try:

@@ -21,7 +21,7 @@ from raw_folders import read
 from rsllm.config import Experiment, TableConfig
 from rsllm.config.plain import replace_in
 from rsllm.data import delimited, pieces, raw, sources, tables
-from rsllm.data.files import Table
+from rsllm.data.files import TableFormat
 from rsllm.data.raw import ARTICLES, ENTITIES, FOLDED, NAMELESS, YEARS, Items, Reject
 from rsllm.errors import ConfigError, DataError
 
@@ -441,7 +441,7 @@ def test_what_else_is_done_to_titles_is_counted(tmp_path: Path) -> None:
     ],
 )
 def test_a_reason_has_one_hint(reason: str, value: str, hint: str) -> None:
-    table = Table(files="r.csv", columns={}, quote='"', time_unit="seconds", max_rating=5.0)
+    table = TableFormat(files="r.csv", columns={}, quote='"', time_unit="seconds", max_rating=5.0)
     items = Items(["i1", "i7"], ["A", "B"])
     found = raw.hint_of(Reject("r.csv", 2, reason, value), table, items, "")
     assert found.endswith(hint)

@@ -18,7 +18,7 @@ from rsllm.config.data import TABS, Split
 from rsllm.config.plain import from_dict, to_dict
 from rsllm.data.delimited import fields
 from rsllm.data.dialect import provisional, settle
-from rsllm.data.files import File, Table, find_files
+from rsllm.data.files import RawFile, TableFormat, find_files
 from rsllm.data.raw import TEXT, setting
 from rsllm.data.tables import check, columns_of, head
 from rsllm.errors import ConfigError
@@ -53,8 +53,8 @@ class Source:
     """
 
     name: str
-    interactions: Table
-    items: Table | None = None
+    interactions: TableFormat
+    items: TableFormat | None = None
     domain: Domain = "item"
     family: str = ""
     marker: str = ""
@@ -79,8 +79,8 @@ class RawData:
     """
 
     source: Source
-    interactions: Sequence[File]
-    items: Sequence[File]
+    interactions: Sequence[RawFile]
+    items: Sequence[RawFile]
     found: Mapping[str, str]
     known: bool = False
 
@@ -97,7 +97,7 @@ def load(path: Path, **usual: Any) -> Iterator[Source]:
     """The layouts that a TOML file describes; `usual` holds for tables that do not say it.
 
     Raises:
-        ConfigError: it cannot be read, or says something else than `Source` and `Table` have.
+        ConfigError: it cannot be read, or says something else than `Source` and `TableFormat` have.
     """
     try:
         facts = tomllib.loads(path.read_text("utf-8"))
@@ -109,7 +109,7 @@ def load(path: Path, **usual: Any) -> Iterator[Source]:
         tables = [k for k in ("interactions", "items") if isinstance(whole.get(k), dict)]
         usual["strip_years"] = whole.get("domain") == "movie"
         whole |= {kind: usual | whole[kind] for kind in tables}
-        for told, kind in ((whole, Source), *((whole[name], Table) for name in tables)):
+        for told, kind in ((whole, Source), *((whole[name], TableFormat) for name in tables)):
             known = [field.name for field in fields_of(kind)]
             if unknown := [name for name in told if name not in known]:
                 raise ConfigError(
@@ -174,7 +174,7 @@ def _known(
 
 
 def _settled(
-    source: Source, interactions: list[File], items: list[File], config: TableConfig
+    source: Source, interactions: list[RawFile], items: list[RawFile], config: TableConfig
 ) -> RawData:
     """The source with what its files and the user's settings say."""
     found: dict[str, str] = {}
@@ -197,7 +197,7 @@ def _said(name: str, value: str) -> str:
 
 
 def told_of(config: TableConfig) -> dict[str, Any]:
-    """The user's settings, as fields of `Table`."""
+    """The user's settings, as fields of `TableFormat`."""
     told = {n: getattr(config, n) for n in READING if getattr(config, n) != AUTO}
     told |= {n: "" for n in ("quote", "escape") if told.get(n) == "none"}
     told |= {"separator": "\t"} if told.get("separator") in TABS else {}
@@ -253,7 +253,7 @@ def _any_table(location: str, config: TableConfig) -> RawData | None:
 
 
 def _table_data(
-    files: list[File], items: list[File], config: TableConfig, domain: Domain
+    files: list[RawFile], items: list[RawFile], config: TableConfig, domain: Domain
 ) -> RawData:
     """Tables whose columns bear the names that the settings say, or usual ones."""
     names = _columns(files[0], config)
@@ -270,7 +270,7 @@ def _table_data(
     else:
         columns |= {"title": _named("title", names, files[0], config)} | texts
     strip = config.years == "strip" or (config.years == AUTO and domain == "movie")
-    table = Table(
+    table = TableFormat(
         files=files[0].name,
         columns=columns,
         header=config.header,
@@ -297,8 +297,8 @@ def _table_data(
     return replace(raw, found={f: said.strip() for f, said in found.items() if said})
 
 
-def _columns(file: File, config: TableConfig) -> tuple[str, ...]:
-    table = Table(files=file.name, columns={}, **told_of(config))
+def _columns(file: RawFile, config: TableConfig) -> tuple[str, ...]:
+    table = TableFormat(files=file.name, columns={}, **told_of(config))
     return columns_of(file, replace(provisional(table, file), header=config.header))
 
 
@@ -314,7 +314,7 @@ def _role(role: str, columns: Sequence[str]) -> str:
     return next((by_name[_plain(name)] for name in usual if _plain(name) in by_name), "")
 
 
-def _named(role: str, columns: Sequence[str], file: File, config: TableConfig) -> str:
+def _named(role: str, columns: Sequence[str], file: RawFile, config: TableConfig) -> str:
     """The column that a role has by the settings, or by a usual name.
 
     Raises:
@@ -337,7 +337,7 @@ def _named(role: str, columns: Sequence[str], file: File, config: TableConfig) -
     raise ConfigError(f"{file.name} has {what}; {held}. Say which: {way}")
 
 
-def _item_files(location: str, config: TableConfig) -> list[File]:
+def _item_files(location: str, config: TableConfig) -> list[RawFile]:
     if not config.items:
         return []
     here = location.rstrip("/")
@@ -348,7 +348,7 @@ def _item_files(location: str, config: TableConfig) -> list[File]:
     raise ConfigError(f"data.table.items is {config.items}, but there is no such file or folder")
 
 
-def _tables(location: str) -> list[File]:
+def _tables(location: str) -> list[RawFile]:
     """All files of a known kind that are not hidden; one that is named may be of any."""
     # An asset in the cache has its manifest beside it.
     files = [file for file in find_files(location, "**") if file.name != MANIFEST]
@@ -357,7 +357,7 @@ def _tables(location: str) -> list[File]:
     return [f for f, n in names if (alone or f.suffix in SUFFIXES) and n[0] not in "._"]
 
 
-def _one_kind(files: list[File]) -> None:
+def _one_kind(files: list[RawFile]) -> None:
     kinds = sorted({file.suffix.removeprefix(".") for file in files})
     if len(kinds) > 1:
         raise ConfigError(
