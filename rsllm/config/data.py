@@ -1,6 +1,7 @@
 """Which interactions, and how they become windows, splits and candidate sets."""
 
 import json
+import shlex
 from dataclasses import asdict, field
 from typing import Annotated, Any, Literal
 
@@ -76,6 +77,12 @@ class TableConfig:
                 f"data.table.encoding is {self.encoding!r}, which is no encoding of text; use one"
                 " such as utf-8, cp1252 or utf-16, or auto"
             ) from None
+
+
+def table_flag(name: str, value: str) -> str:
+    """The flag of the command line that gives a setting of `data.table` a value."""
+    value = json.dumps(value) if value.isdigit() else value  # which JSON would make a number
+    return f"--set {shlex.quote(f'data.table.{name}={value}')}"
 
 
 @settings

@@ -9,19 +9,16 @@ from typing import Any
 from scipy import stats
 from tabulate import tabulate
 
+from rsllm.config.data import table_flag
 from rsllm.data.passes import Job, Users
 from rsllm.data.raw import (
     ARTICLES,
     ENTITIES,
     FOLDED,
     YEARS,
-    Items,
-    Reject,
-    check_rejects,
-    hint_of,
-    most_frequent,
-    setting,
+    RawItems,
 )
+from rsllm.data.rejects import Reject, check_rejects, hint_of, most_frequent
 from rsllm.data.sequences import SPLITS, Catalogue
 
 DROPPED = ("below_min_rating", "duplicates", "outside_core", "beyond_max_history")
@@ -29,16 +26,16 @@ BY_ROW = ("seen", "short_history", "cold_target", "kept")
 FEW_USERS = 200
 """Below this the preparation says what the split leaves to test, and what that could show."""
 REMEDIES = {
-    FOLDED: f"; {setting('fold_ids', 'false')} keeps them",
-    YEARS: f"; {setting('years', 'keep')} keeps them",
-    ARTICLES: f"; {setting('move_articles', 'false')} leaves them",
-    ENTITIES: f"; {setting('unescape', 'true')} reads them",
+    FOLDED: f"; {table_flag('fold_ids', 'false')} keeps them",
+    YEARS: f"; {table_flag('years', 'keep')} keeps them",
+    ARTICLES: f"; {table_flag('move_articles', 'false')} leaves them",
+    ENTITIES: f"; {table_flag('unescape', 'true')} reads them",
 }
 """How what was done to values, or might be, is switched."""
 
 
 def refuse(
-    job: Job, items: Items, rejects: list[Reject], counts: Counter[str], listed: Path
+    job: Job, items: RawItems, rejects: list[Reject], counts: Counter[str], listed: Path
 ) -> None:
     """Raise if there are too many rejects, with what would have them read."""
     rows_read = counts["used"] + counts["rejected"] + items.rows_read
@@ -46,14 +43,14 @@ def refuse(
     if rejects:
         first, names = most_frequent(rejects), [file.name for file in job.data.items]
         table = source.items if source.items and first.file in names else source.interactions
-        hint = hint_of(first, table, items, names[0] if names else "")
+        hint = hint_of(first, table, items.ids, names[0] if names else "")
     useless = not counts["used"]
     allowed = job.config.max_rejected_rows
     check_rejects(rejects, rows_read, allowed, listed, hint=hint, useless=useless)
 
 
 def facts_of(
-    job: Job, items: Items, catalogue: Catalogue, users: Users, counts: Counter[str]
+    job: Job, items: RawItems, catalogue: Catalogue, users: Users, counts: Counter[str]
 ) -> dict[str, Any]:
     """The content of counts.json.
 

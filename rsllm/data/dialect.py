@@ -6,7 +6,7 @@ count, so the answer depends neither on the order of the lines nor on the files 
 
 import codecs
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pyarrow as pa
@@ -33,7 +33,8 @@ _CHARACTERS = re.compile(
 )
 _NO_ASCII = re.compile(rb"[\x80-\xff]")
 _LINE = re.compile(rb"[^\n]*[\x80-\xff][^\n]*")
-_UNSURE = {b.to_bytes() for b in range(0x80, 0xA0)}
+_ONLY_1252 = {b.to_bytes() for b in range(0x80, 0xA0)}
+"""Bytes that are letters in windows-1252, and nothing in latin-1."""
 
 
 def provisional(table: TableFormat, file: RawFile) -> TableFormat:
@@ -83,7 +84,7 @@ def settle(table: TableFormat, files: Sequence[RawFile]) -> tuple[TableFormat, d
 def _quoting(
     table: TableFormat, first: TableFormat, files: Sequence[RawFile]
 ) -> tuple[TableFormat, dict[str, str]]:
-    """With the quotes and escapes that leave fewest of some lines broken, if there are any."""
+    """The table with the quotes that leave fewest of some lines broken, and what was found."""
     sample = _first_quoted(files, first)
     if not sample:
         return replace(first, quote=first.quote if table.quote != AUTO else ""), {}
@@ -114,27 +115,24 @@ def _encoding(files: Sequence[RawFile], *, whole: bool = True) -> tuple[str, str
                 if not number and block.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
                     return "utf-16", ""
                 if not block.isascii():
-                    rest, size = _without_utf_8(block + stream.readline())
+                    block += stream.readline()
+                    try:
+                        rest, letters = b"", len(block.decode())
+                    except UnicodeDecodeError:  # the pattern is slower by far
+                        rest, letters = _CHARACTERS.subn(b"", block)
                     unread = _NO_ASCII.findall(rest)
                     first = first or (_LINE.findall(rest)[0] if unread else b"")
-                    characters, others = characters + size, others + len(unread)
+                    # How many bytes the letters of UTF-8 have too many.
+                    characters += len(block) - len(rest) - letters
+                    others += len(unread)
                     used |= set(unread)
                 if not whole:
                     break
-    encoding = "cp1252" if used & _UNSURE else "latin-1"
+    encoding = "cp1252" if used & _ONLY_1252 else "latin-1"
     if others <= characters:
         return "utf-8", " (as its letters beyond ASCII are)" if characters else ""
     example = first.decode(encoding, "replace").strip()[:80]
     return encoding, f" (a guess: {others:,} bytes are no UTF-8, such as in {example!r})"
-
-
-def _without_utf_8(block: bytes) -> tuple[bytes, int]:
-    """What is left without the letters of several bytes, and how many bytes these have too many."""
-    try:
-        return b"", len(block) - len(block.decode())
-    except UnicodeDecodeError:
-        rest, letters = _CHARACTERS.subn(b"", block)
-        return rest, len(block) - len(rest) - letters
 
 
 def _first_quoted(files: Sequence[RawFile], table: TableFormat) -> list[str]:
@@ -155,25 +153,23 @@ def _time_unit(table: TableFormat, files: Sequence[RawFile]) -> str:
         kind = parquet(files[0]).schema_arrow.field(name).type
         if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
             return "milliseconds"
-    for values in _time_samples(replace(table, columns={"time": name}), files):
-        found = list(time_units(values))
-        left = [unit for unit in left if unit in found] or left or found
-        shown = shown or values[0]
-        if len(left) == 1 or "iso8601" in left:
-            return left[0]
+    alone = replace(table, columns={"time": name})
+    for file in files:
+        stop = parquet(file).num_row_groups if file.suffix == ".parquet" else None
+        for piece in read(Chunk(file, 0, stop), alone):
+            column = as_text(piece.columns["time"].combine_chunks(), {})
+            some = column[:: 1 + len(column) // SAMPLED_TIMES].to_pylist()
+            values = [value for value in some if value]
+            if not values:
+                continue
+            units = list(time_units(values))
+            left = [unit for unit in left if unit in units] or left or units
+            shown = shown or values[0]
+            if len(left) == 1 or "iso8601" in left:
+                return left[0]
     if len({unit.replace("%B", "%b") for unit in left}) > 1:
         raise ConfigError(
             f"{files[0].name} has times such as {shown!r}, which may be {' or '.join(left)}; say"
             f" which, such as --set 'data.table.time_unit={left[0]}'"
         )
     return left[0] if left else "seconds"
-
-
-def _time_samples(table: TableFormat, files: Sequence[RawFile]) -> Iterator[list[str]]:
-    for file in files:
-        stop = parquet(file).num_row_groups if file.suffix == ".parquet" else None
-        for piece in read(Chunk(file, 0, stop), table):
-            column = as_text(piece.columns["time"].combine_chunks(), {})
-            some = column[:: 1 + len(column) // SAMPLED_TIMES].to_pylist()
-            if values := [value for value in some if value]:
-                yield values

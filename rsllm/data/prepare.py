@@ -38,7 +38,8 @@ from rsllm.data import account, passes, prepared, sources, synthetic
 from rsllm.data.hashing import hash_strings
 from rsllm.data.interactions import time_cut, user_numbers
 from rsllm.data.passes import Job, Users
-from rsllm.data.raw import Items, Reject, merged, read_items, settle_titles
+from rsllm.data.raw import RawItems, merged, read_items, settle_titles
+from rsllm.data.rejects import Reject
 from rsllm.data.sequences import SPLITS, Bools, Catalogue, split_sizes
 from rsllm.data.tables import plan
 from rsllm.errors import ConfigError, DataError
@@ -71,7 +72,7 @@ def prepare(
         config = _with_split(config, data)
         files = {"interactions": data.interactions, "items": data.items}
         hashes = {kind: {f.name: f.sha256() for f in found} for kind, found in files.items()}
-        named = plain_of_known(config) if data.known else data.named(config)
+        named = plain_of_known(config) if data.known else data.key_of(config)
         inputs = {"config": named, "raw": hashes}
         rejects = store.root / "rejects" / f"{store.path('data', inputs).name}.jsonl"
 
@@ -144,7 +145,7 @@ def _run(job: Job, listed: Path) -> None:
     print(account.describe(facts), flush=True)
 
 
-def _read(job: Job) -> tuple[Items, list[Reject], tuple[int, int], Counter[str]]:
+def _read(job: Job) -> tuple[RawItems, list[Reject], tuple[int, int], Counter[str]]:
     """Deal out the interactions: the catalogue, rejected lines, first and last time, counts."""
     source = job.data.source
     tasks = list(enumerate(plan(job.data.interactions, source.interactions)))
@@ -222,7 +223,7 @@ def _number_users(job: Job, span: tuple[int, int]) -> Users:
     return Users(np.split(number_U, ends), split_U, (cuts[0], cuts[1]))
 
 
-def _write_items(job: Job, items: Items, kept_I: Bools) -> Catalogue:
+def _write_items(job: Job, items: RawItems, kept_I: Bools) -> Catalogue:
     config, kept = job.config, np.flatnonzero(kept_I)
     ids, titles = ([names[i] for i in kept] for names in (items.ids, items.titles))
     files = [job.scratch / f"trained-{group}.npy" for group in range(config.num_shards)]

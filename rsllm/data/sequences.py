@@ -35,6 +35,10 @@ class Events:
     time_E: NDArray[np.int64]
     """Milliseconds since 1970."""
 
+    def take(self, index: NDArray[np.integer] | Bools | slice) -> Events:
+        """The events at `index`, or where a mask is true."""
+        return Events(self.user_E[index], self.item_E[index], self.time_E[index])
+
 
 @dataclass(frozen=True)
 class Catalogue:

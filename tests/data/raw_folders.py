@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 
 from rsllm.config import TableConfig
 from rsllm.data import raw, sources
-from rsllm.data.raw import Items, Reject
+from rsllm.data.raw import RawItems
+from rsllm.data.rejects import Reject
 from rsllm.data.tables import plan
 
 PLAIN = TableConfig()
@@ -76,7 +77,7 @@ def write_lines(path: Path, lines: list[str], encoding: str = "utf-8") -> None:
 
 def read(
     location: Path | str, config: TableConfig = PLAIN
-) -> tuple[Items, list[Any], list[Reject]]:
+) -> tuple[RawItems, list[Any], list[Reject]]:
     """Items, interactions (user, item id, rating, seconds) and rejects of a location."""
     data = sources.find(str(location), config)
     chunks = plan(data.interactions, data.source.interactions)
