@@ -1,4 +1,4 @@
-"""What became of every raw line: refused, counted, told."""
+"""Every raw line is accounted for: refused, counted, and reported to the user."""
 
 import math
 from collections import Counter
@@ -31,7 +31,7 @@ REMEDIES = {
     ARTICLES: f"; {table_flag('move_articles', 'false')} leaves them",
     ENTITIES: f"; {table_flag('unescape', 'true')} reads them",
 }
-"""How what was done to values, or might be, is switched."""
+"""The flag that switches each change of values."""
 
 
 def refuse(
@@ -82,7 +82,7 @@ def facts_of(
 
 
 def describe(facts: Mapping[str, Any]) -> str:
-    """The same as a table, without what is zero."""
+    """The facts as a table for the terminal, without counts of zero."""
     parts = {"raw lines": facts["raw"], "interactions": facts["interactions"]}
     parts |= {f"{split} rows": counts for split, counts in facts["rows"].items()}
     names = ("users", "items", "distinct_titles", "other_titles", "cold_items")
@@ -101,7 +101,7 @@ def describe(facts: Mapping[str, Any]) -> str:
 
 
 def _power(num_users: int) -> str:
-    """What so many test users could show of two methods that disagree on half of them."""
+    """The smallest difference that so many test users show, if methods disagree on half of them."""
     difference = math.inf
     if num_users > 1:
         quantiles = stats.t.ppf((0.975, 0.8), num_users - 1)

@@ -1,4 +1,4 @@
-"""What files do not say of themselves, found by looking: encoding, separator, quotes, time unit.
+"""Finds by looking what files do not say of themselves: encoding, separator, quotes, time unit.
 
 Each is read under every candidate, and the one that leaves fewest lines broken is taken. All bytes
 count, so the answer depends neither on the order of the lines nor on the files they stand in.
@@ -25,7 +25,7 @@ SAMPLE_BYTES = 1 << 18
 SAMPLED_TIMES = 1000
 """Values of a piece whose unit is looked for."""
 SEPARATORS = {".csv": ",;\t|", ".tsv": "\t,;|", ".tab": "\t,;|"}
-"""What separates fields, the likeliest first, by suffix."""
+"""Separators of fields, the likeliest first, by suffix."""
 QUOTES = (('"', ""), ('"', "\\"), ("", ""))
 """Quotes with what escapes them, the likeliest first."""
 _CHARACTERS = re.compile(

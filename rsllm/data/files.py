@@ -16,7 +16,7 @@ from rsllm.errors import ConfigError, DataError
 
 @dataclass(frozen=True, kw_only=True)
 class TableFormat:
-    """How the rows of a raw table stand in its files; `auto` until `rsllm.data.dialect` looked.
+    """The format of a raw table's files; `auto` until `rsllm.data.dialect` looked.
 
     Attributes:
         files: name of its file, or a glob, below the source's folder.
@@ -64,12 +64,12 @@ class RawFile:
 
     @property
     def compression(self) -> str | None:
-        """How it is compressed, by its last suffix."""
+        """The compression that its last suffix names, or None."""
         return cast(str | None, infer_compression(self.name))
 
     @property
     def suffix(self) -> str:
-        """Tells the format; the compression's own aside."""
+        """The suffix that tells the format, before that of the compression."""
         path = PurePosixPath(self.name)
         return path.with_suffix("").suffix if self.compression else path.suffix
 

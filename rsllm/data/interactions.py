@@ -54,7 +54,7 @@ def in_order(
 
 
 def distinct(events: Events, policy: Duplicates) -> Bools:
-    """Which ordered events to keep.
+    """A mask of the ordered events to keep.
 
     `event` keeps one of equal user, item and time; `first` and `last` one of equal user and item;
     `keep` all.

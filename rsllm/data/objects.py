@@ -98,7 +98,7 @@ def text_of(value: Any) -> str:
 
 
 def _elements(file: RawFile, encoding: str) -> Iterator[Any]:
-    """What a JSON array holds, one by one.
+    """Yield the elements of a JSON array, one by one.
 
     Raises:
         DataError: it is not whole.

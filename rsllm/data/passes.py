@@ -47,14 +47,14 @@ class Job:
 
 @dataclass(frozen=True)
 class Users:
-    """What the groups need to know of all users together."""
+    """All users together, as each group needs to know them."""
 
     number_U: list[Ints]
-    """By group: each user's number, or -1 if a filter dropped the user."""
+    """Each user's number, by group; -1 if a filter dropped the user."""
     split_U: Ints
-    """By number: the split, where a user has one."""
+    """Each user's split, by number, where users have one."""
     cuts: tuple[int, int]
-    """Where validation and test begin, for splits in time."""
+    """The times at which validation and test begin, for splits in time."""
 
 
 def read(job: Job, item_ids: pa.Array, task: tuple[int, Chunk]) -> Counts:
@@ -69,14 +69,14 @@ def read(job: Job, item_ids: pa.Array, task: tuple[int, Chunk]) -> Counts:
     with ExitStack() as stack:
         files = [_dealt(job, group) / f"{number}.arrow" for group in range(config.num_shards)]
         writers = [stack.enter_context(pa.ipc.new_file(file, schema)) for file in files]
-        for part in read_interactions(chunk, source, item_ids):
-            rejects += [(reject.line, reject.reason, reject.value) for reject in part.rejects]
-            changes.append(part.changes)
-            counts.update(lines=part.num_lines, used=len(part.table), rejected=len(part.rejects))
-            table = part.table
+        for clean in read_interactions(chunk, source, item_ids):
+            rejects += [(reject.line, reject.reason, reject.value) for reject in clean.rejects]
+            changes.append(clean.changes)
+            counts.update(lines=clean.num_lines, used=len(clean.table), rejected=len(clean.rejects))
+            table = clean.table
             if "rating" in table.column_names:
                 table = table.filter(pa.compute.field("rating") >= config.min_rating)
-                counts["below_min_rating"] += len(part.table) - len(table)
+                counts["below_min_rating"] += len(clean.table) - len(table)
             users = table["user"].combine_chunks()
             group_E = interactions.group_of(users, config.seed, config.num_shards)
             dealt = table.select(schema.names).take(group_E.argsort(kind="stable"))
@@ -128,7 +128,7 @@ def order(job: Job, item_hash_I: UInt64s, group: int) -> Counts:
 
 
 def read_titles(job: Job, task: tuple[int, Chunk]) -> Counts:
-    """How often the interactions of a chunk give an item which title."""
+    """Count how often the interactions of a chunk give an item which title."""
     return {"titles": list(titles_beside(task[1], job.data.source.interactions).items())}
 
 
@@ -138,7 +138,7 @@ def _read_events(job: Job, group: int) -> Events:
 
 
 def survey(job: Job, kept_I: Bools, span: tuple[int, int], group: int) -> Counts:
-    """What remains of a group if only the kept items do."""
+    """Count what remains of a group if only the kept items do."""
     events = _read_events(job, group)
     events = events.take(interactions.core(events, kept_I, job.config.min_user_events))
     num_users = len(feather.read_table(job.scratch / f"users-{group}", columns=["hash"]))

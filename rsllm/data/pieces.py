@@ -12,9 +12,9 @@ from rsllm.errors import DataError
 
 PIECE_BYTES = 8 << 20
 SHOWN = 80
-"""Characters of a broken line that are kept."""
+"""How many characters of a broken line are kept."""
 Fault = tuple[str, str]
-"""What is wrong with a line, and the value at fault."""
+"""The reason why a line cannot be used, and the value at fault."""
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ _PLACEHOLDERS = {"unknown", "unkonwn", ""}
 FOLDED, YEARS, ARTICLES = "ids folded", "years taken off", "articles put first"
 ENTITIES, NAMELESS = "titles with HTML entities", "items without a title"
 Change = tuple[int, str]
-"""How many values were changed, or might be, and the first of them by alphabet."""
+"""The number of values that were changed, or might be, and the first of them by alphabet."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Interactions:
             (float64) and split (int8) where the source has them.
         rejects: of these lines; their `line` counts from 0 at the start of the chunk.
         num_lines: lines of the chunk that were read, the header too.
-        changes: what was done to values.
+        changes: of values, by kind.
     """
 
     table: pa.Table
@@ -104,7 +104,7 @@ def titled(texts: Sequence[str], item: str, table: TableFormat) -> str:
 
 
 def merged(changes: Sequence[Mapping[str, Change]]) -> dict[str, Change]:
-    """The changes of several parts."""
+    """The sum of the changes of several parts."""
     total: dict[str, Change] = {}
     for what, (count, example) in (pair for part in changes for pair in part.items()):
         before = total.get(what, (0, example))
@@ -113,15 +113,15 @@ def merged(changes: Sequence[Mapping[str, Change]]) -> dict[str, Change]:
 
 
 def _title_changes(titles: Mapping[str, tuple[str, str]], table: TableFormat) -> dict[str, Change]:
-    """What cleaning does to titles, clean and raw by item, and what it might do."""
+    """The changes that cleaning makes to titles (clean and raw, by item), or might make."""
     raw = [title for _, title in titles.values()]
-    found = {
+    changed = {
         YEARS: [title for title in raw if table.strip_years and _YEAR.search(title.strip())],
         ARTICLES: [title for title in raw if table.move_articles and _ARTICLE.search(title)],
         ENTITIES: [title for title in raw if _ENTITY.search(title)],
         NAMELESS: [clean for item, (clean, _) in titles.items() if clean == f"item {item}"],
     }
-    return {what: (len(some), min(some)) for what, some in found.items() if some}
+    return {what: (len(some), min(some)) for what, some in changed.items() if some}
 
 
 def _text_roles(table: TableFormat) -> list[str]:
@@ -188,8 +188,8 @@ def read_items(files: Sequence[RawFile], table: TableFormat) -> RawItems:
 
 
 def titles_beside(chunk: Chunk, table: TableFormat) -> Counter[tuple[str, ...]]:
-    """How often the interactions of a chunk give an item (first) which title and further texts."""
-    found: Counter[tuple[str, ...]] = Counter()
+    """Count how often the interactions of a chunk give an item which title and further texts."""
+    counts: Counter[tuple[str, ...]] = Counter()
     roles = ["item", *_text_roles(table)]
     for piece in read(chunk, table):
         rows = piece.columns.select(roles).group_by(roles).aggregate([([], "count_all")])
@@ -201,8 +201,8 @@ def titles_beside(chunk: Chunk, table: TableFormat) -> Counter[tuple[str, ...]]:
                 continue
             item = folded_id(plain[0]) if table.fold_ids else plain[0]
             if item and item not in table.missing:
-                found[item, *plain[1:]] += count
-    return found
+                counts[item, *plain[1:]] += count
+    return counts
 
 
 def settle_titles(counts: Mapping[tuple[str, ...], int], table: TableFormat) -> RawItems:

@@ -23,7 +23,7 @@ class Reject:
     """Line in the file (row, in Parquet), counted from 1, headers included."""
     reason: str
     value: str = ""
-    """What is wrong with it."""
+    """The value at fault."""
 
     def __str__(self) -> str:
         return f"{self.reason}: {self.value!r} in {self.file}:{self.line}"
@@ -64,7 +64,7 @@ def most_frequent(rejects: Sequence[Reject]) -> Reject:
 
 
 def hint_of(reject: Reject, table: TableFormat, ids: Sequence[str], items_file: str) -> str:
-    """What would have the line read, as far as its value tells."""
+    """The setting that would have the line read, as far as its value tells."""
     match reject.reason:
         case "bad time":
             fits = [unit for unit in time_units([reject.value]) if unit != table.time_unit]

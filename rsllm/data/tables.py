@@ -23,9 +23,26 @@ CHUNK_BYTES = 32 << 20
 ROWS_PER_PIECE = 1 << 18
 
 
-def plan(files: Sequence[RawFile], table: TableFormat) -> list[Chunk]:
-    """Chunks of all files, in their order."""
-    return [chunk for file in files for chunk in _chunks(file, table)]
+def chunks_of(files: Sequence[RawFile], table: TableFormat) -> list[Chunk]:
+    """The chunks of all files, in their order; a file that can only be read from its beginning
+    is one chunk."""
+    chunks = []
+    for file in files:
+        if file.suffix == ".parquet":
+            groups = parquet(file).num_row_groups
+            chunks += [Chunk(file, group, group + 1) for group in range(groups)]
+        elif (
+            file.compression
+            or not seekable(table.encoding)
+            or objects.is_array(file)
+            or (table.quote and spans_lines(file, table))
+        ):
+            chunks.append(Chunk(file))
+        else:
+            size = int(file.system.size(file.path))
+            starts = range(0, size, CHUNK_BYTES)
+            chunks += [Chunk(file, start, min(start + CHUNK_BYTES, size)) for start in starts]
+    return chunks
 
 
 def check(files: Sequence[RawFile], table: TableFormat) -> None:
@@ -34,27 +51,23 @@ def check(files: Sequence[RawFile], table: TableFormat) -> None:
     Raises:
         ConfigError: a file lacks a column, or has other columns than the first one.
     """
-    schemas = [_schema(file, table).items() for file in files]
-    for file, found in zip(files, schemas, strict=True):
-        if other := sorted(found ^ schemas[0]):
+    wanted, first = table.columns.values(), dict[str, str]()
+    for file in files:
+        types = dict.fromkeys(columns_of(file, table), "text")
+        if file.suffix == ".parquet":
+            types = {field.name: str(field.type) for field in parquet(file).schema_arrow}
+        missing = [column for column in wanted if column not in types]
+        # A JSON file without objects names no columns, and is no fault.
+        if missing and (types or file.suffix not in objects.SUFFIXES):
+            held = f"it has {', '.join(types)}" if types else "it is empty"
+            raise ConfigError(f"{file.name} has no column {missing[0]!r}; {held}. {table.remedy}")
+        types = {column: types.get(column, "text") for column in wanted}
+        first = first or types
+        if other := sorted(types.items() ^ first.items()):
             raise ConfigError(
                 f"{file.name} differs from {files[0].name} in column {other[0][0]!r}; give all"
                 " files of a table the same columns"
             )
-
-
-def _chunks(file: RawFile, table: TableFormat) -> list[Chunk]:
-    if file.suffix == ".parquet":
-        groups = parquet(file).num_row_groups
-        return [Chunk(file, group, group + 1) for group in range(groups)]
-    if file.compression or not seekable(table.encoding) or objects.is_array(file):
-        return [Chunk(file)]
-    if table.quote and spans_lines(file, table):
-        return [Chunk(file)]
-    size = int(file.system.size(file.path))
-    return [
-        Chunk(file, start, min(start + CHUNK_BYTES, size)) for start in range(0, size, CHUNK_BYTES)
-    ]
 
 
 def parquet(file: RawFile) -> pq.ParquetFile:
@@ -67,18 +80,6 @@ def parquet(file: RawFile) -> pq.ParquetFile:
         return pq.ParquetFile(file.open(), page_checksum_verification=True)
     except (pa.ArrowInvalid, OSError) as error:
         raise DataError(f"{file.name} is no whole Parquet file: {error}") from error
-
-
-def _schema(file: RawFile, table: TableFormat) -> dict[str, str]:
-    """The types of the wanted columns; others may differ from file to file."""
-    found = dict.fromkeys(columns_of(file, table), "text")
-    if file.suffix == ".parquet":
-        found = {field.name: str(field.type) for field in parquet(file).schema_arrow}
-    missing = [column for column in table.columns.values() if column not in found]
-    if missing and (found or file.suffix not in objects.SUFFIXES):
-        held = f"it has {', '.join(found)}" if found else "it is empty"
-        raise ConfigError(f"{file.name} has no column {missing[0]!r}; {held}. {table.remedy}")
-    return {column: found.get(column, "text") for column in table.columns.values()}
 
 
 def columns_of(file: RawFile, table: TableFormat) -> tuple[str, ...]:
@@ -112,7 +113,7 @@ def read_all(files: Sequence[RawFile], table: TableFormat) -> Iterator[tuple[Raw
     """All pieces of some files, each with the line of its file, from 1, that it counts from."""
     for file in files:
         first = 1
-        for chunk in plan([file], table):
+        for chunk in chunks_of([file], table):
             num_lines = 0
             for piece in read(chunk, table):
                 yield file, first, piece

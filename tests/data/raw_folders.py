@@ -13,7 +13,7 @@ from rsllm.config import TableConfig
 from rsllm.data import raw, sources
 from rsllm.data.raw import RawItems
 from rsllm.data.rejects import Reject
-from rsllm.data.tables import plan
+from rsllm.data.tables import chunks_of
 
 PLAIN = TableConfig()
 
@@ -80,7 +80,7 @@ def read(
 ) -> tuple[RawItems, list[Any], list[Reject]]:
     """Items, interactions (user, item id, rating, seconds) and rejects of a location."""
     data = sources.find(str(location), config)
-    chunks = plan(data.interactions, data.source.interactions)
+    chunks = chunks_of(data.interactions, data.source.interactions)
     if data.source.items:
         items = raw.read_items(data.items, data.source.items)
     else:

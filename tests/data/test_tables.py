@@ -382,7 +382,7 @@ def changes(location: Path, config: TableConfig) -> dict[str, Any]:
     data = sources.find(str(location), config)
     parts = [
         part.changes
-        for chunk in tables.plan(data.interactions, data.source.interactions)
+        for chunk in tables.chunks_of(data.interactions, data.source.interactions)
         for part in raw.read_interactions(chunk, data.source.interactions, pa.array(items.ids))
     ]
     return raw.merged([items.changes, *parts])

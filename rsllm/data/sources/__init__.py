@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from rsllm.config import AUTO, DataConfig, Domain, TableConfig
-from rsllm.config.data import TABS, Split, table_flag
+from rsllm.config.data import TABS, SplitRule, table_flag
 from rsllm.config.plain import from_dict, to_dict
 from rsllm.data.delimited import fields
 from rsllm.data.dialect import provisional, settle
@@ -59,7 +59,7 @@ class RawLayout:
     family: str = ""
     marker: str = ""
     timed: bool = True
-    split: Split = "leave-one-out"
+    split: SplitRule = "leave-one-out"
 
     def patterns(self) -> list[str]:
         """The files it needs."""
@@ -157,7 +157,7 @@ def find(location: str, config: TableConfig, layout: str = "") -> RawData:
 
 
 def _fault(layout: RawLayout, firsts: Sequence[RawFile]) -> str:
-    """What shows that the files of a layout only bear its names; empty if nothing does."""
+    """The proof that the files of a layout only bear its names; empty if there is none."""
     tables = [table for table in (layout.interactions, layout.items) if table]
     for table, file in zip(tables, firsts, strict=True):
         look = provisional(table, file)
