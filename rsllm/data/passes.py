@@ -70,9 +70,9 @@ def read(job: Job, item_ids: pa.Array, task: tuple[int, Chunk]) -> Counts:
         files = [_dealt(job, group) / f"{number}.arrow" for group in range(config.num_shards)]
         writers = [stack.enter_context(pa.ipc.new_file(file, schema)) for file in files]
         for clean in read_interactions(chunk, source, item_ids):
-            rejects += [(reject.line, reject.reason, reject.value) for reject in clean.rejects]
+            rejects += [(line, *fault) for line, fault in clean.broken.items()]
             changes.append(clean.changes)
-            counts.update(lines=clean.num_lines, used=len(clean.table), rejected=len(clean.rejects))
+            counts.update(lines=clean.num_lines, used=len(clean.table), rejected=len(clean.broken))
             table = clean.table
             if "rating" in table.column_names:
                 table = table.filter(pa.compute.field("rating") >= config.min_rating)

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rsllm.data.files import Chunk, RawFile, TableFormat
-from rsllm.data.pieces import SHOWN, Piece
+from rsllm.data.pieces import SHOWN, Fault, Piece
 from rsllm.data.rejects import Reject
 from rsllm.data.sequences import SPLITS, Bools
 from rsllm.data.tables import read, read_all
@@ -61,13 +61,13 @@ class Interactions:
     Attributes:
         table: user (string), item (int32 number), time (int64, ms since 1970), and rating
             (float64) and split (int8) where the source has them.
-        rejects: of these lines; their `line` counts from 0 at the start of the chunk.
+        broken: the lines that cannot be used, from 0 at the start of the chunk, in order.
         num_lines: lines of the chunk that were read, the header too.
         changes: of values, by kind.
     """
 
     table: pa.Table
-    rejects: list[Reject]
+    broken: dict[int, Fault]
     num_lines: int
     changes: dict[str, Change]
 
@@ -251,6 +251,6 @@ def read_interactions(
             reason, role = faults[first_R[row]]
             value = columns[role][row].as_py()
             broken[piece.lines[row]] = (no_text.get(row, reason), value[:SHOWN])
-        rejects = [Reject(chunk.file.name, line, *broken[line]) for line in sorted(broken)]
         rows = pa.table(clean).filter(pa.array(~bad_R))
-        yield Interactions(rows, rejects, piece.num_lines, merged([folds, more_folds]))
+        changes = merged([folds, more_folds])
+        yield Interactions(rows, dict(sorted(broken.items())), piece.num_lines, changes)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +94,8 @@ def read(
         for part in raw.read_interactions(chunk, data.source.interactions, ids):
             rows += part.table.to_pylist()
             start = first.get(chunk.file.name, 0) + 1
-            rejects += [replace(r, line=start + r.line) for r in part.rejects]
+            name = chunk.file.name
+            rejects += [Reject(name, start + line, *part.broken[line]) for line in part.broken]
             lines += part.num_lines
         first[chunk.file.name] = first.get(chunk.file.name, 0) + lines
     plain = [
