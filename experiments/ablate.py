@@ -9,7 +9,7 @@ loss; --set stage2.loss.gamma=0 is the paper's.
     python experiments/ablate.py --budget hour --only RSLLM --only "no contrasts"
     python experiments/ablate.py --budget hour --set stage2.loss.gamma=0 --render
 
-The mixture needs LLaRA's data sets (`rsllm fetch llara-lastfm --from FOLDER`).
+The mixture needs LLaRA's data sets (`experiments/import_llara.py`).
 
 Cost: 9 tuned methods a data set, see --help. Expected: not known; the paper says that
 representation, cross-domain alignment and staged training each matter. Last measured: three

@@ -1,7 +1,7 @@
 """Which of the data sets of LLM recommendation can carry a claim about sequences?
 
 Prepares every data set at hand and audits it. LLaRA's files are audited if they were imported
-(`rsllm fetch llara-lastfm --from FOLDER`); a data set that is not there is named and left out.
+(`experiments/import_llara.py`); a data set that is not there is named and left out.
 
     python experiments/audit_data.py
 

@@ -8,7 +8,7 @@ over seeds, with 95 % intervals over users x seeds; published figures stand besi
     python experiments/compare_recommenders.py
     python experiments/compare_recommenders.py --only llara-lastfm --seeds 5
 
-LLaRA's data sets are compared if they were imported (`rsllm fetch llara-lastfm --from FOLDER`).
+LLaRA's data sets are compared if they were imported (`experiments/import_llara.py`).
 The test split is opened once per data set, after all fits. LLaRA's LastFM is in one global order of
 items: what is measured there is how well a model finds that order, not how people listen.
 

@@ -172,14 +172,8 @@ def _fetch(arguments: argparse.Namespace) -> None:
     from rsllm.store import artifacts
 
     for name in arguments.names:
-        if arguments.folder:
-            from rsllm.data.llara import import_folder
-
-            own = catalogue.own_sources(name, arguments.folder)
-            folder = catalogue.fetch(name, sources=own) if own else None
-            print(folder or import_folder(name, arguments.folder))
-        else:
-            print(catalogue.fetch(name))
+        own = catalogue.own_sources(name, arguments.folder) if arguments.folder else ()
+        print(catalogue.fetch(name, sources=own))
     if not arguments.names:
         print(f"cache: {artifacts.cache_root()} (RSLLM_CACHE)")
         for name, asset in catalogue.ASSETS.items():

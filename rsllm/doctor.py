@@ -29,9 +29,9 @@ from rsllm.store.artifacts import Store, cache_root, require_writable
 
 LIBRARIES = ["rsllm", "torch", "ray", "transformers", "deepspeed"]
 WAIT_SECONDS = 60
-"""After which a node that does not answer counts as lost."""
+"""A node that does not answer for so long counts as lost."""
 Check = tuple[str, str, str, str]
-"""What was looked at, what was found, "ok", "warn" or "fail", and what to do about it."""
+"""A name, the finding, "ok", "warn" or "fail", and what to do about it."""
 
 
 def examine(storage: str | Path, backbone: str | None = None) -> list[Check]:
@@ -79,11 +79,13 @@ def _attempt(name: str, remedy: str, look: Callable[[], list[Check]]) -> list[Ch
 
 
 def _look_at_versions(name: str, expected: str = "") -> list[Check]:
-    """What is installed, against what rsllm needs and, on a node, what the driver has."""
+    """Compare what is installed with what rsllm needs and, on a node, with what the driver has."""
     needs = {n.name: n for n in map(Requirement, metadata.requires("rsllm") or []) if not n.marker}
-    found = {name: metadata.version(name) for name in [*LIBRARIES, *needs]}
-    bad = [name for name, need in needs.items() if not need.specifier.contains(found[name], True)]
-    finding = ", ".join(f"{name} {found[name]}" for name in bad or LIBRARIES)
+    installed = {name: metadata.version(name) for name in [*LIBRARIES, *needs]}
+    bad = [
+        name for name, need in needs.items() if not need.specifier.contains(installed[name], True)
+    ]
+    finding = ", ".join(f"{name} {installed[name]}" for name in bad or LIBRARIES)
     remedy = f"pip install {' '.join(repr(str(needs[n])) for n in bad) or 'what the driver has'}"
     return [_judge(name, finding, bad or finding != (expected or finding), remedy)]
 
@@ -118,7 +120,7 @@ def _look_at_ray(versions: Check, folders: Sequence[Path]) -> list[Check]:
 
 
 def _look_at_access(dashboard: str) -> list[Check]:
-    """Who can reach the cluster, and who knows the token."""
+    """Look at who can reach the cluster, and who knows the token."""
     public, away = is_open(dashboard), not dashboard.startswith("http://127.")
     checks = [_judge("token", f"asked for: {not public}", public, "ray start, RAY_AUTH_MODE=token")]
     file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
@@ -129,18 +131,18 @@ def _look_at_access(dashboard: str) -> list[Check]:
 
 
 def _look_around(node: dict[str, Any], versions: str, files: Sequence[str]) -> list[Check]:
-    """On a node: what Ray has there, and whether the driver's versions and files are there."""
+    """Look, on a node, at what Ray has there, and for the driver's versions and files."""
     host, has = node["NodeManagerHostname"], node["Resources"]
     gpus, seen = has.get("GPU", 0), torch.cuda.device_count()
     memory, store = has["memory"] / 2**30, has["object_store_memory"] / 2**30
     size = f"{has.get('CPU', 0):g} CPUs, {gpus:g} GPUs, {memory:.1f} GiB of memory"
-    unseen = ", ".join(file for file in files if not os.access(file, os.W_OK))
+    hidden = ", ".join(file for file in files if not os.access(file, os.W_OK))
     shm = shutil.disk_usage("/dev/shm").total / 2**30
     return [
         _judge(f"{host} size", size, memory < 4, "ask rsllm plan what fits", "warn"),
         _judge(f"{host} CUDA", f"{seen} GPUs", gpus and not seen, "PyTorch for nvidia-smi's CUDA"),
         *_look_at_versions(f"{host} versions", versions),
-        _judge(f"{host} folders", unseen or "seen", unseen, "those that every node mounts"),
+        _judge(f"{host} folders", hidden or "seen", hidden, "those that every node mounts"),
         _judge(f"{host} /dev/shm", f"{shm:.1f} GiB", shm < store, f"{store:.1f} GiB", "warn"),
     ]
 
@@ -156,7 +158,7 @@ def _send_round(nodes: Sequence[dict[str, Any]]) -> list[Check]:
 
 
 def _sum_ranks(rank: int, workers: int, host: str, port: int) -> list[Check]:
-    """On a node: the sum of all workers' ranks, judged."""
+    """Sum all workers' ranks, on a node, and judge the sum."""
     store = TCPStore(host, port, is_master=False)
     init_process_group("gloo", None, timedelta(seconds=WAIT_SECONDS / 2), workers, rank, store)
     ranks, start = torch.full((1024**2,), float(rank)), time.perf_counter()

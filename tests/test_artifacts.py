@@ -173,7 +173,7 @@ def test_a_storage_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
 def test_work_is_done_by_one_process_and_the_other_is_told(tmp_path: Path) -> None:
     code = (
         "import sys, time; from rsllm.store.artifacts import Store\n"
-        f"with Store.open({str(tmp_path)!r}).alone('study', waits=False):\n"
+        f"with Store.open({str(tmp_path)!r}).lock('study', wait=False):\n"
         "    print('held', flush=True); time.sleep(60)"
     )
     store = Store.open(tmp_path)
@@ -182,11 +182,11 @@ def test_work_is_done_by_one_process_and_the_other_is_told(tmp_path: Path) -> No
         assert other.stdout.readline() == b"held\n"
         with (
             pytest.raises(ConfigError, match=f"process {other.pid} on .* runs study already"),
-            store.alone("study", waits=False),
+            store.lock("study", wait=False),
         ):
             pass
         other.kill()
-    with store.alone("study", waits=False):
+    with store.lock("study", wait=False):
         pass
 
 

@@ -206,13 +206,24 @@ def test_the_address_is_not_that_of_a_dashboard(tmp_path: Path) -> None:
     )
 
 
-def test_a_ray_of_another_version_is_the_users_to_mend() -> None:
-    reason = "Version mismatch: The cluster was started with:\n    Ray: 2.1.0"
-    told = r"at 10.0.0.1:6379 cannot be joined: .*Ray: 2\.1\.0"
-    with pytest.raises(ConfigError, match=told), start._joinable("10.0.0.1:6379"):
-        raise RuntimeError(reason)
-    with pytest.raises(RuntimeError), start._joinable(None):
-        raise RuntimeError(reason)
+def test_a_ray_of_another_version_is_the_users_to_mend(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    def refuse(**_: Any) -> None:
+        raise RuntimeError("Version mismatch: The cluster was started with:\n    Ray: 2.1.0")
+
+    monkeypatch.setenv("RSLLM_CACHE", str(tmp_path))
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "")
+    monkeypatch.setattr(ray, "init", refuse)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(start, "_running_ray", lambda: "10.0.0.1:6379")
+    with pytest.raises(ConfigError, match=r"at 10.0.0.1:6379 cannot be joined: .*Ray: 2\.1\.0"):
+        start.start_ray()
+    monkeypatch.setattr(start, "_running_ray", lambda: None)
+    with pytest.raises(RuntimeError, match="Version mismatch"):
+        start.start_ray()
 
 
 def test_the_dashboard_has_a_port_that_ray_gives_to_no_process(

@@ -53,7 +53,6 @@ MAY_IMPORT = {
     "deepspeed": ("train/engine.py", "train/zero.py"),
 }
 
-READS_PICKLES = {"data/llara.py"}
 FORBIDDEN_MODULES = {"cloudpickle", "dill", "joblib", "marshal", "pickle", "shelve"}
 FORBIDDEN_CALLS = {"__import__", "compile", "eval", "exec", "os.popen", "os.system"}
 FORBIDDEN_CALLS |= {"torch.jit.load", "torch.load"}
@@ -178,8 +177,7 @@ def _call_violations(call: ast.Call) -> Iterator[str]:
 @pytest.mark.parametrize("path", SOURCES, ids=name)
 def test_source_file(path: Path) -> None:
     tree = parse(path)
-    expected = ["import pickle"] if name(path) in READS_PICKLES else []
-    assert violations(tree) == expected
+    assert violations(tree) == []
     assert path.read_bytes().isascii(), "ASCII in code"
     assert len(path.read_text().splitlines()) <= 400
     functions = [
@@ -252,6 +250,12 @@ def test_the_guard_lets_pass() -> None:
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
 def test_scripts_run_no_code_of_models(path: Path) -> None:
     assert [found for found in violations(parse(path)) if "trust_remote_code" in found] == []
+
+
+def test_one_script_reads_pickles() -> None:
+    """Of verified files only, by a reader that builds nothing but frames of arrays."""
+    readers = [path.name for path in SCRIPTS if _tops(parse(path)) & FORBIDDEN_MODULES]
+    assert readers == ["import_llara.py"]
 
 
 def code_lines(path: Path) -> int:

@@ -95,7 +95,7 @@ def test_list_of_what_has_not_ended(store: Store, chain: list[str]) -> None:
     (store.root / "studies" / "search").mkdir(parents=True)
     (store.root / "studies" / "search" / "results.json").write_text("{}")
     store.share("studies/search")
-    with store.alone("stage-2-abc", waits=False):
+    with store.lock("stage-2-abc", wait=False):
         (run,) = lines(runs.listing(store), "stage-2-abc")
         assert f"checkpoint step-000012, process {os.getpid()} on " in run
     (store.root / "locks" / "stage-2-abc.holder").write_text("process 1, which was killed")
@@ -155,7 +155,7 @@ def test_what_nothing_will_read_again(store: Store, chain: list[str]) -> None:
     assert runs.clear(store, days=None, remove=True) == "nothing to remove"
     assert not left.exists()
     assert fresh.exists()
-    assert [one.name for one in runs.artifacts(store)] == chain
+    assert [one.name for one in runs.read_artifacts(store)] == chain
     assert runs._names(store, "running") == ["stage-1-0123"]
 
 
@@ -173,7 +173,7 @@ def test_what_nothing_has_used_for_long(store: Store, chain: list[str], make: An
     assert told(text) == [other, chain[2]]
     assert "12 days old, by other code, nothing" in text
     assert "20 days old, nothing that stays was made of it" in text
-    assert [one.name for one in runs.artifacts(store)] == [*chain[:2], young, chain[3]]
+    assert [one.name for one in runs.read_artifacts(store)] == [*chain[:2], young, chain[3]]
     runs.clear(store, days=0, remove=True)
     assert runs.listing(store).startswith("no artifacts")
 
@@ -182,7 +182,7 @@ def test_what_nothing_has_used_for_long(store: Store, chain: list[str], make: An
 def test_what_was_judged_stays(store: Store, chain: list[str], make: Any) -> None:
     judged = make(store, "evaluation", {"artifact": chain[2].split("/")[1]}, days=19)
     runs.clear(store, days=0, remove=True)
-    assert [one.name for one in runs.artifacts(store)] == [*chain[:3], judged]
+    assert [one.name for one in runs.read_artifacts(store)] == [*chain[:3], judged]
 
 
 @pytest.mark.parametrize("store", ["folder"], indirect=True)
@@ -220,7 +220,7 @@ def test_folders_that_are_not_rsllms_are_none_of_its_business(folder: Store) -> 
     for name in ("myapp/public", "stage-2/public", "running/0123456789abcdef"):
         (folder.root / name).mkdir(parents=True)
         (folder.root / name / MANIFEST).write_text("{}")
-    assert runs.artifacts(folder) == []
+    assert runs.read_artifacts(folder) == []
     assert runs.clear(folder, days=0, remove=False).count("\n") == 4, "the old run alone"
 
 
@@ -242,7 +242,7 @@ def test_days_that_are_none(tmp_path: Path, days: float) -> None:
 def test_nothing_is_removed_while_something_runs(store: Store, chain: list[str]) -> None:
     checkpoint(store, chain[3].replace("/", "-"))
     with (
-        store.alone("search-mine", waits=False),
+        store.lock("search-mine", wait=False),
         pytest.raises(ConfigError, match=f"process {os.getpid()} on .* runs search-mine; clear"),
     ):
         runs.clear(store, days=None, remove=True)

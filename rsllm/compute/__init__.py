@@ -1,1 +1,1 @@
-"""Where work runs: a Ray that is there or is started, and how much of it each run takes."""
+"""Finds or starts the Ray that work runs on, and divides it between runs."""

@@ -1,4 +1,4 @@
-"""How the machine is used: workers, threads, precision and concurrent trials."""
+"""Divides the machine: workers, threads, precision and concurrent trials."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -7,7 +7,7 @@ from rsllm.config import ComputeConfig
 from rsllm.errors import ConfigError
 
 DRIVER_CPUS = 0.05
-"""CPU share of a trial's driver, which only waits."""
+"""The CPU share of a trial's driver, which only waits."""
 TRAINING_SHARE = 0.45
 """Share of the CPUs that training reserves; what encodes its batches takes half as much again, and
 the rest keeps Ray Data from waiting for ever."""
@@ -15,7 +15,7 @@ the rest keeps Ray Data from waiting for ever."""
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Resources:
-    """What the nodes have that train."""
+    """The CPUs and GPUs of the nodes that train."""
 
     cpus: float
     gpus: float
@@ -26,7 +26,7 @@ class Resources:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Layout:
-    """How one training run is laid out, and how many run side by side."""
+    """The share of the machine that one training run takes, and how many run side by side."""
 
     workers: int
     cpus_per_worker: float
@@ -62,6 +62,14 @@ def lay_out(compute: ComputeConfig, resources: Resources) -> Layout:
             f"compute.placement is spread, a node for each of {workers} workers, but there are"
             f" {resources.nodes}; lower compute.workers or choose pack"
         )
+    precision = compute.precision
+    if precision == "auto":
+        precision = "bf16" if use_gpu or resources.bf16 else "fp32"
+    if use_gpu and precision == "bf16" and compute.zero_stage == 0:
+        raise ConfigError(
+            "compute.zero_stage 0 with DeepSpeed's bf16 trains to other numbers than stages 1 to 3;"
+            " use stage 1, 2 or 3, or compute.precision fp32"
+        )
     if use_gpu:
         concurrent, threads = int(resources.gpus) // workers, 0
         cpus = min(8.0, _cpus(TRAINING_SHARE * resources.cpus / resources.gpus))
@@ -77,28 +85,14 @@ def lay_out(compute: ComputeConfig, resources: Resources) -> Layout:
         cpus_per_worker=cpus,
         use_gpu=use_gpu,
         threads=threads,
-        precision=_precision(compute, resources, use_gpu),
+        precision=precision,
         concurrent_trials=concurrent,
     )
 
 
 def _cpus(share: float) -> float:
-    """What Ray can reserve: less than one CPU, or whole ones."""
+    """The share as Ray can reserve it: less than one CPU, or whole ones."""
     return share if share < 1 else float(int(share))
-
-
-def _precision(
-    compute: ComputeConfig, resources: Resources, use_gpu: bool
-) -> Literal["fp32", "bf16"]:
-    precision = compute.precision
-    if precision == "auto":
-        precision = "bf16" if use_gpu or resources.bf16 else "fp32"
-    if use_gpu and precision == "bf16" and compute.zero_stage == 0:
-        raise ConfigError(
-            "compute.zero_stage 0 with DeepSpeed's bf16 trains to other numbers than stages 1 to 3;"
-            " use stage 1, 2 or 3, or compute.precision fp32"
-        )
-    return precision
 
 
 def cpu_has_bf16() -> bool:

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +38,8 @@ NO_WARNINGS = {
     "ray._private.services": "Found multiple active Ray instances",
     "ray.train.v2._internal.execution.controller.placement_group_cleaner": "ontroller actor",
 }
-"""Words of what loggers of Ray say again and again of a second Ray on the machine, or once a trial
-was stopped early and is tidied up."""
+"""Warnings that loggers of Ray repeat where a second Ray is on the machine, or where a trial was
+stopped early and is tidied up."""
 DASHBOARD_PORT = 8265
 OTHER_PORTS = range(20000, 32768)
 """Above those of Ray's workers, below those that the system hands out."""
@@ -68,22 +68,29 @@ def start_ray() -> str:
         running = _running_ray()
         if running is None:
             _guard_token()
-        with _alone():
+        hooks = {
+            "env_vars": WORKER_ENVIRONMENT,
+            "worker_process_setup_hook": prepare_worker,
+        }
+        with _start_lock():
             port = _free_port()
             # Inherited by a Ray started here: two must not ask each other's dashboard.
             os.environ["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{port}"
-            with _joinable(running):
+            try:
                 ray.init(
                     address=running or "local",
                     include_dashboard=True,
                     dashboard_host="127.0.0.1",
                     dashboard_port=port,
                     logging_level="WARNING",
-                    runtime_env={
-                        "env_vars": WORKER_ENVIRONMENT,
-                        "worker_process_setup_hook": prepare_worker,
-                    },
+                    runtime_env=hooks,
                 )
+            except RuntimeError as error:
+                if running is None:
+                    raise
+                # A running Ray of another version, of Ray or of Python, is the user's to mend.
+                reason = " ".join(str(error).split())
+                raise ConfigError(f"the Ray at {running} cannot be joined: {reason}") from error
     if ray.get_runtime_context().worker.mode == ray.SCRIPT_MODE:
         _let_sigterm_end_the_driver()
         _wait_for_gpus(os.environ.get("RSLLM_GPUS") or "0")
@@ -124,20 +131,8 @@ def _wait_for_gpus(text: str) -> None:
 
 
 @contextlib.contextmanager
-def _joinable(running: str | None) -> Iterator[None]:
-    """A running Ray of another version, of Ray or of Python, is the user's to mend."""
-    try:
-        yield
-    except RuntimeError as error:
-        if running is None:
-            raise
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"the Ray at {running} cannot be joined: {reason}") from error
-
-
-@contextlib.contextmanager
-def _alone() -> Iterator[None]:
-    """While no other process of this user starts a Ray, which would want the same port."""
+def _start_lock() -> Iterator[None]:
+    """Keep other processes of this user from starting a Ray, which would want the same port."""
     lock = FileLock(cache_root() / "ray.lock")
     with contextlib.suppress(OSError):  # a cache that cannot be written is no reason to stop
         cache_root().mkdir(parents=True, exist_ok=True)
@@ -149,11 +144,12 @@ def _alone() -> Iterator[None]:
 
 
 def _running_ray() -> str | None:
-    """Where the Ray to join listens; Ray goes on naming one that was killed."""
+    """The address of the Ray to join, if one answers; Ray goes on naming one that was killed."""
     from ray._private.services import canonicalize_bootstrap_address
 
-    if "://" in (asked := os.environ.get("RAY_ADDRESS", "")):
-        raise ConfigError(f"RAY_ADDRESS={asked} is not HOST:PORT of a Ray; unset it here")
+    chosen = os.environ.get("RAY_ADDRESS", "")
+    if "://" in chosen:
+        raise ConfigError(f"RAY_ADDRESS={chosen} is not HOST:PORT of a Ray; unset it here")
     address: str | None = canonicalize_bootstrap_address(None)
     if address is None:
         return None
@@ -163,14 +159,14 @@ def _running_ray() -> str | None:
         socket.create_connection((host.strip("[]"), port), timeout=5),
     ):
         return address
-    if chosen := os.environ.get("RAY_ADDRESS"):
+    if chosen:
         raise ConfigError(f"no Ray answers at RAY_ADDRESS={chosen}; start one there or unset it")
     say(f"rsllm: the Ray at {address} is gone; starting one here")
     return None
 
 
 def _let_sigterm_end_the_driver() -> None:
-    """As Ctrl-C does, but for the exit code; Ray's own handler would leave with 15 or 1."""
+    """Let SIGTERM end the driver as Ctrl-C does, but with code 143; Ray's handler has 15 or 1."""
 
     def leave(number: int, frame: Any) -> None:
         global interrupt_code
@@ -208,37 +204,31 @@ def is_open(dashboard: str) -> bool:
 
 
 def prepare_worker() -> None:
-    """Make a process that Ray starts reachable, quiet and patient; runs in each.
-
-    Gloo would listen where the host's own name leads, which Debian and Ubuntu make 127.0.1.1; so
-    it is told the interface of the address by which Ray knows the node, if it was told none.
-
-    Ray's handler of SIGTERM raises `SystemExit` while Ray tidies up; inside the callback of a weak
-    reference Python cannot pass that on and would show it as an error.
-
-    OpenMP's threads would spin while they wait for each other, which on busy cores keeps those they
-    wait for from running; it reads how to wait once, when torch is loaded.
-    """
+    """Make a process that Ray starts reachable, quiet and patient; every one of them runs this."""
     from ray.util import get_node_ip_address
 
+    # OpenMP's threads would spin while they wait for each other, which on busy cores keeps those
+    # they wait for from running. OpenMP reads this once, when torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-
+    # Gloo would listen where the host's own name leads, which Debian and Ubuntu make 127.0.1.1.
     for interface, addresses in psutil.net_if_addrs().items():
         if get_node_ip_address() in [address.address for address in addresses]:
             os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
     for logger, text in NO_WARNINGS.items():
-        logging.getLogger(logger).addFilter(partial(_is_other, text))
+
+        def is_other(record: logging.LogRecord, text: str = text) -> bool:
+            return text not in record.getMessage()
+
+        logging.getLogger(logger).addFilter(is_other)
     show = sys.unraisablehook
 
+    # Ray's handler of SIGTERM raises SystemExit while Ray tidies up; inside the callback of a weak
+    # reference Python cannot pass that on and would show it as an error.
     def show_errors(raised: sys.UnraisableHookArgs) -> None:
         if not issubclass(raised.exc_type, SystemExit):
             show(raised)
 
     sys.unraisablehook = show_errors
-
-
-def _is_other(text: str, record: logging.LogRecord) -> bool:
-    return text not in record.getMessage()
 
 
 def _free_port() -> int:
@@ -250,7 +240,7 @@ def _free_port() -> int:
 
 
 def cluster_resources() -> Resources:
-    """What the nodes have that train: those with GPUs, if there are any."""
+    """The CPUs and GPUs of the nodes that train: those with GPUs, if there are any."""
     import ray
 
     alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]

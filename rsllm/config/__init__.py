@@ -113,7 +113,7 @@ class Experiment:
 
     @property
     def anywhere(self) -> "Experiment":
-        """The same but for `compute`: where it runs decides no name of a search."""
+        """The same experiment with the default `compute`, which decides no name of a search."""
         return replace(self, compute=ComputeConfig())
 
     def __post_init__(self) -> None:

@@ -1,4 +1,4 @@
-"""What a config value must satisfy; each refusal says the value and the way out."""
+"""Checks of config values; each refusal says the value and the way out."""
 
 from typing import Annotated, Any, TypeVar, dataclass_transform
 
@@ -31,7 +31,7 @@ def settings(cls: type[T]) -> type[T]:
 def refusal(error: ValidationError) -> ConfigError:
     """The first thing that is wrong, in words of ours where a check of ours found it."""
     first = error.errors()[0]
-    if found := first.get("ctx", {}).get("error"):
-        return ConfigError(str(found))
+    if own := first.get("ctx", {}).get("error"):
+        return ConfigError(str(own))
     path, reason = ".".join(map(str, first["loc"])), first["msg"].replace("Input", "it")
     return ConfigError(f"{error.title}: {path} is {first['input']!r}; {reason}")

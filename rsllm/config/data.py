@@ -1,6 +1,7 @@
 """Which interactions, and how they become windows, splits and candidate sets."""
 
 import json
+import shlex
 from dataclasses import asdict, field
 from typing import Annotated, Any, Literal
 
@@ -10,11 +11,11 @@ from rsllm.config.checks import settings
 from rsllm.errors import ConfigError
 
 Domain = Literal["movie", "game", "artist", "item"]
-Split = Literal["user", "leave-one-out", "time", "given"]
+SplitRule = Literal["user", "leave-one-out", "time", "given"]
 AUTO = "auto"
 """Value of a setting that is found in the files, and printed as the setting that would say it."""
 TABS = ("tab", "\\t")
-"""What a command line may call a tab."""
+"""Names that a command line may give a tab."""
 Mark = Annotated[str, Field(pattern="^(auto|none|[ -~])$")]
 TimeUnit = Annotated[
     str, Field(pattern="^(auto|seconds|milliseconds|microseconds|nanoseconds|iso8601|.*%.*)$")
@@ -78,6 +79,12 @@ class TableConfig:
             ) from None
 
 
+def table_flag(name: str, value: str) -> str:
+    """The flag of the command line that gives a setting of `data.table` a value."""
+    value = json.dumps(value) if value.isdigit() else value  # which JSON would make a number
+    return f"--set {shlex.quote(f'data.table.{name}={value}')}"
+
+
 @settings
 class DataConfig:
     """Which interactions, and how they become windows, splits and candidate sets."""
@@ -102,7 +109,7 @@ class DataConfig:
     """Rows with a shorter history are dropped (LLaRA's loading rule)."""
     max_history: NonNegativeInt = 0
     """Most recent interactions of a user that are used at all; 0 uses all."""
-    split: Split | Literal["auto"] = "auto"
+    split: SplitRule | Literal["auto"] = "auto"
     """By user, as LLaRA; each user's last two interactions, also where the source has a split;
     two cuts in time; the source's own. `auto` takes that if there is one, splits MovieLens and the
     other data sets known by name by user, and holds out of every user in any other table."""
@@ -160,11 +167,11 @@ _UNREAD = {
     "encoding": "utf-8",
     "domain": "item",
 }
-"""What keys say of the table of known data sets, which do not read it."""
+"""The table as keys of known data sets, which do not read it, have it."""
 
 
 def plain_of_known(config: DataConfig) -> dict[str, Any]:
-    """The plain data by which keys name a known data set, whatever settings it does not read."""
+    """The plain data in the key of a known data set, whatever settings it does not read."""
     plain: dict[str, Any] = json.loads(json.dumps(asdict(config)))
     if config.table == TableConfig():
         plain["table"] = _UNREAD

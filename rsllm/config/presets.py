@@ -6,7 +6,7 @@ from typing import Any
 
 from rsllm.errors import ConfigError
 
-FILE = Path(__file__).with_name("presets.toml")
+PRESETS = Path(__file__).with_name("presets.toml")
 USUAL = "movielens-100k"
 HISTORIES: dict[str, Any] = {
     "stage1.samples": 0,
@@ -34,8 +34,8 @@ def preset(model: str, source: str) -> dict[str, Any]:
     Raises:
         ConfigError: no such recommender.
     """
-    tuned = tomllib.loads(FILE.read_text())
-    by_source = {name: found[model] for name, found in tuned.items() if model in found}
+    tuned = tomllib.loads(PRESETS.read_text())
+    by_source = {name: by_model[model] for name, by_model in tuned.items() if model in by_model}
     if not by_source:
         raise ConfigError(f"recommender {model!r} is unknown; choose gru4rec, caser or sasrec")
     chosen = by_source.get(source, by_source[USUAL])

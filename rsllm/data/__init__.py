@@ -1,1 +1,1 @@
-"""From raw interaction files to Parquet rows with their candidate sets."""
+"""Raw interaction files become Parquet rows with their candidate sets."""

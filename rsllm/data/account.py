@@ -1,4 +1,4 @@
-"""What became of every raw line: refused, counted, told."""
+"""Every raw line is accounted for: refused, counted, and reported to the user."""
 
 import math
 from collections import Counter
@@ -9,19 +9,16 @@ from typing import Any
 from scipy import stats
 from tabulate import tabulate
 
+from rsllm.config.data import table_flag
 from rsllm.data.passes import Job, Users
 from rsllm.data.raw import (
     ARTICLES,
     ENTITIES,
     FOLDED,
     YEARS,
-    Items,
-    Reject,
-    check_rejects,
-    hint_of,
-    most_frequent,
-    setting,
+    RawItems,
 )
+from rsllm.data.rejects import Reject, check_rejects, hint_of, most_frequent
 from rsllm.data.sequences import SPLITS, Catalogue
 
 DROPPED = ("below_min_rating", "duplicates", "outside_core", "beyond_max_history")
@@ -29,16 +26,16 @@ BY_ROW = ("seen", "short_history", "cold_target", "kept")
 FEW_USERS = 200
 """Below this the preparation says what the split leaves to test, and what that could show."""
 REMEDIES = {
-    FOLDED: f"; {setting('fold_ids', 'false')} keeps them",
-    YEARS: f"; {setting('years', 'keep')} keeps them",
-    ARTICLES: f"; {setting('move_articles', 'false')} leaves them",
-    ENTITIES: f"; {setting('unescape', 'true')} reads them",
+    FOLDED: f"; {table_flag('fold_ids', 'false')} keeps them",
+    YEARS: f"; {table_flag('years', 'keep')} keeps them",
+    ARTICLES: f"; {table_flag('move_articles', 'false')} leaves them",
+    ENTITIES: f"; {table_flag('unescape', 'true')} reads them",
 }
-"""How what was done to values, or might be, is switched."""
+"""The flag that switches each change of values."""
 
 
 def refuse(
-    job: Job, items: Items, rejects: list[Reject], counts: Counter[str], listed: Path
+    job: Job, items: RawItems, rejects: list[Reject], counts: Counter[str], listed: Path
 ) -> None:
     """Raise if there are too many rejects, with what would have them read."""
     rows_read = counts["used"] + counts["rejected"] + items.rows_read
@@ -46,14 +43,14 @@ def refuse(
     if rejects:
         first, names = most_frequent(rejects), [file.name for file in job.data.items]
         table = source.items if source.items and first.file in names else source.interactions
-        hint = hint_of(first, table, items, names[0] if names else "")
+        hint = hint_of(first, table, items.ids, names[0] if names else "")
     useless = not counts["used"]
     allowed = job.config.max_rejected_rows
     check_rejects(rejects, rows_read, allowed, listed, hint=hint, useless=useless)
 
 
 def facts_of(
-    job: Job, items: Items, catalogue: Catalogue, users: Users, counts: Counter[str]
+    job: Job, items: RawItems, catalogue: Catalogue, users: Users, counts: Counter[str]
 ) -> dict[str, Any]:
     """The content of counts.json.
 
@@ -85,7 +82,7 @@ def facts_of(
 
 
 def describe(facts: Mapping[str, Any]) -> str:
-    """The same as a table, without what is zero."""
+    """The facts as a table for the terminal, without counts of zero."""
     parts = {"raw lines": facts["raw"], "interactions": facts["interactions"]}
     parts |= {f"{split} rows": counts for split, counts in facts["rows"].items()}
     names = ("users", "items", "distinct_titles", "other_titles", "cold_items")
@@ -104,7 +101,7 @@ def describe(facts: Mapping[str, Any]) -> str:
 
 
 def _power(num_users: int) -> str:
-    """What so many test users could show of two methods that disagree on half of them."""
+    """The smallest difference that so many test users show, if methods disagree on half of them."""
     difference = math.inf
     if num_users > 1:
         quantiles = stats.t.ppf((0.975, 0.8), num_users - 1)

@@ -43,7 +43,7 @@ ROWS_AT_ONCE = 1 << 18
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What one check found."""
+    """The verdict of one check, and its evidence."""
 
     check: str
     verdict: Verdict
@@ -99,14 +99,17 @@ def _data_of(path: Path) -> Path:
 def _checks(data: PreparedData) -> Iterator[Finding]:
     splits = {split: data.rows(split) for split in SPLITS}
     events, timed = data.events(), data.facts["counts"].get("timed", True)
-    none = [Finding(f"time {what}", "ok", "no times in this data") for what in ("order", "ties")]
+    no_times = "no times in this data"
     yield histories(splits, events)
-    yield time_order(splits, data.config["split"]) if timed else none[0]
+    yield (
+        time_order(splits, data.config["split"]) if timed else Finding("time order", "ok", no_times)
+    )
     yield overlap(splits, data.config["split"])
-    yield from itertools.chain.from_iterable(candidates(data, split) for split in HELD_OUT)
+    for split in HELD_OUT:
+        yield from candidates(data, split)
     yield own_history(splits, data)
     yield order_artefact(events)
-    yield time_ties(events) if timed else none[1]
+    yield time_ties(events) if timed else Finding("time ties", "ok", no_times)
     yield duplicate_titles(data)
 
 
@@ -201,19 +204,17 @@ def candidates(data: PreparedData, split: Split) -> Iterator[Finding]:
     )
     yield Finding(name, "leak" if broken or ambiguous or seen else "ok", evidence)
     if data.config["candidates"] != "full" and len(target_R):
-        yield _places(sets, target_R, f"{split} places")
+        places = np.concatenate([(set_RC == target_R1).argmax(axis=1) for set_RC in sets])
+        p = float(stats.chisquare(np.bincount(places, minlength=sets[0].shape[1])).pvalue)
+        evidence = (
+            f"the target's place is uniform with p = {p:.2g} (chi-square, n = {len(places):,})"
+        )
+        yield Finding(f"{split} places", "leak" if p < CHANCE else "ok", evidence)
         yield _shared_negatives(sets, draws[0], data.catalogue, f"{split} negatives")
     same = [float((a == b).all(axis=1).mean()) for a, b in itertools.combinations(sets, 2)]
     if same:
         verdict: Verdict = "leak" if max(same) > TIED else "ok"
         yield Finding(f"{split} draws", verdict, f"{max(same):.1%} of sets equal in two draws")
-
-
-def _places(sets: Sequence[Ints], target_R: Ints, name: str) -> Finding:
-    places = np.concatenate([(set_RC == target_R[:, None]).argmax(axis=1) for set_RC in sets])
-    p = float(stats.chisquare(np.bincount(places, minlength=sets[0].shape[1])).pvalue)
-    evidence = f"the target's place is uniform with p = {p:.2g} (chi-square, n = {len(places):,})"
-    return Finding(name, "leak" if p < CHANCE else "ok", evidence)
 
 
 def _shared_negatives(sets: Sequence[Ints], rows: Rows, catalogue: Catalogue, name: str) -> Finding:
@@ -279,8 +280,17 @@ def order_artefact(events: Events) -> Finding:
     LLaRA's LastFM rows follow one global order, which a rule that learns nothing exploits. (So
     does a synthetic world without noise, whose users all walk one cycle.)
     """
-    pairs = [_ordered_pairs(items) for items in _sequences(events)]
-    key_P, forward_P = (np.concatenate(parts) for parts in zip(*pairs, strict=True))
+    starts = np.flatnonzero(np.diff(events.user_E, prepend=-1))
+    ends = np.append(starts[1:], len(events.user_E))
+    starts = np.maximum(starts, ends - MAX_EVENTS)
+    every = 1 + int(((ends - starts) ** 2 // 2).sum()) // MAX_ORDERED  # users, to bound memory
+    keys, forward_parts = [], []
+    for start, end in zip(starts[::every], ends[::every], strict=True):
+        items = pd.unique(events.item_E[start:end]).astype(np.int64)
+        first, second = (items[places] for places in np.triu_indices(len(items), 1))
+        keys.append((np.minimum(first, second) << 32) | np.maximum(first, second))
+        forward_parts.append(first < second)
+    key_P, forward_P = np.concatenate(keys), np.concatenate(forward_parts)
     _, pair_P, seen = np.unique(key_P, return_inverse=True, return_counts=True)
     forward = np.bincount(pair_P, forward_P)
     often = seen >= MIN_SEEN
@@ -293,23 +303,6 @@ def order_artefact(events: Events) -> Finding:
         f" ({fixed.sum():,} of {len(fixed):,}; chance {chance:.2f})"
     )
     return Finding("order artefact", "leak" if fixed.mean() > FIXED_ORDER else "ok", evidence)
-
-
-def _sequences(events: Events) -> list[Ints]:
-    """The distinct items of evenly chosen users, so many that memory stays bounded."""
-    starts = np.flatnonzero(np.diff(events.user_E, prepend=-1))
-    ends = np.append(starts[1:], len(events.user_E))
-    starts = np.maximum(starts, ends - MAX_EVENTS)
-    every = 1 + int(((ends - starts) ** 2 // 2).sum()) // MAX_ORDERED
-    chosen = zip(starts[::every], ends[::every], strict=True)
-    return [pd.unique(events.item_E[start:end]) for start, end in chosen]
-
-
-def _ordered_pairs(items: Ints) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Every pair of a sequence as a key of its two items, and whether the smaller stands first."""
-    first, second = np.triu_indices(len(items), 1)
-    a, b = items[first].astype(np.int64), items[second].astype(np.int64)
-    return (np.minimum(a, b) << 32) | np.maximum(a, b), a < b
 
 
 def time_ties(events: Events) -> Finding:
@@ -329,7 +322,7 @@ def duplicate_titles(data: PreparedData) -> Finding:
 
 
 def ancestry(path: Path, data: PreparedData) -> Iterator[Finding]:
-    """What a run was made from did not train on the run's held-out rows."""
+    """Nothing that a run was made from trained on the run's held-out rows."""
     held_out = pd.concat([_interactions(data, split) for split in HELD_OUT])
     for folder, facts in _ancestors(path):
         name = f"{facts['kind']} {folder.name[:8]}"
@@ -369,7 +362,7 @@ def _ancestors(path: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
     for role in ("recommender", "start", "artifact"):
         key = facts["inputs"].get(role)
         if key and isinstance(key, str):
-            found = sorted(path.parents[1].glob(f"*/{key}"))
-            yield from itertools.chain.from_iterable(map(_ancestors, found))
-            if not found:
+            folders = sorted(path.parents[1].glob(f"*/{key}"))
+            yield from itertools.chain.from_iterable(map(_ancestors, folders))
+            if not folders:
                 yield path.parent / key, {"kind": role}

@@ -5,7 +5,7 @@ Python's csv module does, which tells what is wrong with a record and where the 
 import csv
 import io
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv as pa_csv
 
-from rsllm.data.files import Chunk, File, Table
+from rsllm.data.files import Chunk, RawFile, TableFormat
 from rsllm.data.pieces import SHOWN, Fault, Piece, binary_table, blocks
 
 RECORD_BYTES = 1 << 20
@@ -25,7 +25,7 @@ ONE_LINE = ("user", "item", "time", "rating", "split")
 """Roles whose values hold no line break."""
 
 
-def spans_lines(file: File, table: Table) -> bool:
+def spans_lines(file: RawFile, table: TableFormat) -> bool:
     """Whether some line holds half of a pair of quotes, so that only a reader from the file's
     beginning knows where its records begin."""
     quote = table.quote.encode()
@@ -43,37 +43,31 @@ def spans_lines(file: File, table: Table) -> bool:
     return False
 
 
-def fields(text: str, table: Table) -> list[str] | None:
+def fields(text: str, table: TableFormat) -> list[str] | None:
     """The fields of a record; none where its quotes or line ends are broken."""
-    return _parser(table)(text)
-
-
-def _parser(table: Table) -> Callable[[str], list[str] | None]:
-    given, quote, escape = table.separator, table.quote, table.escape
-    separator = given if len(given) == 1 else UNIT_SEPARATOR
+    quote, escape, text = table.quote, table.escape, text.rstrip("\r")
+    if not (quote and quote in text) and not (escape and escape in text):
+        return None if "\r" in text else text.split(table.separator)
+    # The csv module knows separators of one character only.
+    separator = table.separator if len(table.separator) == 1 else UNIT_SEPARATOR
     how: dict[str, Any] = {"delimiter": separator, "escapechar": escape or None, "strict": True}
     how |= {"quotechar": quote} if quote else {"quoting": csv.QUOTE_NONE}
-
-    def parse(text: str) -> list[str] | None:
-        text = text.rstrip("\r")
-        if not (quote and quote in text) and not (escape and escape in text):
-            return None if "\r" in text else text.split(given)
-        try:
-            return next(csv.reader([text.replace(given, separator)], **how), [])
-        except csv.Error:
-            return None
-
-    return parse
+    try:
+        return next(csv.reader([text.replace(table.separator, separator)], **how), [])
+    except csv.Error:
+        return None
 
 
-def read_delimited(chunk: Chunk, table: Table, names: Sequence[str]) -> Iterator[Piece]:
+def read_delimited(chunk: Chunk, table: TableFormat, names: Sequence[str]) -> Iterator[Piece]:
     """The pieces of a chunk, in order; `names` are the columns of its file."""
     header = chunk.start == 0 and not table.header
     marks = [mark.encode() for mark in (table.quote, table.escape) if mark]
     first, skipped, tail = 0, 0, b""
     for piece in blocks(chunk, table.encoding):
-        if header:
-            piece, skipped = _without_header(piece)
+        if header:  # the first line that says something, and the blank ones before it
+            lines = re.match(rb"(?:[ \r]*\n)*[^\n]*\n?", piece)
+            assert lines, "any text begins with a line"
+            piece, skipped = piece[lines.end() :], lines.group().count(b"\n")
             first, header = skipped, False
         piece, tail = tail + piece, b""
         quoted = any(mark in piece for mark in marks)
@@ -87,18 +81,10 @@ def read_delimited(chunk: Chunk, table: Table, names: Sequence[str]) -> Iterator
         yield _by_record(tail, names, table, first, last=True)[0]
 
 
-def _without_header(piece: bytes) -> tuple[bytes, int]:
-    """Without the first line that says something, and how many lines that took."""
-    lines = re.match(rb"(?:[ \r]*\n)*[^\n]*\n?", piece)
-    assert lines, "any text begins with a line"
-    return piece[lines.end() :], lines.group().count(b"\n")
-
-
-def _is_plain(piece: bytes, table: Table) -> bool:
+def _is_plain(piece: bytes, table: TableFormat) -> bool:
     """Whether each quote begins or ends a whole field of one line, so that nothing is to decide."""
-    separator, quote, escape = (
-        mark.encode() for mark in (table.separator, table.quote, table.escape)
-    )
+    separator, quote = table.separator.encode(), table.quote.encode()
+    escape = table.escape.encode()
     if len(separator) > 1 or len(quote) != 1 or (escape and escape in piece):
         return False
     held = np.frombuffer(b"\n" + piece + b"\n", np.uint8)
@@ -106,17 +92,14 @@ def _is_plain(piece: bytes, table: Table) -> bool:
     if len(quotes) % 2 or piece.count(b"\r") != piece.count(b"\r\n"):
         return False
     begin, end = quotes[::2], quotes[1::2]
-    around = (
-        np.isin(held[begin - 1], [*separator, 10]),
-        np.isin(held[end + 1], [*separator, 10, 13]),
-    )
-    return bool(all(side.all() for side in around)) and np.array_equal(
-        np.searchsorted(ends, begin), np.searchsorted(ends, end)
-    )
+    fields_begin = np.isin(held[begin - 1], [*separator, 10]).all()
+    fields_end = np.isin(held[end + 1], [*separator, 10, 13]).all()
+    one_line = np.array_equal(np.searchsorted(ends, begin), np.searchsorted(ends, end))
+    return bool(fields_begin and fields_end and one_line)
 
 
 def _by_line(
-    piece: bytes, names: Sequence[str], table: Table, first: int, *, quoted: bool
+    piece: bytes, names: Sequence[str], table: TableFormat, first: int, *, quoted: bool
 ) -> Piece:
     """Lines of a record each, with whole quoted fields at most."""
     separator = table.separator
@@ -157,40 +140,36 @@ def _by_line(
     places: Sequence[int] = range(first, first + num_lines)
     if broken or len(numbers) < num_lines:
         places = [first + number for number in numbers if first + number not in broken]
-    broken = {line: fault for line, fault in broken.items() if fault[1].strip(" ")}
+    broken = {line: fault for line, fault in broken.items() if fault[1].strip(" ")}  # not blank
     return Piece(rows.rename_columns(list(table.columns)), places, broken, num_lines)
 
 
 def _by_record(
-    piece: bytes, names: Sequence[str], table: Table, first: int, *, last: bool = False
+    piece: bytes, names: Sequence[str], table: TableFormat, first: int, *, last: bool = False
 ) -> tuple[Piece, bytes]:
     """Records whose quotes may be anywhere, and the beginning of one that goes on."""
     lines = piece.decode(errors="surrogateescape").removesuffix("\n").split("\n")
     places = [names.index(column) for column in table.columns.values()]
     single = [names.index(table.columns[role]) for role in ONE_LINE if role in table.columns]
-    whole: list[list[bytes]] = []
-    numbers: list[int] = []
+    whole: dict[int, list[bytes]] = {}
     broken: dict[int, Fault] = {}
     end = 0
-    for start, stop, found in records(lines, table, len(names), single, last=last):
+    for start, stop, record in records(lines, table, len(names), single, last=last):
         end = stop
-        if found == []:
-            continue
-        if found and len(found) == len(names):
-            numbers.append(first + start)
-            whole.append([found[i].encode(errors="surrogateescape") for i in places])
-        else:
+        if record and len(record) == len(names):
+            whole[first + start] = [record[i].encode(errors="surrogateescape") for i in places]
+        elif record != []:
+            torn = not record and table.quote in lines[start]
             shown = lines[start].encode(errors="replace").decode()[:SHOWN]
-            torn = not found and table.quote in lines[start]
             broken[first + start] = (QUOTES if torn else COUNT, shown)
     left = "\n".join(lines[end:]).encode(errors="surrogateescape")
     if left and piece.endswith(b"\n"):
         left += b"\n"
-    return Piece(binary_table(whole, table), numbers, broken, end), left
+    return Piece(binary_table([*whole.values()], table), [*whole], broken, end), left
 
 
 def records(
-    lines: Sequence[str], table: Table, width: int, single: Sequence[int] = (), *, last: bool
+    lines: Sequence[str], table: TableFormat, width: int, single: Sequence[int] = (), *, last: bool
 ) -> Iterator[tuple[int, int, list[str] | None]]:
     """Each record's first line, the line after it, and its fields: none if its quotes are broken,
     no fields if it is blank.
@@ -199,22 +178,22 @@ def records(
     the next such one make a record of `width` fields, those of `single` in one line. Else it is the
     first line alone. Unless these are the `last` lines, they end before one that may go on.
     """
-    start, parse = 0, _parser(table)
+    start = 0
     while start < len(lines):
         line, stop = lines[start], start + 1
-        found = parse(line) if line.strip(" \r") else []
-        if _odd(line, table):
+        record = fields(line, table) if line.strip(" \r") else []
+        if _has_odd_quotes(line, table):
             closing = _closing(lines, start, table)
-            if closing is None and not last and _size(lines[start:]) < RECORD_BYTES:
+            if closing is None and not last and sum(map(len, lines[start:])) < RECORD_BYTES:
                 return
-            joined = parse("\n".join(lines[start:closing])) if closing else None
+            joined = fields("\n".join(lines[start:closing]), table) if closing else None
             if joined and len(joined) == width and not any("\n" in joined[i] for i in single):
-                stop, found = closing or stop, joined
-        yield start, stop, found
+                stop, record = closing or stop, joined
+        yield start, stop, record
         start = stop
 
 
-def _odd(line: str, table: Table) -> bool:
+def _has_odd_quotes(line: str, table: TableFormat) -> bool:
     if not table.quote or table.quote not in line:
         return False
     if table.escape and table.escape in line:
@@ -222,17 +201,13 @@ def _odd(line: str, table: Table) -> bool:
     return line.count(table.quote) % 2 == 1
 
 
-def _closing(lines: Sequence[str], start: int, table: Table) -> int | None:
+def _closing(lines: Sequence[str], start: int, table: TableFormat) -> int | None:
     """The line after the next one with an odd number of quotes, if it is near enough."""
     size = len(lines[start])
     for place in range(start + 1, len(lines)):
         size += 1 + len(lines[place])
         if size > RECORD_BYTES:
             return None
-        if _odd(lines[place], table):
+        if _has_odd_quotes(lines[place], table):
             return place + 1
     return None
-
-
-def _size(lines: Sequence[str]) -> int:
-    return sum(map(len, lines)) + len(lines)

@@ -1,4 +1,4 @@
-"""What files do not say of themselves, found by looking: encoding, separator, quotes, time unit.
+"""Finds by looking what files do not say of themselves: encoding, separator, quotes, time unit.
 
 Each is read under every candidate, and the one that leaves fewest lines broken is taken. All bytes
 count, so the answer depends neither on the order of the lines nor on the files they stand in.
@@ -6,7 +6,7 @@ count, so the answer depends neither on the order of the lines nor on the files 
 
 import codecs
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pyarrow as pa
@@ -14,7 +14,7 @@ import pyarrow as pa
 from rsllm.config import AUTO
 from rsllm.data import objects
 from rsllm.data.delimited import fields, records
-from rsllm.data.files import Chunk, File, Table
+from rsllm.data.files import Chunk, RawFile, TableFormat
 from rsllm.data.pieces import blocks
 from rsllm.data.tables import columns_of, head, parquet, read
 from rsllm.data.values import as_text, time_units
@@ -25,7 +25,7 @@ SAMPLE_BYTES = 1 << 18
 SAMPLED_TIMES = 1000
 """Values of a piece whose unit is looked for."""
 SEPARATORS = {".csv": ",;\t|", ".tsv": "\t,;|", ".tab": "\t,;|"}
-"""What separates fields, the likeliest first, by suffix."""
+"""Separators of fields, the likeliest first, by suffix."""
 QUOTES = (('"', ""), ('"', "\\"), ("", ""))
 """Quotes with what escapes them, the likeliest first."""
 _CHARACTERS = re.compile(
@@ -33,10 +33,11 @@ _CHARACTERS = re.compile(
 )
 _NO_ASCII = re.compile(rb"[\x80-\xff]")
 _LINE = re.compile(rb"[^\n]*[\x80-\xff][^\n]*")
-_UNSURE = {b.to_bytes() for b in range(0x80, 0xA0)}
+_ONLY_1252 = {b.to_bytes() for b in range(0x80, 0xA0)}
+"""Bytes that are letters in windows-1252, and nothing in latin-1."""
 
 
-def provisional(table: Table, file: File) -> Table:
+def provisional(table: TableFormat, file: RawFile) -> TableFormat:
     """The table as the beginning of a file has it: enough to read its columns."""
     if file.suffix == ".parquet":
         return replace(table, separator="", quote="", escape="", encoding="utf-8")
@@ -55,7 +56,7 @@ def provisional(table: Table, file: File) -> Table:
     return replace(table, separator=several[counts.index(max(counts))])
 
 
-def settle(table: Table, files: Sequence[File]) -> tuple[Table, dict[str, str]]:
+def settle(table: TableFormat, files: Sequence[RawFile]) -> tuple[TableFormat, dict[str, str]]:
     """The table with nothing left to find, and what was found, by setting.
 
     What the files do not show, such as an encoding of theirs beyond ASCII, is not found.
@@ -80,8 +81,10 @@ def settle(table: Table, files: Sequence[File]) -> tuple[Table, dict[str, str]]:
     return first, found | noted
 
 
-def _quoting(table: Table, first: Table, files: Sequence[File]) -> tuple[Table, dict[str, str]]:
-    """With the quotes and escapes that leave fewest of some lines broken, if there are any."""
+def _quoting(
+    table: TableFormat, first: TableFormat, files: Sequence[RawFile]
+) -> tuple[TableFormat, dict[str, str]]:
+    """The table with the quotes that leave fewest of some lines broken, and what was found."""
     sample = _first_quoted(files, first)
     if not sample:
         return replace(first, quote=first.quote if table.quote != AUTO else ""), {}
@@ -99,7 +102,7 @@ def _quoting(table: Table, first: Table, files: Sequence[File]) -> tuple[Table, 
     return replace(first, quote=quote, escape=escape), found
 
 
-def _encoding(files: Sequence[File], *, whole: bool = True) -> tuple[str, str]:
+def _encoding(files: Sequence[RawFile], *, whole: bool = True) -> tuple[str, str]:
     """UTF-8, unless more bytes are none than are; or UTF-16, if the first file says so.
 
     What is no UTF-8 is windows-1252 where it holds what only that has, or else latin-1. Beside it
@@ -112,30 +115,27 @@ def _encoding(files: Sequence[File], *, whole: bool = True) -> tuple[str, str]:
                 if not number and block.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
                     return "utf-16", ""
                 if not block.isascii():
-                    rest, size = _without_utf_8(block + stream.readline())
+                    block += stream.readline()
+                    try:
+                        rest, letters = b"", len(block.decode())
+                    except UnicodeDecodeError:  # the pattern is slower by far
+                        rest, letters = _CHARACTERS.subn(b"", block)
                     unread = _NO_ASCII.findall(rest)
                     first = first or (_LINE.findall(rest)[0] if unread else b"")
-                    characters, others = characters + size, others + len(unread)
+                    # How many bytes the letters of UTF-8 have too many.
+                    characters += len(block) - len(rest) - letters
+                    others += len(unread)
                     used |= set(unread)
                 if not whole:
                     break
-    encoding = "cp1252" if used & _UNSURE else "latin-1"
+    encoding = "cp1252" if used & _ONLY_1252 else "latin-1"
     if others <= characters:
         return "utf-8", " (as its letters beyond ASCII are)" if characters else ""
     example = first.decode(encoding, "replace").strip()[:80]
     return encoding, f" (a guess: {others:,} bytes are no UTF-8, such as in {example!r})"
 
 
-def _without_utf_8(block: bytes) -> tuple[bytes, int]:
-    """What is left without the letters of several bytes, and how many bytes these have too many."""
-    try:
-        return b"", len(block) - len(block.decode())
-    except UnicodeDecodeError:
-        rest, letters = _CHARACTERS.subn(b"", block)
-        return rest, len(block) - len(rest) - letters
-
-
-def _first_quoted(files: Sequence[File], table: Table) -> list[str]:
+def _first_quoted(files: Sequence[RawFile], table: TableFormat) -> list[str]:
     """Some lines from the first one on that holds a quote."""
     for file in files:
         for block in blocks(Chunk(file), table.encoding):
@@ -147,31 +147,29 @@ def _first_quoted(files: Sequence[File], table: Table) -> list[str]:
     return []
 
 
-def _time_unit(table: Table, files: Sequence[File]) -> str:
+def _time_unit(table: TableFormat, files: Sequence[RawFile]) -> str:
     name, left, shown = table.columns["time"], list[str](), ""
     if files[0].suffix == ".parquet":
         kind = parquet(files[0]).schema_arrow.field(name).type
         if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
             return "milliseconds"
-    for values in _time_samples(replace(table, columns={"time": name}), files):
-        found = list(time_units(values))
-        left = [unit for unit in left if unit in found] or left or found
-        shown = shown or values[0]
-        if len(left) == 1 or "iso8601" in left:
-            return left[0]
+    alone = replace(table, columns={"time": name})
+    for file in files:
+        stop = parquet(file).num_row_groups if file.suffix == ".parquet" else None
+        for piece in read(Chunk(file, 0, stop), alone):
+            column = as_text(piece.columns["time"].combine_chunks(), {})
+            some = column[:: 1 + len(column) // SAMPLED_TIMES].to_pylist()
+            values = [value for value in some if value]
+            if not values:
+                continue
+            units = list(time_units(values))
+            left = [unit for unit in left if unit in units] or left or units
+            shown = shown or values[0]
+            if len(left) == 1 or "iso8601" in left:
+                return left[0]
     if len({unit.replace("%B", "%b") for unit in left}) > 1:
         raise ConfigError(
             f"{files[0].name} has times such as {shown!r}, which may be {' or '.join(left)}; say"
             f" which, such as --set 'data.table.time_unit={left[0]}'"
         )
     return left[0] if left else "seconds"
-
-
-def _time_samples(table: Table, files: Sequence[File]) -> Iterator[list[str]]:
-    for file in files:
-        stop = parquet(file).num_row_groups if file.suffix == ".parquet" else None
-        for piece in read(Chunk(file, 0, stop), table):
-            column = as_text(piece.columns["time"].combine_chunks(), {})
-            some = column[:: 1 + len(column) // SAMPLED_TIMES].to_pylist()
-            if values := [value for value in some if value]:
-                yield values

@@ -15,8 +15,8 @@ from rsllm.errors import ConfigError, DataError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Table:
-    """How the rows of a raw table stand in its files; `auto` until `rsllm.data.dialect` looked.
+class TableFormat:
+    """The format of a raw table's files; `auto` until `rsllm.data.dialect` looked.
 
     Attributes:
         files: name of its file, or a glob, below the source's folder.
@@ -54,7 +54,7 @@ class Table:
 
 
 @dataclass(frozen=True)
-class File:
+class RawFile:
     """A raw file on some file system."""
 
     system: Any
@@ -64,12 +64,12 @@ class File:
 
     @property
     def compression(self) -> str | None:
-        """How it is compressed, by its last suffix."""
+        """The compression that its last suffix names, or None."""
         return cast(str | None, infer_compression(self.name))
 
     @property
     def suffix(self) -> str:
-        """Tells the format; the compression's own aside."""
+        """The suffix that tells the format, before that of the compression."""
         path = PurePosixPath(self.name)
         return path.with_suffix("").suffix if self.compression else path.suffix
 
@@ -95,12 +95,12 @@ class File:
 class Chunk:
     """A part of a file that one task reads: bytes, or row groups of a Parquet file."""
 
-    file: File
+    file: RawFile
     start: int = 0
     stop: int | None = None
 
 
-def find_files(location: str, pattern: str) -> list[File]:
+def find_files(location: str, pattern: str) -> list[RawFile]:
     """The files of a folder or URI, or the one file that it names, if they match a pattern.
 
     Raises:
@@ -115,4 +115,4 @@ def find_files(location: str, pattern: str) -> list[File]:
     else:
         paths = system.find(root, None if pattern == "**" else 1) if system.exists(root) else []
         names = {path.removeprefix(root).lstrip("/"): path for path in paths}
-    return [File(system, names[name], name) for name in sorted(names) if fnmatch(name, pattern)]
+    return [RawFile(system, names[name], name) for name in sorted(names) if fnmatch(name, pattern)]

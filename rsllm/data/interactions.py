@@ -53,13 +53,8 @@ def in_order(
     return encoded.dictionary.take(pa.array(by_hash_U)), hash_U, events, line_E
 
 
-def select(events: Events, part: Bools | slice) -> Events:
-    """The events where a mask is true, or of a slice."""
-    return Events(events.user_E[part], events.item_E[part], events.time_E[part])
-
-
 def distinct(events: Events, policy: Duplicates) -> Bools:
-    """Which ordered events to keep.
+    """A mask of the ordered events to keep.
 
     `event` keeps one of equal user, item and time; `first` and `last` one of equal user and item;
     `keep` all.

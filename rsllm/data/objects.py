@@ -6,23 +6,22 @@ import io
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any
 
 from rsllm.data import pieces
-from rsllm.data.files import Chunk, File, Table
+from rsllm.data.files import Chunk, RawFile, TableFormat
 from rsllm.data.pieces import SHOWN, Fault, Piece, binary_table, blocks
 from rsllm.errors import DataError
 
 ROWS_PER_PIECE = 1 << 14
 SUFFIXES = {".json", ".jsonl", ".ndjson"}
-_BETWEEN = re.compile(r"[\s,]*")
-HEAD = 1000
-"""Objects whose names are the columns."""
+NAMED = 1000
+"""Objects at the beginning of a file whose names are its columns."""
 
 
-def is_array(file: File) -> bool:
+def is_array(file: RawFile) -> bool:
     """Whether a JSON file is one array, not an object a line."""
     if file.suffix not in SUFFIXES:
         return False
@@ -30,93 +29,76 @@ def is_array(file: File) -> bool:
         return bool(stream.read(1 << 16).removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"["))
 
 
-def names_in(file: File, encoding: str) -> tuple[str, ...]:
+def names_in(file: RawFile, encoding: str) -> tuple[str, ...]:
     """The names that the first thousand objects of a file have."""
-    rows: Iterator[Any]
     if is_array(file):
-        rows = islice(_elements(file, encoding), HEAD)
+        rows = list(islice(_elements(file, encoding), NAMED))
     else:
         with file.open() as stream, io.TextIOWrapper(stream, encoding, "replace", "\n") as text:
             lines = (line.removeprefix("\ufeff") for line in text if line.strip())
-            rows = iter([_object(line) for line in islice(lines, HEAD)])
-    found = (row for row in rows if isinstance(row, dict))
-    return tuple(dict.fromkeys(name for row in found for name in row))
+            rows = [_parse(line.encode(errors="replace")) for line in islice(lines, NAMED)]
+    return tuple(dict.fromkeys(name for row in rows if isinstance(row, dict) for name in row))
 
 
-def read_objects(chunk: Chunk, table: Table) -> Iterator[Piece]:
+def read_objects(chunk: Chunk, table: TableFormat) -> Iterator[Piece]:
     """The pieces of a chunk, in order."""
     if is_array(chunk.file):
-        yield from _read_array(chunk.file, table)
+        elements = enumerate(_elements(chunk.file, table.encoding))
+        while some := list(islice(elements, ROWS_PER_PIECE)):
+            yield _piece(some, len(some), table)
         return
     first = 0
-    for piece in blocks(chunk, table.encoding):
-        yield (parsed := _json(piece, table, first))
-        first += parsed.num_lines
+    for block in blocks(chunk, table.encoding):
+        lines = list(enumerate(block.removesuffix(b"\n").split(b"\n"), start=first))
+        rows = ((number, _parse(line)) for number, line in lines if line.strip())
+        yield _piece(rows, len(lines), table)
+        first += len(lines)
 
 
-def _json(piece: bytes, table: Table, first: int) -> Piece:
-    """One object a line; the UCSD dumps write them as Python literals."""
-    whole: list[list[bytes]] = []
-    numbers: list[int] = []
-    broken: dict[int, Fault] = {}
-    texts = piece.removesuffix(b"\n").split(b"\n")
-    for line, text in enumerate(texts, start=first):
-        if not text.strip():
-            continue
-        try:
-            row = _object(text.decode())
-            if row is None:
-                broken[line] = ("no JSON object", text.decode()[:SHOWN])
-            else:
-                whole.append(_values(row, table))
-                numbers.append(line)
-        except UnicodeDecodeError as error:
-            shown = text.decode(errors="backslashreplace")[:SHOWN]
-            broken[line] = (f"undecodable text at byte {error.start} of the line", shown)
-        except UnicodeEncodeError:
-            shown = text.decode(errors="backslashreplace")[:SHOWN]
-            broken[line] = ("undecodable text: half of a surrogate pair", shown)
-    return Piece(binary_table(whole, table), numbers, broken, len(texts))
-
-
-def _object(text: str) -> dict[str, Any] | None:
+def _parse(line: bytes) -> Any:
+    """The value that a line holds, or else the fault of it."""
+    try:
+        text = line.decode()
+    except UnicodeDecodeError as error:
+        shown = line.decode(errors="backslashreplace")[:SHOWN]
+        return f"undecodable text at byte {error.start} of the line", shown
     for parse in (json.loads, ast.literal_eval):
         try:
             value = parse(text)
         except (ValueError, SyntaxError, MemoryError, RecursionError):
             continue
-        return value if isinstance(value, dict) else None
-    return None
+        return value if isinstance(value, dict) else ("no JSON object", text[:SHOWN])
+    return "no JSON object", text[:SHOWN]
 
 
-def _values(row: Mapping[str, Any], table: Table) -> list[bytes]:
-    return [text_of(row.get(name)).encode() for name in table.columns.values()]
+def _piece(rows: Iterable[tuple[int, Any]], num_lines: int, table: TableFormat) -> Piece:
+    """The rows that are objects as columns of bytes, and the faults of the others."""
+    whole: dict[int, list[bytes]] = {}
+    broken: dict[int, Fault] = {}
+    for number, row in rows:
+        if not isinstance(row, dict):
+            broken[number] = row if isinstance(row, tuple) else ("no JSON object", _shown(row))
+            continue
+        try:
+            whole[number] = [text_of(row.get(name)).encode() for name in table.columns.values()]
+        except UnicodeEncodeError:
+            broken[number] = ("undecodable text: half of a surrogate pair", _shown(row))
+    return Piece(binary_table([*whole.values()], table), [*whole], broken, num_lines)
+
+
+def _shown(value: Any) -> str:
+    return json.dumps(value, default=str, skipkeys=True)[:SHOWN]
 
 
 def text_of(value: Any) -> str:
+    """A value as a field of text holds it: lists separated by commas, nothing for null and NaN."""
     if isinstance(value, list):
         return ", ".join(text_of(part) for part in value)
     return "" if value is None or (isinstance(value, float) and math.isnan(value)) else str(value)
 
 
-def _read_array(file: File, table: Table) -> Iterator[Piece]:
-    first, elements = 0, _elements(file, table.encoding)
-    while some := list(islice(elements, ROWS_PER_PIECE)):
-        whole: list[list[bytes]] = []
-        numbers: list[int] = []
-        broken: dict[int, Fault] = {}
-        for number, row in enumerate(some, start=first):
-            if isinstance(row, dict):
-                whole.append(_values(row, table))
-                numbers.append(number)
-            else:
-                broken[number] = ("no JSON object", json.dumps(row)[:SHOWN])
-        yield Piece(binary_table(whole, table), numbers, broken, len(some))
-        first += len(some)
-
-
-def _elements(file: File, encoding: str) -> Iterator[Any]:
-    """What a JSON array holds, one by one.
+def _elements(file: RawFile, encoding: str) -> Iterator[Any]:
+    """Yield the elements of a JSON array, one by one.
 
     Raises:
         DataError: it is not whole.
@@ -140,5 +122,5 @@ def _elements(file: File, encoding: str) -> Iterator[Any]:
                     ) from error
                 if more and stop == len(held):
                     break
-                place, count, between = stop, count + 1, _BETWEEN
+                place, count, between = stop, count + 1, re.compile(r"[\s,]*")
                 yield value

@@ -21,7 +21,6 @@ from rsllm.config import DataConfig
 from rsllm.data import interactions, prepared, sequences
 from rsllm.data.files import Chunk
 from rsllm.data.hashing import UInt64s
-from rsllm.data.interactions import select
 from rsllm.data.raw import Change, merged, read_interactions, titles_beside
 from rsllm.data.sequences import SPLITS, Bools, Catalogue, Events, Ints, Split
 from rsllm.data.sources import RawData
@@ -48,14 +47,14 @@ class Job:
 
 @dataclass(frozen=True)
 class Users:
-    """What the groups need to know of all users together."""
+    """All users together, as each group needs to know them."""
 
     number_U: list[Ints]
-    """By group: each user's number, or -1 if a filter dropped the user."""
+    """Each user's number, by group; -1 if a filter dropped the user."""
     split_U: Ints
-    """By number: the split, where a user has one."""
+    """Each user's split, by number, where users have one."""
     cuts: tuple[int, int]
-    """Where validation and test begin, for splits in time."""
+    """The times at which validation and test begin, for splits in time."""
 
 
 def read(job: Job, item_ids: pa.Array, task: tuple[int, Chunk]) -> Counts:
@@ -70,14 +69,14 @@ def read(job: Job, item_ids: pa.Array, task: tuple[int, Chunk]) -> Counts:
     with ExitStack() as stack:
         files = [_dealt(job, group) / f"{number}.arrow" for group in range(config.num_shards)]
         writers = [stack.enter_context(pa.ipc.new_file(file, schema)) for file in files]
-        for part in read_interactions(chunk, source, item_ids):
-            rejects += [(reject.line, reject.reason, reject.value) for reject in part.rejects]
-            changes.append(part.changes)
-            counts.update(lines=part.num_lines, used=len(part.table), rejected=len(part.rejects))
-            table = part.table
+        for clean in read_interactions(chunk, source, item_ids):
+            rejects += [(line, *fault) for line, fault in clean.broken.items()]
+            changes.append(clean.changes)
+            counts.update(lines=clean.num_lines, used=len(clean.table), rejected=len(clean.broken))
+            table = clean.table
             if "rating" in table.column_names:
                 table = table.filter(pa.compute.field("rating") >= config.min_rating)
-                counts["below_min_rating"] += len(part.table) - len(table)
+                counts["below_min_rating"] += len(clean.table) - len(table)
             users = table["user"].combine_chunks()
             group_E = interactions.group_of(users, config.seed, config.num_shards)
             dealt = table.select(schema.names).take(group_E.argsort(kind="stable"))
@@ -86,8 +85,13 @@ def read(job: Job, item_ids: pa.Array, task: tuple[int, Chunk]) -> Counts:
                 writer.write_table(dealt.slice(stop - size, size))
             if len(table):
                 times += pa.compute.min_max(table["time"]).as_py().values()
-    found = {"rejects": rejects, "times": times, "changes": merged(changes)}
-    return {"lines": 0, **counts, **found}
+    return {
+        "lines": 0,
+        **counts,
+        "rejects": rejects,
+        "times": times,
+        "changes": merged(changes),
+    }
 
 
 def _dealt(job: Job, group: int) -> Path:
@@ -116,7 +120,7 @@ def order(job: Job, item_hash_I: UInt64s, group: int) -> Counts:
                 f"user {user!r} is in several splits; data.table.split names one per user"
             )
     kept_E = interactions.distinct(events, job.config.duplicates)
-    table = pa.table(vars(select(events, kept_E)))
+    table = pa.table(vars(events.take(kept_E)))
     feather.write_feather(table, job.scratch / f"events-{group}", compression="lz4")
     facts = {"id": ids, "hash": hash_U, "split": split_U}
     feather.write_feather(pa.table(facts), job.scratch / f"users-{group}")
@@ -124,9 +128,8 @@ def order(job: Job, item_hash_I: UInt64s, group: int) -> Counts:
 
 
 def read_titles(job: Job, task: tuple[int, Chunk]) -> Counts:
-    """How often the interactions of a chunk give an item which title."""
-    found = titles_beside(task[1], job.data.source.interactions)
-    return {"titles": [(texts, count) for texts, count in found.items()]}
+    """Count how often the interactions of a chunk give an item which title."""
+    return {"titles": list(titles_beside(task[1], job.data.source.interactions).items())}
 
 
 def _read_events(job: Job, group: int) -> Events:
@@ -135,9 +138,9 @@ def _read_events(job: Job, group: int) -> Events:
 
 
 def survey(job: Job, kept_I: Bools, span: tuple[int, int], group: int) -> Counts:
-    """What remains of a group if only the kept items do."""
+    """Count what remains of a group if only the kept items do."""
     events = _read_events(job, group)
-    events = select(events, interactions.core(events, kept_I, job.config.min_user_events))
+    events = events.take(interactions.core(events, kept_I, job.config.min_user_events))
     num_users = len(feather.read_table(job.scratch / f"users-{group}", columns=["hash"]))
     starts_E = np.diff(events.user_E, prepend=-1) != 0
     first_U = np.full(num_users, -1, np.int64)
@@ -157,10 +160,20 @@ def write(job: Job, number_I: Ints, users: Users, group: int) -> Counts:
 
     `number_I` is the final number of each item, or -1.
     """
-    found = _numbered(_read_events(job, group), number_I, users.number_U[group])
-    recent_E = interactions.most_recent(found, job.config.max_history)
-    events = select(found, recent_E)
-    split_E = _targets(events, users, job.config)
+    events = _read_events(job, group)
+    user_E, item_E = users.number_U[group][events.user_E], number_I[events.item_E]
+    kept = np.flatnonzero((user_E >= 0) & (item_E >= 0))
+    kept = kept[user_E[kept].argsort(kind="stable")]
+    numbered = Events(user_E[kept], item_E[kept], events.time_E[kept])
+    recent_E = interactions.most_recent(numbered, job.config.max_history)
+    events = numbered.take(recent_E)
+    match job.config.split:
+        case "leave-one-out":
+            split_E = sequences.leave_one_out_targets(events)
+        case "time":
+            split_E = sequences.time_targets(events, *users.cuts)
+        case _:
+            split_E = sequences.user_targets(events, users.split_U)
     counts = Counter[str](
         beyond_max_history=int((~recent_E).sum()),
         kept=len(events.user_E),
@@ -174,35 +187,19 @@ def write(job: Job, number_I: Ints, users: Users, group: int) -> Counts:
     with ExitStack() as stack:
         writers = [stack.enter_context(prepared.table_writer(file, "rows")) for file in files]
         for part in _user_slices(events.user_E):
-            rows = sequences.windows(select(events, part), job.config.window)
+            rows = sequences.windows(events.take(part), job.config.window)
             long_R, split_R = rows.length_R >= job.config.min_history, split_E[part]
             for code, split in enumerate(SPLITS):
-                kept = rows.take((split_R == code) & long_R)
-                writers[code].write_table(prepared.to_table("rows", prepared.row_columns(kept)))
+                chosen = rows.take((split_R == code) & long_R)
+                writers[code].write_table(prepared.to_table("rows", prepared.row_columns(chosen)))
                 counts[f"{split}.seen"] += int((split_R == code).sum())
                 counts[f"{split}.short_history"] += int(((split_R == code) & ~long_R).sum())
-                counts["train.kept"] += len(kept) if split == "train" else 0
+                counts["train.kept"] += len(chosen) if split == "train" else 0
             # A user's first items train as histories, if the user has a row at all.
             trained_R = (split_R == 0) & np.isin(rows.user_R, np.unique(rows.user_R[long_R]))
             trained_I += np.bincount(rows.target_R[trained_R], minlength=len(trained_I))
     np.save(job.scratch / f"trained-{group}.npy", trained_I)
     return counts
-
-
-def _numbered(events: Events, number_I: Ints, number_U: Ints) -> Events:
-    """The events of kept items and users, by final numbers, each user's in order."""
-    user_E, item_E = number_U[events.user_E], number_I[events.item_E]
-    kept = np.flatnonzero((user_E >= 0) & (item_E >= 0))
-    kept = kept[user_E[kept].argsort(kind="stable")]
-    return Events(user_E[kept], item_E[kept], events.time_E[kept])
-
-
-def _targets(events: Events, users: Users, config: DataConfig) -> Ints:
-    if config.split == "leave-one-out":
-        return sequences.leave_one_out_targets(events)
-    if config.split == "time":
-        return sequences.time_targets(events, *users.cuts)
-    return sequences.user_targets(events, users.split_U)
 
 
 def _user_slices(user_E: Ints) -> Iterator[slice]:

@@ -4,18 +4,17 @@ import codecs
 import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import pyarrow as pa
 
-from rsllm.data.files import Chunk, File, Table
+from rsllm.data.files import Chunk, TableFormat
 from rsllm.errors import DataError
 
 PIECE_BYTES = 8 << 20
 SHOWN = 80
-"""Characters of a broken line that are kept."""
+"""How many characters of a broken line are kept."""
 Fault = tuple[str, str]
-"""What is wrong with a line, and the value at fault."""
+"""The reason why a line cannot be used, and the value at fault."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ def seekable(encoding: str) -> bool:
 
 
 def blocks(chunk: Chunk, encoding: str) -> Iterator[bytes]:
-    """UTF-8 that ends at a line's end; a line belongs to the chunk that holds its first byte.
+    """Yield UTF-8 that ends at a line's end; a line belongs to the chunk with its first byte.
 
     Bytes that are no text of the encoding stay what they are.
 
@@ -53,9 +52,16 @@ def blocks(chunk: Chunk, encoding: str) -> Iterator[bytes]:
     name = codecs.lookup(encoding).name
     with chunk.file.open() as stream:
         if not seekable(name):
-            yield from _transcoded(stream, name, chunk.file)
+            text = io.TextIOWrapper(stream, name, newline="\n")
+            try:
+                while characters := text.read(PIECE_BYTES):
+                    yield (characters + text.readline()).removeprefix("\ufeff").encode()
+            except UnicodeError as error:
+                raise DataError(
+                    f"{chunk.file.name} is no {name} text ({error}); set its encoding"
+                ) from error
             return
-        if chunk.start:
+        if chunk.start:  # the line that begins before it belongs to the chunk before it
             stream.seek(chunk.start - 1)
             stream.readline()
         while chunk.stop is None or stream.tell() < chunk.stop:
@@ -70,15 +76,7 @@ def blocks(chunk: Chunk, encoding: str) -> Iterator[bytes]:
             yield piece.removeprefix(codecs.BOM_UTF8)
 
 
-def _transcoded(stream: Any, name: str, file: File) -> Iterator[bytes]:
-    text = io.TextIOWrapper(stream, name, newline="\n")
-    try:
-        while piece := text.read(PIECE_BYTES):
-            yield (piece + text.readline()).removeprefix("\ufeff").encode()
-    except UnicodeError as error:
-        raise DataError(f"{file.name} is no {name} text ({error}); set its encoding") from error
-
-
-def binary_table(rows: Sequence[Sequence[bytes]], table: Table) -> pa.Table:
+def binary_table(rows: Sequence[Sequence[bytes]], table: TableFormat) -> pa.Table:
+    """Rows of fields as one column of bytes for each role of the table."""
     columns = {role: [row[i] for row in rows] for i, role in enumerate(table.columns)}
     return pa.table(columns, pa.schema(dict.fromkeys(columns, pa.binary())))

@@ -38,9 +38,10 @@ from rsllm.data import account, passes, prepared, sources, synthetic
 from rsllm.data.hashing import hash_strings
 from rsllm.data.interactions import time_cut, user_numbers
 from rsllm.data.passes import Job, Users
-from rsllm.data.raw import Items, Reject, merged, read_items, settle_titles
+from rsllm.data.raw import RawItems, merged, read_items, settle_titles
+from rsllm.data.rejects import Reject
 from rsllm.data.sequences import SPLITS, Bools, Catalogue, split_sizes
-from rsllm.data.tables import plan
+from rsllm.data.tables import chunks_of
 from rsllm.errors import ConfigError, DataError
 from rsllm.store.artifacts import Store, write_json
 
@@ -70,8 +71,8 @@ def prepare(
         data = sources.find(location, config.table, config.layout)
         config = _with_split(config, data)
         files = {"interactions": data.interactions, "items": data.items}
-        hashes = {kind: {f.name: f.sha256() for f in found} for kind, found in files.items()}
-        named = plain_of_known(config) if data.known else data.named(config)
+        hashes = {kind: {f.name: f.sha256() for f in group} for kind, group in files.items()}
+        named = plain_of_known(config) if data.known else data.key_of(config)
         inputs = {"config": named, "raw": hashes}
         rejects = store.root / "rejects" / f"{store.path('data', inputs).name}.jsonl"
 
@@ -87,7 +88,7 @@ def prepare(
 
 @contextmanager
 def raw_location(config: DataConfig, fetch: Callable[[str], Path]) -> Iterator[str]:
-    """Where `config.source`'s raw files are, made or fetched where need be.
+    """Yield the place of `config.source`'s raw files, which are made or fetched where need be.
 
     Raises:
         ConfigError: no such source.
@@ -108,15 +109,17 @@ def raw_location(config: DataConfig, fetch: Callable[[str], Path]) -> Iterator[s
 
 
 def _with_split(config: DataConfig, data: sources.RawData) -> DataConfig:
-    """With the split of the source, unless the user chose one."""
+    """The config with the split of the source, unless the user chose one."""
     if config.split == "auto":
         return replace(config, split=data.source.split)
-    given = "split" in data.source.interactions.columns
-    if config.split != "leave-one-out" and given != (config.split == "given"):
-        says = "brings its own split; set data.split=given" if given else "does not say a split;"
-        hint = "" if given else " name its column with data.table.split"
-        raise ConfigError(f"data.source {config.source} {says}{hint}")
-    return config
+    has_split = "split" in data.source.interactions.columns
+    if config.split == "leave-one-out" or has_split == (config.split == "given"):
+        return config
+    if has_split:
+        raise ConfigError(f"data.source {config.source} brings its own split; set data.split=given")
+    raise ConfigError(
+        f"data.source {config.source} does not say a split; name its column with data.table.split"
+    )
 
 
 def _run(job: Job, listed: Path) -> None:
@@ -144,10 +147,10 @@ def _run(job: Job, listed: Path) -> None:
     print(account.describe(facts), flush=True)
 
 
-def _read(job: Job) -> tuple[Items, list[Reject], tuple[int, int], Counter[str]]:
+def _read(job: Job) -> tuple[RawItems, list[Reject], tuple[int, int], Counter[str]]:
     """Deal out the interactions: the catalogue, rejected lines, first and last time, counts."""
     source = job.data.source
-    tasks = list(enumerate(plan(job.data.interactions, source.interactions)))
+    tasks = list(enumerate(chunks_of(job.data.interactions, source.interactions)))
     if source.items:
         items = read_items(job.data.items, source.items)
     else:
@@ -203,15 +206,15 @@ def _number_users(job: Job, span: tuple[int, int]) -> Users:
     """Number the users, write their table, and say what splits them."""
     config, groups = job.config, range(job.config.num_shards)
     tables = [feather.read_table(job.scratch / f"users-{group}") for group in groups]
-    found = pa.concat_tables(tables).combine_chunks()
+    users = pa.concat_tables(tables).combine_chunks()
     surveys = [_survey(job, group) for group in groups]
     first_U = np.concatenate([survey["first_U"] for survey in surveys])
-    number_U = user_numbers(first_U, found["hash"].to_numpy(), first_U >= 0)
+    number_U = user_numbers(first_U, users["hash"].to_numpy(), first_U >= 0)
     kept = np.flatnonzero(number_U >= 0)
     kept = kept[number_U[kept].argsort()]
-    columns = [np.arange(len(kept), dtype=np.int32), found["id"].take(kept).combine_chunks()]
+    columns = [np.arange(len(kept), dtype=np.int32), users["id"].take(kept).combine_chunks()]
     prepared.write_table(job.folder / prepared.USERS, "users", columns)
-    split_U = found["split"].to_numpy()[kept].astype(np.int32)
+    split_U = users["split"].to_numpy()[kept].astype(np.int32)
     if config.split == "user":
         sizes = split_sizes(len(kept), config.train_share)
         split_U = np.repeat(np.arange(3, dtype=np.int32), [sizes[split] for split in SPLITS])
@@ -222,7 +225,7 @@ def _number_users(job: Job, span: tuple[int, int]) -> Users:
     return Users(np.split(number_U, ends), split_U, (cuts[0], cuts[1]))
 
 
-def _write_items(job: Job, items: Items, kept_I: Bools) -> Catalogue:
+def _write_items(job: Job, items: RawItems, kept_I: Bools) -> Catalogue:
     config, kept = job.config, np.flatnonzero(kept_I)
     ids, titles = ([names[i] for i in kept] for names in (items.ids, items.titles))
     files = [job.scratch / f"trained-{group}.npy" for group in range(config.num_shards)]

@@ -54,7 +54,7 @@ class PreparedData:
     Attributes:
         path: its folder.
         titles: the title of each item.
-        source_ids: what the raw data calls each item.
+        source_ids: the id that the raw data has for each item.
         catalogue: which items bear equal titles, and how often they train.
         facts: the manifest, and under "counts" what became of all rows.
     """
@@ -88,7 +88,7 @@ class PreparedData:
 
     @property
     def domain(self) -> Domain:
-        """What the items are."""
+        """The kind of the items."""
         return cast(Domain, self.facts["counts"]["domain"])
 
     @property
@@ -97,7 +97,7 @@ class PreparedData:
         return int(self.config["num_draws"])
 
     def user_ids(self) -> list[str]:
-        """What the raw data calls each user."""
+        """The id that the raw data has for each user."""
         return list(read_table(self.path / USERS, "users")["source_id"].to_pylist())
 
     def rows(self, split: Split, draw: int = 0) -> Rows:

@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import html
-import json
 import re
-import shlex
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
-from rsllm.data.delimited import COUNT, QUOTES
-from rsllm.data.files import Chunk, File, Table
+from rsllm.data.files import Chunk, RawFile, TableFormat
 from rsllm.data.pieces import SHOWN, Fault, Piece
+from rsllm.data.rejects import Reject
 from rsllm.data.sequences import SPLITS, Bools
 from rsllm.data.tables import read, read_all
-from rsllm.data.values import as_text, folded, folded_id, numbers, time_units, times
+from rsllm.data.values import as_text, folded, folded_id, numbers, times
 from rsllm.errors import DataError
 
 TEXT = "text"
@@ -36,23 +32,11 @@ _PLACEHOLDERS = {"unknown", "unkonwn", ""}
 FOLDED, YEARS, ARTICLES = "ids folded", "years taken off", "articles put first"
 ENTITIES, NAMELESS = "titles with HTML entities", "items without a title"
 Change = tuple[int, str]
-"""How many values were changed, or might be, and the first of them by alphabet."""
-
-
-@dataclass(frozen=True, order=True)
-class Reject:
-    """A raw line that cannot be used."""
-
-    file: str
-    line: int
-    """Line in the file (row, in Parquet), counted from 1, headers included."""
-    reason: str
-    value: str = ""
-    """What is wrong with it."""
+"""The number of values that were changed, or might be, and the first of them by alphabet."""
 
 
 @dataclass(frozen=True)
-class Items:
+class RawItems:
     """The catalogue as the source has it, by id (numbers by size), and what was refused."""
 
     ids: list[str]
@@ -64,7 +48,7 @@ class Items:
     changes: dict[str, Change] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, titles: Mapping[str, tuple[str, str]], *more: Any, **facts: Any) -> Items:
+    def of(cls, titles: Mapping[str, tuple[str, str]], *more: Any, **facts: Any) -> RawItems:
         """The items with their clean titles, beside which the raw ones stand."""
         ids = sorted(titles, key=lambda item: (len(item), item))
         return cls(ids, [titles[item][0] for item in ids], *more, **facts)
@@ -77,13 +61,13 @@ class Interactions:
     Attributes:
         table: user (string), item (int32 number), time (int64, ms since 1970), and rating
             (float64) and split (int8) where the source has them.
-        rejects: of these lines; their `line` counts from 0 at the start of the chunk.
+        broken: the lines that cannot be used, from 0 at the start of the chunk, in order.
         num_lines: lines of the chunk that were read, the header too.
-        changes: what was done to values.
+        changes: of values, by kind.
     """
 
     table: pa.Table
-    rejects: list[Reject]
+    broken: dict[int, Fault]
     num_lines: int
     changes: dict[str, Change]
 
@@ -110,7 +94,7 @@ def clean_title(
     return f"item {item}" if name in _PLACEHOLDERS else name
 
 
-def titled(texts: Sequence[str], item: str, table: Table) -> str:
+def titled(texts: Sequence[str], item: str, table: TableFormat) -> str:
     """An item's clean title, with its further texts in parentheses."""
     how = {name: getattr(table, name) for name in ("strip_years", "move_articles", "unescape")}
     first, *more = texts
@@ -120,7 +104,7 @@ def titled(texts: Sequence[str], item: str, table: Table) -> str:
 
 
 def merged(changes: Sequence[Mapping[str, Change]]) -> dict[str, Change]:
-    """The changes of several parts."""
+    """The sum of the changes of several parts."""
     total: dict[str, Change] = {}
     for what, (count, example) in (pair for part in changes for pair in part.items()):
         before = total.get(what, (0, example))
@@ -128,23 +112,30 @@ def merged(changes: Sequence[Mapping[str, Change]]) -> dict[str, Change]:
     return total
 
 
-def _title_changes(titles: Mapping[str, tuple[str, str]], table: Table) -> dict[str, Change]:
-    """What cleaning does to titles, clean and raw by item, and what it might do."""
+def _title_changes(titles: Mapping[str, tuple[str, str]], table: TableFormat) -> dict[str, Change]:
+    """The changes that cleaning makes to titles (clean and raw, by item), or might make."""
     raw = [title for _, title in titles.values()]
-    found = {
+    changed = {
         YEARS: [title for title in raw if table.strip_years and _YEAR.search(title.strip())],
         ARTICLES: [title for title in raw if table.move_articles and _ARTICLE.search(title)],
         ENTITIES: [title for title in raw if _ENTITY.search(title)],
         NAMELESS: [clean for item, (clean, _) in titles.items() if clean == f"item {item}"],
     }
-    return {what: (len(some), min(some)) for what, some in found.items() if some}
+    return {what: (len(some), min(some)) for what, some in changed.items() if some}
 
 
-def _text_roles(table: Table) -> list[str]:
+def _text_roles(table: TableFormat) -> list[str]:
     return [role for role in table.columns if role == "title" or role.startswith(TEXT)]
 
 
-def _ids(column: pa.Array, table: Table) -> tuple[pa.Array, Bools, dict[str, Change]]:
+def _texts(piece: Piece, table: TableFormat) -> tuple[dict[str, pa.Array], dict[int, str]]:
+    """The columns of a piece by role, and the reason of each row that is not all text."""
+    no_text: dict[int, str] = {}
+    pairs = zip(table.columns, piece.columns.columns, strict=True)
+    return {role: as_text(column.combine_chunks(), no_text) for role, column in pairs}, no_text
+
+
+def _ids(column: pa.Array, table: TableFormat) -> tuple[pa.Array, Bools, dict[str, Change]]:
     """Ids, which of them are missing, and how many are folded."""
     changes: dict[str, Change] = {}
     plain = column
@@ -153,67 +144,52 @@ def _ids(column: pa.Array, table: Table) -> tuple[pa.Array, Bools, dict[str, Cha
         if folded_R.any():
             changed = column.filter(pa.array(folded_R))
             changes[FOLDED] = (len(changed), pc.min(changed).as_py())
-    none_R = pc.equal(plain, "")
-    if table.missing:
-        none_R = pc.or_(none_R, pc.is_in(plain, value_set=pa.array(table.missing, pa.string())))
-    return plain, np.asarray(none_R), changes
+    missing = pa.array(["", *table.missing], pa.string())
+    return plain, np.asarray(pc.is_in(plain, value_set=missing)), changes
 
 
-def read_items(files: Sequence[File], table: Table) -> Items:
+def read_items(files: Sequence[RawFile], table: TableFormat) -> RawItems:
     """The titles of all items, one row each; of an item's rows the first one counts.
 
     Raises:
         DataError: no usable row.
     """
-    places: dict[str, tuple[str, str, str]] = {}
+    titles: dict[str, tuple[str, str]] = {}
+    places: dict[str, str] = {}
     rejects: list[Reject] = []
     rows_read, changes = 0, list[dict[str, Change]]()
     for file, first, piece in read_all(files, table):
-        broken = piece.broken | _add_items(places, changes, piece, (file, first, table))
+        columns, no_text = _texts(piece, table)
+        ids, missing_R, folds = _ids(columns["item"], table)
+        changes.append(folds)
+        broken = dict(piece.broken)
+        texts_R = zip(*(columns[role].to_pylist() for role in _text_roles(table)), strict=True)
+        rows = zip(piece.lines, ids.to_pylist(), texts_R, strict=True)
+        for row, (line, item, texts) in enumerate(rows):
+            if row in no_text or missing_R[row]:
+                shown = ", ".join([item, *texts])[:SHOWN]
+                broken[line] = (no_text.get(row, "empty id"), shown)
+                continue
+            title = titled(texts, item, table)
+            if item in titles:
+                before, raw = titles[item]
+                what = "repeated item" if title == before else "item with a second title"
+                shown = f"{item} {texts[0]}, which is {raw} in {places[item]}"
+                broken[line] = (what, shown[: 2 * SHOWN])
+            else:
+                titles[item], places[item] = (title, texts[0]), f"{file.name}:{first + line}"
         rejects += [Reject(file.name, first + line, *broken[line]) for line in sorted(broken)]
         rows_read += len(piece.columns) + len(piece.broken)
-    if not places:
-        at = f"; {_told(rejects[0])}" if rejects else ""
+    if not titles:
+        at = f"; {rejects[0]}" if rejects else ""
         raise DataError(f"{files[0].name} has no usable row{at}; is it the right file?")
-    titles = {item: (title, raw) for item, (title, raw, _) in places.items()}
     changes.append(_title_changes(titles, table))
-    return Items.of(titles, rejects, rows_read, changes=merged(changes))
+    return RawItems.of(titles, rejects, rows_read, changes=merged(changes))
 
 
-def _add_items(
-    places: dict[str, tuple[str, str, str]],
-    changes: list[dict[str, Change]],
-    piece: Piece,
-    where: tuple[File, int, Table],
-) -> dict[int, Fault]:
-    """Put the rows' clean titles, raw ones and places into `places`; the lines that are refused."""
-    file, first, table = where
-    no_text: dict[int, str] = {}
-    pairs = zip(table.columns, piece.columns.columns, strict=True)
-    columns = {role: as_text(column.combine_chunks(), no_text) for role, column in pairs}
-    ids, missing_R, folds = _ids(columns["item"], table)
-    changes.append(folds)
-    broken: dict[int, Fault] = {}
-    rows = zip(*(columns[role].to_pylist() for role in _text_roles(table)), strict=True)
-    for row, (line, item, texts) in enumerate(zip(piece.lines, ids.to_pylist(), rows, strict=True)):
-        if row in no_text:
-            broken[line] = (no_text[row], ", ".join([item, *texts])[:SHOWN])
-        elif missing_R[row]:
-            broken[line] = ("empty id", ", ".join([item, *texts])[:SHOWN])
-        elif item in places:
-            before, raw, place = places[item]
-            title = titled(texts, item, table)
-            what = "repeated item" if title == before else "item with a second title"
-            broken[line] = (what, f"{item} {texts[0]}, which is {raw} in {place}"[: 2 * SHOWN])
-        else:
-            place = f"{file.name}:{first + line}"
-            places[item] = (titled(texts, item, table), texts[0], place)
-    return broken
-
-
-def titles_beside(chunk: Chunk, table: Table) -> Counter[tuple[str, ...]]:
-    """How often the interactions of a chunk give an item (first) which title and further texts."""
-    found: Counter[tuple[str, ...]] = Counter()
+def titles_beside(chunk: Chunk, table: TableFormat) -> Counter[tuple[str, ...]]:
+    """Count how often the interactions of a chunk give an item which title and further texts."""
+    counts: Counter[tuple[str, ...]] = Counter()
     roles = ["item", *_text_roles(table)]
     for piece in read(chunk, table):
         rows = piece.columns.select(roles).group_by(roles).aggregate([([], "count_all")])
@@ -225,11 +201,11 @@ def titles_beside(chunk: Chunk, table: Table) -> Counter[tuple[str, ...]]:
                 continue
             item = folded_id(plain[0]) if table.fold_ids else plain[0]
             if item and item not in table.missing:
-                found[item, *plain[1:]] += count
-    return found
+                counts[item, *plain[1:]] += count
+    return counts
 
 
-def settle_titles(counts: Mapping[tuple[str, ...], int], table: Table) -> Items:
+def settle_titles(counts: Mapping[tuple[str, ...], int], table: TableFormat) -> RawItems:
     """One title per item: the most frequent one, of equally frequent ones the first by alphabet."""
     by_title: dict[str, dict[str, tuple[int, str]]] = {}
     for (item, *texts), count in counts.items():
@@ -239,15 +215,15 @@ def settle_titles(counts: Mapping[tuple[str, ...], int], table: Table) -> Items:
     best = {item: min(held, key=lambda t: (-held[t][0], t)) for item, held in by_title.items()}
     titles = {item: (title, by_title[item][title][1]) for item, title in best.items()}
     others, changes = sum(map(len, by_title.values())) - len(best), _title_changes(titles, table)
-    return Items.of(titles, other_titles=others, changes=changes)
+    return RawItems.of(titles, other_titles=others, changes=changes)
 
 
-def read_interactions(chunk: Chunk, table: Table, item_ids: pa.Array) -> Iterator[Interactions]:
+def read_interactions(
+    chunk: Chunk, table: TableFormat, item_ids: pa.Array
+) -> Iterator[Interactions]:
     """The interactions of a chunk with items of the catalogue, piece by piece."""
     for piece in read(chunk, table):
-        no_text: dict[int, str] = {}
-        pairs = zip(table.columns, piece.columns.columns, strict=True)
-        columns = {role: as_text(column.combine_chunks(), no_text) for role, column in pairs}
+        columns, no_text = _texts(piece, table)
         users, no_user_R, folds = _ids(columns["user"], table)
         items, no_item_R, more_folds = _ids(columns["item"], table)
         numbers_R = pc.index_in(items, value_set=item_ids)
@@ -258,8 +234,10 @@ def read_interactions(chunk: Chunk, table: Table, item_ids: pa.Array) -> Iterato
             ("empty id", "item"): no_item_R,
         }
         if "rating" in columns:
-            clean["rating"], wrong_R = _ratings(columns["rating"], table.max_rating)
-            bad["bad rating", "rating"] = wrong_R
+            values_R, wrong_R = numbers(columns["rating"])
+            if table.max_rating:
+                wrong_R |= (values_R < 0) | (values_R > table.max_rating)
+            clean["rating"], bad["bad rating", "rating"] = values_R, wrong_R
         clean["time"], bad["bad time", "time"] = times(columns["time"], table.time_unit)
         if "split" in columns:
             codes = pc.index_in(columns["split"], value_set=pa.array(SPLITS))
@@ -268,98 +246,11 @@ def read_interactions(chunk: Chunk, table: Table, item_ids: pa.Array) -> Iterato
         bad["unknown item", "item"] = np.asarray(numbers_R.is_null())
         bad_CR = np.stack(list(bad.values()))
         bad_R, first_R, faults = bad_CR.any(axis=0), bad_CR.argmax(axis=0), list(bad)
-        found = dict(piece.broken)
+        broken = dict(piece.broken)
         for row in np.flatnonzero(bad_R).tolist():
             reason, role = faults[first_R[row]]
             value = columns[role][row].as_py()
-            found[piece.lines[row]] = (no_text.get(row, reason), value[:SHOWN])
-        rejects = [Reject(chunk.file.name, line, *found[line]) for line in sorted(found)]
+            broken[piece.lines[row]] = (no_text.get(row, reason), value[:SHOWN])
         rows = pa.table(clean).filter(pa.array(~bad_R))
-        yield Interactions(rows, rejects, piece.num_lines, merged([folds, more_folds]))
-
-
-def _ratings(column: pa.Array, highest: float) -> tuple[NDArray[np.float64], Bools]:
-    values_R, bad_R = numbers(column)
-    if highest:
-        bad_R |= (values_R < 0) | (values_R > highest)
-    return values_R, bad_R
-
-
-def check_rejects(
-    rejects: Sequence[Reject],
-    rows_read: int,
-    allowed: int,
-    listed: Path,
-    hint: str = "",
-    useless: bool = False,
-) -> None:
-    """Write the rejects to `listed`, one JSON object a line, and refuse too many of them.
-
-    Raises:
-        DataError: more than `allowed`, with the most frequent reason's first value, and the way
-            out; what is `useless` without them has none but the hint.
-    """
-    if rejects:
-        lines = (json.dumps(asdict(reject), sort_keys=True) for reject in rejects)
-        listed.parent.mkdir(parents=True, exist_ok=True)
-        listed.write_text("".join(f"{line}\n" for line in lines))
-    if len(rejects) > (0 if useless else allowed):
-        reasons = Counter(reject.reason for reject in rejects)
-        summary = ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common(9))
-        more = f" To go on without them: --set data.max_rejected_rows={len(rejects)}"
-        raise DataError(
-            f"{len(rejects):,} of {rows_read:,} rows rejected ({summary});"
-            f" {_told(most_frequent(rejects))}{hint}; all: {listed}.{'' if useless else more}"
-        )
-
-
-def most_frequent(rejects: Sequence[Reject]) -> Reject:
-    """The first reject of the most frequent reason."""
-    ((reason, _),) = Counter(reject.reason for reject in rejects).most_common(1)
-    return next(reject for reject in rejects if reject.reason == reason)
-
-
-def _told(reject: Reject) -> str:
-    return f"{reject.reason}: {reject.value!r} in {reject.file}:{reject.line}"
-
-
-def hint_of(reject: Reject, table: Table, items: Items, items_file: str) -> str:
-    """What would have the line read, as far as its value tells."""
-    match reject.reason:
-        case "bad time":
-            fits = [unit for unit in time_units([reject.value]) if unit != table.time_unit]
-            if not fits:
-                return f"; say its format, such as {setting('time_unit', '%d/%m/%Y')}"
-            return f"; looks like {fits[0]}: {setting('time_unit', fits[0])}"
-        case "unknown item" if items.ids:
-            near = _near(reject.value, items.ids)
-            own = f"{near!r}" if near else f"ids such as {items.ids[0]!r}"
-            fold = near == folded_id(reject.value) and near != reject.value
-            way = f": {setting('fold_ids', 'true')} makes them one" if fold else ""
-            return f"; {items_file or 'the catalogue'} has {own}{way}"
-        case reason if reason in (COUNT, QUOTES) and table.quote and table.quote in reject.value:
-            return f"; where quotes are just text: {setting('quote', 'none')}"
-        case reason if reason.startswith("undecodable text"):
-            return f"; if it is not {table.encoding}: {setting('encoding', 'cp1252')}"
-        case "bad rating":
-            return f"; choose a number{f' from 0 to {table.max_rating:g}' * bool(table.max_rating)}"
-        case "bad split":
-            return f"; choose {', '.join(SPLITS)}"
-        case "no JSON object":
-            return "; write one object a line, or one array of them"
-    return ""
-
-
-def setting(name: str, value: str) -> str:
-    """A setting of `data.table` as the command line says it."""
-    value = json.dumps(value) if value.isdigit() else value  # which JSON would make a number
-    return f"--set {shlex.quote(f'data.table.{name}={value}')}"
-
-
-def _near(value: str, ids: Sequence[str]) -> str:
-    """The catalogue's spelling of an id, if it has one."""
-
-    def plain(text: str) -> str:
-        return folded_id(text.strip()).lstrip("0").casefold()
-
-    return next((item for item in ids if plain(item) == plain(value)), "")
+        changes = merged([folds, more_folds])
+        yield Interactions(rows, dict(sorted(broken.items())), piece.num_lines, changes)

@@ -35,10 +35,14 @@ class Events:
     time_E: NDArray[np.int64]
     """Milliseconds since 1970."""
 
+    def take(self, index: NDArray[np.integer] | Bools | slice) -> Events:
+        """The events at `index`, or where a mask is true."""
+        return Events(self.user_E[index], self.item_E[index], self.time_E[index])
+
 
 @dataclass(frozen=True)
 class Catalogue:
-    """Which items bear equal titles (letter case aside), and how often they train.
+    """The items that bear equal titles (letter case aside), and how often each trains.
 
     Attributes:
         title_keys_I: the number of each item's distinct title, in order of first appearance.
@@ -230,7 +234,7 @@ def _shuffled(keys_R: UInt64s, items_RX: Ints) -> Ints:
 
 
 class _Pool:
-    """What the negatives of some rows may be: all titles but those of the target and history."""
+    """The titles that may be negatives of some rows: all but those of the target and history."""
 
     def __init__(
         self, keys_R: UInt64s, seen_RX: Ints, catalogue: Catalogue, sampling: Sampling

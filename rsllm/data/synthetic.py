@@ -24,7 +24,7 @@ from rsllm.config.plain import to_dict
 from rsllm.errors import ConfigError
 from rsllm.store.artifacts import require_writable, write_json
 
-Ints = NDArray[np.int64]
+Longs = NDArray[np.int64]
 
 _ADJECTIVES = """
     Amber Bitter Broken Crimson Distant Electric Final Frozen Gentle Golden Hidden Hollow Iron
@@ -44,7 +44,7 @@ TRAIN_SHARE = 0.8
 
 @settings
 class World:
-    """How large a world is, and how its users walk."""
+    """The size of a world, and the way its users walk."""
 
     num_users: PositiveInt
     """Each starts a minute after the one before."""
@@ -61,7 +61,7 @@ class World:
     """Exponent of the random items' popularity."""
 
 
-def write_world(folder: Path, **how: Any) -> Ints:
+def write_world(folder: Path, **how: Any) -> Longs:
     """Write a `World`: `walks.csv`, `titles.csv`, and what is known of it in `world.json`.
 
     Returns:
@@ -83,9 +83,12 @@ def write_world(folder: Path, **how: Any) -> Ints:
         raise ConfigError(f"num_items is {num_items}; choose {least} to {26 * _NUM_NAMES * parts}")
     rng = np.random.default_rng(world.seed)
     rng.shuffle(names)
-    cycle: Ints = rng.permutation(on_cycle) + 1
+    cycle: Longs = rng.permutation(on_cycle) + 1
     require_writable(folder, "world", "choose another folder")
-    _write_titles(folder / "titles.csv", names, parts, num_items)
+    numbered = [f"{name} {part}" for name in names for part in range(1, parts + 1)]
+    titles = enumerate(numbered[:num_items] if parts > 1 else names, start=1)
+    text = "".join(f"{item},{title}\n" for item, title in [("item", "title"), *titles])
+    (folder / "titles.csv").write_text(text, encoding="ascii", newline="\n")
     popularity_I = rng.permutation(np.arange(1, num_items + 1) ** -world.zipf).cumsum()
     with (folder / "walks.csv").open("wb") as file:
         file.write(b"user,item,rating,time\n")
@@ -98,7 +101,9 @@ def write_world(folder: Path, **how: Any) -> Ints:
                 before_U = np.floor(np.append(user_U, user_U[-1] + 1) * text_share + 1e-9)
                 item_US = np.where(np.diff(before_U)[:, None] > 0, saga_US, item_US)
             if world.noise:
-                item_US = _with_noise(rng, item_US, world.noise, popularity_I)
+                drawn_US = rng.random(item_US.shape) * popularity_I[-1]
+                random_US = popularity_I.searchsorted(drawn_US, "right") + 1
+                item_US = np.where(rng.random(item_US.shape) < world.noise, random_US, item_US)
             _write_steps(file, user_U, item_US)
     known = {"num_candidates": NUM_CANDIDATES, "best_HR@1": best_scores(world)}
     write_json(folder / "world.json", to_dict(world) | known)
@@ -115,23 +120,16 @@ def best_scores(world: World) -> dict[str, float]:
     history, text_share = min(world.length - 1, 10), world.text_share
     present = (NUM_CANDIDATES - 1) / (world.num_items - 1 - history)
     guess = 1 / NUM_CANDIDATES
-    told = 1 - world.noise + world.noise * (1 - present) * guess
+    knows = 1 - world.noise + world.noise * (1 - present) * guess
     return {
-        "titles and interactions": told,
-        "interactions": (1 - text_share) * told + text_share * guess,
-        "titles": text_share * told + (1 - text_share) * guess,
+        "titles and interactions": knows,
+        "interactions": (1 - text_share) * knows + text_share * guess,
+        "titles": text_share * knows + (1 - text_share) * guess,
         "chance": guess,
     }
 
 
-def _write_titles(path: Path, names: list[str], parts: int, num_items: int) -> None:
-    numbered = [f"{name} {part}" for name in names for part in range(1, parts + 1)]
-    lines = enumerate(numbered[:num_items] if parts > 1 else names, start=1)
-    text = "".join(f"{item},{title}\n" for item, title in [("item", "title"), *lines])
-    path.write_text(text, encoding="ascii", newline="\n")
-
-
-def _sagas(rng: np.random.Generator, user_U: Ints, world: World, num_sagas: int) -> Ints:
+def _sagas(rng: np.random.Generator, user_U: Longs, world: World, num_sagas: int) -> Longs:
     """Each user's parts, as items from 0, of a saga from the half for the user's time."""
     late_U = user_U >= int(TRAIN_SHARE * world.num_users + 1e-9)
     half, length = num_sagas // 2, world.length
@@ -141,16 +139,7 @@ def _sagas(rng: np.random.Generator, user_U: Ints, world: World, num_sagas: int)
     return (saga_U * 2 * length + entry_U)[:, None] + np.arange(length)
 
 
-def _with_noise(
-    rng: np.random.Generator, item_US: Ints, noise: float, popularity_I: NDArray[np.float64]
-) -> Ints:
-    """A share of the steps replaced by random items; `popularity_I` is cumulative."""
-    drawn_US = rng.random(item_US.shape) * popularity_I[-1]
-    random_US = popularity_I.searchsorted(drawn_US, "right") + 1
-    return np.where(rng.random(item_US.shape) < noise, random_US, item_US)
-
-
-def _write_steps(file: IO[bytes], user_U: Ints, item_US: Ints) -> None:
+def _write_steps(file: IO[bytes], user_U: Longs, item_US: Longs) -> None:
     num_users, length = item_US.shape
     step_US = user_U[:, None] + np.arange(length)
     columns = {

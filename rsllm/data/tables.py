@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from rsllm.data import objects
 from rsllm.data.delimited import fields, read_delimited, spans_lines
-from rsllm.data.files import Chunk, File, Table
+from rsllm.data.files import Chunk, RawFile, TableFormat
 from rsllm.data.pieces import Piece, seekable
 from rsllm.data.values import UNITS
 from rsllm.errors import ConfigError, DataError
@@ -23,41 +23,54 @@ CHUNK_BYTES = 32 << 20
 ROWS_PER_PIECE = 1 << 18
 
 
-def plan(files: Sequence[File], table: Table) -> list[Chunk]:
-    """Chunks of all files, in their order."""
-    return [chunk for file in files for chunk in _chunks(file, table)]
+def chunks_of(files: Sequence[RawFile], table: TableFormat) -> list[Chunk]:
+    """The chunks of all files, in their order; a file that can only be read from its beginning
+    is one chunk."""
+    chunks = []
+    for file in files:
+        if file.suffix == ".parquet":
+            groups = parquet(file).num_row_groups
+            chunks += [Chunk(file, group, group + 1) for group in range(groups)]
+        elif (
+            file.compression
+            or not seekable(table.encoding)
+            or objects.is_array(file)
+            or (table.quote and spans_lines(file, table))
+        ):
+            chunks.append(Chunk(file))
+        else:
+            size = int(file.system.size(file.path))
+            starts = range(0, size, CHUNK_BYTES)
+            chunks += [Chunk(file, start, min(start + CHUNK_BYTES, size)) for start in starts]
+    return chunks
 
 
-def check(files: Sequence[File], table: Table) -> None:
+def check(files: Sequence[RawFile], table: TableFormat) -> None:
     """Look at the columns of all files. Only those of the table's roles need be the same in all.
 
     Raises:
         ConfigError: a file lacks a column, or has other columns than the first one.
     """
-    schemas = [_schema(file, table).items() for file in files]
-    for file, found in zip(files, schemas, strict=True):
-        if other := sorted(found ^ schemas[0]):
+    wanted, first = table.columns.values(), dict[str, str]()
+    for file in files:
+        types = dict.fromkeys(columns_of(file, table), "text")
+        if file.suffix == ".parquet":
+            types = {field.name: str(field.type) for field in parquet(file).schema_arrow}
+        missing = [column for column in wanted if column not in types]
+        # A JSON file without objects names no columns, and is no fault.
+        if missing and (types or file.suffix not in objects.SUFFIXES):
+            held = f"it has {', '.join(types)}" if types else "it is empty"
+            raise ConfigError(f"{file.name} has no column {missing[0]!r}; {held}. {table.remedy}")
+        types = {column: types.get(column, "text") for column in wanted}
+        first = first or types
+        if other := sorted(types.items() ^ first.items()):
             raise ConfigError(
                 f"{file.name} differs from {files[0].name} in column {other[0][0]!r}; give all"
                 " files of a table the same columns"
             )
 
 
-def _chunks(file: File, table: Table) -> list[Chunk]:
-    if file.suffix == ".parquet":
-        groups = parquet(file).num_row_groups
-        return [Chunk(file, group, group + 1) for group in range(groups)]
-    if file.compression or not seekable(table.encoding) or objects.is_array(file):
-        return [Chunk(file)]
-    if table.quote and spans_lines(file, table):
-        return [Chunk(file)]
-    size = int(file.system.size(file.path))
-    return [
-        Chunk(file, start, min(start + CHUNK_BYTES, size)) for start in range(0, size, CHUNK_BYTES)
-    ]
-
-
-def parquet(file: File) -> pq.ParquetFile:
+def parquet(file: RawFile) -> pq.ParquetFile:
     """A Parquet file, open.
 
     Raises:
@@ -69,19 +82,7 @@ def parquet(file: File) -> pq.ParquetFile:
         raise DataError(f"{file.name} is no whole Parquet file: {error}") from error
 
 
-def _schema(file: File, table: Table) -> dict[str, str]:
-    """The types of the wanted columns; others may differ from file to file."""
-    found = dict.fromkeys(columns_of(file, table), "text")
-    if file.suffix == ".parquet":
-        found = {field.name: str(field.type) for field in parquet(file).schema_arrow}
-    missing = [column for column in table.columns.values() if column not in found]
-    if missing and (found or file.suffix not in objects.SUFFIXES):
-        held = f"it has {', '.join(found)}" if found else "it is empty"
-        raise ConfigError(f"{file.name} has no column {missing[0]!r}; {held}. {table.remedy}")
-    return {column: found.get(column, "text") for column in table.columns.values()}
-
-
-def columns_of(file: File, table: Table) -> tuple[str, ...]:
+def columns_of(file: RawFile, table: TableFormat) -> tuple[str, ...]:
     """The columns of a file, in order; those of JSON as its first thousand objects have them.
 
     Raises:
@@ -101,18 +102,18 @@ def columns_of(file: File, table: Table) -> tuple[str, ...]:
     return tuple(fields(line, table) or line.split(table.separator)) if line else ()
 
 
-def head(file: File, encoding: str, count: int = 1) -> list[str]:
+def head(file: RawFile, encoding: str, count: int = 1) -> list[str]:
     """The first lines of a text that say something, without their ends."""
     with file.open() as stream, io.TextIOWrapper(stream, encoding, "replace", "\n") as text:
         lines = (line.removeprefix("\ufeff").rstrip("\r\n") for line in text)
         return list(islice((line for line in lines if line.strip()), count))
 
 
-def read_all(files: Sequence[File], table: Table) -> Iterator[tuple[File, int, Piece]]:
+def read_all(files: Sequence[RawFile], table: TableFormat) -> Iterator[tuple[RawFile, int, Piece]]:
     """All pieces of some files, each with the line of its file, from 1, that it counts from."""
     for file in files:
         first = 1
-        for chunk in plan([file], table):
+        for chunk in chunks_of([file], table):
             num_lines = 0
             for piece in read(chunk, table):
                 yield file, first, piece
@@ -120,7 +121,7 @@ def read_all(files: Sequence[File], table: Table) -> Iterator[tuple[File, int, P
             first += num_lines
 
 
-def read(chunk: Chunk, table: Table) -> Iterator[Piece]:
+def read(chunk: Chunk, table: TableFormat) -> Iterator[Piece]:
     """The pieces of a chunk, in order."""
     if chunk.file.suffix == ".parquet":
         yield from _read_parquet(chunk, table)
@@ -130,7 +131,7 @@ def read(chunk: Chunk, table: Table) -> Iterator[Piece]:
         yield from read_delimited(chunk, table, columns_of(chunk.file, table))
 
 
-def _read_parquet(chunk: Chunk, table: Table) -> Iterator[Piece]:
+def _read_parquet(chunk: Chunk, table: TableFormat) -> Iterator[Piece]:
     first = 0
     wanted = list(table.columns.values())
     try:

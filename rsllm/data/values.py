@@ -1,4 +1,4 @@
-"""Columns of text as numbers, times and ids; what is none of these is told, never guessed at."""
+"""Columns of text as numbers, times and ids; a value that is none of these is never guessed at."""
 
 import re
 from collections.abc import Sequence
@@ -73,21 +73,17 @@ def times(column: pa.Array, unit: str) -> tuple[NDArray[np.int64], Bools]:
         time_R, bad_R = numbers(column)
         time_R = time_R * UNITS[unit]
     else:
-        iso = unit == "iso8601"
-        texts = _plain_iso(column) if iso else column
-        kind = "ISO8601" if iso else unit
-        stamps = pd.to_datetime(texts.to_pandas(), errors="coerce", format=kind, utc=True)
+        form = unit
+        if unit == "iso8601":
+            form = "ISO8601"
+            # Without a zone that only says UTC in letters, and with a point before fractions.
+            for pattern, written in ((r"\s*(UTC|GMT)$", ""), (r"(:\d\d),(\d+)", r"\1.\2")):
+                column = pc.replace_substring_regex(column, pattern, written)
+        stamps = pd.to_datetime(column.to_pandas(), errors="coerce", format=form, utc=True)
         time_R = stamps.to_numpy("datetime64[ms]").astype(np.int64).astype(np.float64)
         bad_R = stamps.isna().to_numpy()
     bad_R = bad_R | (time_R < 0) | (time_R > MAX_TIME)
     return np.where(bad_R, 0, time_R).round().astype(np.int64), bad_R
-
-
-def _plain_iso(column: pa.Array) -> pa.Array:
-    """Without a zone that only says UTC in letters, and with a point before fractions."""
-    for pattern, written in ((r"\s*(UTC|GMT)$", ""), (r"(:\d\d),(\d+)", r"\1.\2")):
-        column = pc.replace_substring_regex(column, pattern, written)
-    return column
 
 
 def time_units(values: Sequence[str]) -> dict[str, int]:

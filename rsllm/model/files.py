@@ -9,7 +9,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from rsllm.assets.catalogue import deciding
+from rsllm.assets.catalogue import backbone_files
 from rsllm.errors import CheckpointError, ConfigError
 from rsllm.store.artifacts import read_json
 
@@ -85,7 +85,7 @@ def has_weights(folder: Path) -> bool:
 
 def has_tokenizer(folder: str | Path) -> bool:
     """Whether there is any file of one."""
-    return any(TOKENIZER.search(path.name) for path in deciding(Path(folder)))
+    return any(TOKENIZER.search(path.name) for path in backbone_files(Path(folder)))
 
 
 def refusal(folder: str | Path, reason: str) -> ConfigError:
@@ -105,7 +105,7 @@ def _refuse_what_is_no_model(folder: Path) -> None:
         raise refusal(folder, f"it is an adapter; {way}")
     if not (folder / "config.json").is_file():
         raise refusal(folder, "it has no config.json; give a folder in Hugging Face format")
-    for path in deciding(folder):
+    for path in backbone_files(folder):
         with path.open("rb") as file:
             if file.read(len(POINTER)) == POINTER:
                 raise refusal(

@@ -1,1 +1,1 @@
-"""Finished artifacts, each under the key of what it was made of."""
+"""Finished artifacts are kept here, each under a key that its sources decide."""

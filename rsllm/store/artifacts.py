@@ -36,7 +36,7 @@ MANIFEST = "manifest.json"
 
 
 def cache_root() -> Path:
-    """Where a node keeps what it fetched: `$RSLLM_CACHE`, or the user's cache folder."""
+    """The folder of what a node fetched: `$RSLLM_CACHE`, or the user's cache folder."""
     root = Path(os.environ.get("RSLLM_CACHE") or platformdirs.user_cache_path("rsllm"))
     return root.expanduser().absolute()
 
@@ -119,12 +119,12 @@ def _staged(final: Path) -> Iterator[Path]:
 
 
 def _beside(final: Path) -> Path:
-    """Where this process may stage what comes to a place, or put aside what is there."""
+    """A path beside a folder, where this process may stage what comes to it or put it aside."""
     return final.with_name(f".{final.name}.{_host()}-{os.getpid()}-{uuid.uuid4().hex[:8]}.staging")
 
 
 def _host() -> str:
-    """Within which process ids mean the same: one machine, and one container of it."""
+    """A name of the machine, and of its container, within which process ids mean the same."""
     return content_hash([platform.node(), Path("/proc/self/ns/pid").resolve().name])[:8]
 
 
@@ -154,7 +154,7 @@ def manifest(folder: Path, *, verify: bool = False) -> dict[str, Any]:
     Raises:
         CheckpointError: no manifest, or a file that is missing, elsewhere, extra-short or altered.
     """
-    facts, files = _stated(folder)
+    facts, files = _read_manifest(folder)
     for name, (size, digest) in files.items():
         path = folder / name
         if not path.is_file() or not path.resolve().is_relative_to(folder.resolve()):
@@ -164,11 +164,11 @@ def manifest(folder: Path, *, verify: bool = False) -> dict[str, Any]:
     return facts
 
 
-def _stated(folder: Path) -> tuple[dict[str, Any], dict[str, tuple[int, str]]]:
-    """A folder's manifest, checked by its digest, and size and hash of each file in it."""
+def _read_manifest(folder: Path) -> tuple[dict[str, Any], dict[str, tuple[int, str]]]:
+    """A folder's manifest, checked by its digest, and the size and hash of each file in it."""
     facts: dict[str, Any] = read_json(folder / MANIFEST)
-    stated = facts.pop("digest", None) if isinstance(facts, dict) else None
-    if stated not in (None, content_hash(facts)):
+    digest = facts.pop("digest", None) if isinstance(facts, dict) else None
+    if digest not in (None, content_hash(facts)):
         raise CheckpointError(f"{folder} is damaged: {MANIFEST} was altered; delete it to rebuild")
     try:
         files = {name: (file["bytes"], file["sha256"]) for name, file in facts["files"].items()}
@@ -177,8 +177,8 @@ def _stated(folder: Path) -> tuple[dict[str, Any], dict[str, tuple[int, str]]]:
     return facts, files
 
 
-def unseen(location: str) -> ConfigError:
-    """Of what should be in the storage."""
+def not_on_storage(location: str) -> ConfigError:
+    """The error for an artifact that this node cannot see."""
     return ConfigError(
         f"{location} is not on storage that {platform.node()} sees; give --storage a folder that"
         " every node of the cluster mounts, or a URI, such as s3://bucket/path"
@@ -186,7 +186,7 @@ def unseen(location: str) -> ConfigError:
 
 
 def provenance() -> dict[str, Any]:
-    """What made a result: versions, machine and time. No environment: it holds secrets."""
+    """The versions, machine and time that made a result; not the environment: it holds secrets."""
     packages = ("torch", "transformers", "peft", "deepspeed", "ray", "optuna", "numpy")
     return {
         "rsllm": rsllm.__version__,
@@ -211,7 +211,7 @@ class Mirror:
 
     @property
     def remote(self) -> Remote | None:
-        """What is at the URI, if it is one."""
+        """The files at the URI, if the location is one."""
         return Remote(self.location) if "://" in self.location else None
 
     @property
@@ -225,7 +225,7 @@ class Mirror:
         return f"{self.location}/{name}"
 
     def names(self) -> list[str]:
-        """Of all folders, sorted; at a URI, of those that are complete."""
+        """The names of all folders, sorted; at a URI, of those that are complete."""
         if self.remote is None:
             return sorted(path.name for path in self.root.glob("[!.]*"))
         return [name for name in self.remote.names() if self.remote.read(f"{name}/{MANIFEST}")]
@@ -241,28 +241,27 @@ class Mirror:
             return (final / MANIFEST).exists()
         final.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(final.with_name(f".{final.name}.lock")):
-            stated = self.remote.read(f"{name}/{MANIFEST}")
-            copied = final / MANIFEST
-            if stated and not (copied.exists() and copied.read_bytes() == stated):
-                shutil.rmtree(final, ignore_errors=True)
-                with _staged(final) as staging:
-                    self._copy(self.remote, name, stated, staging)
-        return stated is not None
-
-    def _copy(self, remote: Remote, name: str, stated: bytes, staging: Path) -> None:
-        (staging / MANIFEST).write_bytes(stated)
-        try:
-            facts, files = _stated(staging)
-            remote.download(f"{name}/{content_hash(facts)}", files, staging)
-            manifest(staging, verify=True)
-        except CheckpointError as error:
-            named = str(error).replace(str(staging), self.below(name))
-            raise CheckpointError(named) from error
+            content, copied = self.remote.read(f"{name}/{MANIFEST}"), final / MANIFEST
+            if content is None:
+                return False
+            if copied.exists() and copied.read_bytes() == content:
+                return True
+            shutil.rmtree(final, ignore_errors=True)
+            with _staged(final) as staging:
+                (staging / MANIFEST).write_bytes(content)
+                try:
+                    facts, files = _read_manifest(staging)
+                    self.remote.download(f"{name}/{content_hash(facts)}", files, staging)
+                    manifest(staging, verify=True)
+                except CheckpointError as error:
+                    text = str(error).replace(str(staging), self.below(name))
+                    raise CheckpointError(text) from error
+        return True
 
     def upload(self, name: str, folder: Path) -> None:
         """Put a sealed folder to the URI, if it is one."""
         if self.remote is not None:
-            facts, files = _stated(folder)
+            facts, files = _read_manifest(folder)
             self.remote.upload(folder, files, f"{name}/{content_hash(facts)}")
             self.remote.upload(folder, [MANIFEST], name)
 
@@ -291,7 +290,7 @@ class Store(Mirror):
 
     @classmethod
     def at(cls, location: str | Path) -> Store:
-        """A store that may be there, to be read."""
+        """A store to read from, which may not be there."""
         text = str(location)
         return cls(text.rstrip("/") if "://" in text else str(Path(text).expanduser().absolute()))
 
@@ -309,15 +308,15 @@ class Store(Mirror):
         return store
 
     def path(self, kind: str, inputs: Any) -> Path:
-        """Where this node has the artifact of `kind` made from `inputs` (JSON-ready)."""
+        """This node's path of the artifact of `kind` made from `inputs` (JSON-ready)."""
         return self.root / kind / content_hash(decided_by(kind, inputs))
 
     def name(self, path: Path) -> str:
-        """What all nodes know an artifact by."""
+        """The name, KIND/KEY, by which all nodes know an artifact."""
         return "/".join(path.parts[-2:])
 
     def local(self, path: str | Path) -> Path:
-        """Where this node has an artifact that has some path on another one; fetched if need be.
+        """This node's path of an artifact that has `path` on another node; fetched if need be.
 
         Raises:
             CheckpointError: it is damaged.
@@ -325,7 +324,7 @@ class Store(Mirror):
         """
         here = self.root / self.name(Path(path))
         if not self.holds(here):
-            raise unseen(self.below(self.name(here)))
+            raise not_on_storage(self.below(self.name(here)))
         return here
 
     def holds(self, path: Path) -> bool:
@@ -344,7 +343,7 @@ class Store(Mirror):
     def ensure(self, path: Path, commit: Callable[[], Any]) -> Path:
         """The artifact's folder; `commit()`, perhaps on another node, if it does not exist yet."""
         if not (path / MANIFEST).exists():
-            with self.alone(f"{path.parent.name}-{path.name}", waits=True):
+            with self.lock(f"{path.parent.name}-{path.name}", wait=True):
                 if not self.holds(path):
                     commit()
                     self.holds(path)
@@ -361,35 +360,35 @@ class Store(Mirror):
             self.upload(self.name(path), staging)
 
     @contextlib.contextmanager
-    def alone(self, name: str, *, waits: bool) -> Iterator[None]:
-        """Keep others from the same work while the block runs; who dies, lets go.
+    def lock(self, name: str, *, wait: bool) -> Iterator[None]:
+        """Hold the lock `name` while the block runs; it is released when the process dies.
 
-        Under a URI only processes of the same machine are kept from it.
+        Under a URI it keeps out only processes of the same machine.
 
         Raises:
             ConfigError: another process is at it, and this one does not wait.
         """
         path = self.root / "locks" / f"{name}.lock"
         path.parent.mkdir(parents=True, exist_ok=True)
-        note, lock = path.with_suffix(".holder"), FileLock(path)
+        note, file_lock = path.with_suffix(".holder"), FileLock(path)
         try:
-            lock.acquire(timeout=0)
+            file_lock.acquire(timeout=0)
         except Timeout:
             who = self.holder(name) or "another process"
-            if not waits:
+            if not wait:
                 raise ConfigError(f"{who} runs {name} already; let it end or end it") from None
             print(f"rsllm: waiting for {who}, which makes {name}", flush=True)
-            lock.acquire()
+            file_lock.acquire()
         try:
             since = time.strftime("%Y-%m-%d %H:%M:%S")
             note.write_text(f"process {os.getpid()} on {platform.node()} (since {since})")
             yield
         finally:
             note.unlink(missing_ok=True)
-            lock.release()
+            file_lock.release()
 
     def holder(self, name: str) -> str:
-        """Who is at some work of `alone`; empty if nobody on this machine is any more."""
+        """The process that holds a lock; empty if none on this machine does any more."""
         path = self.root / "locks" / f"{name}.lock"
         try:
             if path.exists():

@@ -54,10 +54,10 @@ class Remote:
         return None
 
     def names(self) -> list[str]:
-        """What the folder at the URI holds, sorted; nothing if there is no such folder."""
+        """The names in the folder at the URI, sorted; none if there is no such folder."""
         with self._system() as (system, root), contextlib.suppress(FileNotFoundError):
-            found = system.ls(root, detail=False)
-            return sorted(entry.rstrip("/").rsplit("/", 1)[-1] for entry in found)
+            entries = system.ls(root, detail=False)
+            return sorted(entry.rstrip("/").rsplit("/", 1)[-1] for entry in entries)
         return []
 
     def upload(self, folder: Path, names: Iterable[str], path: str) -> None:

@@ -16,9 +16,9 @@ VERSIONS = {
     "stage-2": 2,
     "evaluation": 1,
 }
-"""By kind, sources before what is made of them."""
+"""The versions by kind, sources before what is made of them."""
 
 
 def decided_by(kind: str, inputs: Any) -> dict[str, Any]:
-    """What an artifact is keyed by."""
+    """The facts whose hash is an artifact's key."""
     return {"version": VERSIONS.get(kind), "inputs": inputs}

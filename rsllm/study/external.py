@@ -14,7 +14,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from rsllm.data.dialect import settle
-from rsllm.data.files import Table, find_files
+from rsllm.data.files import TableFormat, find_files
 from rsllm.data.prepared import PreparedData
 from rsllm.data.sequences import NO_ITEM, Rows, Split
 from rsllm.data.tables import check, columns_of, read_all
@@ -157,7 +157,7 @@ def _lines(path: Path) -> pd.DataFrame:
     if not files:
         raise ConfigError(f"there is no file {path}")
     remedy = "It needs user_id, item_id, score and, for several draws, draw"
-    table = Table(files=path.name, columns=_NAMES, encoding="utf-8", remedy=remedy)
+    table = TableFormat(files=path.name, columns=_NAMES, encoding="utf-8", remedy=remedy)
     table, _ = settle(table, files)
     if "draw" in columns_of(files[0], table):
         table = replace(table, columns=_NAMES | {"draw": "draw"})

@@ -49,7 +49,7 @@ def fill(grid: Grid, asked: Asked) -> dict[str, str]:
             print(f"{site.name} is left out: {reason}", flush=True)
             continue
         bench = Bench(site, asked.storage)
-        with bench.pipeline.store.alone(f"cells-{slug(site.name)}", waits=True):
+        with bench.pipeline.store.lock(f"cells-{slug(site.name)}", wait=True):
             for name, (entry, experiment) in site.entries.items():
                 if bench.known(name):
                     continue

@@ -80,7 +80,7 @@ class Search:
         with refused(f"--track {self.track}"):
             for tracker in _trackers(self.track, self.name):
                 tracker.setup()
-        with self.pipeline.store.alone(f"search-{self.name}", waits=False):
+        with self.pipeline.store.lock(f"search-{self.name}", wait=False):
             for guess in self.first_guesses:
                 self.journal.study.enqueue_trial(dict(guess), skip_if_exists=True)
             if self.warm_start:
@@ -120,7 +120,7 @@ class Search:
             TrainingError: every trial failed.
         """
         store = self.pipeline.store
-        with store.alone(f"search-{self.name}", waits=False):
+        with store.lock(f"search-{self.name}", wait=False):
             if known := self.journal.records():
                 print(f"continuing the search {self.name}\n{table(known, trials)}", flush=True)
             while trials > self.journal.ended:  # again where a driver was lost with its node

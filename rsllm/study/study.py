@@ -110,7 +110,7 @@ def run(study: Study, storage: str | Path) -> Path:
         ConfigError: the same study is running on the same storage.
     """
     pipeline = Pipeline(study.base, storage)
-    with pipeline.store.alone(study.name, waits=False):
+    with pipeline.store.lock(study.name, wait=False):
         return _run(study, pipeline, storage)
 
 

@@ -15,7 +15,7 @@ from rsllm.assets.catalogue import backbone_here
 from rsllm.compute.layout import Layout
 from rsllm.config import Experiment
 from rsllm.errors import CheckpointError, ConfigError
-from rsllm.store.artifacts import Store, unseen, write_json
+from rsllm.store.artifacts import Store, not_on_storage, write_json
 
 Stage = Literal["recommender", "keys", "stage1", "stage2"]
 SECTION: dict[Stage, str] = {
@@ -106,7 +106,7 @@ def work(config: dict[str, Assignment]) -> None:
 def _require_storage(assignment: Assignment) -> None:
     """In a folder that this node sees is what the driver made for the run."""
     if not assignment.store.remote and not Path(assignment.checkpoints).is_dir():
-        raise unseen(assignment.checkpoints)
+        raise not_on_storage(assignment.checkpoints)
 
 
 @contextlib.contextmanager

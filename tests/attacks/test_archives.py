@@ -20,7 +20,7 @@ from payloads import pickled
 
 from rsllm.assets import download
 from rsllm.assets.catalogue import ASSETS, Asset, fetch
-from rsllm.assets.download import File, UrlZip, Wheel
+from rsllm.assets.download import KnownFile, UrlZip, Wheel
 from rsllm.config import TableConfig
 from rsllm.data import sources
 from rsllm.data.tables import read_all
@@ -28,7 +28,7 @@ from rsllm.errors import ConfigError, DataError
 from rsllm.store.artifacts import sha256
 
 CONTENT = b"user,item,time,title\nu,i,1,Heat\n"
-KNOWN = File("toy/ratings.csv", len(CONTENT), hashlib.sha256(CONTENT).hexdigest())
+KNOWN = KnownFile("toy/ratings.csv", len(CONTENT), hashlib.sha256(CONTENT).hexdigest())
 TABLE = TableConfig(user="user", item="item", time="time", title="title")
 
 

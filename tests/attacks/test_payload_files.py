@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import runpy
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from jobs import ROOT
 from payloads import KINDS, Payload, contents, pickled, torch_pickled
 from safetensors.torch import save_file
 from small_data import TITLES, small_data
@@ -23,7 +25,6 @@ from rsllm import recommenders
 from rsllm.config import Experiment, RecommenderConfig, TableConfig
 from rsllm.config.plain import content_hash, replace_in
 from rsllm.data import sources
-from rsllm.data.llara import import_folder, read_frame
 from rsllm.data.prepared import PreparedData
 from rsllm.data.tables import read_all
 from rsllm.errors import DataError
@@ -235,15 +236,16 @@ def test_a_frame_of_llaras_with_a_forbidden_global(
     canary: Path, tmp_path: Path, refused: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By the reader itself, and on the way that a user's folder takes."""
+    script = runpy.run_path(str(ROOT / "experiments" / "import_llara.py"))
     frame = pickle.dumps(pd.DataFrame({"seq": [Payload(canary)]}))
     for content in (pickled(canary), frame, DOTTED):
         with refused(r"the pickle asks for [\w.]+, which no frame of LLaRA's does"):
-            read_frame(content, "x.df")
+            script["read_frame"](content, "x.df")
     monkeypatch.setenv("RSLLM_CACHE", str(tmp_path / "cache"))
     (tmp_path / "cache").mkdir()
     for file in ("train_data.df", "Val_data.df", "Test_data.df", "id2name.txt"):
         (tmp_path / file).write_bytes(frame)
     with pytest.raises(DataError, match="is not the known file"):
-        import_folder("llara-lastfm", tmp_path)
+        script["import_folder"]("llara-lastfm", tmp_path)
     assert not canary.exists()
     assert list((tmp_path / "cache").iterdir()) == []

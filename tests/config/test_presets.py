@@ -10,12 +10,12 @@ import pytest
 
 from rsllm.config import Experiment
 from rsllm.config.plain import replace_in, to_dict
-from rsllm.config.presets import FILE, USUAL, preset
+from rsllm.config.presets import PRESETS, USUAL, preset
 from rsllm.errors import ConfigError
 from rsllm.recommenders import MODELS
 
 ROOT = Path(__file__).parents[2]
-TUNED = tomllib.loads(FILE.read_text())
+TUNED = tomllib.loads(PRESETS.read_text())
 ALL = [(source, model) for source, models in TUNED.items() for model in models]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +10,9 @@ import pyarrow.parquet as pq
 
 from rsllm.config import TableConfig
 from rsllm.data import raw, sources
-from rsllm.data.raw import Items, Reject
-from rsllm.data.tables import plan
+from rsllm.data.raw import RawItems
+from rsllm.data.rejects import Reject
+from rsllm.data.tables import chunks_of
 
 PLAIN = TableConfig()
 
@@ -76,10 +76,10 @@ def write_lines(path: Path, lines: list[str], encoding: str = "utf-8") -> None:
 
 def read(
     location: Path | str, config: TableConfig = PLAIN
-) -> tuple[Items, list[Any], list[Reject]]:
+) -> tuple[RawItems, list[Any], list[Reject]]:
     """Items, interactions (user, item id, rating, seconds) and rejects of a location."""
     data = sources.find(str(location), config)
-    chunks = plan(data.interactions, data.source.interactions)
+    chunks = chunks_of(data.interactions, data.source.interactions)
     if data.source.items:
         items = raw.read_items(data.items, data.source.items)
     else:
@@ -94,7 +94,8 @@ def read(
         for part in raw.read_interactions(chunk, data.source.interactions, ids):
             rows += part.table.to_pylist()
             start = first.get(chunk.file.name, 0) + 1
-            rejects += [replace(r, line=start + r.line) for r in part.rejects]
+            name = chunk.file.name
+            rejects += [Reject(name, start + line, *part.broken[line]) for line in part.broken]
             lines += part.num_lines
         first[chunk.file.name] = first.get(chunk.file.name, 0) + lines
     plain = [

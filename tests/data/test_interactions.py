@@ -17,7 +17,6 @@ from rsllm.data.interactions import (
     group_of,
     in_order,
     most_recent,
-    select,
     time_bins,
     time_cut,
     user_numbers,
@@ -96,7 +95,7 @@ def test_core_reaches_the_fixed_point_of_the_naive_loop(
         kept = left
     events, kept_I = _events(rows), np.ones(6, bool)
     while True:
-        found = select(events, core(events, kept_I, users))
+        found = events.take(core(events, kept_I, users))
         weak_I = kept_I & (np.bincount(found.item_E, minlength=6) < items)
         if not weak_I.any():
             break

@@ -29,7 +29,8 @@ from raw_folders import (
 
 from rsllm.config import TableConfig
 from rsllm.data import pieces, sources, tables
-from rsllm.data.raw import Reject, check_rejects, read_items
+from rsllm.data.raw import read_items
+from rsllm.data.rejects import Reject, check_rejects
 from rsllm.errors import ConfigError, DataError
 
 Write = Callable[[Path, list[str], dict[str, str]], Path]

@@ -21,8 +21,9 @@ from raw_folders import read
 from rsllm.config import Experiment, TableConfig
 from rsllm.config.plain import replace_in
 from rsllm.data import delimited, pieces, raw, sources, tables
-from rsllm.data.files import Table
-from rsllm.data.raw import ARTICLES, ENTITIES, FOLDED, NAMELESS, YEARS, Items, Reject
+from rsllm.data.files import TableFormat
+from rsllm.data.raw import ARTICLES, ENTITIES, FOLDED, NAMELESS, YEARS
+from rsllm.data.rejects import Reject, hint_of
 from rsllm.errors import ConfigError, DataError
 
 NAMES = ("Amber Lantern", "Brisk Harbour", "Calm Meadow", "Dusty Compass", "Eager Violin")
@@ -370,7 +371,7 @@ def test_folding_is_counted_and_can_be_switched_off(tmp_path: Path) -> None:
     items, rows, rejects = read(tmp_path, TableConfig(fold_ids=False))
     assert (rows, len(rejects)) == ([], len(EVENTS))
     table = sources.find(str(tmp_path), TableConfig(fold_ids=False)).source.interactions
-    assert raw.hint_of(rejects[0], table, items, "titles.csv") == (
+    assert hint_of(rejects[0], table, items.ids, "titles.csv") == (
         "; titles.csv has '4': --set data.table.fold_ids=true makes them one"
     )
 
@@ -381,7 +382,7 @@ def changes(location: Path, config: TableConfig) -> dict[str, Any]:
     data = sources.find(str(location), config)
     parts = [
         part.changes
-        for chunk in tables.plan(data.interactions, data.source.interactions)
+        for chunk in tables.chunks_of(data.interactions, data.source.interactions)
         for part in raw.read_interactions(chunk, data.source.interactions, pa.array(items.ids))
     ]
     return raw.merged([items.changes, *parts])
@@ -441,9 +442,8 @@ def test_what_else_is_done_to_titles_is_counted(tmp_path: Path) -> None:
     ],
 )
 def test_a_reason_has_one_hint(reason: str, value: str, hint: str) -> None:
-    table = Table(files="r.csv", columns={}, quote='"', time_unit="seconds", max_rating=5.0)
-    items = Items(["i1", "i7"], ["A", "B"])
-    found = raw.hint_of(Reject("r.csv", 2, reason, value), table, items, "")
+    table = TableFormat(files="r.csv", columns={}, quote='"', time_unit="seconds", max_rating=5.0)
+    found = hint_of(Reject("r.csv", 2, reason, value), table, ["i1", "i7"], "")
     assert found.endswith(hint)
     assert bool(found) == bool(hint)
 

@@ -446,7 +446,7 @@ def test_a_search_goes_on_with_the_code_and_the_wording_that_it_began_with(
 def test_one_search_at_a_time(tmp_path: Path) -> None:
     search = make_search(tmp_path)
     with (
-        search.pipeline.store.alone("search-made-up", waits=False),
+        search.pipeline.store.lock("search-made-up", wait=False),
         pytest.raises(ConfigError, match="runs search-made-up already"),
     ):
         make_search(tmp_path)

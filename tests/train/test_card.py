@@ -89,7 +89,7 @@ def test_licences_and_hashes_are_those_of_the_data(
     config = inputs["config"] | {"source": "movielens-100k"}
     raw = {"interactions": {"u.data": "06416e"}, "items": {"u.item": "553841"}}
     monkeypatch.setitem(data.facts, "inputs", {**inputs, "config": config, "raw": raw})
-    text = written(tmp_path, data, random_llm, source="smollm2-135m")
+    text = written(tmp_path, data, random_llm, source="smollm2-135m-q4")
     assert ModelCard(text).data.to_dict()["datasets"] == ["movielens-100k"]
     assert "research only" in ASSETS["movielens-100k"].licence
     for said in ("research only", "u.data, SHA-256 06416e", "u.item, SHA-256 553841", "Apache-2.0"):

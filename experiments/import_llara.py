@@ -1,16 +1,23 @@
-"""LLaRA's processed files (arXiv 2312.02445) to plain tables: the one place that reads a pickle.
+"""LLaRA's processed files (arXiv 2312.02445) become plain tables in the cache of data sets.
 
-They are pandas frames of rows: `seq` (ten item ids, padded on the right; MovieLens has pairs of id
-and rating), `len_seq` and `next`. Only bytes of a known SHA-256 get here, and even those can build
-frames of arrays only. A training user's sequence is put together again from its prefixes; each
-sequence becomes a user of its own, with places in it for times.
+    python experiments/import_llara.py llara-lastfm FOLDER
+
+FOLDER holds one domain of https://huggingface.co/datasets/joyliao7777/LLaRA. Afterwards
+`rsllm prepare --data llara-lastfm --set data.split=given` reads the tables as any others.
+
+The files are pickles, which can run code, so only bytes of a known SHA-256 (`import_llara.toml`)
+get to the reader, and it can build frames of arrays only. A frame's columns are `seq` (ten item
+ids, padded on the right; MovieLens has pairs of id and rating), `len_seq` and `next`. A training
+user's sequence is put together again from its prefixes; each sequence becomes a user of its own,
+with places in it for times. Cost: seconds.
 """
 
+import argparse
 import io
 import itertools
 import pickle
+import tomllib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,46 +26,37 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rsllm.assets.catalogue import ASSETS, fetch
-from rsllm.assets.download import LlaraFolder, copy_known, scratch
+from rsllm import fetch
+from rsllm.assets.download import KnownFile, OwnFolder, scratch
+from rsllm.cli import run_script
 from rsllm.data.hashing import hash_strings
 from rsllm.data.raw import clean_title
-from rsllm.errors import ConfigError, DataError
+from rsllm.errors import DataError
 
 Sequence = list[int]
 WINDOW = 10
 PADDING = {"movielens": 1682, "lastfm": 4606, "steam": 3581}
-"""The id that stands for no item."""
+"""The id that stands for no item, by domain."""
+FILES: dict[str, Any] = tomllib.loads(Path(__file__).with_suffix(".toml").read_text())
+
+
+class LlaraFolder(OwnFolder):
+    """A folder with one domain of LLaRA's, which `folder` names."""
+
+    def fill(self, folder: Path) -> None:
+        with scratch(folder) as known:
+            super().fill(known)
+            convert(known, self.folder, folder)
 
 
 def import_folder(name: str, origin: Path) -> Path:
     """Bring LLaRA's files, which lie in the folder `origin`, into the cache as tables, once.
 
     Raises:
-        ConfigError: the asset `name` is not LLaRA's, or the cache cannot be written.
         DataError: a file that is not there, or has other content than the known one.
-        CheckpointError: the cached folder is damaged.
     """
-    known = {n: s for n, a in ASSETS.items() for s in a.sources if isinstance(s, LlaraFolder)}
-    if name not in known:
-        raise ConfigError(f"{name} is not imported from a folder; choose one of {', '.join(known)}")
-    return fetch(name, sources=[_Local(origin, known[name])])
-
-
-@dataclass(frozen=True)
-class _Local:
-    """A folder of the user's that holds LLaRA's files."""
-
-    origin: Path
-    known: LlaraFolder
-
-    def __str__(self) -> str:
-        return str(self.origin)
-
-    def fill(self, folder: Path) -> None:
-        with scratch(folder) as known:
-            copy_known(self.origin, self.known.files, known)
-            convert(known, self.known.domain, folder)
+    domain, files = FILES[name]["domain"], tuple(KnownFile(*file) for file in FILES[name]["files"])
+    return fetch(name, sources=[LlaraFolder(domain, files, str(origin))])
 
 
 def convert(raw: Path, domain: str, folder: Path) -> None:
@@ -182,3 +180,16 @@ class _Frames(pickle.Unpickler):
         if f"{module}.{name}" not in _KNOWN:
             raise DataError(f"the pickle asks for {module}.{name}, which no frame of LLaRA's does")
         return super().find_class(module, name)
+
+
+def main() -> None:
+    """Import one data set."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("name", choices=FILES)
+    parser.add_argument("folder", type=Path, metavar="FOLDER")
+    arguments = parser.parse_args()
+    print(import_folder(arguments.name, arguments.folder))
+
+
+if __name__ == "__main__":
+    run_script(main)

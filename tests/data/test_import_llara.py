@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import runpy
 from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
@@ -10,17 +11,20 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from jobs import ROOT
 
-from rsllm.assets.catalogue import ASSETS
-from rsllm.assets.download import LlaraFolder
+from rsllm.cli import main
 from rsllm.config import DataConfig
 from rsllm.config.plain import replace_in
 from rsllm.data.audit import audit
-from rsllm.data.llara import import_folder, read_frame, rows, together
 from rsllm.data.prepare import prepare
 from rsllm.data.prepared import PreparedData
 from rsllm.errors import CheckpointError, ConfigError, DataError
 from rsllm.store.artifacts import Store, manifest
+
+SCRIPT = runpy.run_path(str(ROOT / "experiments" / "import_llara.py"))
+import_folder, read_frame = SCRIPT["import_folder"], SCRIPT["read_frame"]
+rows, together = SCRIPT["rows"], SCRIPT["together"]
 
 
 @pytest.fixture(scope="session")
@@ -207,20 +211,28 @@ def test_other_pickles_build_nothing(content: bytes, capsys: pytest.CaptureFixtu
 
 def test_only_known_files_are_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RSLLM_CACHE", str(tmp_path / "cache"))
-    with pytest.raises(ConfigError, match="movielens-100k is not imported from a folder"):
-        import_folder("movielens-100k", tmp_path)
     with pytest.raises(DataError, match=r"No such file or directory: .*train_data\.df"):
         import_folder("llara-lastfm", tmp_path)
-    (source,) = ASSETS["llara-lastfm"].sources
-    assert isinstance(source, LlaraFolder)
-    for file in source.files:
-        (tmp_path / file.path).write_bytes(b"x")
+    for name, _, _ in SCRIPT["FILES"]["llara-lastfm"]["files"]:
+        (tmp_path / name).write_bytes(b"x")
     with pytest.raises(DataError, match=r"train_data\.df is not the known file"):
         import_folder("llara-lastfm", tmp_path)
     assert list((tmp_path / "cache").iterdir()) == []
     monkeypatch.setenv("RSLLM_CACHE", str(tmp_path / "train_data.df" / "cache"))
     with pytest.raises(ConfigError, match="set RSLLM_CACHE"):
         import_folder("llara-lastfm", tmp_path)
+
+
+def test_the_command_line_says_which_script_imports_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RSLLM_CACHE", str(tmp_path / "cache"))
+    for words in (["fetch", "llara-steam"], ["fetch", "llara-steam", "--from", str(tmp_path)]):
+        assert main(words) == 1
+        told = "download it, then: python experiments/import_llara.py llara-steam FOLDER"
+        assert told in capsys.readouterr().err
+    assert main(["fetch", "movielens-100k", "--from", str(tmp_path)]) == 2
+    assert "movielens-100k is not imported from a folder" in capsys.readouterr().err
 
 
 def test_a_damaged_import_is_not_used(
