@@ -6,7 +6,7 @@ recommender of their slots, that recommender with the similarity of titles by on
 own keys before a language model reads anything.
 
     python experiments/learn_from_histories.py                                # MovieLens-100K
-    python experiments/learn_from_histories.py --data toys --data steam --seeds 3
+    python experiments/learn_from_histories.py --data toys --seeds 3
     python experiments/learn_from_histories.py --render                       # what is on file
 
 Toys and Steam are at hand only for those who have them (`rsllm fetch toys --from FOLDER`). The

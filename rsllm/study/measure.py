@@ -20,6 +20,7 @@ from rsllm.evaluate.fuse import fused, joined, weighed
 from rsllm.evaluate.rank import held_out
 from rsllm.evaluate.run import Method, Outcome, evaluate, read_scores
 from rsllm.evaluate.statistics import paired
+from rsllm.model.tuned import KEYS, TITLES
 from rsllm.pipeline import Pipeline
 from rsllm.prompts.templates import wording
 from rsllm.recommenders.embeddings import FILE as ITEM_TABLE
@@ -253,5 +254,7 @@ def training_cost(trained: Sequence[Pipeline]) -> dict[str, Any]:
 
 
 def _numbers(path: Path) -> int:
+    """How many numbers of a file were trained; vectors of items are made from them, or given."""
     with safe_open(path, "np") as file:
-        return sum(prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+        names = [name for name in file.keys() if name not in (KEYS, TITLES)]  # noqa: SIM118
+        return sum(prod(file.get_slice(name).get_shape()) for name in names)
