@@ -25,11 +25,13 @@ from rsllm.cli import add_storage_flag, run_script
 from rsllm.config.plain import flat
 from rsllm.data.prepared import PreparedData
 from rsllm.errors import DataError
-from rsllm.evaluate.compare import Claim, estimates, pair_table, stacked
+from rsllm.evaluate.compare import estimates, stacked
 from rsllm.evaluate.metrics import Floats
 from rsllm.evaluate.rank import held_out, target_places
 from rsllm.report.tables import Table, pairs, show
 from rsllm.store.artifacts import Store, provenance, read_json, write_json
+from rsllm.study import claims
+from rsllm.study.claims import Claim
 from rsllm.study.measure import stored_scores
 from rsllm.study.results import Cell
 
@@ -80,9 +82,9 @@ def compare(paths: list[Path], store: Store, outside: int = 0) -> dict[str, Any]
             raise DataError(f"{path}: its test rows are not those of {paths[0]}")
         plain = {name: value for name, value in cell.items() if name not in SETTINGS}
         cells.append(plain | {"data": cell["data"]["set"], "differs": differing(cell, first)})
-    claims = [Claim(first["key"], cell["key"]) for cell in cells[1:]]
+    claimed = [Claim(first["key"], cell["key"]) for cell in cells[1:]]
     vectors = {cell["key"]: values for cell, values in measured.values()}
-    tested = [pair for metric in METRICS for pair in pair_table(vectors, claims, [metric])]
+    tested = [pair for metric in METRICS for pair in claims.compare(vectors, claimed, [metric])]
     return {"outside": outside, "cells": cells, "pairs": tested}
 
 

@@ -209,7 +209,7 @@ def _audit(arguments: argparse.Namespace) -> None:
 def _evaluate(arguments: argparse.Namespace) -> None:
     from rsllm.data.prepared import PreparedData
     from rsllm.pipeline import Pipeline
-    from rsllm.report.report import tables
+    from rsllm.report.page import tables
     from rsllm.store.artifacts import write_json
     from rsllm.study import external
 

@@ -1,10 +1,10 @@
-"""Outcomes of methods on the same rows -> the tables of a report: estimates and paired tests.
+"""Outcomes of methods on the same rows -> estimates of every metric, for a report.
 
 Axes: D draws, S seeds of training, R rows, C candidates.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -15,20 +15,11 @@ from rsllm.errors import EvaluationError
 from rsllm.evaluate.metrics import BUCKETS, METRICS, RULES, order_bias, rank_metrics, target_ranks
 from rsllm.evaluate.rank import candidate_sets, fixed_sample, presented_places, target_places
 from rsllm.evaluate.run import Outcome
-from rsllm.evaluate.statistics import holm, mean_interval, paired, verdict_text
+from rsllm.evaluate.statistics import mean_interval
 
 BUCKET_METRICS = ("HR@1", "MRR")
 FEWEST_USERS = 5
 """Of fewer users a bucket's metrics say nothing, and almost what each one did."""
-
-
-@dataclass(frozen=True, slots=True)
-class Claim:
-    """A comparison that is tested: `first` against `second`, and what it would show."""
-
-    first: str
-    second: str
-    claim: str | None = None
 
 
 def per_user(scores_DRC: np.ndarray, draws: Sequence[Rows]) -> dict[str, np.ndarray]:
@@ -180,26 +171,3 @@ def _candidate_orders(outcome: Outcome, rows: Rows) -> dict[str, Any] | None:
         "HR@1 mean": float(hits_P.mean()),
         "HR@1 spread": float(hits_P.std()),
     } | {name: float(values.mean()) if len(values) else None for name, values in found.items()}
-
-
-def pair_table(
-    vectors: Mapping[str, Mapping[str, np.ndarray]], claims: Sequence[Claim], metrics: Sequence[str]
-) -> list[dict[str, Any]]:
-    """Paired differences on the same rows, corrected over the whole table (Holm).
-
-    Args:
-        vectors: the metrics of each method, by its name, as `per_user` or `over_seeds` give them.
-        claims: which to compare.
-        metrics: in which.
-    """
-    tests = [
-        (claim, metric, paired(vectors[claim.first][metric], vectors[claim.second][metric]))
-        for metric in metrics
-        for claim in claims
-    ]
-    adjusted = holm([test.p for _, _, test in tests])
-    return [
-        {**asdict(claim), "metric": metric, **asdict(test)}
-        | {"p_holm": p_holm, "verdict": verdict_text(test, p_holm)}
-        for (claim, metric, test), p_holm in zip(tests, adjusted, strict=True)
-    ]

@@ -10,6 +10,8 @@ from rsllm.report.trials import importance, names, pareto_front, scored
 
 Results = Mapping[str, Any]
 PLOTTED = ("MRR", "HR@1")
+OLD_WORDS = {"not distinguishable": "cannot be told"}
+"""Verdicts in results of before, and what they are called now."""
 BRIEF = ("HR@1", "HR@5", "NDCG@10", "MRR")
 """What the terminal shows of each method; files hold every metric."""
 
@@ -195,16 +197,30 @@ def orders(results: Results) -> Table:
     return Table("Order of the candidates", rows, "orders")
 
 
+def in_todays_words(pairs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Paired tests, with verdicts as they are called today."""
+    return [{**pair, "verdict": OLD_WORDS.get(pair["verdict"], pair["verdict"])} for pair in pairs]
+
+
+def claimed(pairs: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """One test of each claim: in the metric that decides, which comes first."""
+    found: dict[Any, Mapping[str, Any]] = {}
+    for pair in pairs:
+        found.setdefault((pair.get("claim"), pair["first"], pair["second"]), pair)
+    return list(found.values())
+
+
 def pairs(results: Results) -> Table:
     """The claims and their tests."""
     keys = ("claim", "metric", "first", "second", "difference", "p")
+    more = ("published gain", "size", "seconds", "ahead")
     return Table(
         "Paired comparisons",
         [
             {key: pair.get(key) for key in keys}
-            | {"p (Holm)": pair["p_holm"], "verdict": pair["verdict"]}
-            | {"detectable": pair["minimum_detectable"]}
-            | {key: pair.get(key) for key in ("seconds", "ahead")}
+            | {"p (Holm)": pair.get("p_holm"), "verdict": pair["verdict"]}
+            | {"detectable": pair.get("minimum_detectable")}
+            | {key: pair.get(key) for key in more}
             for pair in results["pairs"]
         ],
         "pairs",

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from rsllm.config import Experiment
-from rsllm.config.plain import replace_in
+from rsllm.config.plain import flat, replace_in, to_dict
 from rsllm.config.presets import preset
 from rsllm.flags import Budget, checked, default_budget, make_parser, overrides
+from rsllm.report.datasets import DatasetTables
+from rsllm.report.page import write_page
 from rsllm.store.artifacts import Store
 from rsllm.study import paper
-from rsllm.study.claims import Claim
+from rsllm.study.claims import Claim, compare_cells
 from rsllm.study.results import Cell, Cells, Entry, slug
 
 Published = Mapping[str, Mapping[str, Mapping[str, float | str]]]
@@ -151,6 +153,69 @@ def parse(grid: Grid, description: str, script: Path) -> Asked:
     )
 
 
+def tables_on_file(
+    grid: Grid, asked: Asked, left_out: Mapping[str, str] | None = None
+) -> list[DatasetTables]:
+    """All that is on file of a grid, as the user asked for it.
+
+    Args:
+        grid: what is asked.
+        asked: which part of it.
+        left_out: why data sets and entries ("DATA: ENTRY") were not run.
+    """
+    return [_tables(grid, site, left_out or {}) for site in sites(grid, asked)]
+
+
+def _tables(grid: Grid, site: Site, left_out: Mapping[str, str]) -> DatasetTables:
+    cells = {name: cell for name in site.entries if (cell := site.cell(name))}
+    sides = {(c.first, c.second) for c in grid.claims if {c.first, c.second} <= cells.keys()}
+    comparisons = {p: site.cells.comparison(site.name, cells[p[0]], cells[p[1]]) for p in sides}
+    source, common = site.experiment.data.source, to_dict(site.experiment)
+    base = dict(flat(common))
+    return DatasetTables(
+        title=f"{site.name} ({paper.LABELS[source]})" if source in paper.LABELS else site.name,
+        entries=list(site.entries),
+        cells=cells,
+        missing={
+            name: left_out.get(f"{site.name}: {name}", left_out.get(site.name, "not run yet"))
+            for name in site.entries
+            if name not in cells
+        },
+        pairs=compare_cells(grid.claims, cells, comparisons, source),
+        published={name: of[source] for name, of in grid.published.items() if source in of},
+        num_candidates=site.experiment.data.num_candidates,
+        common=common,
+        settings={
+            name: {"kind": entry.kind, "joined": entry.fused, **entry.judged}
+            | {path: value for path, value in flat(to_dict(own)) if value != base.get(path)}
+            for name, (entry, own) in site.entries.items()
+        },
+    )
+
+
+def reproduce_command(asked: Asked, parts: Sequence[DatasetTables]) -> str:
+    """The command that trains and judges anew what is shown."""
+    names = dict.fromkeys(name for part in parts for name in part.cells)
+    only = [] if asked.only else [word for name in names for word in ("--only", name)]
+    return f"{asked.command} {shlex.join([*only, '--cells'])} NEW_FOLDER"
+
+
+def show(folder: Path, grid: Grid, asked: Asked, left_out: Mapping[str, str]) -> str:
+    """Write the page of all that is on file into `folder`; returns the tables for the terminal."""
+    parts = tables_on_file(grid, asked, left_out)
+    results = {
+        "title": grid.title,
+        "question": grid.question,
+        "backbone": parts[0].common["backbone"]["source"],
+        "budget": f"{asked.budget_name}: {asked.budget.summary}",
+        "settings": asked.settings,
+        "num_seeds": asked.num_seeds,
+        "command": reproduce_command(asked, parts),
+        "notes": grid.notes,
+    }
+    return write_page(folder, results, parts, grid.curves)
+
+
 def run(grid: Grid, description: str, script: str) -> Path:
     """Compute the cells that are missing, then show all that are on file.
 
@@ -165,15 +230,13 @@ def run(grid: Grid, description: str, script: str) -> Path:
     asked = parse(grid, description, Path(script))
     left_out: dict[str, str] = {}
     if not asked.render:
-        from rsllm.study.measure import fill
+        from rsllm.study.measure import fill  # it loads torch and Ray, which showing does not need
 
         left_out = fill(grid, asked)
-    from rsllm.study.page import write_page
-
     store = Store.open(asked.storage)
     folder = store.root / "studies" / slug(grid.title)
     folder.mkdir(parents=True, exist_ok=True)
-    print(write_page(folder, grid, asked, left_out))
+    print(show(folder, grid, asked, left_out))
     store.share(f"studies/{folder.name}")
     print(f"\ncells: {asked.cells.root}\nresults: {folder}  (open page.html)", flush=True)
     return folder

@@ -34,7 +34,7 @@ from rsllm.errors import CheckpointError, TrainingError, require
 from rsllm.evaluate.rank import held_out
 from rsllm.pipeline import Pipeline
 from rsllm.prompts.templates import wording
-from rsllm.report.report import tables, write_report
+from rsllm.report.page import tables, write_report
 from rsllm.store.artifacts import provenance, read_json
 from rsllm.store.versions import VERSIONS
 from rsllm.study.journal import COST, FILE, METRIC, Journal, check_space, refused, storage

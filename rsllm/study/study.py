@@ -19,12 +19,13 @@ from rsllm.compute.start import start_ray
 from rsllm.config import SLOTTED, Experiment
 from rsllm.config.plain import content_hash, replace_in, to_dict
 from rsllm.data.prepared import PreparedData
-from rsllm.evaluate.compare import Claim, estimates, method_table, over_seeds, pair_table
+from rsllm.evaluate.compare import estimates, method_table, over_seeds
 from rsllm.evaluate.fuse import joined, weighed
 from rsllm.evaluate.rank import held_out
 from rsllm.evaluate.run import Method, evaluate
 from rsllm.pipeline import Pipeline
 from rsllm.report.tables import show
+from rsllm.study.claims import Claim, compare
 from rsllm.study.progress import searched, trial_rows
 from rsllm.study.search import Search, Space, TrialRecord, publish
 from rsllm.study.variants import (
@@ -292,7 +293,7 @@ def _pairs(
         Claim(f"{winner} + {ALONE}", winner, "the recommender adds to the language model"),
     ]
     known = [claim for claim in claims if {claim.first, claim.second} <= vectors.keys()]
-    return [pair | training(twins, pair) for pair in pair_table(vectors, known, PAIR_METRICS)]
+    return [pair | training(twins, pair) for pair in compare(vectors, known, PAIR_METRICS)]
 
 
 def _notes(study: Study, methods: Mapping[str, Sequence[Method]], best: TrialRecord) -> list[str]:

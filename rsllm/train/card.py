@@ -14,7 +14,7 @@ from rsllm.assets.catalogue import ASSETS
 from rsllm.config.plain import to_dict
 from rsllm.evaluate.metrics import BUCKETS
 from rsllm.evaluate.statistics import Estimate, mean_interval
-from rsllm.report.report import rendered
+from rsllm.report.page import rendered
 from rsllm.train.batches import HistorySet, TrainingSet
 from rsllm.train.checkpoints import State
 from rsllm.train.stages import LanguageTask

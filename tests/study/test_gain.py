@@ -21,13 +21,11 @@ from rsllm.evaluate.rank import candidate_sets, score_candidates
 from rsllm.model import tuned
 from rsllm.model.objective import LanguageObjective
 from rsllm.recommenders.embeddings import ItemEmbeddings
+from rsllm.report.figures import draw
 from rsllm.store.artifacts import Store, manifest
 from rsllm.study import paper
-from rsllm.study.figures import draw
-from rsllm.study.grid import Grid, run, sites
-from rsllm.study.page import write_page
+from rsllm.study.grid import Grid, run, show, sites, tables_on_file
 from rsllm.study.results import slug
-from rsllm.study.shown import gather
 
 WHOLE, TITLES, HISTORY = "RSLLM", "RSLLM, shuffled titles", "RSLLM, shuffled history"
 SLOTS = "slot rule"
@@ -89,12 +87,19 @@ def test_a_figure_of_curves(tmp_path: Path) -> None:
         costs = {"samples": 10.0 * place, "seconds": 2.0 * place, "trainable": place}
         made = cell(name, site.key(name), 0.02 * place, **costs)
         site.cells.write(site.name, site.key(name), slug(name), made)
-    write_page(tmp_path, of, to, {})
+    show(tmp_path, of, to, {})
     figure = (tmp_path / "figure.svg").read_text()
     assert (tmp_path / "page.html").read_text().count("data:image/svg") == 1
-    for said in ("samples", "seconds", "tokens", "trainable", "RSLLM (Caser)", "text only"):
+    for said in (
+        "training samples",
+        "training, seconds",
+        "training tokens",
+        "trained numbers",
+        "RSLLM (Caser)",
+        "text only",
+    ):
         assert f"<!-- {said} -->" in figure
-    points = curves(gather(of, to), tmp_path, of)
+    points = curves(tables_on_file(of, to), tmp_path, of)
     text = {name: place for place, name in enumerate(of.names, start=1)}
     names = [f"text only{suffix}" for suffix in (", 1/8", ", 1/4", ", 1/2", "")]
     expected = [(10.0 * text[name], pytest.approx(0.02 * text[name])) for name in names]
@@ -187,7 +192,7 @@ def test_buckets_stand_from_popular_to_cold(tmp_path: Path) -> None:
     (site,) = sites(of, to)
     made = cell(WHOLE, site.key(WHOLE), by_popularity=found | {"cold": {"n": 2}})
     site.cells.write(site.name, site.key(WHOLE), slug(WHOLE), made)
-    (shown,) = gather(of, to)
+    (shown,) = tables_on_file(of, to)
     (table,) = (table for table in shown.tables if table.title.startswith("By training"))
     assert table.title.endswith("movielens-100k")
     assert table.rows == [

@@ -16,9 +16,8 @@ from rsllm.config import Experiment
 from rsllm.config.plain import replace_in, to_dict
 from rsllm.errors import ConfigError
 from rsllm.study import paper
-from rsllm.study.grid import Asked, Grid, parse, sites
+from rsllm.study.grid import Asked, Grid, parse, sites, tables_on_file
 from rsllm.study.results import Cells, Entry
-from rsllm.study.shown import gather
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = ("ablate", "compare_item_representations", "reproduce_main_table")
@@ -174,7 +173,7 @@ def test_the_main_table_has_both_losses_and_published_gains() -> None:
 
 def test_what_an_entry_sets_is_told_from_what_all_have(tmp_path: Path) -> None:
     of = script("reproduce_main_table")
-    (shown,) = gather(of, asked(tmp_path, of, data=["movielens-100k, all users"]))
+    (shown,) = tables_on_file(of, asked(tmp_path, of, data=["movielens-100k, all users"]))
     common, own = shown.common, shown.settings["LLaRA-like (SASRec) + ranking"]
     assert common["data"]["split"] == "leave-one-out"
     assert (common["stage2"]["loss"]["gamma"], own["stage2.loss.gamma"]) == (0.0, 3.0)

@@ -21,8 +21,9 @@ from rsllm.evaluate.rank import held_out
 from rsllm.evaluate.run import Method, Outcome
 from rsllm.evaluate.statistics import paired
 from rsllm.study import study
+from rsllm.study.claims import Claim
 from rsllm.study.search import TrialRecord
-from rsllm.study.study import Claim, Study
+from rsllm.study.study import Study
 
 NUM_ROWS = 30
 BASE = replace_in(Experiment(), {"data.num_candidates": NUM_CANDIDATES})
