@@ -12,12 +12,19 @@ import numpy as np
 from rsllm.data.prepared import PreparedData
 from rsllm.data.sequences import Rows
 from rsllm.errors import EvaluationError
-from rsllm.evaluate.metrics import BUCKETS, METRICS, RULES, order_bias, rank_metrics, target_ranks
+from rsllm.evaluate.metrics import (
+    BUCKETS,
+    METRICS,
+    RULES,
+    compared_metrics,
+    order_bias,
+    rank_metrics,
+    target_ranks,
+)
 from rsllm.evaluate.rank import candidate_sets, fixed_sample, presented_places, target_places
 from rsllm.evaluate.run import Outcome
 from rsllm.evaluate.statistics import mean_interval
 
-BUCKET_METRICS = ("HR@1", "MRR")
 FEWEST_USERS = 5
 """Of fewer users a bucket's metrics say nothing, and almost what each one did."""
 
@@ -89,7 +96,8 @@ def method_table(
 def whole_catalogue(group: Sequence[Outcome]) -> dict[str, np.ndarray]:
     """Metrics among all titles that could be candidates, as [S, R]; {} of what does not say."""
     parts = [outcome.catalogue for outcome in group]
-    return {name: np.stack([part[name] for part in parts]) for name in METRICS if all(parts)}
+    known = [name for name in METRICS if all(name in part for part in parts)]
+    return {name: np.stack([part[name] for part in parts]) for name in known}
 
 
 def estimates(vectors: Mapping[str, np.ndarray]) -> dict[str, Any]:
@@ -116,7 +124,7 @@ def by_popularity(
     found: dict[str, Any] = {}
     for bucket, name in enumerate(BUCKETS):
         own_R = bucket_R == bucket
-        of_own = {metric: vectors[metric][:, own_R] for metric in BUCKET_METRICS}
+        of_own = {metric: vectors[metric][:, own_R] for metric in compared_metrics()}
         enough = own_R.sum() >= FEWEST_USERS
         found[name] = {"n": int(own_R.sum()), **(estimates(of_own) if enough else {})}
     return found

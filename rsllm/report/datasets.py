@@ -4,8 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from rsllm.evaluate.metrics import brief_metrics
 from rsllm.report.tables import (
-    BRIEF,
     Table,
     by_seed,
     claimed,
@@ -72,7 +72,7 @@ class DatasetTables:
             row |= {"gamma": cell.get("gamma"), "samples": _whole(cell, "samples"), "n": cell["n"]}
             row |= {"seeds": len(cell["seeds"]) or None}
             row |= {"recommender's weight": cell["predictions"].get("weight")}
-            row |= {metric: cell["metrics"].get(metric) for metric in BRIEF}
+            row |= {metric: cell["metrics"].get(metric) for metric in brief_metrics()}
             row["HR@10, catalogue"] = (cell.get("catalogue_metrics") or {}).get("HR@10")
             judged = (cell["generation"] or {}).get("free", {}).get("LLaRA", {})
             row |= {"HitRatio@1": judged.get("hits_of_all")}

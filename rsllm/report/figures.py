@@ -109,7 +109,7 @@ def _draw_curves(figure: Any, panels: Sequence[DatasetTables], curves: Curves) -
                 _draw_curve(axis, cost, cells, {"label": label, "color": color})
             axis.axhline(panel.chance, color=QUIET, linestyle="--")
             axis.set(xscale="log", xlabel=COSTS.get(cost, cost))
-            axis.tick_params("x", which="minor", labelbottom=False)
+            axis.tick_params("x", which="minor", labelsize=6)
         row[0].set_title(_title(panel), parse_math=False, loc="left")
         row[0].set_ylabel(f"{METRIC}, share of users (dashed: chance)")
 
@@ -121,10 +121,9 @@ def _draw_curve(axis: Any, cost: str, cells: Sequence[Mapping[str, Any]], style:
     spent, values = [cell[cost] for cell in known], [estimate["value"] for estimate in found]
     if known:
         axis.errorbar(spent, values, yerr=_error(found), fmt="o-", **style)
-        end = spent[-1], values[-1]
-        above: Any = {"textcoords": "offset points", "xytext": (-3, 4)}
-        above |= {"ha": "right", "color": style["color"], "parse_math": False}
-        axis.annotate(style["label"], end, **above)
+        beside: Any = {"textcoords": "offset points", "xytext": (4, 1), "va": "bottom"}
+        beside |= {"color": style["color"], "parse_math": False}
+        axis.annotate(style["label"], (spent[-1], values[-1]), **beside)
     if len(known) == 1:
         axis.axhline(values[0], color=style["color"], linestyle=":")
 

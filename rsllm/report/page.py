@@ -17,6 +17,7 @@ from markupsafe import Markup
 from tabulate import LATEX_ESCAPE_RULES, tabulate
 
 import rsllm.report.tables as made
+from rsllm.evaluate.metrics import brief_metrics
 from rsllm.report import plots
 from rsllm.report.datasets import DatasetTables
 from rsllm.report.figures import Curves, draw
@@ -84,7 +85,11 @@ def tables(results: Results) -> str:
     """The trials, if there are any, the methods and the paired tests, for the terminal."""
     of_trials = (made.recommender, made.trials, made.front)
     searched = [make(results) for make in of_trials] if "search" in results else []
-    methods = [made.methods(results, made.BRIEF), made.generated(results), made.orders(results)]
+    methods = [
+        made.methods(results, brief_metrics()),
+        made.generated(results),
+        made.orders(results),
+    ]
     shown = [*searched, made.confirm(results), *methods, made.pairs(results)]
     return "\n\n".join(printed(table) for table in shown if table.rows)
 

@@ -6,13 +6,12 @@ from typing import Any
 
 import numpy as np
 
+from rsllm.evaluate.metrics import compared_metrics
 from rsllm.evaluate.statistics import SIGNIFICANCE, holm, paired
 
 BETTER, WORSE, UNTOLD, NOT_COMPUTED = "better", "worse", "cannot be told", "not computed"
 HERE = " here"
 """Added where one training stood against one: what was seen may be the luck of these two."""
-METRICS = ("HR@1", "MRR")
-"""What cells are compared in; the first decides."""
 Row = dict[str, Any]
 
 
@@ -101,8 +100,8 @@ def compare_cells(
         comparisons: what was computed, if anything, by first and second.
         source: the data's, for published gains.
     """
-    main = METRICS[0]
-    rows: dict[str, list[Row]] = {metric: [] for metric in METRICS}
+    main, *others = compared_metrics()
+    rows: dict[str, list[Row]] = {metric: [] for metric in (main, *others)}
     for claim in claims:
         sides = [name for name in (claim.first, claim.second) if name]
         if not cells.keys() >= set(sides):
@@ -114,10 +113,11 @@ def compare_cells(
             rows[main].append(row | _validity(cells[claim.first], claim.above))
         elif not compared:
             rows[main].append(row | {"metric": main, "verdict": NOT_COMPUTED})
-        for metric, test in (compared["tests"] if compared else {}).items():
+        tests = compared["tests"] if compared else {}
+        for metric in rows.keys() & tests.keys():
             gain = claim.gains.get(source) if metric == main else None
-            published = {"published gain": gain, "size": size(test["difference"], gain)}
-            rows[metric].append({**test, **row, "metric": metric, **published})
+            test = {**tests[metric], **row, "metric": metric, "published gain": gain}
+            rows[metric].append(test | {"size": size(test["difference"], gain)})
     return [row for group in rows.values() for row in adjust(group)]
 
 

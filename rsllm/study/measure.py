@@ -17,6 +17,7 @@ from rsllm.data.prepared import PreparedData
 from rsllm.errors import RsllmError
 from rsllm.evaluate.compare import method_table, stacked
 from rsllm.evaluate.fuse import fused, joined, weighed
+from rsllm.evaluate.metrics import compared_metrics
 from rsllm.evaluate.rank import held_out
 from rsllm.evaluate.run import Method, Outcome, evaluate, read_scores
 from rsllm.model.tuned import KEYS, TITLES
@@ -25,7 +26,7 @@ from rsllm.prompts.templates import wording
 from rsllm.recommenders.embeddings import FILE as ITEM_TABLE
 from rsllm.store.artifacts import Store, provenance, read_json
 from rsllm.store.versions import VERSIONS
-from rsllm.study.claims import METRICS, paired_tests
+from rsllm.study.claims import paired_tests
 from rsllm.study.grid import Asked, Grid, Site, sites
 from rsllm.study.results import Cell, Entry, slug
 from rsllm.study.variants import answering_once, language_method, stages, train
@@ -141,7 +142,7 @@ class Bench:
         vectors = [self._vectors(cell["predictions"]) for cell in (one, other)]
         if not all(vectors):
             return
-        tests = paired_tests(vectors[0], vectors[1], METRICS)
+        tests = paired_tests(vectors[0], vectors[1], compared_metrics())
         seeds = [one["seeds"], other["seeds"]]
         found = {"n": one["n"], "seeds": seeds, "tests": tests, "provenance": provenance()}
         self.site.cells.write_comparison(self.site.name, one, other, found)

@@ -7,10 +7,10 @@ from typing import Any
 from tabulate import tabulate
 
 from rsllm.config.plain import content_hash
+from rsllm.evaluate.metrics import compared_metrics
 from rsllm.evaluate.statistics import beats_chance
 from rsllm.study.journal import COST, METRIC, TrialRecord
 
-COLUMNS = ("samples", METRIC, "HR@1", COST)
 TAKEN = {"trial", "name", "number", "state", "samples", "seconds", "error"}
 """Columns of a report's trials, which no tuned value may go by."""
 
@@ -29,11 +29,17 @@ def table(records: Sequence[TrialRecord], total: int) -> str:
 
 
 def _rows(records: Sequence[TrialRecord]) -> list[dict[str, Any]]:
+    columns = ["samples", METRIC, *_beside_the_score(), COST]
     return [
         {"trial": record.number, **values, "state": record.state}
-        | {name: record.end[name] for name in COLUMNS if name in record.end}
+        | {name: record.end[name] for name in columns if name in record.end}
         for record, values in zip(records, _tuned(records), strict=True)
     ]
+
+
+def _beside_the_score() -> list[str]:
+    """The compared metrics but the MRR, which the score is."""
+    return compared_metrics("MRR")[1:]
 
 
 def _tuned(records: Sequence[TrialRecord]) -> list[dict[str, Any]]:
@@ -77,9 +83,8 @@ def _trial_row(record: TrialRecord, tuned: Mapping[str, Any], cost: bool) -> dic
         "seconds": round(record.end.get("seconds", 0.0), 1),
         "curve": record.curve,
         "MRR": record.score,
-        "HR@1": record.end.get("HR@1"),
         "error": record.error,
-    }
+    } | {name: record.end.get(name) for name in _beside_the_score()}
     if cost and record.end:
         row["objectives"] = {"MRR": record.score, COST: record.end[COST]}
     return row

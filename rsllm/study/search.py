@@ -31,6 +31,7 @@ from rsllm.config import Experiment
 from rsllm.config.plain import content_hash, replace_in, to_dict
 from rsllm.data.prepared import PreparedData
 from rsllm.errors import CheckpointError, TrainingError, require
+from rsllm.evaluate.metrics import METRICS
 from rsllm.evaluate.rank import held_out
 from rsllm.pipeline import Pipeline
 from rsllm.prompts.templates import wording
@@ -323,9 +324,9 @@ def _trial(config: dict[str, Any], base: Experiment, storage: str, watched: Stag
 
 def _entry(row: Mapping[str, Any]) -> dict[str, float]:
     """rsllm's own metrics of a report, without what Tune adds."""
-    groups = ("loss", "contrast/", "health/", "prompts/", "HR@", "NDCG@", "tokens_per", "MRR")
+    groups = ("loss", "contrast/", "health/", "prompts/", "tokens_per", METRIC, COST)
     ours = (*groups, "step", "samples", "seconds", "data_wait", "checkpoint_share", "validations")
-    return {name: float(row[name]) for name in row if name.startswith((*ours, METRIC, COST))}
+    return {n: float(value) for n, value in row.items() if n in METRICS or n.startswith(ours)}
 
 
 def _trackers(track: str, search: str) -> list[tune.Callback]:

@@ -21,6 +21,7 @@ from rsllm.config.plain import content_hash, replace_in, to_dict
 from rsllm.data.prepared import PreparedData
 from rsllm.evaluate.compare import estimates, method_table, over_seeds
 from rsllm.evaluate.fuse import joined, weighed
+from rsllm.evaluate.metrics import compared_metrics
 from rsllm.evaluate.rank import held_out
 from rsllm.evaluate.run import Method, evaluate
 from rsllm.pipeline import Pipeline
@@ -42,7 +43,6 @@ from rsllm.train.health import warnings
 Twins = Callable[[Mapping[str, Any]], dict[str, dict[str, Any]]]
 """The winner's overrides (none without a search) -> named variants of it, the winner first."""
 
-PAIR_METRICS = ("MRR", "HR@1")
 SHUFFLED, BY_LIKELIHOOD = ", shuffled slots", ", by likelihood"
 """In a claim: a twin whose slots hold other items, and one judged by the likelihood of titles that
 is trained, and ranks, by the pointer."""
@@ -292,8 +292,9 @@ def _pairs(
         Claim(f"{winner} + {ALONE}", ALONE, "the language model adds to the recommender"),
         Claim(f"{winner} + {ALONE}", winner, "the recommender adds to the language model"),
     ]
+    metrics = compared_metrics("MRR")  # what the search was for decides
     known = [claim for claim in claims if {claim.first, claim.second} <= vectors.keys()]
-    return [pair | training(twins, pair) for pair in compare(vectors, known, PAIR_METRICS)]
+    return [pair | training(twins, pair) for pair in compare(vectors, known, metrics)]
 
 
 def _notes(study: Study, methods: Mapping[str, Sequence[Method]], best: TrialRecord) -> list[str]:
