@@ -31,7 +31,7 @@ from rsllm.study.grid import Asked, Grid, Site, sites
 from rsllm.study.results import Cell, Entry, slug
 from rsllm.study.variants import answering_once, language_method, stages, train
 from rsllm.train.health import warnings
-from rsllm.train.worker import SECTION, Stage
+from rsllm.train.worker import SECTION
 
 CODE = {**VERSIONS, "wording": wording()}
 """What decides a cell beside its settings, its data and its backbone."""
@@ -152,8 +152,7 @@ class Bench:
         if not entry.seeded:
             scorer: Any = "likelihood" if entry.speaks else entry.kind
             return [Method(name=entry.name, scorer=scorer, experiment=experiment)], {}
-        watched: Stage = "stage2" if entry.speaks else "recommender"
-        watched = "keys" if entry.kind == "keys" else watched
+        watched: Any = entry.trained_by
         seeds = self.site.seeds
         (trained,) = train({entry.name: {}}, experiment, seeds, self.storage, watched).values()
         return [_method(entry, pipeline) for pipeline in trained], training_cost(trained)

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from small_data import small_data
 from test_report import estimate, study
 
+from rsllm.config import Experiment
+from rsllm.config.plain import replace_in
+from rsllm.errors import EvaluationError
 from rsllm.evaluate.metrics import METRICS, Metric, expected_metrics, rank_metrics
+from rsllm.evaluate.run import Method
+from rsllm.evaluate.scorers import CATALOGUE_SCORERS, CatalogueScorer, catalogue_scorer
+from rsllm.recommenders.rules import RULES
 from rsllm.report.page import tables, write_report
 from rsllm.study.claims import Claim, compare, compare_cells
 from rsllm.study.journal import TrialRecord
 from rsllm.study.progress import table, trial_rows
+from rsllm.study.results import Entry
 from rsllm.study.search import _entry
 
 NEW = "MAP@3"
@@ -56,3 +65,27 @@ def test_a_metric_is_measured_searched_compared_and_shown(metric: None, tmp_path
         assert NEW in text
         assert "0.123" in text
         assert "0.321" in text
+
+
+def test_a_scorer_is_made_and_decides_a_cell(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def last_items_first(method: Method, data: Any) -> Any:
+        return lambda rows: np.tile(np.arange(len(data.titles), dtype=float), (len(rows), 1))
+
+    known = CatalogueScorer(last_items_first, "recommender", ("data", "recommender", "evaluation"))
+    monkeypatch.setitem(CATALOGUE_SCORERS, "last items", known)
+    monkeypatch.setitem(RULES, "last items, a rule", lambda data: last_items_first(method, data))
+    data = small_data(tmp_path / "small")
+    for name, seeded in (("last items", True), ("last items, a rule", False)):
+        method = Method(name="x", scorer=name, experiment=Experiment())
+        assert not method.speaks
+        scores_RI = catalogue_scorer(name).make(method, data)(data.rows("test"))
+        assert scores_RI.shape == (len(data.rows("test")), len(data.titles))
+        entry = Entry(name="x", kind=name)
+        wider = replace_in(Experiment(), {"recommender.width": 32})
+        assert entry.trained_by == ("recommender" if seeded else "")
+        assert (entry.key(Experiment(), [0]) != entry.key(Experiment(), [1])) == seeded
+        assert (entry.key(Experiment(), [0]) != entry.key(wider, [0])) == seeded
+    with pytest.raises(EvaluationError, match="'first items'; choose one of .*last items, a rule"):
+        catalogue_scorer("first items").make(replace(method, scorer="first items"), data)
