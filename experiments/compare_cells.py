@@ -25,7 +25,7 @@ from rsllm.cli import add_storage_flag, run_script
 from rsllm.config.plain import flat
 from rsllm.data.prepared import PreparedData
 from rsllm.errors import DataError
-from rsllm.evaluate.compare import estimates, stacked
+from rsllm.evaluate.compare import estimates, stack_seeds
 from rsllm.evaluate.metrics import Floats
 from rsllm.evaluate.rank import held_out, target_places
 from rsllm.report.tables import Table, pairs, show
@@ -60,7 +60,7 @@ def measure(path: Path, store: Store, outside: int = 0) -> tuple[Cell, dict[str,
     if not fresh_R.any():
         raise DataError(f"{path}: all of its {len(fresh_R)} rows are of users left out")
     draws = [rows.take(fresh_R) for rows in draws]
-    found = stacked([scores_DRC[:, fresh_R] for scores_DRC in scores], draws)
+    found = stack_seeds([scores_DRC[:, fresh_R] for scores_DRC in scores], draws)
     values = {metric: found[metric] for metric in METRICS}
     third_R = target_places(draws[0]) * 3 // scores[0].shape[2]
     by_third = {name: values["HR@1"][:, third_R == i] for i, name in enumerate(THIRDS)}

@@ -36,7 +36,7 @@ class Budget:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Arguments:
-    """What the user chose."""
+    """The experiment that the user chose, and how much is spent on it."""
 
     budget: Budget
     budget_name: str
@@ -127,7 +127,7 @@ def parse(
 
     unasked = argparse.Namespace(trials=None, seeds=None, seed=0, **dict.fromkeys(SEARCH, ""))
     values = make_parser(description, budgets, variants).parse_args(namespace=unasked)
-    name, storage = checked(values, budgets)
+    name, storage = budget_and_storage(values, budgets)
     asked = overrides(values)
     Pipeline(replace_in(base, asked), storage, watched=watched).check()
     name = name or default_budget(budgets)
@@ -145,7 +145,9 @@ def parse(
     )
 
 
-def checked(values: argparse.Namespace, budgets: Mapping[str, Budget]) -> tuple[str, str]:
+def budget_and_storage(
+    values: argparse.Namespace, budgets: Mapping[str, Budget]
+) -> tuple[str, str]:
     """The budget that was asked for (perhaps none) and the storage.
 
     Raises:

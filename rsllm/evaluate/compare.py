@@ -48,10 +48,10 @@ def over_seeds(
     outcomes: Sequence[Outcome], draws: Sequence[Rows], scores: str = "scores_DRC"
 ) -> dict[str, np.ndarray]:
     """`per_user` of one method's outcomes under several seeds, as [S, R]; {} of no such scores."""
-    return stacked([s for o in outcomes if (s := getattr(o, scores)) is not None], draws)
+    return stack_seeds([s for o in outcomes if (s := getattr(o, scores)) is not None], draws)
 
 
-def stacked(scores_SDRC: Sequence[np.ndarray], draws: Sequence[Rows]) -> dict[str, np.ndarray]:
+def stack_seeds(scores_SDRC: Sequence[np.ndarray], draws: Sequence[Rows]) -> dict[str, np.ndarray]:
     """`per_user` of one method's scores, one array a seed, as [S, R]; {} of none."""
     found = [per_user(scores_DRC, draws) for scores_DRC in scores_SDRC]
     return {name: np.stack([metrics[name] for metrics in found]) for name in METRICS if found}

@@ -58,7 +58,7 @@ class Method:
     arXiv 2305.08845, 3.3 does with ranks); 0 takes the one order that the rows have."""
 
     @property
-    def speaks(self) -> bool:
+    def is_language_model(self) -> bool:
         """Whether it is a language model."""
         return self.scorer in get_args(Scorer)
 
@@ -134,17 +134,17 @@ def _inputs(
     return {
         "split": split,
         "data": data.name,
-        "backbone": fingerprint if method.speaks else "",
+        "backbone": fingerprint if method.is_language_model else "",
         "artifact": Path(method.artifact).name,
         "representation": method.representation,
         "prompts": method.prompts,
         "scorer": method.scorer,
         "prompt": to_dict(method.experiment.prompt),
-        "wording": wording() if method.speaks else "",
+        "wording": wording() if method.is_language_model else "",
         "evaluation": to_dict(method.experiment.evaluation),
         "shuffle_items": method.experiment.projector.shuffle_items,
         "tuning": method.experiment.backbone.tuning,
-        "layers": method.experiment.backbone.layers if method.speaks else 0,
+        "layers": method.experiment.backbone.layers if method.is_language_model else 0,
         "precision": layout.precision,
         **{n: value for n in ("shuffle_titles", "mean_of_orders") if (value := getattr(method, n))},
     }
@@ -200,12 +200,11 @@ def _evaluate(
 
     def make(folder: Path) -> None:
         start, answers = time.monotonic(), None
-        if method.speaks:
+        if method.is_language_model:
             scores, answers = _language_scores(method, data, draws, backbone, layout)
         else:
-            scores = rank.rank_catalogue(
-                catalogue_scorer(method.scorer).make(method, data), draws, data
-            )
+            score_all = catalogue_scorer(method.scorer).make(method, data)
+            scores = rank.rank_catalogue(score_all, draws, data)
         # It writes memory as it lies, whatever the strides say.
         save_file({n: np.ascontiguousarray(a) for n, a in scores.items()}, folder / SCORES)
         seconds = round(time.monotonic() - start, 1)

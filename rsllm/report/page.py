@@ -42,7 +42,7 @@ def write_report(folder: Path, results: Results) -> None:
     _write_csv(folder / "methods.csv", list(map(_method_row, results["methods"])))
     results = {**results, "pairs": made.in_todays_words(results["pairs"])}
     for name in ("report.html", "report.md"):
-        page = rendered(Path(__file__).with_name(name), results=results)
+        page = render(Path(__file__).with_name(name), results=results)
         (folder / name).write_text(page, encoding="utf-8")
 
 
@@ -73,12 +73,12 @@ def write_page(
         "figure": base64.b64encode(figure.encode()).decode(),
     }
     for name in ("page.html", "page.md"):
-        page = rendered(Path(__file__).with_name(name), **context, grid=markdown)
+        page = render(Path(__file__).with_name(name), **context, grid=markdown)
         (folder / name).write_text(page, encoding="utf-8")
     papers = [table for part in known for table in (part.methods, part.claims) if table.rows]
     (folder / "tables.tex").write_text("\n\n".join(map(latex, papers)) + "\n", encoding="utf-8")
     told = [show(f"{why}: {'; '.join(names)}") for why, names in missing.items()]
-    return "\n\n".join([printed(table) for part in known for table in part.tables] + told)
+    return "\n\n".join([as_text(table) for part in known for table in part.tables] + told)
 
 
 def tables(results: Results) -> str:
@@ -91,10 +91,10 @@ def tables(results: Results) -> str:
         made.orders(results),
     ]
     shown = [*searched, made.confirm(results), *methods, made.pairs(results)]
-    return "\n\n".join(printed(table) for table in shown if table.rows)
+    return "\n\n".join(as_text(table) for table in shown if table.rows)
 
 
-def printed(table: Table) -> str:
+def as_text(table: Table) -> str:
     """For the terminal."""
     header = list(map(show, table.header))
     return f"{show(table.title)}\n{tabulate(table.cells(show), header, disable_numparse=True)}"
@@ -137,7 +137,7 @@ def inert_text(value: Any) -> Markup:
     return Markup(re.sub(r"[<>&\"|`\[\]\\*~]", lambda char: f"&#{ord(char[0])};", show(value)))
 
 
-def rendered(template: Path, **context: Any) -> str:
+def render(template: Path, **context: Any) -> str:
     """A template filled in, all text inert; it may include its neighbours and those here."""
     environment = Environment(
         loader=FileSystemLoader([template.parent, Path(__file__).parent]),

@@ -45,10 +45,10 @@ def _beside_the_score() -> list[str]:
 def _tuned(records: Sequence[TrialRecord]) -> list[dict[str, Any]]:
     """Each trial's values, by names that are the same in all."""
     paths = {path for record in records for path in record.overrides}
-    return [shown(record.overrides, paths) for record in records]
+    return [short_names(record.overrides, paths) for record in records]
 
 
-def shown(overrides: Mapping[str, Any], among: Collection[str] = ()) -> dict[str, Any]:
+def short_names(overrides: Mapping[str, Any], among: Collection[str] = ()) -> dict[str, Any]:
     """The tuned values by as much of the end of their paths as tells them from others."""
     return {_end(path, {*overrides, *among}): value for path, value in overrides.items()}
 
@@ -90,7 +90,7 @@ def _trial_row(record: TrialRecord, tuned: Mapping[str, Any], cost: bool) -> dic
     return row
 
 
-def searched(
+def summarise(
     best: TrialRecord, records: Sequence[TrialRecord], n: int, num_candidates: int
 ) -> dict[str, Any]:
     """The best trial on `n` validation rows, and what chance would have reached.

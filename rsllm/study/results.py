@@ -38,7 +38,7 @@ class Entry:
     """Joined with the recommender of its slots, by a weight chosen on validation."""
 
     @property
-    def speaks(self) -> bool:
+    def is_language_model(self) -> bool:
         """Whether it is a language model."""
         return self.kind in ("tuned", "zero-shot")
 
@@ -50,7 +50,7 @@ class Entry:
     @property
     def trained_by(self) -> str:
         """The stage that trains it; nothing of what is not trained."""
-        if self.speaks:
+        if self.is_language_model:
             return "stage2" if self.kind == "tuned" else ""
         return catalogue_scorer(self.kind).trained_by
 
@@ -70,7 +70,7 @@ class Entry:
             decides = [*decides, "backbone", "prompt"]
         made = [self.kind, dict(self.judged), self.fused, list(seeds) if self.seeded else []]
         precision = experiment.compute.precision
-        asked = [precision] if self.speaks and precision != "auto" else []
+        asked = [precision] if self.is_language_model and precision != "auto" else []
         return content_hash([*made, *asked, {name: parts[name] for name in decides}])
 
 

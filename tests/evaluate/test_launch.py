@@ -58,7 +58,7 @@ def test_every_rule_scores_the_catalogue(data: PreparedData, rule: Any, tmp_path
     ItemEmbeddings(vectors_ID, source="titles").save(tmp_path)
     chosen, rows = method(rule, tmp_path), data.rows("test")
     scores_RI = catalogue_scorer(chosen.scorer).make(chosen, data)(rows)
-    assert not chosen.speaks
+    assert not chosen.is_language_model
     assert scores_RI.shape == (len(rows), len(TITLES))
     assert np.isfinite(scores_RI).all()
     assert np.ptp(scores_RI, axis=1).min() > 0

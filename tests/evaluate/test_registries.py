@@ -79,7 +79,7 @@ def test_a_scorer_is_made_and_decides_a_cell(
     data = small_data(tmp_path / "small")
     for name, seeded in (("last items", True), ("last items, a rule", False)):
         method = Method(name="x", scorer=name, experiment=Experiment())
-        assert not method.speaks
+        assert not method.is_language_model
         scores_RI = catalogue_scorer(name).make(method, data)(data.rows("test"))
         assert scores_RI.shape == (len(data.rows("test")), len(data.titles))
         entry = Entry(name="x", kind=name)
@@ -87,5 +87,5 @@ def test_a_scorer_is_made_and_decides_a_cell(
         assert entry.trained_by == ("recommender" if seeded else "")
         assert (entry.key(Experiment(), [0]) != entry.key(Experiment(), [1])) == seeded
         assert (entry.key(Experiment(), [0]) != entry.key(wider, [0])) == seeded
-    with pytest.raises(EvaluationError, match="'first items'; choose one of .*last items, a rule"):
+    with pytest.raises(EvaluationError, match="no scorer is called 'first items'"):
         catalogue_scorer("first items").make(replace(method, scorer="first items"), data)

@@ -16,7 +16,7 @@ from rsllm.config import Experiment
 from rsllm.config.plain import replace_in, to_dict
 from rsllm.errors import ConfigError
 from rsllm.study import paper
-from rsllm.study.grid import Asked, Grid, parse, sites, tables_on_file
+from rsllm.study.grid import Grid, GridArguments, datasets, parse, tables_on_file
 from rsllm.study.results import Cells, Entry
 
 ROOT = Path(__file__).parents[2]
@@ -71,8 +71,8 @@ def test_settings_and_their_order(tmp_path: Path) -> None:
     of = grid("a", "b", data=paper.DATA, entries=lambda base: [Entry(name="a", settings=settings)])
     user = {"recommender.dropout": 0.5, "stage2.samples": 32, "stage1.samples": 8}
     to = asked(tmp_path, of, data=["llara-steam-sample"], settings=user)
-    (site,) = sites(of, to)
-    _, experiment = site.entries["a"]
+    (dataset,) = datasets(of, to)
+    _, experiment = dataset.entries["a"]
     found = to_dict(experiment)
     assert (found["data"]["source"], found["data"]["split"]) == ("llara-steam-sample", "given")
     assert found["recommender"]["model"] == "caser"
@@ -94,12 +94,12 @@ def test_a_cell_is_found_under_another_name(tmp_path: Path) -> None:
 def test_equal_data_sets_are_one(tmp_path: Path) -> None:
     data = {"one": {"data.window": 5}, "other": {"data.window": 6}, "one again": {"data.window": 5}}
     of = grid("a", "b", data=data)
-    assert [site.name for site in sites(of, asked(tmp_path, of))] == ["one", "other"]
+    assert [dataset.name for dataset in datasets(of, asked(tmp_path, of))] == ["one", "other"]
     user = asked(tmp_path, of, settings={"data.window": 4})
-    assert [site.name for site in sites(of, user)] == ["one"]
+    assert [dataset.name for dataset in datasets(of, user)] == ["one"]
 
 
-def chosen(monkeypatch: pytest.MonkeyPatch, folder: Path, *flags: str) -> Asked:
+def chosen(monkeypatch: pytest.MonkeyPatch, folder: Path, *flags: str) -> GridArguments:
     monkeypatch.setattr(sys, "argv", ["x.py", "--storage", str(folder / "store"), *flags])
     for name in ("RSLLM_BUDGET", "RSLLM_STORAGE"):
         monkeypatch.delenv(name, raising=False)
@@ -143,11 +143,13 @@ def test_an_experiment_compares_at_equal_samples(name: str, budget: str, tmp_pat
     of = script(name)
     assert {each for c in of.claims for each in (c.first, c.second) if each} <= set(of.names)
     to = asked(tmp_path, of, budget=paper.BUDGETS[budget], data=list(paper.DATA))
-    for site in sites(of, to):
-        tuned = [experiment for entry, experiment in site.entries.values() if entry.kind == "tuned"]
+    for dataset in datasets(of, to):
+        tuned = [
+            experiment for entry, experiment in dataset.entries.values() if entry.kind == "tuned"
+        ]
         samples = {experiment.stage1.samples + experiment.stage2.samples for experiment in tuned}
         assert len(samples) == 1
-        keys = [site.key(entry) for entry in site.entries]
+        keys = [dataset.key(entry) for entry in dataset.entries]
         assert len(set(keys)) == len(keys)
 
 

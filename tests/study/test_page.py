@@ -12,7 +12,7 @@ from made_up import asked, cell, estimate, grid, put_on_file
 
 from rsllm.report.page import latex, markdown
 from rsllm.report.tables import Table
-from rsllm.study.grid import show, sites, tables_on_file
+from rsllm.study.grid import datasets, show, tables_on_file
 
 HOSTILE = (
     r"=1+1 <script>alert(1)</script> | [x](javascript:1) `b` $\frac{$ \input{a} 5% #1 & \x1b[2J"
@@ -131,10 +131,10 @@ def test_each_seed_and_what_is_doubtful_of_it_are_shown(tmp_path: Path) -> None:
     of = grid("a", "b")
     to = asked(tmp_path, of, num_seeds=2)
     put_on_file(of, to, {"a": 0.4, "b": 0.2})
-    (site,) = sites(of, to)
+    (dataset,) = datasets(of, to)
     by_seed = {"0": {"HR@1": estimate(0.31)}, "1": {"HR@1": estimate(0.49)}}
     doubts = {"seeds": [0, 1], "by_seed": by_seed, "doubts": [[], ["slots are long"]]}
-    site.cells.write(site.name, site.key("a"), "a", cell("a", site.key("a"), **doubts))
+    dataset.cells.write(dataset.name, dataset.key("a"), "a", cell("a", dataset.key("a"), **doubts))
     said = show(tmp_path, of, to, {})
     written = re.sub(" +", " ", (tmp_path / "page.md").read_text()).splitlines()
     assert "| a | 0 | 0.310 [0.260, 0.360] |" in written
@@ -168,7 +168,7 @@ def test_a_comparison_of_other_predictions_is_not_shown(tmp_path: Path) -> None:
     to = asked(tmp_path, of)
     put_on_file(of, to, {"a": 0.4, "b": 0.2})
     (shown,) = tables_on_file(of, to)
-    (path,) = to.cells.root.glob(f"*/a-{next(sites(of, to)).key('a')}.json")
+    (path,) = to.cells.root.glob(f"*/a-{next(datasets(of, to)).key('a')}.json")
     path.write_text(path.read_text().replace('"scores": [\n   "a"', '"scores": [\n   "other"'))
     (again,) = tables_on_file(of, to)
     assert [row["verdict"] for row in (*shown.pairs, *again.pairs)] == [
