@@ -21,13 +21,14 @@ from typing import Any
 import numpy as np
 from tabulate import tabulate
 
-from rsllm.cli import add_storage_flag, run_script
+from rsllm.cli import run_script
 from rsllm.config.plain import flat
 from rsllm.data.prepared import PreparedData
 from rsllm.errors import DataError
 from rsllm.evaluate.compare import estimates, stack_seeds
 from rsllm.evaluate.metrics import Floats
 from rsllm.evaluate.rank import held_out, target_places
+from rsllm.flags import add_storage_flag
 from rsllm.report.tables import Table, pairs, show
 from rsllm.store.artifacts import Store, provenance, read_json, write_json
 from rsllm.study import claims

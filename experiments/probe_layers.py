@@ -31,7 +31,7 @@ from torch.nn import functional as F
 from tqdm import trange
 
 from rsllm.assets.catalogue import resolve_backbone
-from rsllm.cli import add_storage_flag, run_script
+from rsllm.cli import run_script
 from rsllm.config import Experiment
 from rsllm.config.plain import from_dict
 from rsllm.data.prepared import PreparedData
@@ -40,6 +40,7 @@ from rsllm.errors import DataError
 from rsllm.evaluate.metrics import rank_metrics, target_ranks
 from rsllm.evaluate.rank import candidate_scores, candidate_sets, decision, target_places
 from rsllm.evaluate.scorers import SLOT_RECENCY
+from rsllm.flags import add_storage_flag
 from rsllm.model import tuned
 from rsllm.model.branches import pointer_scores
 from rsllm.model.tuned import LanguageModel

@@ -1,20 +1,12 @@
 """What is on file of one data set of a grid, as tables."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from rsllm.evaluate.metrics import brief_metrics
-from rsllm.report.tables import (
-    Table,
-    by_seed,
-    claimed,
-    generated,
-    likelihoods,
-    pairs,
-    popularity,
-    show,
-)
+from rsllm.report import tables as made
+from rsllm.report.tables import Table, show
 
 Cell = Mapping[str, Any]
 
@@ -85,23 +77,22 @@ class DatasetTables:
     @property
     def claims(self) -> Table:
         """Each claim in the metric that decides it."""
-        return self._titled("Claims", pairs({"pairs": claimed(self.pairs)}))
+        return self._titled("Claims", made.pairs({"pairs": made.claimed(self.pairs)}))
 
     @property
     def tables(self) -> list[Table]:
         """All in which anything stands."""
         methods = [{"name": name, **cell} for name, cell in self.cells.items()]
-        makers: tuple[Callable[[Mapping[str, Any]], Table], ...]
-        makers = (by_seed, likelihoods, generated, popularity)
+        makers = (made.by_seed, made.likelihoods, made.generated, made.popularity)
         shared = [make({"methods": methods}) for make in makers]
-        made = [
-            self._titled("Claims", pairs({"pairs": self.pairs})),
+        tables = [
+            self._titled("Claims", made.pairs({"pairs": self.pairs})),
             self.methods,
             self._titled("Doubts about trainings", self._doubts()),
             *(self._titled(table.title, table) for table in shared),
             self._titled("Cost and provenance", self._cost()),
         ]
-        return [table for table in made if table.rows]
+        return [table for table in tables if table.rows]
 
     def _titled(self, title: str, table: Table) -> Table:
         return replace(table, title=f"{title}, {self.title}")

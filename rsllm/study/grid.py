@@ -99,9 +99,8 @@ def datasets(grid: Grid, arguments: GridArguments) -> Iterator[Dataset]:
     seen: list[Experiment] = []
     for name in arguments.data:
         given = grid.data.get(name, {"data.source": name})
-        experiment = replace_in(
-            grid.base, {**arguments.budget.overrides, **given, **arguments.settings}
-        )
+        settings = {**arguments.budget.overrides, **given, **arguments.settings}
+        experiment = replace_in(grid.base, settings)
         if experiment in seen:
             continue
         seen.append(experiment)
@@ -110,10 +109,10 @@ def datasets(grid: Grid, arguments: GridArguments) -> Iterator[Dataset]:
         yield Dataset(name, experiment, entries, arguments.num_seeds, arguments.cells)
 
 
-def _experiment(base: Experiment, entry: Entry, arguments: Mapping[str, Any]) -> Experiment:
+def _experiment(base: Experiment, entry: Entry, chosen: Mapping[str, Any]) -> Experiment:
     """An entry's own, its recommender as tuned for the data unless the user says otherwise."""
     model = entry.settings.get("recommender.model", base.recommender.model)
-    return replace_in(base, {**preset(model, base.data.source), **arguments, **entry.settings})
+    return replace_in(base, {**preset(model, base.data.source), **chosen, **entry.settings})
 
 
 def parse(grid: Grid, description: str, script: Path) -> GridArguments:
@@ -161,7 +160,7 @@ def tables_on_file(
     """All that is on file of a grid, as the user asked for it.
 
     Args:
-        grid: what is arguments.
+        grid: the question.
         arguments: which part of it.
         left_out: why data sets and entries ("DATA: ENTRY") were not run.
     """
@@ -225,7 +224,7 @@ def run(grid: Grid, description: str, script: str) -> Path:
     """Compute the cells that are missing, then show all that are on file.
 
     Args:
-        grid: what is arguments.
+        grid: the question.
         description: of the script, for --help.
         script: its path.
 

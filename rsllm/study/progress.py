@@ -20,21 +20,18 @@ def table(records: Sequence[TrialRecord], total: int) -> str:
     best = max((record.score or 0.0 for record in records), default=0.0)
     done = sum(record.state != "running" for record in records)
     failures = [f"trial {r.number} failed: {r.error}" for r in records if r.error]
-    lines = [
-        f"\n{done} of {total} trials done, {len(failures)} failed, best {METRIC} {best:.3f}",
-        tabulate(_rows(records), headers="keys", floatfmt=".3g"),
-        *failures,
-    ]
-    return "\n".join(lines)
-
-
-def _rows(records: Sequence[TrialRecord]) -> list[dict[str, Any]]:
     columns = ["samples", METRIC, *_beside_the_score(), COST]
-    return [
+    rows = [
         {"trial": record.number, **values, "state": record.state}
         | {name: record.end[name] for name in columns if name in record.end}
         for record, values in zip(records, _tuned(records), strict=True)
     ]
+    lines = [
+        f"\n{done} of {total} trials done, {len(failures)} failed, best {METRIC} {best:.3f}",
+        tabulate(rows, headers="keys", floatfmt=".3g"),
+        *failures,
+    ]
+    return "\n".join(lines)
 
 
 def _beside_the_score() -> list[str]:
