@@ -21,15 +21,18 @@ from typing import Any
 import numpy as np
 from tabulate import tabulate
 
-from rsllm.cli import add_storage_flag, run_script
+from rsllm.cli import run_script
 from rsllm.config.plain import flat
 from rsllm.data.prepared import PreparedData
 from rsllm.errors import DataError
-from rsllm.evaluate.compare import Claim, estimates, pair_table, stacked
+from rsllm.evaluate.compare import estimates, stack_seeds
 from rsllm.evaluate.metrics import Floats
 from rsllm.evaluate.rank import held_out, target_places
+from rsllm.flags import add_storage_flag
 from rsllm.report.tables import Table, pairs, show
 from rsllm.store.artifacts import Store, provenance, read_json, write_json
+from rsllm.study import claims
+from rsllm.study.claims import Claim
 from rsllm.study.measure import stored_scores
 from rsllm.study.results import Cell
 
@@ -58,7 +61,7 @@ def measure(path: Path, store: Store, outside: int = 0) -> tuple[Cell, dict[str,
     if not fresh_R.any():
         raise DataError(f"{path}: all of its {len(fresh_R)} rows are of users left out")
     draws = [rows.take(fresh_R) for rows in draws]
-    found = stacked([scores_DRC[:, fresh_R] for scores_DRC in scores], draws)
+    found = stack_seeds([scores_DRC[:, fresh_R] for scores_DRC in scores], draws)
     values = {metric: found[metric] for metric in METRICS}
     third_R = target_places(draws[0]) * 3 // scores[0].shape[2]
     by_third = {name: values["HR@1"][:, third_R == i] for i, name in enumerate(THIRDS)}
@@ -80,9 +83,9 @@ def compare(paths: list[Path], store: Store, outside: int = 0) -> dict[str, Any]
             raise DataError(f"{path}: its test rows are not those of {paths[0]}")
         plain = {name: value for name, value in cell.items() if name not in SETTINGS}
         cells.append(plain | {"data": cell["data"]["set"], "differs": differing(cell, first)})
-    claims = [Claim(first["key"], cell["key"]) for cell in cells[1:]]
+    claimed = [Claim(first["key"], cell["key"]) for cell in cells[1:]]
     vectors = {cell["key"]: values for cell, values in measured.values()}
-    tested = [pair for metric in METRICS for pair in pair_table(vectors, claims, [metric])]
+    tested = [pair for metric in METRICS for pair in claims.compare(vectors, claimed, [metric])]
     return {"outside": outside, "cells": cells, "pairs": tested}
 
 

@@ -22,7 +22,8 @@ from rsllm import Experiment, replace_in
 from rsllm.cli import run_script
 from rsllm.config.plain import to_dict
 from rsllm.flags import Budget, parse
-from rsllm.study.study import Claim, Study, run
+from rsllm.study.claims import Claim
+from rsllm.study.study import Study, run
 
 BASE = replace_in(
     Experiment(),

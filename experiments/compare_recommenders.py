@@ -31,13 +31,15 @@ from rsllm.cli import run_script
 from rsllm.compute.start import start_ray
 from rsllm.config.presets import preset
 from rsllm.data.prepared import PreparedData
-from rsllm.evaluate.compare import Claim, estimates, pair_table
+from rsllm.evaluate.compare import estimates
 from rsllm.evaluate.run import Method, Outcome, evaluate
 from rsllm.pipeline import run_all
 from rsllm.recommenders import SEEN
 from rsllm.recommenders.embeddings import ItemEmbeddings
 from rsllm.recommenders.rules import RULES
 from rsllm.store.artifacts import Store, provenance, read_json, write_json
+from rsllm.study import claims as tests
+from rsllm.study.claims import Claim
 
 GIVEN = {"data.split": "given"}
 DATA: dict[str, dict[str, Any]] = {
@@ -213,7 +215,7 @@ def _pairs(found: Mapping[str, Mapping[str, np.ndarray]]) -> list[dict[str, Any]
     claims += [Claim(name, f"{name}, shuffled histories") for name in MODELS]
     claims += [Claim("SASRec", other) for other in ("SASRec as published", "MoRec-like")]
     claims += [Claim("SASRec", other) for other in MODELS if other != "SASRec"]
-    return pair_table(found, [c for c in claims if c.second in found], ["HR@1"])
+    return tests.compare(found, [c for c in claims if c.second in found], ["HR@1"])
 
 
 def _neighbours(folder: Path, data: PreparedData) -> dict[str, list[str]]:

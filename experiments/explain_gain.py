@@ -60,7 +60,7 @@ def entries(base: Experiment) -> list[Entry]:
 
 def better(text: str, first: str, second: str) -> Claim:
     """What would be shown if `first` is better than `second`."""
-    return Claim(text=text, first=first, second=second, ours=True)
+    return Claim(text=text, first=first, second=second)
 
 
 GRID = Grid(
@@ -88,8 +88,8 @@ GRID = Grid(
         "RSLLM here is the main table's RSLLM (SASRec) + ranking, and the recommender that of its"
         " slots, SASRec unless the command names another. Histories, titles and slots are spoilt in"
         " evaluation alone, the recommender's histories too.",
-        "Nothing of this is published, so any gain counts; what cannot be told apart is"
-        " underpowered, and the detectable difference says how much may be hidden.",
+        "Nothing of this is published, so any gain counts; where nothing can be told,"
+        " the detectable difference says how much may be hidden.",
         "A spoilt part that costs quality is a part that the model reads. It was never trained on"
         " spoilt input, so some of the cost is surprise; the twin, which was trained without slots,"
         " bounds what slots are worth from the other side, where it has been run.",

@@ -87,7 +87,7 @@ def entries(base: Experiment) -> list[Entry]:
 
 def claim(text: str, second: str) -> Claim:
     """What RSLLM on histories is compared with."""
-    return Claim(text=text, first=OURS, second=second, ours=True)
+    return Claim(text=text, first=OURS, second=second)
 
 
 GRID = Grid(

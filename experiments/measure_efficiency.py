@@ -69,7 +69,7 @@ def whole_steps(samples: int, base: Experiment) -> int:
 
 def better(text: str, first: str, second: str) -> Claim:
     """What would be shown if `first` is better than `second`."""
-    return Claim(text=text, first=first, second=second, ours=True)
+    return Claim(text=text, first=first, second=second)
 
 
 BY_SAMPLES = {name: [name + suffix for suffix in SHARES] for name in SERIES}

@@ -31,7 +31,7 @@ from torch.nn import functional as F
 from tqdm import trange
 
 from rsllm.assets.catalogue import resolve_backbone
-from rsllm.cli import add_storage_flag, run_script
+from rsllm.cli import run_script
 from rsllm.config import Experiment
 from rsllm.config.plain import from_dict
 from rsllm.data.prepared import PreparedData
@@ -39,7 +39,8 @@ from rsllm.data.sequences import Rows
 from rsllm.errors import DataError
 from rsllm.evaluate.metrics import rank_metrics, target_ranks
 from rsllm.evaluate.rank import candidate_scores, candidate_sets, decision, target_places
-from rsllm.evaluate.run import RECENCY
+from rsllm.evaluate.scorers import SLOT_RECENCY
+from rsllm.flags import add_storage_flag
 from rsllm.model import tuned
 from rsllm.model.branches import pointer_scores
 from rsllm.model.tuned import LanguageModel
@@ -109,7 +110,7 @@ def explained(states_ND: Tensor, vectors_NE: Tensor, fit_N: Tensor) -> float:
 
 def ruled(past_RHD: Tensor, choice_RKD: Tensor) -> Tensor:
     """Scores [R, K] of the slot rule: cosines with the history, an older item counting less."""
-    weight_H = RECENCY["slot-rule"] ** torch.arange(past_RHD.shape[1] - 1.0, -1.0, -1.0)
+    weight_H = SLOT_RECENCY ** torch.arange(past_RHD.shape[1] - 1.0, -1.0, -1.0)
     query_RD = torch.einsum("h,rhd->rd", weight_H, F.normalize(past_RHD, dim=2))
     return torch.einsum("rd,rkd->rk", query_RD, F.normalize(choice_RKD, dim=2))
 
@@ -157,7 +158,7 @@ def probe(path: Path, store: Store) -> dict[str, Any]:
     vectors_IE, rows = items.standardised()[: len(data.titles)].float(), data.rows("validation")
     decisions = [decision(rows, row) for row in range(len(rows))]
     states = States.of(model, decisions, data.catalogue.title_keys_I)
-    rule_RI = similarity(vectors_IE.double().numpy(), RECENCY["slot-rule"])(rows)
+    rule_RI = similarity(vectors_IE.double().numpy(), SLOT_RECENCY)(rows)
     return {
         "cell": cell["key"],
         "entry": cell["entry"],

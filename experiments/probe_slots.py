@@ -28,7 +28,7 @@ from rsllm.data.prepared import PreparedData
 from rsllm.errors import DataError
 from rsllm.evaluate.metrics import rank_metrics, target_ranks
 from rsllm.evaluate.rank import candidate_scores, held_out, target_places
-from rsllm.evaluate.run import RECENCY
+from rsllm.evaluate.scorers import SLOT_RECENCY
 from rsllm.model.hybrid import ItemSlots
 from rsllm.model.tuned import PROJECTOR
 from rsllm.recommenders.embeddings import ItemEmbeddings
@@ -89,7 +89,7 @@ def main() -> None:
     parser.add_argument("trainings", nargs="+", type=Path, metavar="FOLDER")
     parser.add_argument("--out", type=Path, help="also write everything as JSON")
     values = parser.parse_args()
-    found, usual = [probe(folder) for folder in values.trainings], f"{RECENCY['slot-rule']:g}"
+    found, usual = [probe(folder) for folder in values.trainings], f"{SLOT_RECENCY:g}"
     rows = [
         {
             "training": one["training"],

@@ -1,8 +1,8 @@
 """Does RSLLM beat traditional recommenders and language-model baselines? The paper's main table.
 
 Trains every method on every data set at equal samples, and gives each claim of the paper a
-verdict: reproduced, not reproduced or underpowered under its own losses (gamma = 0), supported or
-not with our ranking loss. Published figures stand in columns of their own. A cell that is on file
+verdict, under its own losses (gamma = 0) and with our ranking loss, and says whether a gain is as
+large as the published one. Published figures stand in columns of their own. A cell that is on file
 is not trained again; a run that was stopped goes on by the same command.
 
     python experiments/reproduce_main_table.py                              # MovieLens-100K
@@ -124,9 +124,9 @@ def gains(first: str, second: str) -> dict[str, float]:
 def claims() -> list[Claim]:
     """The paper's, under its losses and with ours.
 
-    With our ranking loss it is another method, so no verdict says "reproduced" of it. How far RSLLM
-    was above others is unknown. It claims to beat LLaRA, so LLaRA's published gain
-    over the same baseline is the least that its claims amount to.
+    With our ranking loss it is another method. How far RSLLM was above others is unknown. It claims
+    to beat LLaRA, so LLaRA's published gain over the same baseline is the least that its claims
+    amount to.
     """
     found = []
     for suffix in LOSSES:

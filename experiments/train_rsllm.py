@@ -22,7 +22,8 @@ from rsllm.cli import run_script
 from rsllm.config import Experiment
 from rsllm.config.plain import replace_in
 from rsllm.flags import Budget, parse
-from rsllm.study.study import BY_LIKELIHOOD, Claim, Study, run
+from rsllm.study.claims import Claim
+from rsllm.study.study import BY_LIKELIHOOD, Study, run
 
 BASE = replace_in(
     Experiment(),

@@ -28,7 +28,8 @@ from rsllm.config import Experiment
 from rsllm.config.plain import replace_in
 from rsllm.config.presets import HISTORIES
 from rsllm.flags import Budget, parse
-from rsllm.study.study import WINNER, Claim, Study, run
+from rsllm.study.claims import Claim
+from rsllm.study.study import WINNER, Study, run
 
 BASE = replace_in(
     Experiment(), {**HISTORIES, "data.split": "leave-one-out", "stage2.validations": 2}

@@ -24,7 +24,7 @@ from rsllm.config.plain import replace_in
 from rsllm.flags import Budget, parse
 from rsllm.pipeline import Pipeline
 from rsllm.study.search import Search
-from rsllm.study.variants import confirmed
+from rsllm.study.variants import confirm_best
 
 BASE = replace_in(Experiment(), {"compute.threads": 1})
 
@@ -81,7 +81,9 @@ def main() -> None:
     )
     records = search.run(arguments.trials)
     fresh, top = range(FRESH, FRESH + arguments.seeds), arguments.budget.confirm_top
-    confirm, ranked = confirmed(records, top, experiment, fresh, arguments.storage, "recommender")
+    confirm, ranked = confirm_best(
+        records, top, experiment, fresh, arguments.storage, "recommender"
+    )
     best = next(iter(ranked.values()))
     search.publish(
         records,

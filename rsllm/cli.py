@@ -14,7 +14,7 @@ import rsllm
 from rsllm.config import Experiment
 from rsllm.config.plain import replace_in
 from rsllm.errors import ConfigError, RsllmError
-from rsllm.flags import add_backbone_flag, add_setting_flags, overrides
+from rsllm.flags import add_backbone_flag, add_setting_flags, add_storage_flag, overrides
 
 SAFE_FROM = {
     "torch": ((2, 10), "install 2.10 or newer (CVE-2025-32434, CVE-2026-24747: weights run code)"),
@@ -93,6 +93,10 @@ def build_parser() -> argparse.ArgumentParser:
         added.set_defaults(run=run, verb=verb)
         return added
 
+    def add_experiment_flags(added: argparse.ArgumentParser) -> None:
+        add_setting_flags(added)
+        add_storage_flag(added)
+
     fetch = add("fetch", "download data sets and backbones, or list them", _fetch)
     fetch.add_argument("names", nargs="*", metavar="NAME", help="asset; lists all without one")
     fetch.add_argument(
@@ -100,9 +104,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     _add_world_flags(add("synthesize", "write a world whose best score is known", _synthesize))
     for verb, purpose in STAGES.items():
-        _add_experiment_flags(add(verb, purpose, _run_stage))
+        add_experiment_flags(add(verb, purpose, _run_stage))
     plan = add("plan", "say what training needs, takes and costs, and what fits", _plan)
-    _add_experiment_flags(plan)
+    add_experiment_flags(plan)
     plan.add_argument("--cluster", help="Ray cluster file (default: this machine)", **FILE)
     plan.add_argument(
         "--title-tokens", type=float, default=8.0, metavar="N", help="mean length of a title"
@@ -115,7 +119,7 @@ def build_parser() -> argparse.ArgumentParser:
     meant = "repeatable: note in the data that what this check finds is meant"
     audit.add_argument("--accept", action="append", default=[], metavar="CHECK", help=meant)
     evaluate = add("evaluate", "judge another system's scores on our candidate sets", _evaluate)
-    _add_experiment_flags(evaluate)
+    add_experiment_flags(evaluate)
     evaluate.add_argument("--split", choices=("validation", "test"), default="validation")
     evaluate.add_argument(
         "--predictions",
@@ -149,22 +153,6 @@ def _add_world_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--noise", help="share of random steps", **SHARE)
     parser.add_argument("--text-share", help="share of users titles explain", **SHARE)
     parser.add_argument("--seed", type=int, default=0, metavar="N")
-
-
-def _add_experiment_flags(parser: argparse.ArgumentParser) -> None:
-    add_setting_flags(parser)
-    add_storage_flag(parser)
-
-
-def add_storage_flag(parser: argparse.ArgumentParser) -> None:
-    """--storage, for a parser of ours or of a script."""
-    parser.add_argument(
-        "--storage",
-        default=os.environ.get("RSLLM_STORAGE") or "rsllm-store",
-        metavar="DIR|URI",
-        help="all artifacts: a folder, or a URI, such as s3://bucket/path"
-        " (RSLLM_STORAGE; default: rsllm-store)",
-    )
 
 
 def _fetch(arguments: argparse.Namespace) -> None:
@@ -209,7 +197,7 @@ def _audit(arguments: argparse.Namespace) -> None:
 def _evaluate(arguments: argparse.Namespace) -> None:
     from rsllm.data.prepared import PreparedData
     from rsllm.pipeline import Pipeline
-    from rsllm.report.report import tables
+    from rsllm.report.page import tables
     from rsllm.store.artifacts import write_json
     from rsllm.study import external
 

@@ -36,7 +36,7 @@ class Budget:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Arguments:
-    """What the user chose."""
+    """The experiment that the user chose, and how much is spent on it."""
 
     budget: Budget
     budget_name: str
@@ -97,6 +97,17 @@ def add_backbone_flag(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--backbone", metavar="SOURCE", help="asset, model folder or hub name")
 
 
+def add_storage_flag(parser: argparse.ArgumentParser) -> None:
+    """--storage, for verbs and scripts alike."""
+    parser.add_argument(
+        "--storage",
+        default=os.environ.get("RSLLM_STORAGE") or "rsllm-store",
+        metavar="DIR|URI",
+        help="all artifacts and results: a folder that every node sees, or a URI, such as"
+        " s3://bucket/path (RSLLM_STORAGE; default: rsllm-store)",
+    )
+
+
 def overrides(values: argparse.Namespace) -> dict[str, Any]:
     """What the flags set, by paths: `FLAGS` before `--set`, and that before a tuned recommender."""
     given = {path: getattr(values, flag, None) for flag, path in FLAGS.items()}
@@ -127,7 +138,7 @@ def parse(
 
     unasked = argparse.Namespace(trials=None, seeds=None, seed=0, **dict.fromkeys(SEARCH, ""))
     values = make_parser(description, budgets, variants).parse_args(namespace=unasked)
-    name, storage = checked(values, budgets)
+    name, storage = budget_and_storage(values, budgets)
     asked = overrides(values)
     Pipeline(replace_in(base, asked), storage, watched=watched).check()
     name = name or default_budget(budgets)
@@ -145,7 +156,9 @@ def parse(
     )
 
 
-def checked(values: argparse.Namespace, budgets: Mapping[str, Budget]) -> tuple[str, str]:
+def budget_and_storage(
+    values: argparse.Namespace, budgets: Mapping[str, Budget]
+) -> tuple[str, str]:
     """The budget that was asked for (perhaps none) and the storage.
 
     Raises:
@@ -157,7 +170,7 @@ def checked(values: argparse.Namespace, budgets: Mapping[str, Budget]) -> tuple[
     for flag, count in {"trials": values.trials, "seeds": values.seeds}.items():
         if count is not None and count < 1:
             raise ConfigError(f"--{flag} is {count}; a study needs at least 1")
-    return name, values.storage or os.environ.get("RSLLM_STORAGE") or "rsllm-store"
+    return name, values.storage or "rsllm-store"
 
 
 def default_budget(budgets: Mapping[str, Budget]) -> str:
@@ -202,10 +215,5 @@ def make_parser(
     add_setting_flags(parser, data_sets)
     parser.add_argument("--workers", type=int, help="data-parallel workers per trial")
     parser.add_argument("--zero-stage", type=int, help="DeepSpeed ZeRO stage, 0 to 3")
-    parser.add_argument(
-        "--storage",
-        metavar="DIR|URI",
-        help="all artifacts and results: a folder that every node sees, or a URI, such as"
-        " s3://bucket/path (RSLLM_STORAGE; default: rsllm-store)",
-    )
+    add_storage_flag(parser)
     return parser

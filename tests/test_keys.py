@@ -20,7 +20,7 @@ from rsllm.pipeline import Pipeline
 from rsllm.prompts.templates import TEXTS
 from rsllm.store.artifacts import Store, manifest
 from rsllm.store.versions import VERSIONS
-from rsllm.study.measure import CODE, Bench
+from rsllm.study.measure import CODE, Runner
 
 DATA = "0123456789abcdef"
 LAYOUT = Layout(
@@ -104,7 +104,7 @@ def test_prompts_precision_and_code_decide(folder: Path, monkeypatch: pytest.Mon
         patch.setitem(TEXTS["template"][1], "opening", "{Noun}s that a user {done}:")
         keys.append(key(folder))
     with monkeypatch.context() as patch:
-        patch.setitem(VERSIONS, "stage-2", 2)
+        patch.setitem(VERSIONS, "stage-2", 0)
         keys.append(key(folder))
     assert len(set(keys)) == 4
     monkeypatch.setattr("rsllm.__version__", "9.9")
@@ -127,12 +127,12 @@ def test_a_cell_on_file_is_one_that_would_be_measured_so_again(
         "code": dict(CODE),
         "layout": {"precision": "fp32"},
     }
-    site: Any = SimpleNamespace(cell=lambda name: cell)
-    bench = Bench(site, "")
+    dataset: Any = SimpleNamespace(cell=lambda name: cell)
+    runner = Runner(dataset, "")
     pipeline = SimpleNamespace(fingerprint="b", layout=SimpleNamespace(precision="fp32"))
     data = SimpleNamespace(path=Path(DATA))
-    bench.__dict__.update(pipeline=pipeline, data=data)
-    assert bench.known("x") == cell
+    runner.__dict__.update(pipeline=pipeline, data=data)
+    assert runner.known("x") == cell
     others: list[dict[str, Any]] = [
         {"data": {"key": "another"}},
         {"backbone": "c"},
@@ -144,8 +144,8 @@ def test_a_cell_on_file_is_one_that_would_be_measured_so_again(
         with monkeypatch.context() as patch:
             for name, value in other.items():
                 patch.setitem(cell, name, value)
-            assert bench.known("x") is None, other
+            assert runner.known("x") is None, other
     del cell["code"]
-    assert bench.known("x") is None, "of earlier builds"
+    assert runner.known("x") is None, "of earlier builds"
     cell |= {"code": dict(CODE), "backbone": "", "layout": {"precision": "bf16"}}
-    assert bench.known("x") == cell, "a recommender is always fitted in fp32"
+    assert runner.known("x") == cell, "a recommender is always fitted in fp32"

@@ -1,10 +1,10 @@
-"""Outcomes of methods on the same rows -> the tables of a report: estimates and paired tests.
+"""Outcomes of methods on the same rows -> estimates of every metric, for a report.
 
 Axes: D draws, S seeds of training, R rows, C candidates.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -12,23 +12,21 @@ import numpy as np
 from rsllm.data.prepared import PreparedData
 from rsllm.data.sequences import Rows
 from rsllm.errors import EvaluationError
-from rsllm.evaluate.metrics import BUCKETS, METRICS, RULES, order_bias, rank_metrics, target_ranks
+from rsllm.evaluate.metrics import (
+    BUCKETS,
+    METRICS,
+    RULES,
+    compared_metrics,
+    order_bias,
+    rank_metrics,
+    target_ranks,
+)
 from rsllm.evaluate.rank import candidate_sets, fixed_sample, presented_places, target_places
 from rsllm.evaluate.run import Outcome
-from rsllm.evaluate.statistics import holm, mean_interval, paired, verdict_text
+from rsllm.evaluate.statistics import mean_interval
 
-BUCKET_METRICS = ("HR@1", "MRR")
 FEWEST_USERS = 5
 """Of fewer users a bucket's metrics say nothing, and almost what each one did."""
-
-
-@dataclass(frozen=True, slots=True)
-class Claim:
-    """A comparison that is tested: `first` against `second`, and what it would show."""
-
-    first: str
-    second: str
-    claim: str | None = None
 
 
 def per_user(scores_DRC: np.ndarray, draws: Sequence[Rows]) -> dict[str, np.ndarray]:
@@ -50,10 +48,10 @@ def over_seeds(
     outcomes: Sequence[Outcome], draws: Sequence[Rows], scores: str = "scores_DRC"
 ) -> dict[str, np.ndarray]:
     """`per_user` of one method's outcomes under several seeds, as [S, R]; {} of no such scores."""
-    return stacked([s for o in outcomes if (s := getattr(o, scores)) is not None], draws)
+    return stack_seeds([s for o in outcomes if (s := getattr(o, scores)) is not None], draws)
 
 
-def stacked(scores_SDRC: Sequence[np.ndarray], draws: Sequence[Rows]) -> dict[str, np.ndarray]:
+def stack_seeds(scores_SDRC: Sequence[np.ndarray], draws: Sequence[Rows]) -> dict[str, np.ndarray]:
     """`per_user` of one method's scores, one array a seed, as [S, R]; {} of none."""
     found = [per_user(scores_DRC, draws) for scores_DRC in scores_SDRC]
     return {name: np.stack([metrics[name] for metrics in found]) for name in METRICS if found}
@@ -98,7 +96,8 @@ def method_table(
 def whole_catalogue(group: Sequence[Outcome]) -> dict[str, np.ndarray]:
     """Metrics among all titles that could be candidates, as [S, R]; {} of what does not say."""
     parts = [outcome.catalogue for outcome in group]
-    return {name: np.stack([part[name] for part in parts]) for name in METRICS if all(parts)}
+    known = [name for name in METRICS if all(name in part for part in parts)]
+    return {name: np.stack([part[name] for part in parts]) for name in known}
 
 
 def estimates(vectors: Mapping[str, np.ndarray]) -> dict[str, Any]:
@@ -125,7 +124,7 @@ def by_popularity(
     found: dict[str, Any] = {}
     for bucket, name in enumerate(BUCKETS):
         own_R = bucket_R == bucket
-        of_own = {metric: vectors[metric][:, own_R] for metric in BUCKET_METRICS}
+        of_own = {metric: vectors[metric][:, own_R] for metric in compared_metrics()}
         enough = own_R.sum() >= FEWEST_USERS
         found[name] = {"n": int(own_R.sum()), **(estimates(of_own) if enough else {})}
     return found
@@ -180,26 +179,3 @@ def _candidate_orders(outcome: Outcome, rows: Rows) -> dict[str, Any] | None:
         "HR@1 mean": float(hits_P.mean()),
         "HR@1 spread": float(hits_P.std()),
     } | {name: float(values.mean()) if len(values) else None for name, values in found.items()}
-
-
-def pair_table(
-    vectors: Mapping[str, Mapping[str, np.ndarray]], claims: Sequence[Claim], metrics: Sequence[str]
-) -> list[dict[str, Any]]:
-    """Paired differences on the same rows, corrected over the whole table (Holm).
-
-    Args:
-        vectors: the metrics of each method, by its name, as `per_user` or `over_seeds` give them.
-        claims: which to compare.
-        metrics: in which.
-    """
-    tests = [
-        (claim, metric, paired(vectors[claim.first][metric], vectors[claim.second][metric]))
-        for metric in metrics
-        for claim in claims
-    ]
-    adjusted = holm([test.p for _, _, test in tests])
-    return [
-        {**asdict(claim), "metric": metric, **asdict(test)}
-        | {"p_holm": p_holm, "verdict": verdict_text(test, p_holm)}
-        for (claim, metric, test), p_holm in zip(tests, adjusted, strict=True)
-    ]

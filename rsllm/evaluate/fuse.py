@@ -10,7 +10,7 @@ import numpy as np
 from scipy.special import log_softmax
 
 from rsllm.data.sequences import Rows
-from rsllm.evaluate.compare import stacked
+from rsllm.evaluate.compare import stack_seeds
 from rsllm.evaluate.metrics import Floats
 from rsllm.evaluate.run import Outcome
 from rsllm.evaluate.statistics import Estimate, mean_interval
@@ -21,7 +21,7 @@ FLOOR = -1e30
 """Log-probability of what cannot be chosen, still finite under every weight."""
 
 
-def weighed(
+def choose_weight(
     language: Sequence[Outcome], alone: Outcome, validation: Sequence[Rows]
 ) -> tuple[float, dict[float, Estimate]]:
     """The weight with the best validation MRR, over a method's seeds, and the MRR of each weight.
@@ -30,21 +30,23 @@ def weighed(
     """
     curve = {}
     for weight in WEIGHTS:
-        both = [fused(outcome.scores_DRC, alone.scores_DRC, weight) for outcome in language]
-        curve[weight] = mean_interval(stacked(both, validation)["MRR"])
+        both = [
+            combine_scores(outcome.scores_DRC, alone.scores_DRC, weight) for outcome in language
+        ]
+        curve[weight] = mean_interval(stack_seeds(both, validation)["MRR"])
     return max(curve, key=lambda weight: curve[weight].value), curve
 
 
-def joined(language: Outcome, recommender: Outcome, weight: float) -> Outcome:
+def combine_outcomes(language: Outcome, recommender: Outcome, weight: float) -> Outcome:
     """Both on the same rows, as one method."""
     return Outcome(
         method=replace(language.method, name=f"{language.method.name} + {recommender.method.name}"),
-        scores_DRC=fused(language.scores_DRC, recommender.scores_DRC, weight),
+        scores_DRC=combine_scores(language.scores_DRC, recommender.scores_DRC, weight),
         seconds=language.seconds + recommender.seconds,
     )
 
 
-def fused(language_DRC: Floats, recommender_DRC: Floats, weight: float) -> Floats:
+def combine_scores(language_DRC: Floats, recommender_DRC: Floats, weight: float) -> Floats:
     """Weighted sum of the log-probabilities over each row's candidates. [D, R, C]."""
     language, recommender = (
         np.maximum(log_softmax(scores_DRC.astype(np.float64), axis=-1), FLOOR)

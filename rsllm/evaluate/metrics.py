@@ -3,7 +3,7 @@
 # Axes: R rows (users), C candidates, P orders of the candidates, K possible numbers of negatives
 # above the target.
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -43,20 +43,53 @@ def target_ranks(scores_RC: ArrayLike, target_R: ArrayLike) -> Ints:
     return ranks
 
 
+class Metric(NamedTuple):
+    """How good a rank is, and where it is said."""
+
+    of_ranks: Callable[[Ints], Floats]
+    """One value per user; more is better."""
+    brief: bool = False
+    """Shown where room is short: in the terminal and on pages of cells. Files hold every metric."""
+    compared: bool = False
+    """Tested in pairs, shown of each trial, and told by the popularity of the targets."""
+
+
+def _hit(k: int) -> Callable[[Ints], Floats]:
+    return lambda ranks_R: (ranks_R <= k).astype(np.float64)
+
+
+def _gain(k: int) -> Callable[[Ints], Floats]:
+    """NDCG with one relevant item."""
+    return lambda ranks_R: np.where(ranks_R <= k, 1 / np.log2(1.0 + ranks_R), 0.0)
+
+
+METRICS: dict[str, Metric] = {
+    "HR@1": Metric(_hit(1), brief=True, compared=True),
+    "HR@5": Metric(_hit(5), brief=True),
+    "HR@10": Metric(_hit(10)),
+    "NDCG@5": Metric(_gain(5)),
+    "NDCG@10": Metric(_gain(10), brief=True),
+    "MRR": Metric(lambda ranks_R: 1.0 / ranks_R, brief=True, compared=True),
+}
+"""All there are, in the order in which tables show them; one that is added appears everywhere."""
+
+
+def brief_metrics() -> list[str]:
+    """Those that are shown where room is short."""
+    return [name for name, metric in METRICS.items() if metric.brief]
+
+
+def compared_metrics(first: str = "HR@1") -> list[str]:
+    """Those that are tested in pairs, `first` (which decides) before the others."""
+    names = [name for name, metric in METRICS.items() if metric.compared]
+    return sorted(names, key=lambda name: name != first)
+
+
 def rank_metrics(ranks_R: Ints) -> dict[str, Floats]:
-    """Every ranking metric by name, one value per user.
-
-    With one relevant item NDCG is 1 / log2(1 + rank) within the first k, else 0. The mean of the
-    reciprocal ranks is the MRR.
-    """
-    gain_R = 1 / np.log2(1.0 + ranks_R)
-    hits = {f"HR@{k}": (ranks_R <= k).astype(np.float64) for k in (1, 5, 10)}
-    gains = {f"NDCG@{k}": np.where(ranks_R <= k, gain_R, 0.0) for k in (5, 10)}
-    return {**hits, **gains, "MRR": 1.0 / ranks_R}
+    """Every ranking metric by name, one value per user."""
+    return {name: metric.of_ranks(ranks_R) for name, metric in METRICS.items()}
 
 
-METRICS = tuple(rank_metrics(np.ones(1, dtype=np.int64)))
-"""Their names, in the order in which tables show them."""
 BUCKETS = ("popular", "middle", "rare", "cold")
 """Of targets, by their training interactions."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,6 @@ import torch
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from rsllm import recommenders
 from rsllm.assets.catalogue import backbone_here
 from rsllm.compute.layout import Layout
 from rsllm.config import SLOTTED, Decoding, Experiment, Form, LossConfig, Representation, Scorer
@@ -24,40 +23,18 @@ from rsllm.data.sequences import Rows
 from rsllm.errors import CheckpointError
 from rsllm.evaluate import rank
 from rsllm.evaluate.generate import greedy_answers
+from rsllm.evaluate.scorers import catalogue_scorer
 from rsllm.model import tuned
-from rsllm.model.catalogue import ItemKeys
 from rsllm.model.history import HistoryObjective
 from rsllm.model.objective import LanguageObjective
 from rsllm.prompts.encode import PromptEncoder
 from rsllm.prompts.templates import wording
-from rsllm.recommenders.embeddings import FILE as ITEM_TABLE
 from rsllm.recommenders.embeddings import ItemEmbeddings, other_items
-from rsllm.recommenders.rules import RULES, similarity, sum_with
 from rsllm.store.artifacts import Store, read_json, write_json
 
 SCORES, ANSWERS = "scores.safetensors", "answers.json"
 SCORES_ONLY = {"evaluation.generation_rows": -1, "evaluation.candidate_orders": 0}
 SHUFFLE_SEED = 0
-RECENCY = {"title-similarity": 1.0, "slot-rule": 0.5}
-"""Of rules on vectors: what an item of the history counts, as a multiple of the next one."""
-ScoreAll = Callable[[Rows], np.ndarray]
-"""Rows -> scores of the whole catalogue [R, I], higher is better."""
-WEIGHING_ROWS = 2000
-"""Validation rows on which the weight of titles is chosen, no more than are ranked at a time."""
-TITLE_WEIGHTS = (0.0, *np.geomspace(0.25, 64, 17).tolist())
-"""What title similarity may count beside a recommender's log-probabilities."""
-Rule = Literal[
-    "popularity",
-    "markov",
-    "item-knn",
-    "order-rule",
-    "title-ngrams",
-    "title-similarity",
-    "slot-rule",
-]
-"""What scores the whole catalogue beside a fitted recommender: `rsllm.recommenders.rules`."""
-Fitted = Literal["recommender", "recommender + titles", "keys"]
-"""What was trained and scores the whole catalogue without a language model."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,7 +42,8 @@ class Method:
     """Something that ranks candidates: a recommender, a rule or a (tuned) language model."""
 
     name: str
-    scorer: Scorer | Fitted | Rule
+    scorer: str
+    """A `Scorer` of language models, or the name of a `CatalogueScorer`."""
     experiment: Experiment
     representation: Representation = "text"
     prompts: Form = "choice"
@@ -80,7 +58,7 @@ class Method:
     arXiv 2305.08845, 3.3 does with ranks); 0 takes the one order that the rows have."""
 
     @property
-    def speaks(self) -> bool:
+    def is_language_model(self) -> bool:
         """Whether it is a language model."""
         return self.scorer in get_args(Scorer)
 
@@ -156,17 +134,17 @@ def _inputs(
     return {
         "split": split,
         "data": data.name,
-        "backbone": fingerprint if method.speaks else "",
+        "backbone": fingerprint if method.is_language_model else "",
         "artifact": Path(method.artifact).name,
         "representation": method.representation,
         "prompts": method.prompts,
         "scorer": method.scorer,
         "prompt": to_dict(method.experiment.prompt),
-        "wording": wording() if method.speaks else "",
+        "wording": wording() if method.is_language_model else "",
         "evaluation": to_dict(method.experiment.evaluation),
         "shuffle_items": method.experiment.projector.shuffle_items,
         "tuning": method.experiment.backbone.tuning,
-        "layers": method.experiment.backbone.layers if method.speaks else 0,
+        "layers": method.experiment.backbone.layers if method.is_language_model else 0,
         "precision": layout.precision,
         **{n: value for n in ("shuffle_titles", "mean_of_orders") if (value := getattr(method, n))},
     }
@@ -222,57 +200,17 @@ def _evaluate(
 
     def make(folder: Path) -> None:
         start, answers = time.monotonic(), None
-        if method.speaks:
+        if method.is_language_model:
             scores, answers = _language_scores(method, data, draws, backbone, layout)
         else:
-            scores = rank.rank_catalogue(_catalogue_scorer(method, data), draws, data)
+            score_all = catalogue_scorer(method.scorer).make(method, data)
+            scores = rank.rank_catalogue(score_all, draws, data)
         # It writes memory as it lies, whatever the strides say.
         save_file({n: np.ascontiguousarray(a) for n, a in scores.items()}, folder / SCORES)
         seconds = round(time.monotonic() - start, 1)
         write_json(folder / ANSWERS, {"name": method.name, "answers": answers, "seconds": seconds})
 
     store.get("evaluation", key, make)
-
-
-def _catalogue_scorer(method: Method, data: PreparedData) -> ScoreAll:
-    folder, config = Path(method.artifact), method.experiment.recommender
-    if method.scorer in RECENCY:
-        vectors_ID = ItemEmbeddings.load(folder).standardised().double().numpy()
-        return similarity(vectors_ID, RECENCY[method.scorer])
-    if method.scorer == "keys":
-        return _keys_scorer(folder, method, data)
-    if method.scorer in RULES:
-        return RULES[method.scorer](data)
-    model = recommenders.load(folder, config, len(data.titles), data.config["window"])
-    if config.shuffle_history:
-        return lambda rows: rank.catalogue_scores(model, rows.shuffled(config.seed))
-    alone = partial(rank.catalogue_scores, model)
-    return alone if method.scorer == "recommender" else _with_titles(alone, data)
-
-
-def _with_titles(alone: ScoreAll, data: PreparedData) -> ScoreAll:
-    """A recommender and how alike titles are, summed with the best weight on validation (MRR)."""
-    titles, validation = RULES["title-ngrams"](data), data.rows("validation")
-    rows = rank.fixed_sample(validation, WEIGHING_ROWS)
-    alone_RI, titles_RI = alone(rows), titles(rows)  # once for all weights
-
-    def mrr(weight: float) -> float:
-        joined = sum_with(lambda _: alone_RI, lambda _: titles_RI, weight)
-        found = rank.rank_catalogue(joined, [rows], data)
-        per_user = rank.named(found, rank.EXPECTED) or rank.named(found, rank.CATALOGUE)
-        return float(per_user["MRR"].mean())
-
-    return sum_with(alone, titles, max(TITLE_WEIGHTS, key=mrr))
-
-
-def _keys_scorer(folder: Path, method: Method, data: PreparedData) -> ScoreAll:
-    """What the catalogue scorer's keys say before a language model reads anything."""
-    items = ItemEmbeddings.load(folder) if (folder / ITEM_TABLE).exists() else None
-    items_XE = items.standardised() if items else None
-    titles_IF, config = tuned.title_vectors(folder), method.experiment.catalogue
-    keys = ItemKeys(items_XE, titles_IF, data.catalogue, config)
-    tuned.load_keys(keys, folder)
-    return lambda rows: rank.score_keys(keys, rows)
 
 
 def _language_scores(

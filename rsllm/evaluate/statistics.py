@@ -124,18 +124,6 @@ def beats_chance(mrr: float, n: int, num_candidates: int, seed: int = 0) -> floa
     return (reached + 1) / (CHANCE_DRAWS + 1)
 
 
-def verdict_text(test: PairedTest, adjusted_p: float) -> str:
-    """What may be said of the first method: the adjusted p is below 5 % and the interval has no 0.
-
-    The interval of several seeds holds their luck, of which the test over users knows nothing. Of
-    one training against one, nothing is said but that it is better here.
-    """
-    if adjusted_p >= SIGNIFICANCE or test.difference.low <= 0 <= test.difference.high:
-        return "not distinguishable"
-    better, worse = ("better", "worse") if test.seeds > 1 else ("better here", "worse here")
-    return better if test.difference.value > 0 else worse
-
-
 def _checked(values: ArrayLike) -> Floats:
     """The values as [S, R]; one value per user is one seed's."""
     sample_SR = np.atleast_2d(np.asarray(values, dtype=np.float64))

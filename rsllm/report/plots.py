@@ -124,7 +124,7 @@ def pareto(trials: Sequence[Trial]) -> Chart | None:
     able = [trial for trial in trials if len(trial.get("objectives") or ()) == 2]
     if not able:
         return None
-    cost, score = sorted(able[0]["objectives"], key=facts.RISING.__contains__)
+    cost, score = sorted(able[0]["objectives"], key=facts.rising)
 
     def place(trial: Trial) -> Point:
         return trial["objectives"][cost], trial["objectives"][score]

@@ -1,17 +1,16 @@
 """Results as tables, for the terminal, the page, Markdown and spreadsheets."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rsllm.evaluate.metrics import BUCKETS, METRICS
+from rsllm.evaluate.metrics import BUCKETS, METRICS, brief_metrics, compared_metrics
 from rsllm.report.trials import importance, names, pareto_front, scored
 
 Results = Mapping[str, Any]
-PLOTTED = ("MRR", "HR@1")
-BRIEF = ("HR@1", "HR@5", "NDCG@10", "MRR")
-"""What the terminal shows of each method; files hold every metric."""
+OLD_WORDS = {"not distinguishable": "cannot be told"}
+"""Verdicts in results of before, and what they are called now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +72,7 @@ def trials(results: Results) -> Table:
         f"{'Variants' if named else 'Trials'}, ranked by {search['split']} {search['metric']}",
         [
             {"trial": trial.get("name", trial["number"]), "state": trial["state"]}
-            | {name: trial.get(name) for name in PLOTTED}
+            | {name: trial.get(name) for name in compared_metrics("MRR")}
             | {**(trial.get("objectives") or {}), **trial["parameters"]}
             | {name: trial[name] for name in ("samples", "seconds", "error")}
             for trial in [*ranked, *(t for t in results["trials"] if t not in ranked)]
@@ -111,13 +110,13 @@ def health(results: Results) -> Table:
     )
 
 
-def methods(results: Results, only: Sequence[str] = METRICS) -> Table:
-    """Some metrics of every method."""
+def methods(results: Results, only: Iterable[str] = ()) -> Table:
+    """Metrics of every method: some, or all."""
     return Table(
         f"Methods on the {results.get('split', 'test')} users",
         [
             {"method": method["name"], "scorer": method["scorer"], "n": method["n"]}
-            | {name: method["metrics"].get(name) for name in METRICS if name in only}
+            | {name: method["metrics"].get(name) for name in only or METRICS}
             | {"seconds": method["seconds"]}
             for method in results["methods"]
         ],
@@ -131,7 +130,8 @@ def by_seed(results: Results) -> Table:
     return Table(
         "Methods by training seed",
         [
-            {"method": method["name"], "seed": seed} | {name: found.get(name) for name in BRIEF}
+            {"method": method["name"], "seed": seed}
+            | {name: found.get(name) for name in brief_metrics()}
             for method in results["methods"]
             for seed, found in (method.get("by_seed") or {}).items()
         ],
@@ -159,7 +159,10 @@ def likelihoods(results: Results) -> Table:
         "Ranked by the log-probability of the answer",
         [
             {"method": method["name"], "log-probability": kind}
-            | {name: (method[key] or method["metrics"]).get(name) for name in PLOTTED}
+            | {
+                name: (method[key] or method["metrics"]).get(name)
+                for name in compared_metrics("MRR")
+            }
             for method in results["methods"]
             if method.get("per_token_metrics")
             for kind, key in kinds.items()
@@ -195,16 +198,30 @@ def orders(results: Results) -> Table:
     return Table("Order of the candidates", rows, "orders")
 
 
+def in_todays_words(pairs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Paired tests, with verdicts as they are called today."""
+    return [{**pair, "verdict": OLD_WORDS.get(pair["verdict"], pair["verdict"])} for pair in pairs]
+
+
+def claimed(pairs: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """One test of each claim: in the metric that decides, which comes first."""
+    found: dict[Any, Mapping[str, Any]] = {}
+    for pair in pairs:
+        found.setdefault((pair.get("claim"), pair["first"], pair["second"]), pair)
+    return list(found.values())
+
+
 def pairs(results: Results) -> Table:
     """The claims and their tests."""
     keys = ("claim", "metric", "first", "second", "difference", "p")
+    more = ("published gain", "size", "seconds", "ahead")
     return Table(
         "Paired comparisons",
         [
             {key: pair.get(key) for key in keys}
-            | {"p (Holm)": pair["p_holm"], "verdict": pair["verdict"]}
-            | {"detectable": pair["minimum_detectable"]}
-            | {key: pair.get(key) for key in ("seconds", "ahead")}
+            | {"p (Holm)": pair.get("p_holm"), "verdict": pair["verdict"]}
+            | {"detectable": pair.get("minimum_detectable")}
+            | {key: pair.get(key) for key in more}
             for pair in results["pairs"]
         ],
         "pairs",

@@ -13,8 +13,6 @@ from rsllm.evaluate.metrics import METRICS
 
 Trial = Mapping[str, Any]
 
-RISING = {"score", *METRICS}
-"""Objectives of which more is better; costs are the others."""
 TOP = 0.25
 FEWEST = 8
 """Trials with a score, below which nothing can be said of what mattered."""
@@ -68,6 +66,11 @@ def pareto_front(trials: Sequence[Trial]) -> list[Trial]:
     return [able[best.number] for best in _study(goals, made).best_trials]
 
 
+def rising(goal: str) -> bool:
+    """Whether more is better of an objective; costs are the others."""
+    return goal == "score" or goal in METRICS
+
+
 def names(mappings: Sequence[Mapping[str, Any]]) -> list[str]:
     """Every key of the mappings once, in order of appearance."""
     return list(dict.fromkeys(name for mapping in mappings for name in mapping))
@@ -86,7 +89,7 @@ def spans_decades(values: Sequence[float]) -> bool:
 def _study(goals: Sequence[str], trials: Sequence[FrozenTrial]) -> optuna.Study:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(
-        directions=[Direction.MAXIMIZE if goal in RISING else Direction.MINIMIZE for goal in goals]
+        directions=[Direction.MAXIMIZE if rising(goal) else Direction.MINIMIZE for goal in goals]
     )
     study.add_trials(trials)
     return study

@@ -1,69 +1,98 @@
-"""What a paper claims, and what measured cells say of it."""
+"""Claims about methods, the paired tests that are made of them, and the words for what came out."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
-from rsllm.evaluate.statistics import SIGNIFICANCE, holm
+import numpy as np
 
-Verdict = Literal["reproduced", "not reproduced", "underpowered"]
-OURS = {"reproduced": "supported", "not reproduced": "not supported"}
-"""What a claim is that nobody has published."""
+from rsllm.evaluate.metrics import compared_metrics
+from rsllm.evaluate.statistics import SIGNIFICANCE, holm, paired
+
+BETTER, WORSE, UNTOLD, NOT_COMPUTED = "better", "worse", "cannot be told", "not computed"
 HERE = " here"
-"""Of one training against one: what was seen in these two, and may be their luck."""
-METRICS = ("HR@1", "MRR")
-"""What is compared; the first decides."""
-NOT_COMPUTED = "not computed"
+"""Added where one training stood against one: what was seen may be the luck of these two."""
+Row = dict[str, Any]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Claim:
     """`first` is better than `second`, or, without a second, answers validly above a threshold."""
 
-    text: str
     first: str
     second: str = ""
+    text: str | None = None
+    """What it would show."""
     above: float = 0.0
     """Without a second: what the ratio of valid answers exceeds."""
     gains: Mapping[str, float] = field(default_factory=dict)
-    """By data source: the published gain in HitRatio@1; where it is missing any gain would do."""
-    ours: bool = False
-    """Not of a paper, as one of what has our ranking loss never is: supported, not reproduced."""
+    """By data source: the published gain in HitRatio@1."""
 
 
-def judge(
-    difference: Mapping[str, float], p: float, detectable: float | None, gain: float | None
-) -> Verdict:
-    """Whether a gain was found, and if not, whether it could have been.
+def judge(difference: Mapping[str, float], p: float, trainings: int) -> str:
+    """Say what is known of the first method: p is below 5 % and the interval is without 0.
 
-    Reproduced: p is below 5 % and the interval above 0. Not reproduced: the interval is nowhere
-    above 0, or excludes the published gain although that was large enough to be detected.
-    Underpowered: all else. The interval holds the gain without being surely above 0, the smallest
-    detectable difference is above the gain or unknown, or none was published and a small one may
-    be there.
+    The interval of several seeds holds their luck, of which the test over users knows nothing. Of
+    one training against one, nothing is said but that it is better here.
 
     Args:
-        difference: its estimate, first minus second.
+        difference: an estimate, first minus second.
         p: adjusted for the other claims.
-        detectable: the smallest true difference that would show with 80 % power, if known.
-        gain: the published one, if there is one.
+        trainings: of the method with more of them; 0 where no seed changes either.
     """
-    low, high = difference["low"], difference["high"]
-    if low > 0 and p < SIGNIFICANCE:
-        return "reproduced"
-    if high <= 0:
-        return "not reproduced"
-    excluded = gain is not None and high < gain and detectable is not None and detectable <= gain
-    return "not reproduced" if excluded else "underpowered"
+    if p >= SIGNIFICANCE or difference["low"] <= 0 <= difference["high"]:
+        return UNTOLD
+    word = BETTER if difference["value"] > 0 else WORSE
+    return word + HERE if trainings == 1 else word
 
 
-def claim_rows(
+def adjust(rows: Sequence[Row]) -> list[Row]:
+    """Add verdicts, and p-values adjusted for all rows that have one (Holm)."""
+    adjusted = iter(holm([row["p"] for row in rows if "p" in row]))
+    found = []
+    for row in rows:
+        if "p" in row:
+            p = next(adjusted)
+            row = row | {"p_holm": p, "verdict": judge(row["difference"], p, row["seeds"])}
+        found.append(row)
+    return found
+
+
+def paired_tests(
+    first: Mapping[str, np.ndarray], second: Mapping[str, np.ndarray], metrics: Sequence[str]
+) -> dict[str, Row]:
+    """Compare two methods, given by their metrics per user or [S, R], on the same rows."""
+    return {metric: asdict(paired(first[metric], second[metric])) for metric in metrics}
+
+
+def compare(
+    vectors: Mapping[str, Mapping[str, np.ndarray]], claims: Sequence[Claim], metrics: Sequence[str]
+) -> list[Row]:
+    """Test claims metric by metric, corrected over the whole table.
+
+    Args:
+        vectors: the metrics of each method, by its name.
+        claims: which to compare.
+        metrics: in which.
+    """
+    tests = [paired_tests(vectors[c.first], vectors[c.second], metrics) for c in claims]
+    return adjust(
+        [
+            {"first": claim.first, "second": claim.second, "claim": claim.text, "metric": metric}
+            | test[metric]
+            for metric in metrics
+            for claim, test in zip(claims, tests, strict=True)
+        ]
+    )
+
+
+def compare_cells(
     claims: Sequence[Claim],
     cells: Mapping[str, Mapping[str, Any]],
     comparisons: Mapping[tuple[str, str], Mapping[str, Any] | None],
     source: str,
-) -> list[dict[str, Any]]:
-    """A table's claims with their tests, corrected over the table (Holm), and verdicts.
+) -> list[Row]:
+    """Judge the claims about one data set's cells, each metric corrected by itself.
 
     Args:
         claims: all of them; those of entries that are not here are left out.
@@ -71,24 +100,25 @@ def claim_rows(
         comparisons: what was computed, if anything, by first and second.
         source: the data's, for published gains.
     """
-    known = [c for c in claims if c.first in cells and (not c.second or c.second in cells)]
-    found = [comparisons.get((claim.first, claim.second)) for claim in known]
-    adjusted = iter(holm([each["tests"][METRICS[0]]["p"] for each in found if each]))
-    rows = []
-    for claim, compared in zip(known, found, strict=True):
-        gain = claim.gains.get(source)
-        row: dict[str, Any] = {"verdict": NOT_COMPUTED, "claim": claim.text, "first": claim.first}
-        row |= {"second": claim.second, "published gain": gain}
-        if compared:
-            row |= _compared(compared["tests"], next(adjusted), gain)
-        elif not claim.second:
-            row |= {"second": f"{claim.above:g}"} | _valid(cells[claim.first], claim.above)
-        verdict, ours = row["verdict"], claim.ours or cells[claim.first].get("gamma")
-        verdict = OURS.get(verdict, verdict) if ours else verdict
-        trainings = max(len(cells[n]["seeds"]) for n in (claim.first, claim.second) if n in cells)
-        here = HERE if trainings == 1 and verdict not in (NOT_COMPUTED, "underpowered") else ""
-        rows.append(row | {"verdict": verdict + here})
-    return rows
+    main, *others = compared_metrics()
+    rows: dict[str, list[Row]] = {metric: [] for metric in (main, *others)}
+    for claim in claims:
+        sides = [name for name in (claim.first, claim.second) if name]
+        if not cells.keys() >= set(sides):
+            continue
+        row: Row = {"first": claim.first, "second": claim.second, "claim": claim.text}
+        row["seeds"] = max(len(cells[name]["seeds"]) for name in sides)
+        compared = comparisons.get((claim.first, claim.second))
+        if not claim.second:
+            rows[main].append(row | _validity(cells[claim.first], claim.above))
+        elif not compared:
+            rows[main].append(row | {"metric": main, "verdict": NOT_COMPUTED})
+        tests = compared["tests"] if compared else {}
+        for metric in rows.keys() & tests.keys():
+            gain = claim.gains.get(source) if metric == main else None
+            test = {**tests[metric], **row, "metric": metric, "published gain": gain}
+            rows[metric].append(test | {"size": size(test["difference"], gain)})
+    return [row for group in rows.values() for row in adjust(group)]
 
 
 def size(difference: Mapping[str, float], gain: float | None) -> str | None:
@@ -100,25 +130,11 @@ def size(difference: Mapping[str, float], gain: float | None) -> str | None:
     return "larger than published" if difference["low"] > gain else "published gain not excluded"
 
 
-def _compared(tests: Mapping[str, Any], p_holm: float, gain: float | None) -> dict[str, Any]:
-    main, *others = METRICS
-    found = tests[main]
-    detectable = found["minimum_detectable"]
-    return {
-        "size": size(found["difference"], gain),
-        "difference": found["difference"],
-        **{f"{other} difference": tests[other]["difference"] for other in others},
-        "p": found["p"],
-        "p (Holm)": p_holm,
-        "detectable": detectable,
-        "verdict": judge(found["difference"], p_holm, detectable, gain),
-    }
-
-
-def _valid(cell: Mapping[str, Any], threshold: float) -> dict[str, Any]:
+def _validity(cell: Mapping[str, Any], threshold: float) -> Row:
     """The ratio of valid free answers above a threshold, judged by its interval alone."""
+    row: Row = {"second": f"{threshold:g}", "metric": "ValidRatio"}
     if not cell["generation"]:
-        return {}
+        return row | {"verdict": NOT_COMPUTED}
     ratio = cell["generation"]["free"]["LLaRA"]["ValidRatio"]
     moved = {end: ratio[end] - threshold for end in ("value", "low", "high")} | {"n": ratio["n"]}
-    return {"difference": moved, "verdict": judge(moved, 0.0, 0.0, None)}
+    return row | {"difference": moved, "verdict": judge(moved, 0.0, len(cell["seeds"]))}

@@ -20,14 +20,14 @@ from rsllm.data.sequences import NO_ITEM, Rows, Split
 from rsllm.data.tables import check, columns_of, read_all
 from rsllm.data.values import as_text
 from rsllm.errors import ConfigError, DataError
-from rsllm.evaluate.compare import Claim, estimates, pair_table, per_user
-from rsllm.evaluate.metrics import Floats
+from rsllm.evaluate.compare import estimates, per_user
+from rsllm.evaluate.metrics import Floats, compared_metrics
 from rsllm.evaluate.rank import candidate_sets, held_out
 from rsllm.evaluate.run import ANSWERS, read_scores
 from rsllm.report.tables import inert, show
 from rsllm.store.artifacts import Mirror, Store, manifest, read_json
+from rsllm.study.claims import Claim, compare
 
-METRICS = ("HR@1", "MRR")
 _SEPARATORS = {".csv": ",", ".tsv": "\t", ".parquet": ""}
 _NAMES = {"user": "user_id", "item": "item_id", "score": "score"}
 
@@ -131,7 +131,7 @@ def judge(path: Path, data: PreparedData, split: Split, store: Store) -> dict[st
         "data": data.path.name,
         "draws": len(draws),
         "methods": methods,
-        "pairs": pair_table(vectors, claims, METRICS),
+        "pairs": compare(vectors, claims, compared_metrics()),
     }
 
 

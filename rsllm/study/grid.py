@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from rsllm.config import Experiment
-from rsllm.config.plain import replace_in
+from rsllm.config.plain import flat, replace_in, to_dict
 from rsllm.config.presets import preset
-from rsllm.flags import Budget, checked, default_budget, make_parser, overrides
+from rsllm.flags import Budget, budget_and_storage, default_budget, make_parser, overrides
+from rsllm.report.datasets import DatasetTables
+from rsllm.report.page import write_page
 from rsllm.store.artifacts import Store
 from rsllm.study import paper
-from rsllm.study.claims import Claim
+from rsllm.study.claims import Claim, compare_cells
 from rsllm.study.results import Cell, Cells, Entry, slug
 
 Published = Mapping[str, Mapping[str, Mapping[str, float | str]]]
@@ -23,7 +25,7 @@ Published = Mapping[str, Mapping[str, Mapping[str, float | str]]]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Grid:
-    """What is asked: every entry on every data set, and what is claimed of them."""
+    """A question, answered by every entry on every data set, and claims about them."""
 
     title: str
     question: str
@@ -48,8 +50,8 @@ class Grid:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Asked:
-    """What the user chose."""
+class GridArguments:
+    """The parts of a grid that the user chose, and where its cells lie."""
 
     budget_name: str
     budget: Budget
@@ -66,7 +68,7 @@ class Asked:
 
 
 @dataclass(frozen=True, slots=True)
-class Site:
+class Dataset:
     """One data set of a grid, as it was asked for."""
 
     name: str
@@ -92,27 +94,28 @@ class Site:
         return self.cells.read(self.name, self.key(name)) if name in self.entries else None
 
 
-def sites(grid: Grid, asked: Asked) -> Iterator[Site]:
+def datasets(grid: Grid, arguments: GridArguments) -> Iterator[Dataset]:
     """The data sets; one that equals an earlier one under these settings is left out."""
     seen: list[Experiment] = []
-    for name in asked.data:
+    for name in arguments.data:
         given = grid.data.get(name, {"data.source": name})
-        experiment = replace_in(grid.base, {**asked.budget.overrides, **given, **asked.settings})
+        settings = {**arguments.budget.overrides, **given, **arguments.settings}
+        experiment = replace_in(grid.base, settings)
         if experiment in seen:
             continue
         seen.append(experiment)
-        chosen = [e for e in grid.entries(experiment) if e.name in (asked.only or grid.names)]
-        entries = {e.name: (e, _experiment(experiment, e, asked.settings)) for e in chosen}
-        yield Site(name, experiment, entries, asked.num_seeds, asked.cells)
+        chosen = [e for e in grid.entries(experiment) if e.name in (arguments.only or grid.names)]
+        entries = {e.name: (e, _experiment(experiment, e, arguments.settings)) for e in chosen}
+        yield Dataset(name, experiment, entries, arguments.num_seeds, arguments.cells)
 
 
-def _experiment(base: Experiment, entry: Entry, asked: Mapping[str, Any]) -> Experiment:
+def _experiment(base: Experiment, entry: Entry, chosen: Mapping[str, Any]) -> Experiment:
     """An entry's own, its recommender as tuned for the data unless the user says otherwise."""
     model = entry.settings.get("recommender.model", base.recommender.model)
-    return replace_in(base, {**preset(model, base.data.source), **asked, **entry.settings})
+    return replace_in(base, {**preset(model, base.data.source), **chosen, **entry.settings})
 
 
-def parse(grid: Grid, description: str, script: Path) -> Asked:
+def parse(grid: Grid, description: str, script: Path) -> GridArguments:
     """Read the flags; without --render a Ray is looked for where no budget was named.
 
     Raises:
@@ -122,7 +125,7 @@ def parse(grid: Grid, description: str, script: Path) -> Asked:
     parser.add_argument("--render", action="store_true", help="show what is on file, run nothing")
     parser.add_argument("--cells", metavar="DIR", help="finished cells (default: see README.md)")
     values = parser.parse_args(namespace=argparse.Namespace(trials=None, seeds=None))
-    name, storage = checked(values, grid.budgets)
+    name, storage = budget_and_storage(values, grid.budgets)
     name = name or (next(iter(grid.budgets)) if values.render else default_budget(grid.budgets))
     usual = [source for source in paper.USUAL.get(name, ()) if source in grid.data]
     data = values.data or usual or list(grid.data)
@@ -137,7 +140,7 @@ def parse(grid: Grid, description: str, script: Path) -> Asked:
     repeated = {"budget": [name], "seeds": [num_seeds], "data": data, "only": only}
     repeated |= {"set": [f"{path}={json.dumps(value)}" for path, value in settings.items()]}
     words = [w for flag, each in repeated.items() for one in each for w in (f"--{flag}", str(one))]
-    return Asked(
+    return GridArguments(
         budget_name=name,
         budget=budget,
         settings=settings,
@@ -151,29 +154,93 @@ def parse(grid: Grid, description: str, script: Path) -> Asked:
     )
 
 
+def tables_on_file(
+    grid: Grid, arguments: GridArguments, left_out: Mapping[str, str] | None = None
+) -> list[DatasetTables]:
+    """All that is on file of a grid, as the user asked for it.
+
+    Args:
+        grid: the question.
+        arguments: which part of it.
+        left_out: why data sets and entries ("DATA: ENTRY") were not run.
+    """
+    return [_tables(grid, dataset, left_out or {}) for dataset in datasets(grid, arguments)]
+
+
+def _tables(grid: Grid, dataset: Dataset, left_out: Mapping[str, str]) -> DatasetTables:
+    cells = {name: cell for name in dataset.entries if (cell := dataset.cell(name))}
+    sides = {(c.first, c.second) for c in grid.claims if {c.first, c.second} <= cells.keys()}
+    comparisons = {
+        p: dataset.cells.comparison(dataset.name, cells[p[0]], cells[p[1]]) for p in sides
+    }
+    source, common = dataset.experiment.data.source, to_dict(dataset.experiment)
+    label = paper.LABELS.get(source)
+    base = dict(flat(common))
+    return DatasetTables(
+        title=f"{dataset.name} ({label})" if label else dataset.name,
+        entries=list(dataset.entries),
+        cells=cells,
+        missing={
+            name: left_out.get(f"{dataset.name}: {name}", left_out.get(dataset.name, "not run yet"))
+            for name in dataset.entries
+            if name not in cells
+        },
+        pairs=compare_cells(grid.claims, cells, comparisons, source),
+        published={name: of[source] for name, of in grid.published.items() if source in of},
+        num_candidates=dataset.experiment.data.num_candidates,
+        common=common,
+        settings={
+            name: {"kind": entry.kind, "joined": entry.fused, **entry.judged}
+            | {path: value for path, value in flat(to_dict(own)) if value != base.get(path)}
+            for name, (entry, own) in dataset.entries.items()
+        },
+    )
+
+
+def reproduce_command(arguments: GridArguments, parts: Sequence[DatasetTables]) -> str:
+    """The command that trains and judges anew what is shown."""
+    names = dict.fromkeys(name for part in parts for name in part.cells)
+    only = [] if arguments.only else [word for name in names for word in ("--only", name)]
+    return f"{arguments.command} {shlex.join([*only, '--cells'])} NEW_FOLDER"
+
+
+def show(folder: Path, grid: Grid, arguments: GridArguments, left_out: Mapping[str, str]) -> str:
+    """Write the page of all that is on file into `folder`; returns the tables for the terminal."""
+    parts = tables_on_file(grid, arguments, left_out)
+    results = {
+        "title": grid.title,
+        "question": grid.question,
+        "backbone": parts[0].common["backbone"]["source"],
+        "budget": f"{arguments.budget_name}: {arguments.budget.summary}",
+        "settings": arguments.settings,
+        "num_seeds": arguments.num_seeds,
+        "command": reproduce_command(arguments, parts),
+        "notes": grid.notes,
+    }
+    return write_page(folder, results, parts, grid.curves)
+
+
 def run(grid: Grid, description: str, script: str) -> Path:
     """Compute the cells that are missing, then show all that are on file.
 
     Args:
-        grid: what is asked.
+        grid: the question.
         description: of the script, for --help.
         script: its path.
 
     Returns:
         The folder of the page, the tables and the figures.
     """
-    asked = parse(grid, description, Path(script))
+    arguments = parse(grid, description, Path(script))
     left_out: dict[str, str] = {}
-    if not asked.render:
-        from rsllm.study.measure import fill
+    if not arguments.render:
+        from rsllm.study.measure import fill  # it loads torch and Ray, which showing does not need
 
-        left_out = fill(grid, asked)
-    from rsllm.study.page import write_page
-
-    store = Store.open(asked.storage)
+        left_out = fill(grid, arguments)
+    store = Store.open(arguments.storage)
     folder = store.root / "studies" / slug(grid.title)
     folder.mkdir(parents=True, exist_ok=True)
-    print(write_page(folder, grid, asked, left_out))
+    print(show(folder, grid, arguments, left_out))
     store.share(f"studies/{folder.name}")
-    print(f"\ncells: {asked.cells.root}\nresults: {folder}  (open page.html)", flush=True)
+    print(f"\ncells: {arguments.cells.root}\nresults: {folder}  (open page.html)", flush=True)
     return folder

@@ -63,7 +63,7 @@ class TrialRecord:
 
 
 @contextmanager
-def refused(what: str) -> Iterator[None]:
+def as_config_error(what: str) -> Iterator[None]:
     """Turn what a space's code, Optuna or a database raises, or warns of, into the user's error."""
     try:
         with warnings.catch_warnings():
@@ -90,7 +90,7 @@ def check_space(
     fingerprints = set()
     for guess in [*first_guesses, *[{}] * SAMPLES]:
         study.enqueue_trial(dict(guess))
-        with refused("the search space"):
+        with as_config_error("the search space"):
             trial = study.ask()
             paths = json.loads(json.dumps(space(trial)))
             experiment = replace_in(search.experiment, paths)
@@ -105,7 +105,7 @@ def check_space(
     return sorted(fingerprints)
 
 
-def replayed(space: Space, params: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+def replay(space: Space, params: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
     """Overrides and distributions of a trial whose values are known."""
     trial = optuna.trial.FixedTrial(dict(params))
     return json.loads(json.dumps(space(trial))), trial.distributions  # type: ignore[arg-type]
@@ -119,8 +119,9 @@ def storage(journal: Path, url: str = "") -> BaseStorage:
     Raises:
         ConfigError: it cannot be opened.
     """
-    shown = url.split("://")[0] or journal  # what follows may hold a password
-    with refused(f"{shown} is no Optuna storage; move it away, or correct --optuna-storage"):
+    name = url.split("://")[0] or journal  # what follows may hold a password
+    remedy = "move it away, or correct --optuna-storage"
+    with as_config_error(f"{name} is no Optuna storage; {remedy}"):
         if url:
             return RDBStorage(url)
         journal.parent.mkdir(parents=True, exist_ok=True)
@@ -151,16 +152,16 @@ class Journal:
         self.space, self.cost, self.seed = space, cost, seed
         self._live: dict[int, optuna.Trial] = {}
         self._lost: set[int] = set()
-        directions: Any = ["maximize", "minimize"][: 1 + cost]
+        directions: Any = ["maximize", "minimize"] if cost else ["maximize"]
         self.study = optuna.create_study(
             storage=place, study_name=name, load_if_exists=True, directions=directions
         )
         this = {"rsllm": rsllm.__version__, "experiment": base, "cost": cost}
         made_by = self.study.user_attrs.get(MADE_BY, this)
-        with refused(f"the study {name} is another; rename this one, or move that away"):
+        with as_config_error(f"the study {name} is another; rename this one, or move that away"):
             require(made_by == this, f"it is of {made_by}, not {this}")
             for trial in self._own():
-                found, distributions = replayed(space, trial.params)
+                found, distributions = replay(space, trial.params)
                 same = found == trial.user_attrs[OVERRIDES] and distributions == trial.distributions
                 require(same, f"its space draws {trial.params} otherwise or for another use")
         self.study.set_user_attr(MADE_BY, this)
@@ -182,13 +183,13 @@ class Journal:
         path = earlier / FILE if earlier.is_dir() else earlier
         require(path.is_file(), f"--warm-start {earlier} has no {FILE}; give a folder of studies/")
         known = {trial.user_attrs.get(ORIGIN) for trial in self.study.trials}
-        with refused(f"--warm-start {earlier} does not fit this search"):
+        with as_config_error(f"--warm-start {earlier} does not fit this search"):
             backend = JournalStorage(JournalFileBackend(str(path)))
             source = optuna.load_study(study_name=None, storage=backend)
             require(source.directions == self.study.directions, "it has other objectives")
             done = source.get_trials(states=(TrialState.COMPLETE,))
             for trial in done:
-                _, trial.distributions = replayed(self.space, trial.params)
+                _, trial.distributions = replay(self.space, trial.params)
                 asked = trial.distributions.keys() == trial.params.keys()
                 require(asked, f"its trial {trial.number} has values {trial.params}")
                 trial.user_attrs = {ORIGIN: f"trial {trial.number} of {source.study_name}"}
@@ -213,7 +214,7 @@ class Journal:
         left = [trial for trial in running if trial.number not in self._live]
         trial = optuna.Trial(self.study, left[0]._trial_id) if left else self.study.ask()
         self.study.sampler = _sampler(self.cost, [self.seed, trial.number])
-        with refused("the search space"):
+        with as_config_error("the search space"):
             overrides = self.space(trial)
         trial.set_user_attr(OVERRIDES, overrides)
         self._live[trial.number] = trial
@@ -234,7 +235,7 @@ class Journal:
         values = [curve[-1][METRIC], curve[-1][COST]] if self.cost else curve[-1][METRIC]
         self.study.tell(self._live.pop(number), values)
 
-    def lose(self, number: int) -> bool:
+    def requeue(self, number: int) -> bool:
         """Leave a trial running whose driver died, for `begin`; False if that was so before."""
         if number in self._lost:
             return False
@@ -242,7 +243,7 @@ class Journal:
         del self._live[number]
         return True
 
-    def leave(self, number: int, error: str = "") -> None:
+    def end_unfinished(self, number: int, error: str = "") -> None:
         """End a trial that was stopped early or failed; one that has finished stays so."""
         if number in self._live:
             trial = self._live.pop(number)

@@ -15,54 +15,54 @@ from rsllm.config import Experiment
 from rsllm.config.plain import replace_in, to_dict
 from rsllm.data.prepared import PreparedData
 from rsllm.errors import RsllmError
-from rsllm.evaluate.compare import method_table, stacked
-from rsllm.evaluate.fuse import fused, joined, weighed
+from rsllm.evaluate.compare import method_table, stack_seeds
+from rsllm.evaluate.fuse import choose_weight, combine_outcomes, combine_scores
+from rsllm.evaluate.metrics import compared_metrics
 from rsllm.evaluate.rank import held_out
 from rsllm.evaluate.run import Method, Outcome, evaluate, read_scores
-from rsllm.evaluate.statistics import paired
 from rsllm.model.tuned import KEYS, TITLES
 from rsllm.pipeline import Pipeline
 from rsllm.prompts.templates import wording
 from rsllm.recommenders.embeddings import FILE as ITEM_TABLE
 from rsllm.store.artifacts import Store, provenance, read_json
 from rsllm.store.versions import VERSIONS
-from rsllm.study.claims import METRICS
-from rsllm.study.grid import Asked, Grid, Site, sites
+from rsllm.study.claims import paired_tests
+from rsllm.study.grid import Dataset, Grid, GridArguments, datasets
 from rsllm.study.results import Cell, Entry, slug
-from rsllm.study.variants import answering_once, language_method, stages, train
+from rsllm.study.variants import generate_on_first_seed_only, language_method, stages, train
 from rsllm.train.health import warnings
-from rsllm.train.worker import SECTION, Stage
+from rsllm.train.worker import SECTION
 
 CODE = {**VERSIONS, "wording": wording()}
 """What decides a cell beside its settings, its data and its backbone."""
 
 
-def fill(grid: Grid, asked: Asked) -> dict[str, str]:
+def fill(grid: Grid, arguments: GridArguments) -> dict[str, str]:
     """Compute all cells and comparisons that are not on file.
 
     Returns:
         What was left out, data sets and entries ("DATA: ENTRY"), each with its reason.
     """
     left_out = {}
-    for site in sites(grid, asked):
-        if site.name in grid.data and (reason := _absent(site.experiment, asked.storage)):
-            left_out[site.name] = reason
-            print(f"{site.name} is left out: {reason}", flush=True)
+    for dataset in datasets(grid, arguments):
+        if dataset.name in grid.data and (reason := _absent(dataset.experiment, arguments.storage)):
+            left_out[dataset.name] = reason
+            print(f"{dataset.name} is left out: {reason}", flush=True)
             continue
-        bench = Bench(site, asked.storage)
-        with bench.pipeline.store.lock(f"cells-{slug(site.name)}", wait=True):
-            for name, (entry, experiment) in site.entries.items():
-                if bench.known(name):
+        runner = Runner(dataset, arguments.storage)
+        with runner.pipeline.store.lock(f"cells-{slug(dataset.name)}", wait=True):
+            for name, (entry, experiment) in dataset.entries.items():
+                if runner.known(name):
                     continue
-                if experiment.mixture and (reason := _absent(experiment, asked.storage)):
-                    left_out[f"{site.name}: {name}"] = reason
-                    print(f"{site.name}, {name} is left out: {reason}", flush=True)
+                if experiment.mixture and (reason := _absent(experiment, arguments.storage)):
+                    left_out[f"{dataset.name}: {name}"] = reason
+                    print(f"{dataset.name}, {name} is left out: {reason}", flush=True)
                     continue
-                print(f"\n{site.name}: {name}", flush=True)
-                cell = bench.measure(entry, experiment)
-                site.cells.write(site.name, site.key(name), slug(name), cell)
+                print(f"\n{dataset.name}: {name}", flush=True)
+                cell = runner.measure(entry, experiment)
+                dataset.cells.write(dataset.name, dataset.key(name), slug(name), cell)
             for claim in grid.claims:
-                bench.compare(claim.first, claim.second)
+                runner.compare(claim.first, claim.second)
     return left_out
 
 
@@ -76,16 +76,16 @@ def _absent(experiment: Experiment, storage: str) -> str:
 
 
 @dataclass(frozen=True)
-class Bench:
-    """Where the entries of one data set are trained and judged."""
+class Runner:
+    """It trains and judges the entries of one data set."""
 
-    site: Site
+    dataset: Dataset
     storage: str
 
     @cached_property
     def pipeline(self) -> Pipeline:
-        """Of the data set's experiment."""
-        return Pipeline(self.site.experiment, self.storage)
+        """The pipeline of the data set's experiment."""
+        return Pipeline(self.dataset.experiment, self.storage)
 
     @cached_property
     def data(self) -> PreparedData:
@@ -95,7 +95,7 @@ class Bench:
     def known(self, name: str) -> Cell | None:
         """An entry's cell, if it is on file and what would be measured now: of these data and this
         code and, of a language model, of this backbone and in this precision."""
-        cell = self.site.cell(name)
+        cell = self.dataset.cell(name)
         if cell is None or cell["data"]["key"] != self.data.path.name:
             return None
         same = cell.get("code") == CODE
@@ -107,7 +107,7 @@ class Bench:
     def measure(self, entry: Entry, experiment: Experiment) -> Cell:
         """Train an entry on all seeds and judge it on the test rows."""
         methods, cost = self._trained(entry, experiment)
-        methods = answering_once([judged(method, entry.judged) for method in methods])
+        methods = generate_on_first_seed_only([judged(method, entry.judged) for method in methods])
         outcomes = self._evaluate(methods, "test")
         fusion: dict[str, Any] = {}
         names = [outcome.name for outcome in outcomes]
@@ -118,12 +118,12 @@ class Bench:
         named = {"entry": row.pop("name"), "ranking_seconds": row.pop("seconds")}
         return {
             **named,
-            "key": self.site.key(entry.name),
+            "key": self.dataset.key(entry.name),
             "kind": entry.kind,
             "judged": dict(entry.judged),
-            "seeds": list(self.site.seeds) if entry.seeded else [],
+            "seeds": list(self.dataset.seeds) if entry.seeded else [],
             "data": self._described(),
-            "backbone": self.pipeline.fingerprint if entry.speaks else "",
+            "backbone": self.pipeline.fingerprint if entry.is_language_model else "",
             **row,
             "gamma": experiment.stage2.loss.gamma if entry.kind == "tuned" else None,
             **cost,
@@ -137,24 +137,23 @@ class Bench:
     def compare(self, first: str, second: str) -> None:
         """Put a comparison on file, unless it is, or the predictions are not at hand."""
         one, other = self.known(first), self.known(second)
-        if not one or not other or self.site.cells.comparison(self.site.name, one, other):
+        if not one or not other or self.dataset.cells.comparison(self.dataset.name, one, other):
             return
         vectors = [self._vectors(cell["predictions"]) for cell in (one, other)]
         if not all(vectors):
             return
-        tests = {m: asdict(paired(vectors[0][m], vectors[1][m])) for m in METRICS}
+        tests = paired_tests(vectors[0], vectors[1], compared_metrics())
         seeds = [one["seeds"], other["seeds"]]
         found = {"n": one["n"], "seeds": seeds, "tests": tests, "provenance": provenance()}
-        self.site.cells.write_comparison(self.site.name, one, other, found)
+        self.dataset.cells.write_comparison(self.dataset.name, one, other, found)
 
     def _trained(self, entry: Entry, experiment: Experiment) -> tuple[list[Method], dict[str, Any]]:
         """The methods of an entry, one a seed, and what their training took."""
         if not entry.seeded:
-            scorer: Any = "likelihood" if entry.speaks else entry.kind
+            scorer: Any = "likelihood" if entry.is_language_model else entry.kind
             return [Method(name=entry.name, scorer=scorer, experiment=experiment)], {}
-        watched: Stage = "stage2" if entry.speaks else "recommender"
-        watched = "keys" if entry.kind == "keys" else watched
-        seeds = self.site.seeds
+        watched: Any = entry.trained_by
+        seeds = self.dataset.seeds
         (trained,) = train({entry.name: {}}, experiment, seeds, self.storage, watched).values()
         return [_method(entry, pipeline) for pipeline in trained], training_cost(trained)
 
@@ -167,14 +166,14 @@ class Bench:
         limit = experiment.evaluation.test_rows
         both = [m.under({"evaluation.validation_rows": limit}) for m in (alone, *methods)]
         single, *validated = self._evaluate(both, "validation")
-        weight, curve = weighed(validated, single, held_out(self.data, "validation", limit))
+        weight, curve = choose_weight(validated, single, held_out(self.data, "validation", limit))
         (beside,) = self._evaluate([alone], "test")
         chosen = {"weight": weight, "validation MRR": asdict(curve[weight])}
-        joint = [joined(outcome, beside, weight) for outcome in outcomes]
+        joint = [combine_outcomes(outcome, beside, weight) for outcome in outcomes]
         return joint, {"recommender": beside.name, **chosen}
 
     def _evaluate(self, methods: Sequence[Method], split: Any) -> list[Outcome]:
-        speaks, pipeline = any(method.speaks for method in methods), self.pipeline
+        speaks, pipeline = any(method.is_language_model for method in methods), self.pipeline
         return evaluate(
             methods,
             split,
@@ -189,13 +188,13 @@ class Bench:
         """The metrics [S, R] of stored predictions; none if one of them is not in the store."""
         scores = stored_scores(predictions, self.pipeline.store)
         draws = held_out(self.data, "test", scores[0].shape[1]) if scores else []
-        return stacked(scores, draws)
+        return stack_seeds(scores, draws)
 
     def _described(self) -> dict[str, Any]:
         facts = self.data.facts
         counts = {n: v for n, v in facts["counts"].items() if isinstance(v, int | float | str)}
         return {
-            "set": self.site.name,
+            "set": self.dataset.name,
             "source": self.data.config["source"],
             "split": self.data.config["split"],
             "key": self.data.path.name,
@@ -214,7 +213,7 @@ def stored_scores(predictions: Mapping[str, Any], store: Store) -> list[np.ndarr
     if "recommender" not in predictions:
         return scores
     alone_DRC = scores.pop()
-    return [fused(own_DRC, alone_DRC, predictions["weight"]) for own_DRC in scores]
+    return [combine_scores(own_DRC, alone_DRC, predictions["weight"]) for own_DRC in scores]
 
 
 def _fitted(name: str, experiment: Experiment, folder: Path, scorer: Any = "recommender") -> Method:
@@ -224,7 +223,7 @@ def _fitted(name: str, experiment: Experiment, folder: Path, scorer: Any = "reco
 def _method(entry: Entry, pipeline: Pipeline) -> Method:
     """What a pipeline trained; a recommender's seed stands where a language model's does."""
     experiment, folder = pipeline.experiment, pipeline.run()
-    if entry.speaks:
+    if entry.is_language_model:
         return language_method(entry.name, experiment, experiment.stage2, folder)
     seed = {"stage2.seed": getattr(experiment, SECTION[pipeline.watched]).seed}
     return _fitted(entry.name, replace_in(experiment, seed), folder, entry.kind)

@@ -7,10 +7,10 @@ from typing import Any
 from tabulate import tabulate
 
 from rsllm.config.plain import content_hash
+from rsllm.evaluate.metrics import compared_metrics
 from rsllm.evaluate.statistics import beats_chance
 from rsllm.study.journal import COST, METRIC, TrialRecord
 
-COLUMNS = ("samples", METRIC, "HR@1", COST)
 TAKEN = {"trial", "name", "number", "state", "samples", "seconds", "error"}
 """Columns of a report's trials, which no tuned value may go by."""
 
@@ -20,29 +20,32 @@ def table(records: Sequence[TrialRecord], total: int) -> str:
     best = max((record.score or 0.0 for record in records), default=0.0)
     done = sum(record.state != "running" for record in records)
     failures = [f"trial {r.number} failed: {r.error}" for r in records if r.error]
+    columns = ["samples", METRIC, *_beside_the_score(), COST]
+    rows = [
+        {"trial": record.number, **values, "state": record.state}
+        | {name: record.end[name] for name in columns if name in record.end}
+        for record, values in zip(records, _tuned(records), strict=True)
+    ]
     lines = [
         f"\n{done} of {total} trials done, {len(failures)} failed, best {METRIC} {best:.3f}",
-        tabulate(_rows(records), headers="keys", floatfmt=".3g"),
+        tabulate(rows, headers="keys", floatfmt=".3g"),
         *failures,
     ]
     return "\n".join(lines)
 
 
-def _rows(records: Sequence[TrialRecord]) -> list[dict[str, Any]]:
-    return [
-        {"trial": record.number, **values, "state": record.state}
-        | {name: record.end[name] for name in COLUMNS if name in record.end}
-        for record, values in zip(records, _tuned(records), strict=True)
-    ]
+def _beside_the_score() -> list[str]:
+    """The compared metrics but the MRR, which the score is."""
+    return compared_metrics("MRR")[1:]
 
 
 def _tuned(records: Sequence[TrialRecord]) -> list[dict[str, Any]]:
     """Each trial's values, by names that are the same in all."""
     paths = {path for record in records for path in record.overrides}
-    return [shown(record.overrides, paths) for record in records]
+    return [short_names(record.overrides, paths) for record in records]
 
 
-def shown(overrides: Mapping[str, Any], among: Collection[str] = ()) -> dict[str, Any]:
+def short_names(overrides: Mapping[str, Any], among: Collection[str] = ()) -> dict[str, Any]:
     """The tuned values by as much of the end of their paths as tells them from others."""
     return {_end(path, {*overrides, *among}): value for path, value in overrides.items()}
 
@@ -77,15 +80,14 @@ def _trial_row(record: TrialRecord, tuned: Mapping[str, Any], cost: bool) -> dic
         "seconds": round(record.end.get("seconds", 0.0), 1),
         "curve": record.curve,
         "MRR": record.score,
-        "HR@1": record.end.get("HR@1"),
         "error": record.error,
-    }
+    } | {name: record.end.get(name) for name in _beside_the_score()}
     if cost and record.end:
         row["objectives"] = {"MRR": record.score, COST: record.end[COST]}
     return row
 
 
-def searched(
+def summarise(
     best: TrialRecord, records: Sequence[TrialRecord], n: int, num_candidates: int
 ) -> dict[str, Any]:
     """The best trial on `n` validation rows, and what chance would have reached.

@@ -10,36 +10,16 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from rsllm.assets.catalogue import ASSETS
 from rsllm.config import Experiment
 from rsllm.config.data import plain_of_known
 from rsllm.config.plain import content_hash, to_dict
+from rsllm.evaluate.scorers import catalogue_scorer
 from rsllm.store.artifacts import read_json, write_json
 
-Kind = Literal[
-    "tuned",
-    "zero-shot",
-    "recommender",
-    "recommender + titles",
-    "keys",
-    "slot-rule",
-    "popularity",
-    "order-rule",
-    "title-ngrams",
-]
-SEEDED = ("tuned", "recommender", "recommender + titles", "keys", "slot-rule")
-"""Kinds that a seed changes."""
 Cell = dict[str, Any]
-DECIDES = {
-    "zero-shot": ("data", "backbone", "prompt", "evaluation"),
-    "keys": ("data", "recommender", "catalogue", "prompt", "evaluation"),
-    **dict.fromkeys(
-        ("recommender", "recommender + titles", "slot-rule"), ("data", "recommender", "evaluation")
-    ),
-}
-"""The sections that an entry's kind depends on; of a tuned one all but compute, of rules fewest."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,7 +29,8 @@ class Entry:
     name: str
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Paths into `Experiment`."""
-    kind: Kind = "tuned"
+    kind: str = "tuned"
+    """tuned or zero-shot, of a language model; else a `CatalogueScorer`'s name."""
     judged: Mapping[str, Any] = field(default_factory=dict)
     """What holds in evaluation alone: paths, such as projector.shuffle_items, and fields of
     `Method`: shuffle_titles, mean_of_orders."""
@@ -57,14 +38,21 @@ class Entry:
     """Joined with the recommender of its slots, by a weight chosen on validation."""
 
     @property
-    def speaks(self) -> bool:
+    def is_language_model(self) -> bool:
         """Whether it is a language model."""
         return self.kind in ("tuned", "zero-shot")
 
     @property
     def seeded(self) -> bool:
         """Whether a seed changes it."""
-        return self.kind in SEEDED
+        return bool(self.trained_by)
+
+    @property
+    def trained_by(self) -> str:
+        """The stage that trains it; nothing of what is not trained."""
+        if self.is_language_model:
+            return "stage2" if self.kind == "tuned" else ""
+        return catalogue_scorer(self.kind).trained_by
 
     def key(self, experiment: Experiment, seeds: Sequence[int]) -> str:
         """Of all that decides its numbers beside the data themselves."""
@@ -73,14 +61,16 @@ class Entry:
         for holder, config in ((parts, experiment.data), *((p, m.data) for m, p in mixed)):
             if config.source in ASSETS:
                 holder["data"] = plain_of_known(config)
-        decides = DECIDES.get(self.kind, ("data", "evaluation"))
+        decides: Sequence[str] = catalogue_scorer(self.kind).decided_by
         if self.kind == "tuned":
-            decides = tuple(name for name in parts if name != "compute")
+            decides = [name for name in parts if name != "compute"]
+        elif self.kind == "zero-shot":
+            decides = ["data", "backbone", "prompt", "evaluation"]
         elif parts["recommender"]["items"] == "title":
-            decides = (*decides, "backbone", "prompt")
+            decides = [*decides, "backbone", "prompt"]
         made = [self.kind, dict(self.judged), self.fused, list(seeds) if self.seeded else []]
         precision = experiment.compute.precision
-        asked = [precision] if self.speaks and precision != "auto" else []
+        asked = [precision] if self.is_language_model and precision != "auto" else []
         return content_hash([*made, *asked, {name: parts[name] for name in decides}])
 
 

@@ -31,17 +31,18 @@ from rsllm.config import Experiment
 from rsllm.config.plain import content_hash, replace_in, to_dict
 from rsllm.data.prepared import PreparedData
 from rsllm.errors import CheckpointError, TrainingError, require
+from rsllm.evaluate.metrics import METRICS
 from rsllm.evaluate.rank import held_out
 from rsllm.pipeline import Pipeline
 from rsllm.prompts.templates import wording
-from rsllm.report.report import tables, write_report
+from rsllm.report.page import tables, write_report
 from rsllm.store.artifacts import provenance, read_json
 from rsllm.store.versions import VERSIONS
-from rsllm.study.journal import COST, FILE, METRIC, Journal, check_space, refused, storage
+from rsllm.study.journal import COST, FILE, METRIC, Journal, as_config_error, check_space, storage
 from rsllm.study.journal import Space as Space
 from rsllm.study.journal import TrialRecord as TrialRecord
-from rsllm.study.progress import run_name, searched, shown, table, trial_rows
-from rsllm.study.variants import candidates
+from rsllm.study.progress import run_name, short_names, summarise, table, trial_rows
+from rsllm.study.variants import best_trials
 from rsllm.train.worker import Stage
 
 
@@ -77,7 +78,7 @@ class Search:
         _ = self.backbones
         there = not self.track or find_spec(self.track) is not None
         require(there, f"--track {self.track} needs it: pip install rsllm[trackers]")
-        with refused(f"--track {self.track}"):
+        with as_config_error(f"--track {self.track}"):
             for tracker in _trackers(self.track, self.name):
                 tracker.setup()
         with self.pipeline.store.lock(f"search-{self.name}", wait=False):
@@ -139,7 +140,7 @@ class Search:
         self, records: Sequence[TrialRecord], best: TrialRecord | None = None, **found: Any
     ) -> Path:
         """Report its trials, `best` or the best score among them, and what else was found."""
-        best = best or next(iter(candidates(records, 1).values()))
+        best = best or next(iter(best_trials(records, 1).values()))
         experiment, data = self.pipeline.experiment, PreparedData.open(self.pipeline.prepare())
         speaks = self.pipeline.watched != "recommender"
         limit = experiment.evaluation.validation_rows if speaks else 0
@@ -149,7 +150,7 @@ class Search:
             "budget": {},
             "backbone": experiment.backbone.source if speaks else "",
             "trials": trial_rows(records, cost=self.cost),
-            "search": searched(best, records, len(rows), experiment.data.num_candidates),
+            "search": summarise(best, records, len(rows), experiment.data.num_candidates),
             "data": {"source": experiment.data.source, **data.facts["counts"]},
         }
         return publish(self.pipeline, self.name, results | found)
@@ -212,7 +213,7 @@ def publish(pipeline: Pipeline, name: str, results: Mapping[str, Any]) -> Path:
 
 
 class _Named(FunctionTrainable):  # type: ignore[misc]
-    """Has Ray's dashboard and logs call a trial's driver by the trial's name."""
+    """Make Ray's dashboard and logs call a trial's driver by the trial's name."""
 
     def setup(self, config: dict[str, Any]) -> None:
         super().setup(config)
@@ -256,21 +257,22 @@ class _Notes(tune.Callback):  # type: ignore[misc]
             result[name.replace("@", "_at_")] = result.pop(name)
 
     def on_trial_complete(self, *, trial: Any, **info: Any) -> None:
-        self.journal.leave(trial.config["number"])
+        self.journal.end_unfinished(trial.config["number"])
         self._print()
 
     def on_trial_error(self, *, trial: Any, **info: Any) -> None:
         """Explain a failure, and keep all that was said of it; what lost its node goes on once."""
         number, said = trial.config["number"], Path(trial.error_file).read_text()
         _, first, *lines = said.strip().splitlines()
-        if "ray::" not in first and self.journal.lose(number):  # no error of its own
+        # Ray heads an error of the trial's own code with "ray::"; without, its driver or node died.
+        if "ray::" not in first and self.journal.requeue(number):
             print(f"the driver of trial {number} died; it goes on in a new one later", flush=True)
             return
         kept = self.folder / "failures" / f"trial-{number:03d}.txt"
         kept.parent.mkdir(exist_ok=True)
         kept.write_text(said)
         error = next((line for line in reversed(lines) if re.match(r"[\w.]+(: |$)", line)), first)
-        self.journal.leave(number, error=re.sub(r"^[\w.]+: ", "", error))
+        self.journal.end_unfinished(number, error=re.sub(r"^[\w.]+: ", "", error))
         self._print()
         print(f"all that was said of it: {kept}", flush=True)
 
@@ -302,7 +304,7 @@ def _trial_name(search: str, trial: Any) -> str:
     """Number and tuned values, and what sets it apart from the trials of other searches."""
     values = "-".join(
         f"{name}_{value:.3g}" if isinstance(value, float) else f"{name}_{value}"
-        for name, value in shown(trial.config["overrides"]).items()
+        for name, value in short_names(trial.config["overrides"]).items()
     )
     return run_name(f"{trial.config['number']:03d}-{values}", search)
 
@@ -323,9 +325,9 @@ def _trial(config: dict[str, Any], base: Experiment, storage: str, watched: Stag
 
 def _entry(row: Mapping[str, Any]) -> dict[str, float]:
     """rsllm's own metrics of a report, without what Tune adds."""
-    groups = ("loss", "contrast/", "health/", "prompts/", "HR@", "NDCG@", "tokens_per", "MRR")
+    groups = ("loss", "contrast/", "health/", "prompts/", "tokens_per", METRIC, COST)
     ours = (*groups, "step", "samples", "seconds", "data_wait", "checkpoint_share", "validations")
-    return {name: float(row[name]) for name in row if name.startswith((*ours, METRIC, COST))}
+    return {n: float(value) for n, value in row.items() if n in METRICS or n.startswith(ours)}
 
 
 def _trackers(track: str, search: str) -> list[tune.Callback]:

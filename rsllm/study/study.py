@@ -19,29 +19,30 @@ from rsllm.compute.start import start_ray
 from rsllm.config import SLOTTED, Experiment
 from rsllm.config.plain import content_hash, replace_in, to_dict
 from rsllm.data.prepared import PreparedData
-from rsllm.evaluate.compare import Claim, estimates, method_table, over_seeds, pair_table
-from rsllm.evaluate.fuse import joined, weighed
+from rsllm.evaluate.compare import estimates, method_table, over_seeds
+from rsllm.evaluate.fuse import choose_weight, combine_outcomes
+from rsllm.evaluate.metrics import compared_metrics
 from rsllm.evaluate.rank import held_out
 from rsllm.evaluate.run import Method, evaluate
 from rsllm.pipeline import Pipeline
 from rsllm.report.tables import show
-from rsllm.study.progress import searched, trial_rows
+from rsllm.study.claims import Claim, compare
+from rsllm.study.progress import summarise, trial_rows
 from rsllm.study.search import Search, Space, TrialRecord, publish
 from rsllm.study.variants import (
     Trained,
-    answering_once,
-    confirmed,
+    compare_training,
+    confirm_best,
+    generate_on_first_seed_only,
     language_method,
     learning_curve,
     train,
-    training,
 )
 from rsllm.train.health import warnings
 
 Twins = Callable[[Mapping[str, Any]], dict[str, dict[str, Any]]]
 """The winner's overrides (none without a search) -> named variants of it, the winner first."""
 
-PAIR_METRICS = ("MRR", "HR@1")
 SHUFFLED, BY_LIKELIHOOD = ", shuffled slots", ", by likelihood"
 """In a claim: a twin whose slots hold other items, and one judged by the likelihood of titles that
 is trained, and ranks, by the pointer."""
@@ -54,7 +55,7 @@ WINNER = "the winner"
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """What is asked, and of what."""
+    """A question, the experiment it is asked of, and what is compared to answer it."""
 
     title: str
     question: str
@@ -86,7 +87,7 @@ class Study:
 
     @property
     def name(self) -> str:
-        """Names the search: the same study continues, wherever it runs; a changed one is new."""
+        """Name the search: the same study continues, wherever it runs; a changed one is new."""
         parts = [to_dict(self.base.anywhere), self.seed]
         # What it says, whatever its comments and layout.
         code = self.space and ast.unparse(ast.parse(textwrap.dedent(inspect.getsource(self.space))))
@@ -109,41 +110,36 @@ def run(study: Study, storage: str | Path) -> Path:
     Raises:
         ConfigError: the same study is running on the same storage.
     """
-    pipeline = Pipeline(study.base, storage)
+    pipeline, start = Pipeline(study.base, storage), time.monotonic()
     with pipeline.store.lock(study.name, wait=False):
-        return _run(study, pipeline, storage)
-
-
-def _run(study: Study, pipeline: Pipeline, storage: str | Path) -> Path:
-    start = time.monotonic()
-    search = study.space and Search(
-        pipeline=pipeline,
-        space=study.space,
-        name=study.name,
-        first_guesses=study.first_guesses,
-        seed=study.seed,
-        **study.search,
-    )
-    print(f"Ray dashboard: {start_ray()}  (its token: ray get-auth-token)", flush=True)
-    print(_describe(pipeline.layout), flush=True)
-    data = PreparedData.open(_announced("prepared data", pipeline.prepare))
-    recommender = _announced("recommender", pipeline.fit)
-    start_folder = _announced("stage 1", pipeline.train_text) if study.base.stage1.steps else None
-    histories = study.base.stage2.prompts == "history"
-    keys = _announced("keys", pipeline.train_keys) if histories else None
-    found, twins, tried = _chosen(study, search, storage)
-    methods = _methods(study, recommender, keys, start_folder, twins)
-    results = {
-        "title": study.title,
-        "question": study.question,
-        "backbone": study.base.backbone.source,
-        "layout": _describe(pipeline.layout),
-        "seeds": list(study.seeds),
-        **found,
-        **_judged(study, pipeline, data, methods, twins, tried),
-        "budget": {**study.budget, "minutes": round((time.monotonic() - start) / 60, 1)},
-    }
-    return publish(pipeline, study.name, results)
+        search = study.space and Search(
+            pipeline=pipeline,
+            space=study.space,
+            name=study.name,
+            first_guesses=study.first_guesses,
+            seed=study.seed,
+            **study.search,
+        )
+        print(f"Ray dashboard: {start_ray()}  (its token: ray get-auth-token)", flush=True)
+        print(_describe(pipeline.layout), flush=True)
+        data = PreparedData.open(_announced("prepared data", pipeline.prepare))
+        recommender = _announced("recommender", pipeline.fit)
+        text = _announced("stage 1", pipeline.train_text) if study.base.stage1.steps else None
+        histories = study.base.stage2.prompts == "history"
+        keys = _announced("keys", pipeline.train_keys) if histories else None
+        found, twins, tried = _chosen(study, search, storage)
+        methods = _methods(study, recommender, keys, text, twins)
+        results = {
+            "title": study.title,
+            "question": study.question,
+            "backbone": study.base.backbone.source,
+            "layout": _describe(pipeline.layout),
+            "seeds": list(study.seeds),
+            **found,
+            **_judged(study, pipeline, data, methods, twins, tried),
+            "budget": {**study.budget, "minutes": round((time.monotonic() - start) / 60, 1)},
+        }
+        return publish(pipeline, study.name, results)
 
 
 def _chosen(
@@ -167,7 +163,7 @@ def _chosen(
     # Who is chosen among several owes its lead to the luck of these seeds, so it gets others.
     after = study.num_seeds if study.confirm_top > 1 else 0
     fresh = range(study.seeds.start + after, study.seeds.stop + after)
-    confirm, found = confirmed(records, study.confirm_top, base, fresh, storage)
+    confirm, found = confirm_best(records, study.confirm_top, base, fresh, storage)
     best, *beaten = found.values()
     print(f"\ntwins of trial {best.number}", flush=True)
     rivals = {f"trial {record.number}": record.overrides for record in beaten}
@@ -217,7 +213,7 @@ def _methods(
             methods[name + SHUFFLED] = [
                 replace(m.under(shuffle), name=name + SHUFFLED) for m in methods[name]
             ]
-    return {name: answering_once(group) for name, group in methods.items()}
+    return {name: generate_on_first_seed_only(group) for name, group in methods.items()}
 
 
 def _judged(
@@ -243,7 +239,7 @@ def _judged(
     as_tested = {"evaluation.validation_rows": limits.test_rows}
     both = [method.under(as_tested) for method in (*methods[ALONE], *methods[winner])]
     alone, *validated = evaluate(both, "validation", **where)
-    weight, curve = weighed(validated, alone, held_out(data, "validation", limits.test_rows))
+    weight, curve = choose_weight(validated, alone, held_out(data, "validation", limits.test_rows))
     note = (
         f"{winner} joined with the recommender adds its log-probabilities with the weight"
         f" {weight:.3g}, the best of {len(curve)} on {curve[weight].n} validation users: MRR"
@@ -254,7 +250,9 @@ def _judged(
     outcomes = {name: [next(found) for _ in group] for name, group in methods.items()}
     if study.split == "test":
         draws = held_out(data, "test", limits.test_rows)
-        fused = [joined(outcome, outcomes[ALONE][0], weight) for outcome in outcomes[winner]]
+        fused = [
+            combine_outcomes(outcome, outcomes[ALONE][0], weight) for outcome in outcomes[winner]
+        ]
         outcomes[fused[0].method.name] = fused
     vectors = {name: over_seeds(group, draws) for name, group in outcomes.items()}
     for name, group in outcomes.items():
@@ -263,7 +261,7 @@ def _judged(
     return {
         "split": study.split,
         "data": {"source": study.base.data.source, **data.facts["counts"]},
-        "search": searched(tried[0], tried, len(validation[0]), study.base.data.num_candidates),
+        "search": summarise(tried[0], tried, len(validation[0]), study.base.data.num_candidates),
         "recommender": {
             "validation": estimates(alone.expected),
             study.split: estimates(outcomes[ALONE][0].expected),
@@ -291,8 +289,9 @@ def _pairs(
         Claim(f"{winner} + {ALONE}", ALONE, "the language model adds to the recommender"),
         Claim(f"{winner} + {ALONE}", winner, "the recommender adds to the language model"),
     ]
+    metrics = compared_metrics("MRR")  # what the search was for decides
     known = [claim for claim in claims if {claim.first, claim.second} <= vectors.keys()]
-    return [pair | training(twins, pair) for pair in pair_table(vectors, known, PAIR_METRICS)]
+    return [pair | compare_training(twins, pair) for pair in compare(vectors, known, metrics)]
 
 
 def _notes(study: Study, methods: Mapping[str, Sequence[Method]], best: TrialRecord) -> list[str]:

@@ -14,7 +14,7 @@ from rsllm.evaluate.run import SCORES_ONLY, Method
 from rsllm.pipeline import Pipeline, run_all
 from rsllm.store.artifacts import read_json
 from rsllm.study.journal import METRIC, TrialRecord
-from rsllm.study.progress import run_name, shown
+from rsllm.study.progress import run_name, short_names
 from rsllm.train.worker import SECTION, Stage
 
 Curve = list[dict[str, float]]
@@ -41,7 +41,8 @@ def train(
     if everything[0].layout.concurrent_trials > 1:
         run_all(everything)
     for number, (name, group) in enumerate(trained.items(), start=1):
-        print(f"\n{number} of {len(variants)}: {name}  {shown(dict(variants[name]))}", flush=True)
+        settings = short_names(variants[name])
+        print(f"\n{number} of {len(variants)}: {name}  {settings}", flush=True)
         for pipeline in group:
             pipeline.run()
     return trained
@@ -59,7 +60,7 @@ def language_method(name: str, experiment: Experiment, stage: StageConfig, folde
     )
 
 
-def answering_once(group: Sequence[Method]) -> list[Method]:
+def generate_on_first_seed_only(group: Sequence[Method]) -> list[Method]:
     """A method under several seeds: later ones rank, and do not answer again."""
 
     def scored(method: Method) -> Method:
@@ -92,7 +93,7 @@ def _curve(pipeline: Pipeline) -> Curve:
     return curve
 
 
-def candidates(records: Sequence[TrialRecord], top: int) -> dict[str, TrialRecord]:
+def best_trials(records: Sequence[TrialRecord], top: int) -> dict[str, TrialRecord]:
     """The best trials of a search by name, no configuration twice, the best first.
 
     Finished ones come first: a stopped one was weaker than its peers on fewer samples. One that
@@ -120,7 +121,7 @@ def confirm_table(trained: Trained, searched: Mapping[str, TrialRecord]) -> list
     return table
 
 
-def confirmed(
+def confirm_best(
     records: Sequence[TrialRecord],
     top: int,
     base: Experiment,
@@ -132,7 +133,7 @@ def confirmed(
 
     The first is flattered by these seeds if it was chosen among several.
     """
-    found = candidates(records, top)
+    found = best_trials(records, top)
     print(f"\nfresh seeds for {', '.join(found)}", flush=True)
     again = {name: trial.overrides for name, trial in found.items()}
     confirm = confirm_table(train(again, base, seeds, storage, watched), found)
@@ -140,7 +141,7 @@ def confirmed(
     return confirm, {row["name"]: found[row["name"]] for row in confirm}
 
 
-def training(trained: Trained, pair: Mapping[str, Any]) -> dict[str, Any]:
+def compare_training(trained: Trained, pair: Mapping[str, Any]) -> dict[str, Any]:
     """What training both methods of a comparison took, and who was ahead after equal seconds.
 
     Returns:

@@ -14,7 +14,7 @@ from rsllm.assets.catalogue import ASSETS
 from rsllm.config.plain import to_dict
 from rsllm.evaluate.metrics import BUCKETS
 from rsllm.evaluate.statistics import Estimate, mean_interval
-from rsllm.report.report import rendered
+from rsllm.report.page import render
 from rsllm.train.batches import HistorySet, TrainingSet
 from rsllm.train.checkpoints import State
 from rsllm.train.stages import LanguageTask
@@ -43,7 +43,7 @@ def write_card(
     """
     experiment, inputs = assignment.experiment, assignment.inputs
     backbone, end, n = experiment.backbone, state.curve[-1], len(task.validation)
-    card = rendered(
+    card = render(
         Path(__file__).with_name("card.md"),
         backbone=backbone.source,
         fingerprint=inputs["backbone"]["source"],

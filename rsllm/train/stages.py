@@ -22,8 +22,8 @@ from rsllm.data.hashing import stream_seed
 from rsllm.data.histories import Histories
 from rsllm.data.prepared import PreparedData
 from rsllm.data.sequences import Rows
-from rsllm.evaluate.compare import BUCKET_METRICS, FEWEST_USERS, popularity_buckets
-from rsllm.evaluate.metrics import BUCKETS, rank_metrics, target_ranks
+from rsllm.evaluate.compare import FEWEST_USERS, popularity_buckets
+from rsllm.evaluate.metrics import BUCKETS, compared_metrics, rank_metrics, target_ranks
 from rsllm.evaluate.rank import (
     catalogue_metrics,
     decision,
@@ -166,7 +166,7 @@ class LanguageTask:
             own_R = bucket_R == bucket
             found[f"targets/{name}/n"] = n = own_R.sum()
             if n >= FEWEST_USERS:
-                for metric in BUCKET_METRICS:
+                for metric in compared_metrics():
                     found[f"targets/{name}/{metric}"] = of_rows[metric][own_R].mean()
         return found
 

@@ -25,7 +25,7 @@ from rsllm.data.audit import audit, table
 from rsllm.data.prepared import PreparedData
 from rsllm.errors import ConfigError
 from rsllm.flags import Budget, parse
-from rsllm.report.report import tables, write_report
+from rsllm.report.page import tables, write_report
 from rsllm.report.tables import show
 from rsllm.store.artifacts import Store, provenance
 from rsllm.study.external import export_candidates

@@ -165,7 +165,7 @@ def test_metrics_equal_a_naive_enumeration(
         tuned.save_catalogue(keys, weights, TITLES_IF, artifact)
         ITEMS.save(artifact)
         method = Method(name="k", scorer="keys", experiment=EXPERIMENT, artifact=str(artifact))
-        assert not method.speaks
+        assert not method.is_language_model
     outcome = evaluated(method, data, str(random_llm), tmp_path)
     scores_RI = naive_scores(artifact, rows, data, model if kind == "catalogue" else None)
     for draw in range(2):
@@ -219,7 +219,7 @@ def test_forms_and_scorers_have_keys_of_their_own(
     asked = [method, replace(method, prompts="choice"), replace(method, scorer="likelihood")]
     keys = {content_hash(_inputs(own, "test", tmp_path, "backbone", LAYOUT)) for own in asked}
     assert len(keys) == 3
-    assert method.speaks
+    assert method.is_language_model
 
 
 def test_an_artifact_without_a_scorer_is_refused(

@@ -16,17 +16,16 @@ from rsllm.data.sequences import Rows
 from rsllm.errors import EvaluationError
 from rsllm.evaluate.compare import (
     FEWEST_USERS,
-    Claim,
     estimates,
     method_table,
     over_seeds,
-    pair_table,
     per_user,
     popularity_buckets,
 )
 from rsllm.evaluate.metrics import BUCKETS
 from rsllm.evaluate.rank import fixed_sample, presented_places, target_places
 from rsllm.evaluate.run import Method, Outcome
+from rsllm.evaluate.statistics import paired
 
 NUM_ROWS = 12
 
@@ -196,37 +195,6 @@ def test_order_bias_of_a_method(rows: Rows, data: PreparedData) -> None:
     assert swayed_found["HR@1, first third"] > swayed_found["HR@1, last third"]
 
 
-def test_pair_table(rows: Rows) -> None:
-    """Twelve wins of twelve: p is 2 / 2^12. One win of one: p is 1."""
-    best = outcome("best", rows, [1] * NUM_ROWS)
-    second = outcome("second", rows, [2] * NUM_ROWS)
-    nearly = outcome("nearly", rows, [2] + [1] * (NUM_ROWS - 1))
-    claims = [
-        Claim("best", "second", "the best wins"),
-        Claim("second", "best"),
-        Claim("best", "nearly"),
-    ]
-    found = {o.method.name: per_user(o.scores_DRC, [rows]) for o in (best, second, nearly)}
-    table = pair_table(found, claims, ["HR@1", "MRR"])
-    assert [(e["first"], e["second"], e["metric"]) for e in table] == [
-        (claim.first, claim.second, metric) for metric in ("HR@1", "MRR") for claim in claims
-    ]
-    p = 2 / 2**NUM_ROWS
-    assert [entry["p"] for entry in table] == pytest.approx([p, p, 1.0] * 2)
-    adjusted = [6 * p, 6 * p, 1.0]
-    assert [entry["p_holm"] for entry in table] == pytest.approx(adjusted * 2)
-    verdicts = ["better here", "worse here", "not distinguishable"]
-    assert [entry["verdict"] for entry in table] == verdicts * 2
-    differences = [entry["difference"]["value"] for entry in table]
-    assert differences == pytest.approx([1, -1, 1 / 12, 0.5, -0.5, 0.5 / 12])
-    assert [entry["test"] for entry in table[::3]] == ["exact McNemar", "sign-flip permutation"]
-    assert table[0]["minimum_detectable"] is None, "without spread nothing is known"
-    spread = np.array([1.0] + [0.0] * 11).std(ddof=1)
-    expected = (2.200985 + 0.875530) * spread / 12**0.5  # Student's, 11 degrees of freedom
-    assert table[2]["minimum_detectable"] == pytest.approx(expected, rel=1e-5)
-    assert [entry["claim"] for entry in table[:2]] == ["the best wins", None]
-
-
 def test_metrics_are_means_over_the_draws(rows: Rows) -> None:
     first, second = ([1] * NUM_ROWS, [2] * 6 + [5] * 6)
     scores = [outcome("", rows, ranks).scores_DRC[0] for ranks in (first, second)]
@@ -256,10 +224,10 @@ def test_methods_of_several_seeds(rows: Rows, data: PreparedData) -> None:
     assert entry["generation"]["free"]["LLaRA"]["n"] == 4
     vectors = {"tuned": over_seeds([first, second], [rows]), "one": over_seeds([second], [rows])}
     assert vectors["tuned"]["MRR"].shape == (2, NUM_ROWS)
-    (pair,) = pair_table(vectors, [Claim("tuned", "one")], ["HR@1"])
-    assert pair["difference"]["value"] == 0.25
-    assert pair["test"] == "sign-flip permutation"
-    assert pair["p"] == pytest.approx(2 / 2**6), "six users moved, all up"
+    test = paired(vectors["tuned"]["HR@1"], vectors["one"]["HR@1"])
+    assert test.difference.value == 0.25
+    assert test.test == "sign-flip permutation"
+    assert test.p == pytest.approx(2 / 2**6), "six users moved, all up"
 
 
 def test_estimates_of_expectations(rows: Rows) -> None:

@@ -7,7 +7,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,13 +28,12 @@ from rsllm.evaluate.rank import (
 from rsllm.evaluate.run import (
     SHUFFLE_SEED,
     Method,
-    Rule,
-    _catalogue_scorer,
     _evaluate,
     _inputs,
     _language_scores,
     read_scores,
 )
+from rsllm.evaluate.scorers import catalogue_scorer
 from rsllm.prompts.templates import TEXTS
 from rsllm.recommenders import build, save
 from rsllm.recommenders.embeddings import ItemEmbeddings, other_items
@@ -53,13 +52,13 @@ def method(scorer: Any, artifact: Path, **settings: Any) -> Method:
     return Method(name="m", scorer=scorer, experiment=experiment, artifact=str(artifact))
 
 
-@pytest.mark.parametrize("rule", get_args(Rule))
+@pytest.mark.parametrize("rule", [*RULES, "title-similarity", "slot-rule"])
 def test_every_rule_scores_the_catalogue(data: PreparedData, rule: Any, tmp_path: Path) -> None:
     vectors_ID = torch.randn(len(TITLES), 6, generator=torch.Generator().manual_seed(0))
     ItemEmbeddings(vectors_ID, source="titles").save(tmp_path)
     chosen, rows = method(rule, tmp_path), data.rows("test")
-    scores_RI = _catalogue_scorer(chosen, data)(rows)
-    assert not chosen.speaks
+    scores_RI = catalogue_scorer(chosen.scorer).make(chosen, data)(rows)
+    assert not chosen.is_language_model
     assert scores_RI.shape == (len(rows), len(TITLES))
     assert np.isfinite(scores_RI).all()
     assert np.ptp(scores_RI, axis=1).min() > 0
@@ -77,7 +76,9 @@ def test_a_recommender_sees_the_histories_that_it_was_trained_on(
     plain_RI, shuffled_RI = (catalogue_scores(model, r) for r in (rows, rows.shuffled(5)))
     assert np.abs(plain_RI - shuffled_RI).max() > 1e-3
     expected_RI = shuffled_RI if shuffle else plain_RI
-    np.testing.assert_allclose(_catalogue_scorer(chosen, data)(rows), expected_RI, atol=1e-6)
+    np.testing.assert_allclose(
+        catalogue_scorer(chosen.scorer).make(chosen, data)(rows), expected_RI, atol=1e-6
+    )
 
 
 DIFFERENT: list[dict[str, Any]] = [

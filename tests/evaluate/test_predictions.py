@@ -18,7 +18,7 @@ from rsllm.data.sequences import NO_ITEM, Rows, Split
 from rsllm.errors import ConfigError, DataError
 from rsllm.evaluate.compare import per_user
 from rsllm.evaluate.rank import candidate_scores
-from rsllm.report.report import tables
+from rsllm.report.page import tables
 from rsllm.store.artifacts import Store, commit_dir, write_json
 from rsllm.study.external import export_candidates, judge, read_predictions
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from rsllm.report.report import tables, write_report
+from rsllm.report.page import tables, write_report
 
 RESULTS = Path(__file__).parents[2] / "experiments" / "results"
 STUDIES = {
@@ -196,7 +196,7 @@ def test_a_claim_is_answered_with_its_uncertainty(tmp_path: Path) -> None:
     page, _ = written(tmp_path, results)
     text = " ".join(page.text.split())
     sure = "Yes Tuning helps tuned is 0.370 MRR above random (95 % interval +0.290 to +0.460"
-    assert f"{sure}, p = 0.0002). By HR@1: not distinguishable (+0.370)." in text
+    assert f"{sure}, p = 0.0002). By HR@1: cannot be told (+0.370)." in text
     doubt = "Cannot be told X helps tuned is 0.020 MRR below random (95 % interval -0.100 to +0.070"
     power = "These 95 users would show a true difference of 0.070 with 80 % power, were it the only"
     assert f"{doubt}, p = 1). {power} comparison." in text

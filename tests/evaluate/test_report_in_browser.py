@@ -13,7 +13,7 @@ import pytest
 from chromium import Browser
 from test_report import HOSTILE, STUDIES, full_study
 
-from rsllm.report.report import write_report
+from rsllm.report.page import write_report
 
 MADE_UP = ("full", "hostile", "empty")
 LOUD = ("Log.entryAdded", "Runtime.consoleAPICalled", "Runtime.exceptionThrown")

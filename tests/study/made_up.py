@@ -10,7 +10,7 @@ from rsllm.config.plain import to_dict
 from rsllm.evaluate.metrics import METRICS
 from rsllm.flags import Budget
 from rsllm.study.claims import Claim
-from rsllm.study.grid import Asked, Grid, sites
+from rsllm.study.grid import Grid, GridArguments, datasets
 from rsllm.study.results import Cells, Entry, slug
 
 BUDGET = Budget(summary="none", seeds=1)
@@ -38,7 +38,7 @@ def grid(*names: str, text: str = "made up", **more: Any) -> Grid:
     return Grid(**{**settings, **more})
 
 
-def asked(folder: Path, of: Grid, **more: Any) -> Asked:
+def asked(folder: Path, of: Grid, **more: Any) -> GridArguments:
     settings = {
         "budget_name": "none",
         "budget": BUDGET,
@@ -51,7 +51,7 @@ def asked(folder: Path, of: Grid, **more: Any) -> Asked:
         "command": "python experiments/made_up.py",
         "render": True,
     }
-    return Asked(**{**settings, **more})
+    return GridArguments(**{**settings, **more})
 
 
 def cell(name: str, key: str, value: float = 0.4, **more: Any) -> dict[str, Any]:
@@ -102,11 +102,11 @@ def comparison(value: float, p: float = 0.001, detectable: float = 0.08) -> dict
     return {"n": 95, "seeds": [[0], [0]], "tests": {"HR@1": found, "MRR": found}}
 
 
-def put_on_file(of: Grid, to: Asked, values: dict[str, float]) -> None:
+def put_on_file(of: Grid, to: GridArguments, values: dict[str, float]) -> None:
     """A cell for each value, on every data set, and the comparison of the first two."""
-    for site in sites(of, to):
-        made = {name: cell(name, site.key(name), value) for name, value in values.items()}
+    for dataset in datasets(of, to):
+        made = {name: cell(name, dataset.key(name), value) for name, value in values.items()}
         for name, one in made.items():
-            site.cells.write(site.name, site.key(name), slug(name), one)
+            dataset.cells.write(dataset.name, dataset.key(name), slug(name), one)
         first, second, *_ = made.values()
-        site.cells.write_comparison(site.name, first, second, comparison(0.2))
+        dataset.cells.write_comparison(dataset.name, first, second, comparison(0.2))

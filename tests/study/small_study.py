@@ -14,7 +14,8 @@ import optuna
 from rsllm.cli import run_script
 from rsllm.config import Experiment
 from rsllm.config.plain import replace_in
-from rsllm.study.study import Claim, Study, run
+from rsllm.study.claims import Claim
+from rsllm.study.study import Study, run
 
 SETTINGS = {
     "data.source": "synthetic",

@@ -31,12 +31,12 @@ from rsllm.study import variants as confirm
 from rsllm.study.search import TrialRecord
 from rsllm.study.study import Study
 from rsllm.study.variants import (
-    candidates,
+    best_trials,
+    compare_training,
+    confirm_best,
     confirm_table,
-    confirmed,
     learning_curve,
     train,
-    training,
 )
 
 SEEDS, CHOOSING = [1000, 1001], [1002, 1003]
@@ -57,9 +57,9 @@ def test_candidates_are_the_best_distinct_finished_trials() -> None:
         replace(trial(4, 0.9, alpha=0.4), state="failed"),
         trial(5, 0.0, alpha=0.5, state="failed"),
     ]
-    assert list(candidates(records, 2)) == ["trial 2", "trial 0"]
-    assert list(candidates(records, 9)) == ["trial 2", "trial 0", "trial 1"]
-    assert list(candidates(records[-2:], 9)) == ["trial 4"], "it at least began"
+    assert list(best_trials(records, 2)) == ["trial 2", "trial 0"]
+    assert list(best_trials(records, 9)) == ["trial 2", "trial 0", "trial 1"]
+    assert list(best_trials(records[-2:], 9)) == ["trial 4"], "it at least began"
 
 
 def fake(folder: Path, seed: int, points: list[tuple[float, float, float]]) -> Any:
@@ -113,7 +113,7 @@ def test_recommenders_are_trained_anew_under_names_of_their_own(
         for number in range(3)
     ]
     where = (Experiment(), range(7, 9), tmp_path, "recommender")
-    table, ranked = confirmed(records, 2, *where)  # type: ignore[arg-type]
+    table, ranked = confirm_best(records, 2, *where)  # type: ignore[arg-type]
     assert list(ranked) == [row["name"] for row in table]
     assert set(ranked) == {"trial 0", "trial 1"}
     assert [row["seeds"] for row in table] == [[7, 8]] * 2
@@ -220,17 +220,17 @@ def test_equal_seconds_are_read_off_mean_curves(trained: dict[str, list[Any]]) -
     file.write_text(json.dumps({"curve": curve}))
     assert set(learning_curve(trained["slow"])[1]) == {"samples", "seconds", "MRR", "score"}
     pair = {"first": "slow", "second": "fast", "metric": "MRR"}
-    found = training(trained, pair)
+    found = compare_training(trained, pair)
     assert (found["samples"], found["seconds"]) == ([16, 16], [30, 20])
     equal = found["equal_seconds"]
     assert equal["seconds"] == 20
     # A third of the way from 0.3 after 15 s to 0.65 after 30 s, against the end of the faster one.
     assert equal["values"] == pytest.approx([0.3 + 0.35 / 3, 0.45])
     assert found["ahead"] == "fast"
-    again = training(trained, {**pair, "second": "slow"})
+    again = compare_training(trained, {**pair, "second": "slow"})
     assert again["ahead"] is None, "nobody is ahead of itself"
-    assert set(training(trained, {**pair, "first": "late"})) == {"samples", "seconds"}
-    assert training(trained, {**pair, "second": "recommender"}) == {}
+    assert set(compare_training(trained, {**pair, "first": "late"})) == {"samples", "seconds"}
+    assert compare_training(trained, {**pair, "second": "recommender"}) == {}
 
 
 @pytest.mark.ray

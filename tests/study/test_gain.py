@@ -21,13 +21,11 @@ from rsllm.evaluate.rank import candidate_sets, score_candidates
 from rsllm.model import tuned
 from rsllm.model.objective import LanguageObjective
 from rsllm.recommenders.embeddings import ItemEmbeddings
+from rsllm.report.figures import draw
 from rsllm.store.artifacts import Store, manifest
 from rsllm.study import paper
-from rsllm.study.figures import draw
-from rsllm.study.grid import Grid, run, sites
-from rsllm.study.page import write_page
+from rsllm.study.grid import Grid, datasets, run, show, tables_on_file
 from rsllm.study.results import slug
-from rsllm.study.shown import gather
 
 WHOLE, TITLES, HISTORY = "RSLLM", "RSLLM, shuffled titles", "RSLLM, shuffled history"
 SLOTS = "slot rule"
@@ -55,28 +53,28 @@ def test_claims_and_curves_are_of_entries(name: str) -> None:
 def test_what_is_spoilt_is_not_trained_again(budget: str, tmp_path: Path) -> None:
     of = script("explain_gain")
     to = asked(tmp_path, of, budget=paper.BUDGETS[budget], data=["movielens-100k"])
-    (site,) = sites(of, to)
-    whole = site.entries[WHOLE][1]
-    same = {name for name, (_, experiment) in site.entries.items() if experiment == whole}
-    assert {name for name in site.entries if name.startswith("RSLLM")} <= same
-    assert len({site.key(name) for name in site.entries}) == len(site.entries)
+    (dataset,) = datasets(of, to)
+    whole = dataset.entries[WHOLE][1]
+    same = {name for name, (_, experiment) in dataset.entries.items() if experiment == whole}
+    assert {name for name in dataset.entries if name.startswith("RSLLM")} <= same
+    assert len({dataset.key(name) for name in dataset.entries}) == len(dataset.entries)
 
 
 @pytest.mark.parametrize("budget", ["quick", "hour", "full"])
 def test_points_differ_in_what_they_cost_alone(budget: str, tmp_path: Path) -> None:
     of = script("measure_efficiency")
     to = asked(tmp_path, of, budget=paper.BUDGETS[budget], data=["movielens-100k"])
-    (site,) = sites(of, to)
+    (dataset,) = datasets(of, to)
     for names in of.curves["samples"].values():
-        each = [to_dict(site.entries[name][1]) for name in names]
-        tuned = site.entries[names[0]][0].kind == "tuned"
+        each = [to_dict(dataset.entries[name][1]) for name in names]
+        tuned = dataset.entries[names[0]][0].kind == "tuned"
         path = ("stage2", "samples") if tuned else ("recommender", "max_epochs")
         spent = [experiment[path[0]].pop(path[1]) for experiment in each]
         assert spent == sorted(set(spent))
         assert all(experiment == each[0] for experiment in each)
-    for _, experiment in site.entries.values():
+    for _, experiment in dataset.entries.values():
         assert experiment.stage2.samples % experiment.stage2.batch_size == 0
-        assert experiment.stage1.samples == site.experiment.stage1.samples
+        assert experiment.stage1.samples == dataset.experiment.stage1.samples
 
 
 def test_a_figure_of_curves(tmp_path: Path) -> None:
@@ -84,17 +82,24 @@ def test_a_figure_of_curves(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     of = script("measure_efficiency")
     to = asked(tmp_path, of, budget=paper.BUDGETS["hour"], data=["movielens-100k"])
-    (site,) = sites(of, to)
+    (dataset,) = datasets(of, to)
     for place, name in enumerate(of.names[:-1], start=1):
         costs = {"samples": 10.0 * place, "seconds": 2.0 * place, "trainable": place}
-        made = cell(name, site.key(name), 0.02 * place, **costs)
-        site.cells.write(site.name, site.key(name), slug(name), made)
-    write_page(tmp_path, of, to, {})
+        made = cell(name, dataset.key(name), 0.02 * place, **costs)
+        dataset.cells.write(dataset.name, dataset.key(name), slug(name), made)
+    show(tmp_path, of, to, {})
     figure = (tmp_path / "figure.svg").read_text()
     assert (tmp_path / "page.html").read_text().count("data:image/svg") == 1
-    for said in ("samples", "seconds", "tokens", "trainable", "RSLLM (Caser)", "text only"):
+    for said in (
+        "training samples",
+        "training, seconds",
+        "training tokens",
+        "trained numbers",
+        "RSLLM (Caser)",
+        "text only",
+    ):
         assert f"<!-- {said} -->" in figure
-    points = curves(gather(of, to), tmp_path, of)
+    points = curves(tables_on_file(of, to), tmp_path, of)
     text = {name: place for place, name in enumerate(of.names, start=1)}
     names = [f"text only{suffix}" for suffix in (", 1/8", ", 1/4", ", 1/2", "")]
     expected = [(10.0 * text[name], pytest.approx(0.02 * text[name])) for name in names]
@@ -184,10 +189,10 @@ def test_buckets_stand_from_popular_to_cold(tmp_path: Path) -> None:
     found = {"popular": {"n": 9} | estimates, "middle": {"n": 0}, "rare": {"n": 5} | estimates}
     of = script("explain_gain")
     to = asked(tmp_path, of, budget=paper.BUDGETS["hour"], data=["movielens-100k"])
-    (site,) = sites(of, to)
-    made = cell(WHOLE, site.key(WHOLE), by_popularity=found | {"cold": {"n": 2}})
-    site.cells.write(site.name, site.key(WHOLE), slug(WHOLE), made)
-    (shown,) = gather(of, to)
+    (dataset,) = datasets(of, to)
+    made = cell(WHOLE, dataset.key(WHOLE), by_popularity=found | {"cold": {"n": 2}})
+    dataset.cells.write(dataset.name, dataset.key(WHOLE), slug(WHOLE), made)
+    (shown,) = tables_on_file(of, to)
     (table,) = (table for table in shown.tables if table.title.startswith("By training"))
     assert table.title.endswith("movielens-100k")
     assert table.rows == [

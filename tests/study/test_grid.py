@@ -16,9 +16,8 @@ from rsllm.config import Experiment
 from rsllm.config.plain import replace_in, to_dict
 from rsllm.errors import ConfigError
 from rsllm.study import paper
-from rsllm.study.grid import Asked, Grid, parse, sites
+from rsllm.study.grid import Grid, GridArguments, datasets, parse, tables_on_file
 from rsllm.study.results import Cells, Entry
-from rsllm.study.shown import gather
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = ("ablate", "compare_item_representations", "reproduce_main_table")
@@ -72,8 +71,8 @@ def test_settings_and_their_order(tmp_path: Path) -> None:
     of = grid("a", "b", data=paper.DATA, entries=lambda base: [Entry(name="a", settings=settings)])
     user = {"recommender.dropout": 0.5, "stage2.samples": 32, "stage1.samples": 8}
     to = asked(tmp_path, of, data=["llara-steam-sample"], settings=user)
-    (site,) = sites(of, to)
-    _, experiment = site.entries["a"]
+    (dataset,) = datasets(of, to)
+    _, experiment = dataset.entries["a"]
     found = to_dict(experiment)
     assert (found["data"]["source"], found["data"]["split"]) == ("llara-steam-sample", "given")
     assert found["recommender"]["model"] == "caser"
@@ -95,12 +94,12 @@ def test_a_cell_is_found_under_another_name(tmp_path: Path) -> None:
 def test_equal_data_sets_are_one(tmp_path: Path) -> None:
     data = {"one": {"data.window": 5}, "other": {"data.window": 6}, "one again": {"data.window": 5}}
     of = grid("a", "b", data=data)
-    assert [site.name for site in sites(of, asked(tmp_path, of))] == ["one", "other"]
+    assert [dataset.name for dataset in datasets(of, asked(tmp_path, of))] == ["one", "other"]
     user = asked(tmp_path, of, settings={"data.window": 4})
-    assert [site.name for site in sites(of, user)] == ["one"]
+    assert [dataset.name for dataset in datasets(of, user)] == ["one"]
 
 
-def chosen(monkeypatch: pytest.MonkeyPatch, folder: Path, *flags: str) -> Asked:
+def chosen(monkeypatch: pytest.MonkeyPatch, folder: Path, *flags: str) -> GridArguments:
     monkeypatch.setattr(sys, "argv", ["x.py", "--storage", str(folder / "store"), *flags])
     for name in ("RSLLM_BUDGET", "RSLLM_STORAGE"):
         monkeypatch.delenv(name, raising=False)
@@ -144,11 +143,13 @@ def test_an_experiment_compares_at_equal_samples(name: str, budget: str, tmp_pat
     of = script(name)
     assert {each for c in of.claims for each in (c.first, c.second) if each} <= set(of.names)
     to = asked(tmp_path, of, budget=paper.BUDGETS[budget], data=list(paper.DATA))
-    for site in sites(of, to):
-        tuned = [experiment for entry, experiment in site.entries.values() if entry.kind == "tuned"]
+    for dataset in datasets(of, to):
+        tuned = [
+            experiment for entry, experiment in dataset.entries.values() if entry.kind == "tuned"
+        ]
         samples = {experiment.stage1.samples + experiment.stage2.samples for experiment in tuned}
         assert len(samples) == 1
-        keys = [site.key(entry) for entry in site.entries]
+        keys = [dataset.key(entry) for entry in dataset.entries]
         assert len(set(keys)) == len(keys)
 
 
@@ -174,7 +175,7 @@ def test_the_main_table_has_both_losses_and_published_gains() -> None:
 
 def test_what_an_entry_sets_is_told_from_what_all_have(tmp_path: Path) -> None:
     of = script("reproduce_main_table")
-    (shown,) = gather(of, asked(tmp_path, of, data=["movielens-100k, all users"]))
+    (shown,) = tables_on_file(of, asked(tmp_path, of, data=["movielens-100k, all users"]))
     common, own = shown.common, shown.settings["LLaRA-like (SASRec) + ranking"]
     assert common["data"]["split"] == "leave-one-out"
     assert (common["stage2"]["loss"]["gamma"], own["stage2.loss.gamma"]) == (0.0, 3.0)

@@ -31,7 +31,7 @@ from rsllm.study.journal import (
     check_space,
     storage,
 )
-from rsllm.study.progress import searched, shown, table, trial_rows
+from rsllm.study.progress import short_names, summarise, table, trial_rows
 
 TRIALS = 9
 FILE_AND_DATABASE = ("", "sqlite:///{}/optuna.db")
@@ -70,9 +70,9 @@ def drive(
         journal.report(number, entries[0])
         meets("reported")
         if number % 3 == 2:
-            journal.leave(number)
+            journal.end_unfinished(number)
         elif number % 5 == 4:
-            journal.leave(number, error="out of memory")
+            journal.end_unfinished(number, error="out of memory")
         else:
             journal.finish(number, entries)
     return journal.records()
@@ -371,15 +371,15 @@ def test_a_first_guess_that_is_none_of_the_space(
 def test_tuned_values_keep_apart() -> None:
     """Two of one last name, and one that a column has: by more of their paths, in every trial."""
     both = {"stage1.samples": 8, "stage2.samples": 16, "backbone.source": "x", "data.source": "y"}
-    assert shown({"stage2.loss.alpha": 0.1}) == {"alpha": 0.1}
-    assert shown(both) == both
+    assert short_names({"stage2.loss.alpha": 0.1}) == {"alpha": 0.1}
+    assert short_names(both) == both
     records = [
         TrialRecord(number=0, state="finished", overrides=both, curve=[{METRIC: 0.5}]),
         TrialRecord(number=1, state="finished", overrides={"data.source": "z"}),
     ]
     assert [row["parameters"] for row in trial_rows(records)] == [both, {"data.source": "z"}]
     assert "data.source" in table(records, 2)
-    assert shown({"stage2.samples": 16}) == {"stage2.samples": 16}
+    assert short_names({"stage2.samples": 16}) == {"stage2.samples": 16}
 
 
 def test_the_best_of_many_guesses_is_no_finding() -> None:
@@ -393,6 +393,6 @@ def test_the_best_of_many_guesses_is_no_finding() -> None:
             for n, score in enumerate(guesses)
         ]
         best = max(trials, key=lambda trial: trial.score or 0.0)
-        return float(searched(best, trials, 48, 20)["p_beats_chance"])
+        return float(summarise(best, trials, 48, 20)["p_beats_chance"])
 
     assert np.mean([search() < 0.05 for _ in range(40)]) <= 0.15

@@ -10,10 +10,9 @@ from pathlib import Path
 import pytest
 from made_up import asked, cell, estimate, grid, put_on_file
 
+from rsllm.report.page import latex, markdown
 from rsllm.report.tables import Table
-from rsllm.study.grid import sites
-from rsllm.study.page import latex, markdown, write_page
-from rsllm.study.shown import gather
+from rsllm.study.grid import datasets, show, tables_on_file
 
 HOSTILE = (
     r"=1+1 <script>alert(1)</script> | [x](javascript:1) `b` $\frac{$ \input{a} 5% #1 & \x1b[2J"
@@ -41,7 +40,7 @@ def test_text_of_strangers_is_inert(tmp_path: Path) -> None:
     of = grid(f"{HOSTILE} a", f"{HOSTILE} b", f"{HOSTILE} c", text=HOSTILE)
     to = asked(tmp_path, of, command=HOSTILE)
     put_on_file(of, to, {f"{HOSTILE} a": 0.4, f"{HOSTILE} b": 0.2})
-    write_page(tmp_path, of, to, {})
+    show(tmp_path, of, to, {})
     page = Page((tmp_path / "page.html").read_text())
     assert not page.tags & {"script", "iframe", "object", "link", "form"}
     assert not [name for name in page.names if name.startswith("on")]
@@ -87,8 +86,8 @@ def test_published_figures_stand_apart(tmp_path: Path) -> None:
     of, without = (grid("a", "b", "c", published=each) for each in (published, {}))
     to = asked(tmp_path, of)
     put_on_file(of, to, {"a": 0.4, "b": 0.2})
-    (shown,), (plain,) = gather(of, to), gather(without, to)
-    assert shown.claims == plain.claims
+    (shown,), (plain,) = tables_on_file(of, to), tables_on_file(without, to)
+    assert shown.pairs == plain.pairs
     rows = {row["method"]: row for row in shown.methods.rows}
     assert list(rows) == ["a", "b", "GPT-4"]
     column = "LLaRA: HitRatio@1 / ValidRatio"
@@ -97,8 +96,8 @@ def test_published_figures_stand_apart(tmp_path: Path) -> None:
     assert rows["GPT-4"] == {"method": "GPT-4", column: "unknown / > 0.969"}
     assert rows["a"]["HR@1"] == estimate(0.4)
     assert rows["a"]["HitRatio@1"] == estimate(0.31), "of all answers"
-    (claim,) = shown.claims
-    assert (claim["published gain"], claim["verdict"]) == (0.1, "reproduced here")
+    claim, _ = shown.pairs
+    assert (claim["published gain"], claim["verdict"]) == (0.1, "better here")
 
 
 def test_the_page_says_what_was_run_and_what_was_not(tmp_path: Path) -> None:
@@ -107,7 +106,7 @@ def test_the_page_says_what_was_run_and_what_was_not(tmp_path: Path) -> None:
     here = asked(tmp_path, of, data=["here"])
     put_on_file(of, here, {"a": 0.4, "b": 0.2})
     to = asked(tmp_path, of)
-    said = write_page(tmp_path, of, to, {"there": "it was not imported", "here: c": "no mixture"})
+    said = show(tmp_path, of, to, {"there": "it was not imported", "here: c": "no mixture"})
     page = Page((tmp_path / "page.html").read_text()).text
     for text in (said, page, (tmp_path / "page.md").read_text()):
         assert "there, it was not imported: a; b; c" in text
@@ -116,7 +115,14 @@ def test_the_page_says_what_was_run_and_what_was_not(tmp_path: Path) -> None:
     for text in (page, (tmp_path / "page.md").read_text()):
         assert "python experiments/made_up.py --only a --only b --cells NEW_FOLDER" in text
     assert "u.item 0123abcd" in (tmp_path / "page.md").read_text()
-    for text in ("2 of 9", "python experiments/made_up.py", "0.400", "abc", "reproduced", "gamma"):
+    for text in (
+        "2 of 9",
+        "python experiments/made_up.py",
+        "0.400",
+        "abc",
+        "In these trainings",
+        "gamma",
+    ):
         assert text in page
     assert {"figure.svg", "figure.pdf", "figure.png"} <= {path.name for path in tmp_path.iterdir()}
 
@@ -125,11 +131,11 @@ def test_each_seed_and_what_is_doubtful_of_it_are_shown(tmp_path: Path) -> None:
     of = grid("a", "b")
     to = asked(tmp_path, of, num_seeds=2)
     put_on_file(of, to, {"a": 0.4, "b": 0.2})
-    (site,) = sites(of, to)
+    (dataset,) = datasets(of, to)
     by_seed = {"0": {"HR@1": estimate(0.31)}, "1": {"HR@1": estimate(0.49)}}
     doubts = {"seeds": [0, 1], "by_seed": by_seed, "doubts": [[], ["slots are long"]]}
-    site.cells.write(site.name, site.key("a"), "a", cell("a", site.key("a"), **doubts))
-    said = write_page(tmp_path, of, to, {})
+    dataset.cells.write(dataset.name, dataset.key("a"), "a", cell("a", dataset.key("a"), **doubts))
+    said = show(tmp_path, of, to, {})
     written = re.sub(" +", " ", (tmp_path / "page.md").read_text()).splitlines()
     assert "| a | 0 | 0.310 [0.260, 0.360] |" in written
     assert "| a | 1 | slots are long |" in written
@@ -141,7 +147,7 @@ def test_a_label_stands_with_the_data(tmp_path: Path) -> None:
     of = grid("a", "b", data={"lastfm": {"data.source": "llara-lastfm", "data.split": "given"}})
     to = asked(tmp_path, of)
     put_on_file(of, to, {"a": 0.4, "b": 0.2})
-    assert "lastfm (order artefact)" in write_page(tmp_path, of, to, {})
+    assert "lastfm (order artefact)" in show(tmp_path, of, to, {})
 
 
 def test_without_matplotlib_only_the_figure_is_missing(
@@ -151,7 +157,7 @@ def test_without_matplotlib_only_the_figure_is_missing(
     of = grid("a", "b")
     to = asked(tmp_path, of)
     put_on_file(of, to, {"a": 0.4, "b": 0.2})
-    write_page(tmp_path, of, to, {})
+    show(tmp_path, of, to, {})
     assert "pip install 'rsllm[figures]'" in capsys.readouterr().out
     assert not list(tmp_path.glob("figure.*"))
     assert "<img" not in (tmp_path / "page.html").read_text()
@@ -161,11 +167,12 @@ def test_a_comparison_of_other_predictions_is_not_shown(tmp_path: Path) -> None:
     of = grid("a", "b")
     to = asked(tmp_path, of)
     put_on_file(of, to, {"a": 0.4, "b": 0.2})
-    (shown,) = gather(of, to)
-    (path,) = to.cells.root.glob(f"*/a-{shown.site.key('a')}.json")
+    (shown,) = tables_on_file(of, to)
+    (path,) = to.cells.root.glob(f"*/a-{next(datasets(of, to)).key('a')}.json")
     path.write_text(path.read_text().replace('"scores": [\n   "a"', '"scores": [\n   "other"'))
-    (again,) = gather(of, to)
-    assert [row["verdict"] for row in (*shown.claims, *again.claims)] == [
-        "reproduced here",
+    (again,) = tables_on_file(of, to)
+    assert [row["verdict"] for row in (*shown.pairs, *again.pairs)] == [
+        "better here",
+        "better here",
         "not computed",
     ]

@@ -378,7 +378,7 @@ def test_failures_are_isolated_explained_and_not_retried(
 def test_every_trial_fails(ray_cluster: str, made_up: Path, tmp_path: Path) -> None:
     search = make_search(tmp_path / "store")
     for _ in range(3):
-        search.journal.leave(search.journal.begin()[0], error="no luck")
+        search.journal.end_unfinished(search.journal.begin()[0], error="no luck")
     for _ in range(2):
         with pytest.raises(TrainingError, match="every trial failed: no luck"):
             search.run(3)
@@ -422,7 +422,7 @@ def test_trials_of_an_earlier_driver_count_in_the_rungs(tmp_path: Path) -> None:
     for score in (0.2, 0.4, 0.6):
         number, _ = search.journal.begin()
         search.journal.report(number, {"validations": 1.0, METRIC: score})
-        search.journal.leave(number)
+        search.journal.end_unfinished(number)
     scheduler = make_search(tmp_path)._scheduler()
     for score, decision in ((0.3, "STOP"), (0.5, "CONTINUE")):
         trial = SimpleNamespace(trial_id=str(score))

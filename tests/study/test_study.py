@@ -16,13 +16,14 @@ from small_data import NUM_CANDIDATES, small_data
 from rsllm.config import Experiment
 from rsllm.config.plain import replace_in
 from rsllm.evaluate.compare import over_seeds, per_user
-from rsllm.evaluate.fuse import WEIGHTS, fused
+from rsllm.evaluate.fuse import WEIGHTS, combine_scores
 from rsllm.evaluate.rank import held_out
 from rsllm.evaluate.run import Method, Outcome
 from rsllm.evaluate.statistics import paired
 from rsllm.study import study
+from rsllm.study.claims import Claim
 from rsllm.study.search import TrialRecord
-from rsllm.study.study import Claim, Study
+from rsllm.study.study import Study
 
 NUM_ROWS = 30
 BASE = replace_in(Experiment(), {"data.num_candidates": NUM_CANDIDATES})
@@ -98,7 +99,9 @@ def test_the_winner_stands_beside_its_fusion_with_the_recommender(
     assert f"MRR {chosen[1]:.3f} [{chosen[2]:.3f}, {chosen[3]:.3f}] there" in note
     alone = [group[0] for group in methods.values()]
     outcomes = dict(zip(names, made_up([])(alone, "test"), strict=True))
-    scores_DRC = fused(outcomes["best"].scores_DRC, outcomes["recommender"].scores_DRC, weight)
+    scores_DRC = combine_scores(
+        outcomes["best"].scores_DRC, outcomes["recommender"].scores_DRC, weight
+    )
     expected = per_user(scores_DRC, held_out(data, "test"))["MRR"].mean()
     assert found["methods"][-1]["metrics"]["MRR"]["value"] == pytest.approx(expected)
 
@@ -168,7 +171,9 @@ def test_seeds_are_averaged_and_share_one_weight(
     curve = {
         weight: np.mean(
             [
-                per_user(fused(o.scores_DRC, alone.scores_DRC, weight), [rows])["MRR"].mean()
+                per_user(combine_scores(o.scores_DRC, alone.scores_DRC, weight), [rows])[
+                    "MRR"
+                ].mean()
                 for o in group
             ]
         )
@@ -187,7 +192,9 @@ def test_seeds_are_averaged_and_share_one_weight(
     assert entries["best"]["metrics"]["MRR"]["value"] == pytest.approx(best_SR.mean())
     joined_SR = np.stack(
         [
-            per_user(fused(o.scores_DRC, alone.scores_DRC, found["fusion"]["weight"]), draws)["MRR"]
+            per_user(
+                combine_scores(o.scores_DRC, alone.scores_DRC, found["fusion"]["weight"]), draws
+            )["MRR"]
             for o in group
         ]
     )
