@@ -14,7 +14,7 @@ from rsllm.config.plain import content_hash, parse_setting, replace_in, to_dict
 from rsllm.errors import ConfigError
 
 if TYPE_CHECKING:
-    from rsllm.train.worker import Stage
+    from rsllm.train.assignment import Stage
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

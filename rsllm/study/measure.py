@@ -29,8 +29,8 @@ from rsllm.study.claims import METRICS
 from rsllm.study.grid import Asked, Grid, Site, sites
 from rsllm.study.results import Cell, Entry, slug
 from rsllm.study.variants import answering_once, language_method, stages, train
+from rsllm.train.assignment import STAGES, Stage
 from rsllm.train.health import warnings
-from rsllm.train.worker import SECTION, Stage
 
 CODE = {**VERSIONS, "wording": wording()}
 """What decides a cell beside its settings, its data and its backbone."""
@@ -225,7 +225,7 @@ def _method(entry: Entry, pipeline: Pipeline) -> Method:
     experiment, folder = pipeline.experiment, pipeline.run()
     if entry.speaks:
         return language_method(entry.name, experiment, experiment.stage2, folder)
-    seed = {"stage2.seed": getattr(experiment, SECTION[pipeline.watched]).seed}
+    seed = {"stage2.seed": getattr(experiment, STAGES[pipeline.watched].section).seed}
     return _fitted(entry.name, replace_in(experiment, seed), folder, entry.kind)
 
 

@@ -42,7 +42,7 @@ from rsllm.study.journal import Space as Space
 from rsllm.study.journal import TrialRecord as TrialRecord
 from rsllm.study.progress import run_name, searched, shown, table, trial_rows
 from rsllm.study.variants import candidates
-from rsllm.train.worker import Stage
+from rsllm.train.assignment import Stage
 
 
 @dataclass(frozen=True, kw_only=True)
