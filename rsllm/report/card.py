@@ -10,7 +10,7 @@ import numpy as np
 
 import rsllm
 from rsllm.assets.catalogue import ASSETS
-from rsllm.config import Experiment, StageConfig
+from rsllm.config import REPRESENTATIONS, Experiment, StageConfig
 from rsllm.config.plain import to_dict
 from rsllm.data.prepared import PreparedData
 from rsllm.evaluate.metrics import BUCKETS
@@ -65,6 +65,7 @@ def write_card(
         stage=f"stage {number}",
         start=start,
         slots=inputs["recommender"] and f"{experiment.recommender.model} ({inputs['recommender']})",
+        parts=REPRESENTATIONS[stage.representation],
         settings=to_dict(stage),
         scorer=stage.ranks_by,
         num_candidates=experiment.data.num_candidates,
