@@ -87,8 +87,8 @@ def plan(experiment: Experiment, machine: Machine, title: float) -> None:
     }
     steps = {n: Step(backbone, experiment.backbone, s, layout) for n, s in shapes.items()}
     name, step = max(steps.items(), key=lambda item: item[1].need(2)["total"])
-    zero = range(layout.use_gpu and layout.precision == "bf16", 4)
-    ways: list[tuple[int, Offload]] = [(stage, "none") for stage in zero]
+    lowest = 1 if layout.use_gpu and layout.precision == "bf16" else 0  # `lay_out` refuses ZeRO 0
+    ways: list[tuple[int, Offload]] = [(stage, "none") for stage in range(lowest, 4)]
     if layout.use_gpu:
         ways += [(2, "optimizer"), (3, "optimizer"), (3, "parameters")]
     needs = [step.need(*way) for way in ways]

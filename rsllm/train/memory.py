@@ -36,7 +36,7 @@ from rsllm.errors import ConfigError
 from rsllm.model.backbone import load_tokenizer, tunable
 from rsllm.model.files import read_config
 from rsllm.model.hybrid import HybridLM
-from rsllm.prompts.collate import Items
+from rsllm.prompts.collate import ItemTexts
 
 Sizes = dict[str, float]
 GIB = 2**30
@@ -228,7 +228,7 @@ def _loss(model: HybridLM, shape: Shape, autocast: bool) -> Tensor:
     batch: Any = SimpleNamespace(parallel=shape.parallel, **tokens, **labels)
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         states_BTD = model.states(batch)
-        alone_GD = model.item_states(Items(ids_GL, ids_GL, ids_GL)) if shape.alone else None
+        alone_GD = model.item_states(ItemTexts(ids_GL, ids_GL, ids_GL)) if shape.alone else None
     loss = model.label_log_probs(states_BTD, batch).sum()
     return loss if alone_GD is None else loss + states_BTD.float().sum() + alone_GD.sum()
 
