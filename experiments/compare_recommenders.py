@@ -29,6 +29,7 @@ from tabulate import tabulate
 from rsllm import Experiment, Pipeline, RsllmError, replace_in
 from rsllm.cli import run_script
 from rsllm.compute.start import start_ray
+from rsllm.config.models import recommender_titles
 from rsllm.config.presets import preset
 from rsllm.data.prepared import PreparedData
 from rsllm.evaluate.compare import estimates
@@ -60,7 +61,7 @@ PUBLISHED = {
     },
 }
 """HitRatio@1 in LLaRA's Table 2 (arXiv 2312.02445v4); the Steam ones saw all training rows."""
-MODELS = {"GRU4Rec": "gru4rec", "Caser": "caser", "SASRec": "sasrec"}
+MODELS = recommender_titles()
 AS_PUBLISHED = {
     "recommender.model": "sasrec",
     "recommender.loss": "bce",

@@ -19,13 +19,14 @@ from __future__ import annotations
 
 from rsllm.cli import run_script
 from rsllm.config import Experiment
+from rsllm.config.models import recommender_titles
 from rsllm.config.plain import replace_in
 from rsllm.study.claims import Claim
 from rsllm.study.grid import Grid, run
 from rsllm.study.paper import BASE, RANKED
 from rsllm.study.results import Entry
 
-MODELS = {"GRU4Rec": "gru4rec", "Caser": "caser", "SASRec": "sasrec"}
+MODELS = recommender_titles()
 SHARES = {", 1/8": 8, ", 1/4": 4, ", 1/2": 2, "": 1}
 """By suffix of the name, the part of the samples of stage 2."""
 EPOCHS = {", 1/300": 300, ", 1/100": 100, ", 1/30": 30, ", 1/10": 10, "": 1}

@@ -26,12 +26,13 @@ from typing import Any
 
 from rsllm.cli import run_script
 from rsllm.config import Experiment
+from rsllm.config.models import recommender_titles
 from rsllm.study.claims import Claim
 from rsllm.study.grid import Grid, run
 from rsllm.study.paper import BASE, NO_CONTRASTS, RANKED, SOURCES
 from rsllm.study.results import Entry
 
-MODELS = {"GRU4Rec": "gru4rec", "Caser": "caser", "SASRec": "sasrec"}
+MODELS = recommender_titles()
 OURS = " + ranking"
 LOSSES: dict[str, dict[str, Any]] = {"": {"stage2.loss.gamma": 0.0}, OURS: RANKED}
 """The paper's, and with our ranking loss."""

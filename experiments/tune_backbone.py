@@ -20,6 +20,7 @@ import optuna
 
 from rsllm.cli import run_script
 from rsllm.config import Experiment
+from rsllm.config.models import RECOMMENDERS
 from rsllm.config.plain import replace_in
 from rsllm.config.presets import preset
 from rsllm.flags import Budget, parse
@@ -72,7 +73,7 @@ def space_over(backbones: Sequence[str], data: str) -> Space:
             "backbone.lora_rank": rank,
             "backbone.lora_alpha": 2 * rank,
         }
-        model = trial.suggest_categorical("recommender", ["none", "gru4rec", "caser", "sasrec"])
+        model = trial.suggest_categorical("recommender", ["none", *RECOMMENDERS])
         if model == "none":
             return values | {"stage2.representation": "text"}
         hidden = trial.suggest_int("hidden", 64, 1024, log=True)

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from rsllm.compute.start import start_ray
 from rsllm.config import Experiment
+from rsllm.config.models import RECOMMENDERS
 from rsllm.config.plain import content_hash, parse_setting, replace_in, to_dict
 from rsllm.errors import ConfigError
 
 if TYPE_CHECKING:
-    from rsllm.train.worker import Stage
+    from rsllm.train.assignment import Stage
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,7 +82,9 @@ def add_setting_flags(parser: argparse.ArgumentParser, data_sets: Sequence[str] 
     parser.add_argument("--layout", metavar="FILE", help="TOML that describes the raw files")
     add_backbone_flag(parser)
     parser.add_argument(
-        "--recommender", metavar="MODEL", help="gru4rec, caser or sasrec, as tuned for the data"
+        "--recommender",
+        metavar="MODEL",
+        help=f"as tuned for the data: {', '.join(RECOMMENDERS)}",
     )
     parser.add_argument(
         "--set",

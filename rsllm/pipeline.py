@@ -19,16 +19,25 @@ from rsllm.config.plain import to_dict
 from rsllm.errors import ConfigError
 from rsllm.prompts.templates import wording
 from rsllm.store.artifacts import Store, manifest, read_json
-from rsllm.train.worker import SECTION, Assignment, Stage
+from rsllm.train.assignment import STAGES, Assignment, Stage
 
-KINDS = {
-    "recommender": "recommender",
-    "keys": "keys",
-    "stage1": "stage-1",
-    "stage2": "stage-2",
-}
-Sources = tuple[dict[str, Any], dict[str, Any]]
-"""What decides an artifact, its sources by their names, and these by their folders."""
+
+@dataclass(frozen=True)
+class StageInputs:
+    """What a stage is made from."""
+
+    key: dict[str, Any]
+    """What decides its artifact: settings, and the keys of other artifacts."""
+    folders: dict[str, Any]
+    """Where its workers find those, as fields of an `Assignment`."""
+
+    @classmethod
+    def of(cls, **artifacts: Path | None) -> "StageInputs":
+        """Take artifacts by their names, where None says that there is none."""
+        return cls(
+            key={name: path and path.name for name, path in artifacts.items()},
+            folders={name: str(path or "") for name, path in artifacts.items()},
+        )
 
 
 @dataclass(eq=False)
@@ -83,12 +92,11 @@ class Pipeline:
         Raises:
             ConfigError, DataError: one of them is not there, or no language model could use it.
         """
-        speaks = self.watched in ("stage1", "stage2")
         from rsllm.data import sources
         from rsllm.data.prepare import raw_location
 
         for config in (self.experiment.data, *(part.data for part in self.experiment.mixture)):
-            if speaks and config.candidates == "full":
+            if STAGES[self.watched].is_language_model and config.candidates == "full":
                 raise ConfigError(
                     f"data.candidates of {config.source} is full, and no prompt holds all titles;"
                     " choose uniform or popularity"
@@ -118,18 +126,18 @@ class Pipeline:
 
     def fit(self) -> Path:
         """Stage 0: the recommender and its frozen item table."""
-        return self._train("recommender", *self._recommender)
+        return self._train("recommender", self._recommender)
 
     def item_table(self) -> Path:
         """What fills the slots of stage 2: the recommender's item table, with cross-fitted ones."""
         from rsllm.recommenders.embeddings import ItemEmbeddings
 
-        whole, (inputs, folders) = self.fit(), self._recommender
-        count = self.experiment.recommender.folds
-        folds = [
-            self._train("recommender", inputs | {"fold": [fold, count]}, folders | {"fold": fold})
-            for fold in range(count)
-        ]
+        whole, inputs, count = self.fit(), self._recommender, self.experiment.recommender.folds
+        folds = []
+        for fold in range(count):
+            key, folders = {"fold": [fold, count]}, {"fold": fold}
+            parts = StageInputs(inputs.key | key, inputs.folders | folders)
+            folds.append(self._train("recommender", parts))
         if not folds:
             return whole
 
@@ -137,8 +145,8 @@ class Pipeline:
             tables = [ItemEmbeddings.load(path) for path in folds]
             ItemEmbeddings.load(whole).crossed_with(tables).save(folder)
 
-        made_of = {"recommender": whole.name, "folds": [path.name for path in folds]}
-        return self.store.get("items", {"data": self.prepare().name, **made_of}, make)
+        sources = {"recommender": whole.name, "folds": [path.name for path in folds]}
+        return self.store.get("items", {"data": self.prepare().name, **sources}, make)
 
     def title_vectors(self) -> Path:
         """The backbone's frozen vectors of all titles, as an item table."""
@@ -186,82 +194,95 @@ class Pipeline:
 
     def train_keys(self, stage: StageConfig | None = None) -> Path:
         """The keys of the catalogue scorer alone, by default for the items of stage 2."""
-        stage = stage or self.experiment.stage2
-        items = self.item_table() if stage.representation in SLOTTED else None
-        names, folders = _sources(
-            data=self.prepare(), recommender=items, titles=self.title_ngrams()
-        )
-        longest = self.experiment.prompt.history_items
-        decides = {"catalogue": to_dict(self.experiment.catalogue), "history_items": longest}
-        shuffled = {"shuffle_items": self.experiment.projector.shuffle_items}
-        return self._train("keys", names | decides | shuffled, folders)
+        return self._train("keys", self._keys(stage or self.experiment.stage2))
 
     def train_text(self) -> Path:
         """Stage 1: the language model, by default on text-only prompts."""
-        return self._train("stage1", *self._stage1)
+        return self._train("stage1", self._stage1)
 
     def train(self) -> Path:
         """Stage 2: the language model and the projector, by default on unified prompts."""
-        return self._train("stage2", *self._stage2)
+        return self._train("stage2", self._stage2)
 
     def run(self) -> Path:
-        """The stage that is watched, and all before it."""
-        ways = {"recommender": self.fit, "keys": self.train_keys, "stage1": self.train_text}
-        return ways.get(self.watched, self.train)()
+        """The watched stage, and all that it is made from."""
+        return self._train(self.watched, self._watched)
 
     def finished(self) -> Path | None:
-        """The watched stage's artifact if it exists; earlier stages must."""
+        """The watched stage's artifact if it exists; what it is made from is made if need be."""
         return self._watched_path if self.store.holds(self._watched_path) else None
 
     def discard(self) -> None:
         """Remove what a watched stage that was stopped early left behind."""
-        self.store.remove(f"running/{KINDS[self.watched]}-{self._watched_path.name}")
+        path = self._watched_path
+        self.store.remove(f"running/{path.parent.name}-{path.name}")
 
     @property
     def _watched_path(self) -> Path:
-        inputs, _ = self._recommender if self.watched == "recommender" else self._stage2
-        return self.store.path(KINDS[self.watched], inputs)
+        return self.store.path(STAGES[self.watched].kind, self._watched.key)
+
+    @property
+    def _watched(self) -> StageInputs:
+        match self.watched:
+            case "recommender":
+                return self._recommender
+            case "keys":
+                return self._keys(self.experiment.stage2)
+            case "stage1":
+                return self._stage1
+            case "stage2":
+                return self._stage2
 
     @cached_property
-    def _recommender(self) -> Sources:
-        """What decides the recommender (not how many others are cross-fitted), and its sources."""
+    def _recommender(self) -> StageInputs:
         config = self.experiment.recommender
         titles = self.title_vectors() if config.items == "title" else None
-        names, folders = _sources(data=self.prepare(), titles=titles)
-        return names | {"recommender": to_dict(replace(config, folds=0))}, folders
+        inputs = StageInputs.of(data=self.prepare(), titles=titles)
+        # It is the same however many others are cross-fitted.
+        inputs.key["recommender"] = to_dict(replace(config, folds=0))
+        return inputs
+
+    def _keys(self, stage: StageConfig) -> StageInputs:
+        items = self.item_table() if stage.representation in SLOTTED else None
+        titles = self.title_ngrams()
+        inputs = StageInputs.of(data=self.prepare(), recommender=items, titles=titles)
+        inputs.key["catalogue"] = to_dict(self.experiment.catalogue)
+        inputs.key["history_items"] = self.experiment.prompt.history_items
+        inputs.key["shuffle_items"] = self.experiment.projector.shuffle_items
+        return inputs
 
     @cached_property
-    def _stage1(self) -> Sources:
+    def _stage1(self) -> StageInputs:
         self.check()
-        keys = [[folder.name, weight] for folder, weight in self._mixture]
-        mixture = [(str(folder), weight) for folder, weight in self._mixture]
-        inputs, folders = self._language(self.experiment.stage1)
-        return inputs | {"mixture": keys}, folders | {"mixture": mixture}
+        inputs = self._language_model(self.experiment.stage1)
+        inputs.key["mixture"] = [[folder.name, weight] for folder, weight in self._mixture]
+        inputs.folders["mixture"] = [(str(folder), weight) for folder, weight in self._mixture]
+        return inputs
 
     @cached_property
-    def _stage2(self) -> Sources:
+    def _stage2(self) -> StageInputs:
         self.check()
         start = self.train_text() if self.experiment.stage1.steps else None
-        return self._language(self.experiment.stage2, start=start)
+        return self._language_model(self.experiment.stage2, start=start)
 
-    def _language(self, stage: StageConfig, **more: Path | None) -> Sources:
-        """What decides a language-model stage, with more sources; stage 1 has a mixture beside."""
-        experiment, data = self.experiment, self.prepare()
+    def _language_model(self, stage: StageConfig, **artifacts: Path | None) -> StageInputs:
+        experiment, history = self.experiment, stage.prompts == "history"
         items = self.item_table() if stage.representation in SLOTTED else None
-        if stage.prompts == "history":
+        if history:
             keys = self.train_keys(stage) if experiment.catalogue.max_epochs else None
-            more = {**more, "titles": self.title_ngrams(), "keys": keys}
-        names, folders = _sources(data=data, recommender=items, **more)
-        inputs = names | {
-            "backbone": to_dict(experiment.backbone) | {"source": self.fingerprint},
-            "prompt": to_dict(experiment.prompt) | {"wording": wording()},
-            "stage": to_dict(stage),
-            "projector": to_dict(experiment.projector) if items else None,
-            "catalogue": to_dict(experiment.catalogue) if stage.prompts == "history" else None,
-            "validation_rows": experiment.evaluation.validation_rows,
-            "precision": self.layout.precision,
-        }
-        return inputs, folders | {"backbone": self.backbone}
+            artifacts |= {"titles": self.title_ngrams(), "keys": keys}
+        inputs = StageInputs.of(data=self.prepare(), recommender=items, **artifacts)
+        inputs.key.update(
+            backbone=to_dict(experiment.backbone) | {"source": self.fingerprint},
+            prompt=to_dict(experiment.prompt) | {"wording": wording()},
+            stage=to_dict(stage),
+            projector=to_dict(experiment.projector) if items else None,
+            catalogue=to_dict(experiment.catalogue) if history else None,
+            validation_rows=experiment.evaluation.validation_rows,
+            precision=self.layout.precision,
+        )
+        inputs.folders["backbone"] = self.backbone
+        return inputs
 
     @cached_property
     def _mixture(self) -> list[tuple[Path, float]]:
@@ -284,19 +305,25 @@ class Pipeline:
         """What decides all that the backbone computes."""
         return fingerprint(self.backbone)
 
-    def _train(self, stage: Stage, inputs: dict[str, Any], folders: dict[str, Any]) -> Path:
+    def _train(self, stage: Stage, inputs: StageInputs) -> Path:
         from rsllm.train.launch import run
 
-        _check_batch(self.experiment, stage, self.layout.workers)
+        config = getattr(self.experiment, STAGES[stage].section)
+        # Recommender and keys do not accumulate.
+        parts = self.layout.workers * getattr(config, "accumulation", 1)
+        if config.batch_size % parts:
+            raise ConfigError(
+                f"{stage}'s batch_size {config.batch_size} does not divide into {parts} equal"
+                " micro-batches; change it, compute.workers or accumulation"
+            )
         watched = stage == self.watched
         assignment = Assignment(
             stage=stage,
             experiment=self.experiment,
             layout=self.layout,
             store=self.store,
-            kind=KINDS[stage],
-            inputs=inputs,
-            **folders,
+            inputs=inputs.key,
+            **inputs.folders,
         )
 
         def commit() -> None:
@@ -308,7 +335,7 @@ class Pipeline:
                 callbacks=self.callbacks if watched else (),
             )
 
-        path = self.store.ensure(self.store.path(KINDS[stage], inputs), commit)
+        path = self.store.ensure(self.store.path(STAGES[stage].kind, inputs.key), commit)
         self.store.remove(f"running/{assignment.name}")
         return path
 
@@ -338,11 +365,6 @@ def run_all(pipelines: Sequence[Pipeline]) -> list[Path]:
         raise error.cause from error
 
 
-def _sources(**folders: Path | None) -> Sources:
-    names = {source: folder and folder.name for source, folder in folders.items()}
-    return names, {source: str(folder or "") for source, folder in folders.items()}
-
-
 def _users(folder: Path) -> Any:
     """Equal for prepared data with the same users: of one family, or of the same raw files."""
     from rsllm.data.prepared import COUNTS
@@ -350,13 +372,3 @@ def _users(folder: Path) -> Any:
     raw = manifest(folder)["inputs"]["raw"]
     hashes = sorted(hash_ for files in raw.values() for hash_ in files.values())
     return read_json(folder / COUNTS)["family"] or hashes
-
-
-def _check_batch(experiment: Experiment, stage: Stage, workers: int) -> None:
-    config = getattr(experiment, SECTION[stage])  # of which recommender and keys do not accumulate
-    size, parts = config.batch_size, workers * getattr(config, "accumulation", 1)
-    if size % parts:
-        raise ConfigError(
-            f"{stage}'s batch_size {size} does not divide into {parts} equal micro-batches;"
-            " change it, compute.workers or accumulation"
-        )

@@ -214,7 +214,7 @@ def test_fit_prints_the_best_validation_beside_training_rows(
     [
         (["fetch", "movielens"], "choose one of movielens-100k"),
         (["evaluate"], "needs --predictions FILE, or --export FILE"),
-        (["train", "--recommender", "bert4rec"], "choose gru4rec, caser or sasrec"),
+        (["train", "--recommender", "bert4rec"], "choose one of gru4rec, caser, sasrec"),
         (["train", "--set", "seed"], "not of the form PATH=VALUE"),
         (["train", "--set", "data.colour=1"], "no setting 'data.colour'"),
         (["train", "--set", "data.window=ten"], "valid integer"),

@@ -80,7 +80,7 @@ def test_an_integer_will_do_for_a_number() -> None:
         ("stage2.loss.alpha", float("nan"), "alpha is nan; it should be a finite number"),
         ("stage2.loss.scorer", "magic", r"scorer is 'magic'; it should be .*'pointer'"),
         ("stage2.representation", "both", r"representation is 'both'; .*'text', .*'unified'"),
-        ("recommender.model", "bert4rec", r"model is 'bert4rec'; it should be .*'caser'"),
+        ("recommender.model", "bert4rec", r"model is 'bert4rec'; choose one of .*caser"),
         ("recommender.loss", "bpr", r"loss is 'bpr'; it should be .*'sampled-softmax'"),
         ("compute.precision", "fp8", r"precision is 'fp8'; it should be .*'bf16'"),
     ],

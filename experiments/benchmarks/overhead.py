@@ -31,7 +31,8 @@ from rsllm import Experiment, Pipeline, replace_in
 from rsllm.cli import run_script
 from rsllm.compute.start import start_ray
 from rsllm.store.artifacts import provenance, read_json, write_json
-from rsllm.train.worker import Assignment, build_task
+from rsllm.train.assignment import Assignment
+from rsllm.train.worker import build_task
 
 ROUNDS, STEPS, WARM_UP = 2, 40, 3
 SHORT = {
@@ -80,7 +81,6 @@ def bare(storage: str) -> dict[str, Any]:
         experiment=pipeline.experiment,
         layout=pipeline.layout,
         store=pipeline.store,
-        kind="stage-2",
         inputs={},
         data=str(pipeline.prepare()),
         backbone=pipeline.backbone,

@@ -26,9 +26,10 @@ from tabulate import tabulate
 
 from rsllm import Experiment, Pipeline, replace_in
 from rsllm.cli import run_script
+from rsllm.config.models import RECOMMENDERS
 from rsllm.config.presets import preset
 from rsllm.data.prepared import PreparedData
-from rsllm.recommenders import MODELS, build
+from rsllm.recommenders import build
 from rsllm.store.artifacts import provenance, write_json
 
 ROUNDS, STEPS, WARM_UP = 9, 30, 10
@@ -104,7 +105,7 @@ def main() -> None:
         dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=0, world_size=1)
         found = [
             rates(replace_in(Experiment(), preset(model, "movielens-100k")), data)
-            for model in MODELS
+            for model in RECOMMENDERS
         ]
         dist.destroy_process_group()
     arguments.out.parent.mkdir(parents=True, exist_ok=True)

@@ -19,6 +19,7 @@ from rsllm.config.models import (
     RecommenderConfig,
 )
 from rsllm.config.stages import (
+    REPRESENTATIONS,
     SLOTTED,
     Form,
     LossConfig,

@@ -1,5 +1,6 @@
 """The parts that are trained: recommender, language model, projector."""
 
+from importlib.metadata import entry_points
 from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
@@ -7,12 +8,27 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from rsllm.config.checks import Share, settings
 from rsllm.errors import ConfigError
 
+RECOMMENDERS = {
+    "gru4rec": "rsllm.recommenders.gru4rec:GRU4Rec",
+    "caser": "rsllm.recommenders.caser:Caser",
+    "sasrec": "rsllm.recommenders.sasrec:SASRec",
+}
+"""Every recommender's module and class. One of yours comes from a line here, or from an installed
+package with an entry point of the group `rsllm.recommenders`, which all nodes find."""
+RECOMMENDERS |= {point.name: point.value for point in entry_points(group="rsllm.recommenders")}
+
+
+def recommender_titles() -> dict[str, str]:
+    """Return every recommender by the name that tables show, its class's."""
+    return {path.partition(":")[2]: model for model, path in RECOMMENDERS.items()}
+
 
 @settings
 class RecommenderConfig:
     """The recommender whose item table fills the slots; by default SASRec's MovieLens preset."""
 
-    model: Literal["gru4rec", "caser", "sasrec"] = "sasrec"
+    model: str = "sasrec"
+    """One of `RECOMMENDERS`."""
     items: Literal["id", "title"] = "id"
     """A learned vector per item, or its title's frozen vector, projected (MoRec-like)."""
     loss: Literal["softmax", "sampled-softmax", "bce"] = "softmax"
@@ -44,6 +60,10 @@ class RecommenderConfig:
     seed: NonNegativeInt = 0
 
     def __post_init__(self) -> None:
+        if self.model not in RECOMMENDERS:
+            raise ConfigError(
+                f"recommender.model is {self.model!r}; choose one of {', '.join(RECOMMENDERS)}"
+            )
         width, heads = self.width, self.num_heads
         if width % heads:
             raise ConfigError(f"recommender.width {width} is not a multiple of num_heads {heads}")

@@ -4,8 +4,6 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-from rsllm.errors import ConfigError
-
 PRESETS = Path(__file__).with_name("presets.toml")
 USUAL = "movielens-100k"
 HISTORIES: dict[str, Any] = {
@@ -25,20 +23,12 @@ HISTORIES: dict[str, Any] = {
 
 
 def preset(model: str, source: str) -> dict[str, Any]:
-    """The tuned settings of a recommender, as paths into `Experiment`.
+    """Return the tuned settings of a recommender, as paths into `Experiment`.
 
-    Args:
-        model: gru4rec, caser or sasrec.
-        source: name of the data; those tuned on MovieLens-100K stand in where there are none.
-
-    Raises:
-        ConfigError: no such recommender.
+    Where none are on file for the data, those for MovieLens-100K stand in, or else the defaults.
     """
     tuned = tomllib.loads(PRESETS.read_text())
-    by_source = {name: by_model[model] for name, by_model in tuned.items() if model in by_model}
-    if not by_source:
-        raise ConfigError(f"recommender {model!r} is unknown; choose gru4rec, caser or sasrec")
-    chosen = by_source.get(source, by_source[USUAL])
-    return {f"recommender.{name}": value for name, value in chosen.items() if name != "result"} | {
-        "recommender.model": model
-    }
+    by_source = {name: models[model] for name, models in tuned.items() if model in models}
+    chosen = by_source.get(source, by_source.get(USUAL, {}))
+    values = {f"recommender.{name}": value for name, value in chosen.items() if name != "result"}
+    return {**values, "recommender.model": model}

@@ -1,16 +1,27 @@
 """How the language model is tuned: prompts, losses, stages."""
 
 from dataclasses import field
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from rsllm.config.checks import Share, settings
 from rsllm.errors import ConfigError
 
-Representation = Literal["index", "behavioural", "text", "llara", "unified"]
-SLOTTED: tuple[Representation, ...] = ("behavioural", "llara", "unified")
-"""Representations with a slot that holds the item's projected vector."""
+REPRESENTATIONS = {
+    "index": ("number",),
+    "behavioural": ("slot",),
+    "text": ("title",),
+    "llara": ("title", "slot"),
+    "unified": ("title", "marker", "slot"),
+}
+"""The parts of an item in a prompt, in their order; a slot holds the item's projected vector.
+`llara` is as in arXiv 2312.02445, `unified` is RSLLM's."""
+SLOTTED = tuple(name for name, parts in REPRESENTATIONS.items() if "slot" in parts)
+if TYPE_CHECKING:  # which does not read the table
+    Representation = str
+else:
+    Representation = Literal[tuple(REPRESENTATIONS)]
 Form = Literal["choice", "history"]
 Scorer = Literal["likelihood", "pointer", "catalogue"]
 """What a language model ranks by: the log-probability of titles, the pointer at the candidates of a
@@ -79,9 +90,7 @@ class StageConfig:
     """One stage of language-model tuning: which prompts, how long, under which loss."""
 
     representation: Representation
-    """How an item is written: `index`: its number. `behavioural`: its slot alone, which holds the
-    projected item vector. `text`: its title. `llara`: title and slot (arXiv 2312.02445).
-    `unified`: title, marker and slot (RSLLM)."""
+    """How an item is written, one of `REPRESENTATIONS`."""
     samples: NonNegativeInt
     """Training prompts seen; 0 skips the stage."""
     prompts: Form = "choice"

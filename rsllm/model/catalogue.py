@@ -171,7 +171,7 @@ class ItemKeys(nn.Module):
         """Cross-entropy of each position's item among the rivals; its sum / `asked.per_batch`.
 
         Rivals that are drawn count for as many items as they stand for; the target is there with
-        certainty and keeps its score (see `rsllm.recommenders.losses.sampled_softmax`).
+        certainty and keeps its score (see `rsllm.train.recommender.sampled_softmax`).
         """
         prompt_N, place_N = torch.where(target_BM != PADDING)
         vectors_NK, target_N = vectors_BMK[prompt_N, place_N], target_BM[prompt_N, place_N]

@@ -14,7 +14,7 @@ from rsllm.config import ProjectorConfig
 from rsllm.model.branches import branch_mask
 from rsllm.model.catalogue import CatalogueHead
 from rsllm.model.projector import Projector, embedding_scale
-from rsllm.prompts.collate import Batch, Items
+from rsllm.prompts.collate import Batch, ItemTexts
 from rsllm.prompts.encode import NO_ITEM
 from rsllm.prompts.histories import HistoryBatch
 
@@ -87,7 +87,7 @@ class HybridLM(nn.Module):
         position_BT = torch.arange(batch.ids_BT.shape[1], device=batch.ids_BT.device)
         return self._run(batch.ids_BT, batch.item_BT, position_BT.expand_as(batch.ids_BT), None)
 
-    def item_states(self, items: Items) -> Tensor:
+    def item_states(self, items: ItemTexts) -> Tensor:
         """Mean final-norm state of each item on its own. [G, D]."""
         ids_GL = items.ids_GL
         position_GL = torch.arange(ids_GL.shape[1], device=ids_GL.device).expand_as(ids_GL)

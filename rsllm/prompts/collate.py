@@ -43,7 +43,7 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
-class Items:
+class ItemTexts:
     """Items alone, each as it stands in a history, behind what opens a text."""
 
     ids_GL: Tensor
@@ -85,7 +85,7 @@ class Batch:
     """True on the history span."""
     answer_BT: Tensor
     """True on the tokens of the target's branch: its title, or none where letters answer."""
-    targets: Items
+    targets: ItemTexts
     target_item_B: Tensor
     """Index into G of each row's target."""
     slot_B: Tensor
@@ -262,7 +262,7 @@ def padded(lists: Sequence[Sequence[int] | Ints], width: int, fill: int) -> Tens
     return torch.from_numpy(out)
 
 
-def _targets(rows: Sequence[Row], encoder: PromptEncoder, size: int) -> tuple[Items, Tensor]:
+def _targets(rows: Sequence[Row], encoder: PromptEncoder, size: int) -> tuple[ItemTexts, Tensor]:
     """Each distinct target on its own, and which of them is each row's."""
     wanted = [(row.target, row.table) for row in rows]
     distinct, place_B = np.unique(wanted, axis=0, return_inverse=True)
@@ -281,7 +281,7 @@ def _spans(bounds: Sequence[tuple[int, int]] | Ints, width: int) -> Tensor:
     return (at_T >= bounds_B2[:, :1]) & (at_T < bounds_B2[:, 1:])
 
 
-def items_alone(items: Sequence[Tokens], encoder: PromptEncoder) -> Items:
+def items_alone(items: Sequence[Tokens], encoder: PromptEncoder) -> ItemTexts:
     """Lay items out, right-padded, each behind the tokenizer's prefix, or else a terminator.
 
     The first token of a text takes attention as a sink (arXiv 2309.17453), and its state is nearly
@@ -290,7 +290,7 @@ def items_alone(items: Sequence[Tokens], encoder: PromptEncoder) -> Items:
     opening = encoder.prefix or [encoder.terminator]
     texts = [Tokens.of(opening) + tokens for tokens in items]
     width = max(map(len, texts))
-    return Items(
+    return ItemTexts(
         ids_GL=padded([text.ids for text in texts], width, encoder.terminator),
         item_GL=padded([text.items for text in texts], width, NO_ITEM),
         mask_GL=_spans([(len(opening), len(text)) for text in texts], width),

@@ -1,9 +1,8 @@
 """Prompt -> token ids, item slots and spans; the only place where data text is tokenised.
 
 A prompt is assembled as ids, segment by segment, so no title can become a control token. A title
-has the same ids in the history, among the candidates and in the answer. An item is written as
-
-    index: number | behavioural: slot | text: title | llara: title slot | unified: title marker slot
+has the same ids in the history, among the candidates and in the answer. An item is written in the
+parts that `REPRESENTATIONS` lists.
 
 Markers and slots stand on an existing token's id; the model replaces their vectors, and they are
 known by position, never by searching ids. To be answered by letter, candidates read "(A) title".
@@ -18,7 +17,7 @@ from itertools import accumulate
 from string import ascii_uppercase
 from typing import Any
 
-from rsllm.config import SLOTTED, Domain, Form, PromptConfig, Representation
+from rsllm.config import REPRESENTATIONS, Domain, Form, PromptConfig, Representation
 from rsllm.errors import ConfigError, DataError
 from rsllm.prompts.templates import SEPARATOR, Answer, templates
 
@@ -80,6 +79,7 @@ class PromptEncoder:
     Attributes:
         representation: how items are written.
         slotted: whether that has slots.
+        named: whether it has titles or numbers.
         form: of its prompts: a choice among candidates, or a history that the next title follows.
         title_ids: ids of each item's name: its title, or under `index` its number.
         terminator: id of the newline that ends a title.
@@ -116,10 +116,12 @@ class PromptEncoder:
             )
         self.max_tokens = min(config.max_tokens, self._room)
         self.representation: Representation = representation
-        self.slotted = representation in SLOTTED
+        parts = REPRESENTATIONS[representation]
+        self.slotted, numbers = "slot" in parts, "number" in parts
+        self.named = numbers or "title" in parts
         self.prefix = _prefix_ids(tokenizer)
         self.terminator = _terminator_id(tokenizer)
-        letters, numbers = config.answer == "letter", representation == "index"
+        letters = config.answer == "letter"
         names = [str(item + 1) for item in range(len(titles))] if numbers else titles
         self.title_ids, self.num_cut_titles = self._tokenize(names)
         answer: Answer = "letter" if letters else "number" if numbers else "title"
@@ -164,11 +166,10 @@ class PromptEncoder:
 
         The slot's item is `item` itself, unless another row of the item tables is named.
         """
-        tokens = Tokens.of([] if self.representation == "behavioural" else self.title_ids[item])
-        slots = [MARKER] if self.representation == "unified" else []
-        if self.slotted:
-            slots.append(item if slot is None else slot)
-        return tokens + Tokens([self.terminator] * len(slots), slots)
+        values = {"marker": MARKER, "slot": item if slot is None else slot}
+        slots = [values[part] for part in REPRESENTATIONS[self.representation] if part in values]
+        name = Tokens.of(self.title_ids[item] if self.named else [])
+        return name + Tokens([self.terminator] * len(slots), slots)
 
     def answers(self, candidates: Sequence[int]) -> list[list[int]]:
         """Ids of each candidate's answer, without `ending`: its name, or its letter here."""

@@ -186,7 +186,7 @@ def _read(row: Row, encoder: PromptEncoder | None) -> Sequence[int]:
 
 
 def _num_labels(item: int, encoder: PromptEncoder) -> int:
-    return 0 if encoder.representation == "behavioural" else len(encoder.title_ids[item]) + 1
+    return len(encoder.title_ids[item]) + 1 if encoder.named else 0
 
 
 def _name_ends(prompt: History, row: Row, encoder: PromptEncoder) -> list[int]:

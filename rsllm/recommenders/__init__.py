@@ -1,5 +1,6 @@
 """Traditional sequential recommenders, whose item embeddings fill the slots of the prompts."""
 
+from importlib import import_module
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -7,16 +8,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from rsllm.config import RecommenderConfig
+from rsllm.config.models import RECOMMENDERS
 from rsllm.errors import CheckpointError
 from rsllm.recommenders.base import Recommender, TitleItems
-from rsllm.recommenders.caser import Caser
-from rsllm.recommenders.gru4rec import GRU4Rec
-from rsllm.recommenders.sasrec import SASRec
 
 FILE = "recommender.safetensors"
 SEEN = "seen.json"
 """Metrics on training rows, scored like held-out ones: how much surer their slots are."""
-MODELS: dict[str, type[Recommender]] = {"gru4rec": GRU4Rec, "caser": Caser, "sasrec": SASRec}
 
 
 def build(
@@ -32,7 +30,9 @@ def build(
     """
     width = config.width
     items = nn.Embedding(num_items, width) if titles_ID is None else TitleItems(titles_ID, width)
-    return MODELS[config.model](items, config, window)
+    module, _, name = RECOMMENDERS[config.model].partition(":")
+    recommender: Recommender = getattr(import_module(module), name)(items, config, window)
+    return recommender
 
 
 def save(model: Recommender, folder: Path) -> None:

@@ -33,7 +33,7 @@ class TitleItems(nn.Module):
         return table_IE
 
 
-Items = nn.Embedding | TitleItems
+ItemVectors = nn.Embedding | TitleItems
 
 
 class Recommender(nn.Module, ABC):
@@ -51,7 +51,7 @@ class Recommender(nn.Module, ABC):
         window: longest history, in items.
     """
 
-    def __init__(self, items: Items, config: RecommenderConfig, window: int) -> None:
+    def __init__(self, items: ItemVectors, config: RecommenderConfig, window: int) -> None:
         super().__init__()
         self.items, self.window = items, window
 

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rsllm.config import RecommenderConfig
-from rsllm.recommenders.base import Items, Recommender, initialise
+from rsllm.recommenders.base import ItemVectors, Recommender, initialise
 
 VERTICAL_FILTERS = 4
 
@@ -18,11 +18,11 @@ class Caser(Recommender):
         - No user embedding (section 3.3): held-out users are new ones.
         - A linear map takes the fully-connected layer's output to the item table that input and
           scores share; the paper has a second table for its output, of twice the width.
-        - The loss is chosen (`rsllm.recommenders.losses`); the paper's is binary cross-entropy
+        - The loss is chosen (`rsllm.train.recommender`); the paper's is binary cross-entropy
           with three sampled negatives, over the next T items (section 3.4), here one.
     """
 
-    def __init__(self, items: Items, config: RecommenderConfig, window: int) -> None:
+    def __init__(self, items: ItemVectors, config: RecommenderConfig, window: int) -> None:
         super().__init__(items, config, window)
         width, filters = config.width, config.num_filters
         heights = range(1, window + 1)

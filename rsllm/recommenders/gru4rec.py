@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from rsllm.config import RecommenderConfig
-from rsllm.recommenders.base import Items, Recommender, initialise
+from rsllm.recommenders.base import ItemVectors, Recommender, initialise
 
 
 class GRU4Rec(Recommender):
@@ -16,11 +16,11 @@ class GRU4Rec(Recommender):
           "constrained embedding" of the authors' follow-up (arXiv 1706.03847, section 3.3).
         - Rows are prefixes of fixed length and shuffled, instead of session-parallel batches
           (section 3.2.1): a state does not live on from batch to batch.
-        - The losses of `rsllm.recommenders.losses` instead of BPR and TOP1 over the other rows'
+        - The losses of `rsllm.train.recommender` instead of BPR and TOP1 over the other rows'
           targets (section 3.2.3).
     """
 
-    def __init__(self, items: Items, config: RecommenderConfig, window: int) -> None:
+    def __init__(self, items: ItemVectors, config: RecommenderConfig, window: int) -> None:
         super().__init__(items, config, window)
         width, layers = config.width, config.num_blocks
         between = config.dropout if layers > 1 else 0.0

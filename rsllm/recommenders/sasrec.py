@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rsllm.config import RecommenderConfig
-from rsllm.recommenders.base import Items, Recommender, initialise
+from rsllm.recommenders.base import ItemVectors, Recommender, initialise
 
 
 class SASRec(Recommender):
@@ -16,14 +16,14 @@ class SASRec(Recommender):
     Differences from the paper:
         - Positions count back from the most recent item instead of from the start of a padded
           window, so a state does not depend on the padding.
-        - The loss is chosen (`rsllm.recommenders.losses`); the paper's is binary with one sampled
+        - The loss is chosen (`rsllm.train.recommender`); the paper's is binary with one sampled
           negative (section III-E), which the softmax over all items beats at no cost for
           catalogues of some thousand items.
         - One state per row, after its last item, since every prefix of a training user is a row
           of its own; the paper takes a loss at each position of one row per user.
     """
 
-    def __init__(self, items: Items, config: RecommenderConfig, window: int) -> None:
+    def __init__(self, items: ItemVectors, config: RecommenderConfig, window: int) -> None:
         super().__init__(items, config, window)
         self.positions = nn.Embedding(window, config.width)
         self.dropout = nn.Dropout(config.dropout)

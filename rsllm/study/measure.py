@@ -30,8 +30,8 @@ from rsllm.study.claims import paired_tests
 from rsllm.study.grid import Dataset, Grid, GridArguments, datasets
 from rsllm.study.results import Cell, Entry, slug
 from rsllm.study.variants import generate_on_first_seed_only, language_method, stages, train
+from rsllm.train.assignment import STAGES
 from rsllm.train.health import warnings
-from rsllm.train.worker import SECTION
 
 CODE = {**VERSIONS, "wording": wording()}
 """What decides a cell beside its settings, its data and its backbone."""
@@ -225,7 +225,7 @@ def _method(entry: Entry, pipeline: Pipeline) -> Method:
     experiment, folder = pipeline.experiment, pipeline.run()
     if entry.is_language_model:
         return language_method(entry.name, experiment, experiment.stage2, folder)
-    seed = {"stage2.seed": getattr(experiment, SECTION[pipeline.watched]).seed}
+    seed = {"stage2.seed": getattr(experiment, STAGES[pipeline.watched].section).seed}
     return _fitted(entry.name, replace_in(experiment, seed), folder, entry.kind)
 
 

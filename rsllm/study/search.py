@@ -43,7 +43,7 @@ from rsllm.study.journal import Space as Space
 from rsllm.study.journal import TrialRecord as TrialRecord
 from rsllm.study.progress import run_name, short_names, summarise, table, trial_rows
 from rsllm.study.variants import best_trials
-from rsllm.train.worker import Stage
+from rsllm.train.assignment import Stage
 
 
 @dataclass(frozen=True, kw_only=True)

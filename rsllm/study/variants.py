@@ -15,7 +15,7 @@ from rsllm.pipeline import Pipeline, run_all
 from rsllm.store.artifacts import read_json
 from rsllm.study.journal import METRIC, TrialRecord
 from rsllm.study.progress import run_name, short_names
-from rsllm.train.worker import SECTION, Stage
+from rsllm.train.assignment import STAGES, Stage
 
 Curve = list[dict[str, float]]
 Trained = Mapping[str, Sequence[Pipeline]]
@@ -32,7 +32,7 @@ def train(
     """Train all variants (overrides of `base` by name) on all seeds of a stage, each once."""
 
     def made(name: str, seed: int) -> Pipeline:
-        experiment = replace_in(base, {**variants[name], f"{SECTION[watched]}.seed": seed})
+        experiment = replace_in(base, {**variants[name], f"{STAGES[watched].section}.seed": seed})
         named = run_name(f"{name}-seed-{seed}", to_dict(experiment))
         return Pipeline(experiment, storage, run_name=named, watched=watched)
 
@@ -114,7 +114,7 @@ def confirm_table(trained: Trained, searched: Mapping[str, TrialRecord]) -> list
     for name, group in trained.items():
         ends = [read_json(pipeline.run() / "training.json")["curve"][-1] for pipeline in group]
         scores, then = [end[METRIC] for end in ends], searched[name]
-        seeds = [getattr(p.experiment, SECTION[p.watched]).seed for p in group]
+        seeds = [getattr(p.experiment, STAGES[p.watched].section).seed for p in group]
         row = {"name": name, "search_score": then.score, "seeds": seeds, "scores": scores}
         row |= {"search_samples": then.end["samples"], "samples": ends[0]["samples"]}
         table.append(row | {"mean": fmean(scores), "lowest": min(scores), "highest": max(scores)})

@@ -21,15 +21,15 @@ from ray.util import get_current_placement_group, placement_group_table
 from rsllm.compute.layout import Layout
 from rsllm.errors import ConfigError, DataError, Interrupted, RsllmError, TrainingError
 from rsllm.store.artifacts import Mirror
+from rsllm.train.assignment import Assignment
 from rsllm.train.watch import hear_sigterm
-from rsllm.train.worker import Assignment, out_of_memory, work
+from rsllm.train.worker import out_of_memory, work
 
 
 def run(assignment: Assignment, *, name: str, storage: Path, callbacks: Sequence[Any] = ()) -> None:
     """Train one stage with Ray Train and wait for it; the workers commit the artifact.
 
-    Every attempt goes on from the newest checkpoint. What Ray notes of an attempt is not used by
-    the next one.
+    Every attempt goes on from the newest checkpoint, and uses nothing that Ray noted of the last.
 
     Raises:
         TrainingError: workers were lost too often without a step forward, the cluster has no room
@@ -59,47 +59,6 @@ def run(assignment: Assignment, *, name: str, storage: Path, callbacks: Sequence
         print(f"rsllm: {last}; attempt {attempt + 1} goes on from step {reached}", flush=True)
 
 
-def _stopped() -> bool:
-    """Whether this is a trial whose resources Ray Tune took away; its process ends next."""
-    group = get_current_placement_group()
-    return group is not None and placement_group_table(group).get("state") == "REMOVED"
-
-
-class _NoRoomError(TrainingError):
-    """The cluster did not have what the workers need in time."""
-
-
-class _LostError(TrainingError):
-    """A worker ended without an error of ours."""
-
-
-@dataclass
-class _TorchConfig(TorchConfig):  # type: ignore[misc]
-    """Process groups of workers that hear SIGTERM."""
-
-    @property
-    def backend_cls(self) -> type:
-        return _Backend
-
-
-class _Backend(_TorchBackend):  # type: ignore[misc]
-    def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
-        super().on_start(worker_group, backend_config)
-        worker_group.execute(hear_sigterm)
-
-
-class _Named(ControllerCallback):  # type: ignore[misc]
-    """Has Ray's dashboard and logs call the workers by their run."""
-
-    def __init__(self, run: str) -> None:
-        self.run = run
-
-    def after_controller_start(self, train_run_context: Any) -> None:
-        run, worker = self.run, worker_group.RayTrainWorker
-        named = type(worker.__name__, (worker,), {"__repr__": lambda self: run})
-        worker_group.WorkerGroup._worker_cls = named
-
-
 def _trainer(
     assignment: Assignment, name: str, storage: Path, callbacks: Sequence[Any]
 ) -> TorchTrainer:
@@ -118,12 +77,13 @@ def _trainer(
         run_config=RunConfig(
             name=name,
             storage_path=str(storage),
+            # Attempts are counted by `run`, which knows whether they gained anything.
             failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),
             callbacks=[_Named(name), *callbacks],
             logging_config=LoggingConfig(log_level="CRITICAL"),
         ),
     )
-    # Ray Train's handler would end the process with exit code 0 and outlive the run.
+    # Ray Train's handler would end the process with exit code 0, and outlive the run.
     trainer._register_sigint_handler = lambda controller: None
     return trainer
 
@@ -132,14 +92,47 @@ def _resources(layout: Layout) -> dict[str, float]:
     return {"CPU": layout.cpus_per_worker} | ({"GPU": 1} if layout.use_gpu else {})
 
 
+@dataclass
+class _TorchConfig(TorchConfig):  # type: ignore[misc]
+    """Starts the workers' process group, and lets them hear SIGTERM."""
+
+    @property
+    def backend_cls(self) -> type:
+        return _Backend
+
+
+class _Backend(_TorchBackend):  # type: ignore[misc]
+    def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
+        super().on_start(worker_group, backend_config)
+        worker_group.execute(hear_sigterm)
+
+
+class _Named(ControllerCallback):  # type: ignore[misc]
+    """Makes Ray's dashboard and logs call the workers by their run."""
+
+    def __init__(self, run: str) -> None:
+        self.run = run
+
+    def after_controller_start(self, train_run_context: Any) -> None:
+        run, worker = self.run, worker_group.RayTrainWorker
+        named = type(worker.__name__, (worker,), {"__repr__": lambda self: run})
+        worker_group.WorkerGroup._worker_cls = named
+
+
 def _newest_step(assignment: Assignment) -> int:
-    """Of the checkpoints; what an attempt gained is judged by it."""
+    """Return the step of the newest checkpoint, by which an attempt's gain is judged."""
     names = Mirror(assignment.checkpoints).names()
     return max((int(name.removeprefix("step-")) for name in names), default=0)
 
 
+def _stopped() -> bool:
+    """Tell whether this is a trial whose resources Ray Tune took away; its process ends next."""
+    group = get_current_placement_group()
+    return group is not None and placement_group_table(group).get("state") == "REMOVED"
+
+
 def _explained(error: Exception, assignment: Assignment) -> RsllmError:
-    """The workers' own error, if it is one of ours; otherwise what Ray Train says."""
+    """Return the workers' own error, if it is one of ours; otherwise what Ray Train says."""
     failures = getattr(error, "worker_failures", None) or {0: error}
     for failure in failures.values():
         cause: BaseException | None = failure
@@ -150,16 +143,20 @@ def _explained(error: Exception, assignment: Assignment) -> RsllmError:
     if any(isinstance(failure, ray.exceptions.OutOfMemoryError) for failure in failures.values()):
         return ConfigError(out_of_memory(assignment))
     if isinstance(getattr(error, "controller_failure", None), WorkerGroupStartupTimeoutError):
-        return _no_room(assignment)
+        compute, layout = assignment.experiment.compute, assignment.layout
+        apart = " on nodes of their own" if compute.placement == "spread" else ""
+        return _NoRoomError(
+            f"{assignment.stage} needs {layout.workers} workers of {_resources(layout)}{apart}, and"
+            f" within {compute.wait_seconds:.0f} s the cluster had no room for them; see ray status"
+        )
     first = str(next(iter(failures.values()))).strip() or type(error).__name__
     print(first, flush=True)
     return _LostError(f"{assignment.stage} lost a worker: {first.splitlines()[-1]}")
 
 
-def _no_room(assignment: Assignment) -> RsllmError:
-    compute, layout = assignment.experiment.compute, assignment.layout
-    apart = " on nodes of their own" if compute.placement == "spread" else ""
-    return _NoRoomError(
-        f"{assignment.stage} needs {layout.workers} workers of {_resources(layout)}{apart}, and"
-        f" within {compute.wait_seconds:.0f} s the cluster had no room for them; see ray status"
-    )
+class _NoRoomError(TrainingError):
+    """The cluster did not have what the workers need in time."""
+
+
+class _LostError(TrainingError):
+    """A worker ended without an error of ours."""

@@ -86,13 +86,13 @@ def train(
             entry |= progress.rates(state, watch.spent)
             state = state.validated(entry, task.metric, keeps_best=task.patience > 0)
             log(state.step, state.curve[-1])
-        if watch.looks(engine) or validates:
+        if watch.checkpoint_due(engine) or validates:
             with watch.saving():
                 checkpoints.commit(engine, replace(state, seconds=progress.seconds()))
         if validates:
             report(state.curve[-1])
-        watch.leave_if_told()
-    watch.rests()
+        watch.raise_if_preempted()
+    watch.stop()
     if task.patience and state.step != state.best_step:
         checkpoints.restore(engine, step=state.best_step)
     return replace(state, seconds=progress.seconds())

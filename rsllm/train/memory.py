@@ -31,12 +31,12 @@ from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import FlopCounterMode
 
 from rsllm.compute.layout import Layout
-from rsllm.config import BackboneConfig, Experiment, Offload, StageConfig
+from rsllm.config import REPRESENTATIONS, BackboneConfig, Experiment, Offload, StageConfig
 from rsllm.errors import ConfigError
 from rsllm.model.backbone import load_tokenizer, tunable
 from rsllm.model.files import read_config
 from rsllm.model.hybrid import HybridLM
-from rsllm.prompts.collate import Items
+from rsllm.prompts.collate import ItemTexts
 
 Sizes = dict[str, float]
 GIB = 2**30
@@ -72,12 +72,13 @@ class Shape:
         """A worker's micro-batch of full histories, for titles of so many tokens on average."""
         prompt, loss = experiment.prompt, stage.loss
         letters, count = prompt.answer == "letter", experiment.data.num_candidates
-        slots = {"unified": 2, "llara": 1, "behavioural": 1}.get(stage.representation, 0)
-        item = slots if stage.representation == "behavioural" else slots + title
+        parts = REPRESENTATIONS[stage.representation]
+        named = not {"title", "number"}.isdisjoint(parts)  # a number counts as a title does
+        item = len(parts) - named + named * title
         rows = max(1, stage.batch_size // (workers * stage.accumulation))
         if stage.prompts == "history":
             tokens = min(prompt.history_items * (item + 1), prompt.max_tokens)
-            silent = stage.representation == "behavioural" or loss.alpha + loss.beta == 1
+            silent = not named or loss.alpha + loss.beta == 1
             names = 0 if silent else (prompt.history_items - 1) * (title + 1)
             return Shape(rows=rows, prompt=round(tokens), asked=round(names))
         choice = (item if prompt.candidate_slots else title) + 3 * letters
@@ -227,7 +228,7 @@ def _loss(model: HybridLM, shape: Shape, autocast: bool) -> Tensor:
     batch: Any = SimpleNamespace(parallel=shape.parallel, **tokens, **labels)
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         states_BTD = model.states(batch)
-        alone_GD = model.item_states(Items(ids_GL, ids_GL, ids_GL)) if shape.alone else None
+        alone_GD = model.item_states(ItemTexts(ids_GL, ids_GL, ids_GL)) if shape.alone else None
     loss = model.label_log_probs(states_BTD, batch).sum()
     return loss if alone_GD is None else loss + states_BTD.float().sum() + alone_GD.sum()
 

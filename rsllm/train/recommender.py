@@ -24,7 +24,6 @@ from rsllm.data.sequences import NO_ITEM, Rows
 from rsllm.evaluate import rank
 from rsllm.recommenders.base import Recommender
 from rsllm.recommenders.embeddings import ItemEmbeddings
-from rsllm.recommenders.losses import binary, full_softmax, sampled_softmax
 from rsllm.store.artifacts import write_json
 from rsllm.train.batches import sample_order
 from rsllm.train.engine import Optimization, ParameterGroup
@@ -56,7 +55,7 @@ class RecommenderBatch:
 
 
 class NextItem(nn.Module):
-    """A recommender under one of `rsllm.recommenders.losses`."""
+    """A recommender whose training tells each row's next item from the others."""
 
     def __init__(self, model: Recommender, config: RecommenderConfig) -> None:
         super().__init__()
@@ -64,18 +63,44 @@ class NextItem(nn.Module):
 
     def forward(self, batch: RecommenderBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """The mean loss of the next items."""
-        loss = self._loss(self.model(batch.history_BH, batch.length_B), batch)
+        state_BE, table_IE = self.model(batch.history_BH, batch.length_B), self.model.item_table
+        if self.config.loss == "softmax":
+            loss = F.cross_entropy(self.model.scores(state_BE), batch.target_B)
+        else:
+            item_BX = torch.cat([batch.target_B[:, None], batch.negative_BN], dim=1)
+            score_BX = torch.einsum("be,bxe->bx", state_BE, F.embedding(item_BX, table_IE))
+            target_B, negative_BN = score_BX[:, 0], score_BX[:, 1:]
+            if self.config.loss == "bce":
+                loss = binary(target_B, negative_BN)
+            else:
+                loss = sampled_softmax(target_B, negative_BN, batch.expected_BN)
         return loss, {"loss": loss.detach()}
 
-    def _loss(self, state_BE: Tensor, batch: RecommenderBatch) -> Tensor:
-        if self.config.loss == "softmax":
-            return full_softmax(self.model.scores(state_BE), batch.target_B)
-        item_BX = torch.cat([batch.target_B[:, None], batch.negative_BN], dim=1)
-        score_BX = torch.einsum("be,bxe->bx", state_BE, F.embedding(item_BX, self.model.item_table))
-        target_B, negative_BN = score_BX[:, 0], score_BX[:, 1:]
-        if self.config.loss == "bce":
-            return binary(target_B, negative_BN)
-        return sampled_softmax(target_B, negative_BN, batch.expected_BN)
+
+def sampled_softmax(target_B: Tensor, negative_BN: Tensor, expected_BN: Tensor) -> Tensor:
+    """Cross-entropy over a sample of the catalogue, without the bias of how it was drawn.
+
+    Weighing each negative by 1 / (how often it is expected in the sample) makes the sum in the
+    softmax an unbiased estimate of the sum over all other items (Bengio & Senecal 2008, "Adaptive
+    importance sampling"). The target is there with certainty and keeps its score.
+
+    Args:
+        target_B: scores of the targets.
+        negative_BN: scores of items drawn with replacement.
+        expected_BN: how often each is expected among the N; infinite where the draw is no
+            negative, which takes it out of the sum.
+    """
+    corrected_BN = negative_BN - expected_BN.log()
+    all_BX = torch.cat([target_B[:, None], corrected_BN], dim=1)
+    return (all_BX.logsumexp(dim=1) - target_B).mean()
+
+
+def binary(target_B: Tensor, negative_BN: Tensor) -> Tensor:
+    """Binary cross-entropy of the target and of each negative (SASRec, arXiv 1808.09781, III-E).
+
+    With one negative per row, the loss of LLaRA's recommenders (arXiv 2312.02445).
+    """
+    return (F.softplus(-target_B)[:, None] + F.softplus(negative_BN)).mean()
 
 
 class Negatives:

@@ -1,4 +1,4 @@
-"""What a worker watches between steps: checkpoints that are due, signals to leave, hangs."""
+"""What is asked between steps: is a checkpoint due, was a worker preempted, does one hang?"""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ if TYPE_CHECKING:  # DeepSpeed must not be imported before its worker is prepare
     from rsllm.train.engine import Engine
 
 CHECKPOINT_SHARE = 0.05
-"""Of a run's time may go into checkpoints between validations."""
+"""Most of a run's time that goes into checkpoints between validations."""
 
 STDERR = 2
-_told_to_leave = False
+_preempted = False
 
 
 def hear_sigterm() -> None:
@@ -28,53 +28,53 @@ def hear_sigterm() -> None:
     """
 
     def leave(number: int, frame: Any) -> None:
-        global _told_to_leave
+        global _preempted
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        _told_to_leave = True
+        _preempted = True
 
     signal.signal(signal.SIGTERM, leave)
 
 
 class Watch:
-    """Looks around after each step, with the same answer on all ranks.
+    """Is asked after each step, and gives all ranks the same answer.
 
     Args:
         checkpoint_seconds: between two checkpoints, or more where they are costly.
-        timeout_seconds: without a look around; then the stacks of all threads are printed.
+        timeout_seconds: without a question, after which the stacks of all threads are printed.
     """
 
     def __init__(self, checkpoint_seconds: float, timeout_seconds: float = 600.0) -> None:
         self.checkpoint_seconds, self.timeout_seconds = checkpoint_seconds, timeout_seconds
         self.saved = time.monotonic()
         self.cost = self.spent = 0.0
-        self.leaves = False
+        self.preempted = False
 
-    def looks(self, engine: Engine) -> bool:
-        """Whether to save now. Only rank 0's clock counts; a signal to any rank does."""
+    def checkpoint_due(self, engine: Engine) -> bool:
+        """Tell all ranks alike whether to save now, by rank 0's clock or a signal to any rank."""
         faulthandler.dump_traceback_later(self.timeout_seconds, file=STDERR)
         interval = max(self.checkpoint_seconds, self.cost / CHECKPOINT_SHARE)
         due = time.monotonic() - self.saved >= interval
-        due, self.leaves = engine.agree(due, _told_to_leave)
-        return due or self.leaves
+        due, self.preempted = engine.agree(due, _preempted)
+        return due or self.preempted
 
     @contextlib.contextmanager
     def saving(self) -> Iterator[None]:
-        """Times a checkpoint."""
+        """Note when a checkpoint was saved, and how long it took."""
         start = time.monotonic()
         yield
         self.saved = time.monotonic()
         self.cost = self.saved - start
         self.spent += self.cost
 
-    def rests(self) -> None:
-        """There are no more steps to wait for."""
+    def stop(self) -> None:
+        """Stop waiting for steps, of which there are no more."""
         faulthandler.cancel_dump_traceback_later()
 
-    def leave_if_told(self) -> None:
+    def raise_if_preempted(self) -> None:
         """End the run after the step whose checkpoint was just saved.
 
         Raises:
             Interrupted: a worker got SIGTERM.
         """
-        if self.leaves:
+        if self.preempted:
             raise Interrupted("a worker was told to leave; the run goes on from this step")

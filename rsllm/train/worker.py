@@ -1,84 +1,39 @@
 """One worker of a stage, from imports to the artifact in the store."""
 
 import contextlib
+import logging
 import os
 import re
 import resource
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from rsllm.assets.catalogue import backbone_here
 from rsllm.compute.layout import Layout
-from rsllm.config import Experiment
 from rsllm.errors import CheckpointError, ConfigError
-from rsllm.store.artifacts import Store, not_on_storage, write_json
-
-Stage = Literal["recommender", "keys", "stage1", "stage2"]
-SECTION: dict[Stage, str] = {
-    "recommender": "recommender",
-    "keys": "catalogue",
-    "stage1": "stage1",
-    "stage2": "stage2",
-}
-"""The section of an `Experiment` that says how a stage is trained, its seed included."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Assignment:
-    """What the workers of one run are to do; folders are those of the driver's node."""
-
-    stage: Stage
-    experiment: Experiment
-    layout: Layout
-    store: Store
-    kind: str
-    inputs: dict[str, Any]
-    """With its kind, what decides the artifact."""
-    data: str
-    backbone: str = ""
-    titles: str = ""
-    """Folder of title vectors: they stand for the items of a recommender (empty: ids do), or are a
-    part of the catalogue scorer's keys."""
-    keys: str = ""
-    """Folder of the keys that the catalogue scorer starts from; empty starts at the rule."""
-    fold: int | None = None
-    """The part of the training users that a cross-fitted recommender does not see."""
-    recommender: str = ""
-    """Folder of the item table that fills the slots; empty for prompts without slots."""
-    mixture: Sequence[tuple[str, float]] = ()
-    """Folders and weights of the further data sets of stage 1."""
-    start: str = ""
-    """Folder of the adapter to continue from; empty starts fresh."""
-
-    @property
-    def name(self) -> str:
-        """Names the run."""
-        return f"{self.kind}-{self.store.path(self.kind, self.inputs).name}"
-
-    @property
-    def checkpoints(self) -> str:
-        """Their location."""
-        return self.store.below(f"running/{self.name}")
+from rsllm.store.artifacts import not_on_storage, write_json
+from rsllm.train.assignment import Assignment
 
 
 def work(config: dict[str, Assignment]) -> None:
-    """What each worker runs under Ray Train.
+    """Run under Ray Train, once in every worker: train the stage and commit its artifact.
 
     Raises:
-        ConfigError: this node does not see the storage.
+        ConfigError: this node does not see the storage, or has too little memory.
     """
     assignment = config["assignment"]
+    store, stage = assignment.store, assignment.facts
     _require_storage(assignment)
     _prepare_process(assignment.layout)
 
     import ray.train
     import torch.distributed as dist
 
-    from rsllm.train.card import write_card
+    from rsllm.report.card import write_card
     from rsllm.train.checkpoints import Checkpoints
     from rsllm.train.engine import Engine
     from rsllm.train.loop import train
@@ -93,25 +48,109 @@ def work(config: dict[str, Assignment]) -> None:
         state = train(task, engine, checkpoints, watch, ray.train.report, log)
     tensors = engine.trainable()
     if dist.get_rank() == 0:
-        with assignment.store.commit(assignment.kind, assignment.inputs) as staging:
+        with store.commit(stage.kind, assignment.inputs) as staging:
             task.export(tensors, staging)
             write_json(staging / "training.json", asdict(state))
-            if assignment.stage in ("stage1", "stage2"):
-                write_card(staging, assignment, task, state, tensors)
+            if stage.is_language_model:
+                write_card(staging, **_card_facts(assignment, task, state, tensors))
     dist.barrier()
-    if assignment.store.remote:
+    if store.remote:
         shutil.rmtree(checkpoints.folder, ignore_errors=True)
 
 
 def _require_storage(assignment: Assignment) -> None:
-    """In a folder that this node sees is what the driver made for the run."""
+    """Refuse a folder without what the driver made in it for the run: it is not the driver's."""
     if not assignment.store.remote and not Path(assignment.checkpoints).is_dir():
         raise not_on_storage(assignment.checkpoints)
 
 
+def _prepare_process(layout: Layout) -> None:
+    """Set what torch and DeepSpeed read; DeepSpeed must not be imported yet."""
+    import torch
+
+    for name in (None, "DeepSpeed"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    os.environ["DS_ACCELERATOR"] = "cuda" if layout.use_gpu else "cpu"
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    if layout.threads:
+        torch.set_num_threads(layout.threads)
+
+
+def build_task(assignment: Assignment) -> Any:
+    """Build what the stage trains; torch.distributed must be initialised.
+
+    Raises:
+        ConfigError: a backbone that no prompt fits, or one that the worker's memory cannot train.
+    """
+    import torch
+
+    from rsllm.data.prepared import PreparedData
+    from rsllm.model import tuned
+    from rsllm.recommenders.embeddings import ItemEmbeddings
+    from rsllm.train.keys import KeysTask
+    from rsllm.train.memory import check_launch
+    from rsllm.train.recommender import RecommenderTask
+    from rsllm.train.stages import LanguageTask
+    from rsllm.train.stream import streamed
+
+    def item_table(folder: str) -> ItemEmbeddings | None:
+        return ItemEmbeddings.load(local(folder)) if folder else None
+
+    experiment, layout, local = assignment.experiment, assignment.layout, assignment.store.local
+    data, titles = PreparedData.open(local(assignment.data)), item_table(assignment.titles)
+    if assignment.stage == "recommender":
+        titles_ID = titles.standardised() if titles else None
+        return RecommenderTask(experiment, data, titles_ID, assignment.fold)
+    items = item_table(assignment.recommender)
+    if assignment.stage == "keys":
+        assert titles is not None, "keys are made of title vectors"
+        return KeysTask(experiment, data, items, titles.table_IE)
+    stage = experiment.stage1 if assignment.stage == "stage1" else experiment.stage2
+    backbone = backbone_here(assignment.backbone, experiment.backbone.source)
+    check_launch(experiment, assignment.stage, backbone, data.titles, layout)
+    bf16 = layout.precision == "bf16"
+    model = tuned.build(
+        experiment,
+        stage.representation,
+        backbone,
+        data,
+        items,
+        dtype=torch.bfloat16 if layout.use_gpu and bf16 else torch.float32,
+        form=stage.prompts,
+        titles_IF=titles.table_IE if titles else None,
+        seed=stage.seed,
+    )
+    if assignment.keys and model.hybrid.catalogue is not None:
+        tuned.load_keys(model.hybrid.catalogue.keys, local(assignment.keys))
+    # After the keys, for the catalogue scorer of an earlier stage went on from those.
+    if assignment.start:
+        tuned.load(model, local(assignment.start))
+    return LanguageTask(
+        experiment,
+        stage,
+        data,
+        model,
+        name=assignment.stage,
+        autocast=bf16 and not layout.use_gpu,
+        mixture=[(PreparedData.open(local(path)), weight) for path, weight in assignment.mixture],
+        stream=partial(streamed, cpus=layout.encoder_cpus),
+    )
+
+
+def _engine_settings(assignment: Assignment) -> dict[str, Any]:
+    if not assignment.facts.is_language_model:  # tiny: fp32, and nothing for ZeRO to shard
+        return {"zero_stage": 0, "bf16": False}
+    compute, layout = assignment.experiment.compute, assignment.layout
+    bf16 = layout.use_gpu and layout.precision == "bf16"
+    return {"zero_stage": compute.zero_stage, "offload": compute.offload, "bf16": bf16}
+
+
 @contextlib.contextmanager
 def _memory_explained(assignment: Assignment) -> Iterator[None]:
-    """Name the knobs where memory ran out; the first step has the longest rows of a while."""
+    """Name the settings that save memory where it ran out.
+
+    The first steps have the longest rows, so that a run which does not fit fails at once.
+    """
     import torch
 
     try:
@@ -124,7 +163,7 @@ def _memory_explained(assignment: Assignment) -> Iterator[None]:
 
 
 def out_of_memory(assignment: Assignment) -> str:
-    """What a user can do about it."""
+    """Tell a user what can be done about it."""
     stage = assignment.stage
     return (
         f"{stage}: out of memory; lower {stage}.batch_size, set backbone.gradient_checkpointing,"
@@ -134,7 +173,10 @@ def out_of_memory(assignment: Assignment) -> str:
 
 @contextlib.contextmanager
 def _log(assignment: Assignment) -> Iterator[Callable[[int, dict[str, float]], None]]:
-    """Takes scalars of rank 0 as Ray's metrics and for TensorBoard, at a URI once training ends."""
+    """Yield what takes a step's numbers: rank 0's go to Ray's metrics and to TensorBoard.
+
+    TensorBoard's files reach a URI when training ends.
+    """
     import torch.distributed as dist
     from tensorboardX import SummaryWriter
 
@@ -156,14 +198,14 @@ def _log(assignment: Assignment) -> Iterator[Callable[[int, dict[str, float]], N
         yield log
     finally:
         writer.close()
-        with contextlib.suppress(CheckpointError):
+        with contextlib.suppress(CheckpointError):  # curves are not worth a run
             store.share(curves)
 
 
 def _spent(seconds: float, layout: Layout) -> dict[str, float]:
-    """GiB, and dollars where the node has labels like those of cluster/gpu.yaml.
+    """Return GiB, and dollars where the node has labels like those of cluster/gpu.yaml.
 
-    Memory is what this worker had at most: of its GPU, or resident.
+    Memory is the most that this worker had: of its GPU, or resident.
     """
     import ray
     import torch
@@ -171,98 +213,35 @@ def _spent(seconds: float, layout: Layout) -> dict[str, float]:
     labels = ray.get_runtime_context().get_node_labels()
     resident = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     peak = torch.cuda.max_memory_allocated() if layout.use_gpu else resident
-    found = {"memory_gibibytes": peak / 1024**3}
+    spent = {"memory_gibibytes": peak / 1024**3}
     if price := labels.get("dollars-per-hour"):
         nodes = layout.workers / max(1.0, float(labels.get("gpus", 1)))
-        found["dollars"] = float(price) * nodes * seconds / 3600
-    return found
+        spent["dollars"] = float(price) * nodes * seconds / 3600
+    return spent
 
 
 @cache
 def _gauge(name: str) -> Any:
-    """One of Ray's metrics, which its dashboard and Prometheus show by run."""
+    """Return one of Ray's metrics, which its dashboard and Prometheus show by run."""
     from ray.util.metrics import Gauge
 
     return Gauge("rsllm_" + re.sub(r"\W+", "_", name), name, tag_keys=("run",))
 
 
-def _prepare_process(layout: Layout) -> None:
-    """Set what torch and DeepSpeed read; DeepSpeed must not be imported yet."""
-    import logging
-
-    import torch
-
-    for name in (None, "DeepSpeed"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    os.environ["DS_ACCELERATOR"] = "cuda" if layout.use_gpu else "cpu"
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    if layout.threads:
-        torch.set_num_threads(layout.threads)
-
-
-def _engine_settings(assignment: Assignment) -> dict[str, Any]:
-    """Recommender and keys are tiny: fp32, and nothing for ZeRO to shard."""
-    if assignment.stage in ("recommender", "keys"):
-        return {"zero_stage": 0, "bf16": False}
-    compute, layout = assignment.experiment.compute, assignment.layout
-    bf16 = layout.use_gpu and layout.precision == "bf16"
-    return {"zero_stage": compute.zero_stage, "offload": compute.offload, "bf16": bf16}
-
-
-def build_task(assignment: Assignment) -> Any:
-    """What a worker trains; torch.distributed must be initialised."""
-    import torch
-
-    from rsllm.data.prepared import PreparedData
-    from rsllm.model import tuned
-    from rsllm.recommenders.embeddings import ItemEmbeddings
-    from rsllm.train.keys import KeysTask
-    from rsllm.train.memory import check_launch
-    from rsllm.train.recommender import RecommenderTask
-    from rsllm.train.stages import LanguageTask
-    from rsllm.train.stream import streamed
-
-    experiment, layout, local = assignment.experiment, assignment.layout, assignment.store.local
-    data = PreparedData.open(local(assignment.data))
-    if assignment.stage == "recommender":
-        folder = assignment.titles
-        titles_ID = ItemEmbeddings.load(local(folder)).standardised() if folder else None
-        return RecommenderTask(experiment, data, titles_ID, assignment.fold)
-    table = assignment.recommender
-    items = ItemEmbeddings.load(local(table)) if table else None
-    titles_IF = (
-        ItemEmbeddings.load(local(assignment.titles)).table_IE if assignment.titles else None
-    )
-    if assignment.stage == "keys":
-        assert titles_IF is not None
-        return KeysTask(experiment, data, items, titles_IF)
-    stage = experiment.stage1 if assignment.stage == "stage1" else experiment.stage2
-    backbone = backbone_here(assignment.backbone, experiment.backbone.source)
-    check_launch(experiment, assignment.stage, backbone, data.titles, layout)
-    bf16 = layout.precision == "bf16"
-    dtype = torch.bfloat16 if layout.use_gpu and bf16 else torch.float32
-    model = tuned.build(
-        experiment,
-        stage.representation,
-        backbone,
-        data,
-        items,
-        dtype=dtype,
-        form=stage.prompts,
-        titles_IF=titles_IF,
-        seed=stage.seed,
-    )
-    if assignment.keys and model.hybrid.catalogue is not None:
-        tuned.load_keys(model.hybrid.catalogue.keys, local(assignment.keys))
-    if assignment.start:  # whose catalogue scorer, if it has such a one, went on from those keys
-        tuned.load(model, local(assignment.start))
-    return LanguageTask(
-        experiment,
-        stage,
-        data,
-        model,
-        name=assignment.stage,
-        autocast=bf16 and not layout.use_gpu,
-        mixture=[(PreparedData.open(local(path)), weight) for path, weight in assignment.mixture],
-        stream=partial(streamed, cpus=layout.encoder_cpus),
-    )
+def _card_facts(
+    assignment: Assignment, task: Any, state: Any, tensors: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Collect what the model card says, as plain values."""
+    return {
+        "experiment": assignment.experiment,
+        "stage": task.stage,
+        "number": task.name[-1],
+        "inputs": assignment.inputs,
+        "start": f"artifact {Path(assignment.start).name}" if assignment.start else "the backbone",
+        "data": [(part.data, part.num_users) for part in task.batches.sets],
+        "validation": state.curve[-1],
+        "num_validated": len(task.validation),
+        "num_trained": sum(tensor.numel() for tensor in tensors.values()),
+        "seconds": state.seconds,
+        "precision": assignment.layout.precision,
+    }

@@ -13,11 +13,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rsllm.config import RecommenderConfig
+from rsllm.config.models import RECOMMENDERS
 from rsllm.config.plain import replace_in
 from rsllm.data.sequences import Rows
 from rsllm.errors import CheckpointError, ConfigError
 from rsllm.evaluate.rank import candidate_scores, catalogue_scores
-from rsllm.recommenders import FILE, MODELS, Recommender, build, load, save
+from rsllm.recommenders import FILE, Recommender, build, load, save
 
 NUM_ITEMS = 30
 WINDOW = 6
@@ -67,7 +68,7 @@ def fit_cycle(recommender: Recommender, steps: int = 400) -> None:
         optimizer.step()
 
 
-@pytest.mark.parametrize("model", sorted(MODELS))
+@pytest.mark.parametrize("model", sorted(RECOMMENDERS))
 class TestRecommenderContract:
     def test_shapes(self, model: str) -> None:
         recommender = make(model)

@@ -18,7 +18,8 @@ from rsllm.compute.layout import Resources, lay_out
 from rsllm.compute.start import start_ray
 from rsllm.config import Experiment
 from rsllm.store.artifacts import Store
-from rsllm.train.worker import Assignment, _log
+from rsllm.train.assignment import Assignment
+from rsllm.train.worker import _log
 
 
 def main(store: str, measured: dict[str, float]) -> None:
@@ -31,7 +32,6 @@ def main(store: str, measured: dict[str, float]) -> None:
         experiment=experiment,
         layout=lay_out(experiment.compute, Resources(cpus=2, gpus=0)),
         store=Store.open(store),
-        kind="stage-2",
         inputs={"test": store},
         data="",
     )

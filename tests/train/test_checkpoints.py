@@ -412,9 +412,9 @@ def test_costly_checkpoints_are_rarer() -> None:
     assert watch.cost >= 0.1
     watch.cost = 100.0  # a stall of the machine is short beside it
     engine = SimpleNamespace(agree=lambda rank0, any_rank: (rank0, any_rank))
-    assert not watch.looks(engine)  # type: ignore[arg-type]
+    assert not watch.checkpoint_due(engine)  # type: ignore[arg-type]
     watch.saved -= watch.cost / 0.05
-    assert watch.looks(engine)  # type: ignore[arg-type]
+    assert watch.checkpoint_due(engine)  # type: ignore[arg-type]
 
 
 def test_without_checkpoints_it_starts_at_step_0(data: PreparedData, tmp_path: Path) -> None:

@@ -44,10 +44,11 @@ from rsllm.prompts.collate import PADDING
 from rsllm.prompts.histories import HistoryBatch
 from rsllm.recommenders.embeddings import ItemEmbeddings
 from rsllm.store.artifacts import Store
+from rsllm.train.assignment import Assignment
 from rsllm.train.engine import Engine
 from rsllm.train.health import SLOT_SCALE, SLOT_SPREAD
 from rsllm.train.stages import LanguageTask
-from rsllm.train.worker import Assignment, build_task
+from rsllm.train.worker import build_task
 
 STEPS = 3
 STAGES = (0, 1, 2, 3)
@@ -380,7 +381,6 @@ def test_a_worker_goes_on_from_its_start_and_not_from_the_keys(
         "experiment": replace_in(SMALL, whole),
         "layout": lay_out(SMALL.compute, Resources(cpus=2, gpus=0)),
         "store": store,
-        "kind": "stage-2",
         "inputs": {"test": "stage-2"},
         "backbone": str(random_llm),
         "data": str(shutil.copytree(data.path, tmp_path / "store" / "data" / "small")),

@@ -12,7 +12,7 @@ from rsllm.train import watch
 
 watch.hear_sigterm()
 print("ready", flush=True)
-while not watch._told_to_leave:
+while not watch._preempted:
     time.sleep(0.01)
 print("noted", flush=True)
 time.sleep(60)

@@ -3,50 +3,55 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
-import torch
 from huggingface_hub import ModelCard
 from scipy.stats import binomtest
-from small_tasks import SMALL, language_task
+from small_data import small_data
 
 from rsllm.assets.catalogue import ASSETS
+from rsllm.config import Experiment
 from rsllm.config.plain import replace_in
 from rsllm.data.prepared import PreparedData
+from rsllm.report.card import CARD, write_card
 from rsllm.store.artifacts import commit_dir, manifest
-from rsllm.train.card import CARD, write_card
-from rsllm.train.checkpoints import State
 
 HOSTILE = 'x"\n---\nlicense: mit\n<script>alert(1)</script> [x](javascript:1) `b` | \\'
 
 
-def written(
-    folder: Path, data: PreparedData, backbone: Path, *, source: str = "org/model", **inputs: Any
-) -> str:
-    task = language_task(data, backbone)
-    known = {"backbone": {"source": "beef"}, "recommender": "cafe", **inputs}
-    assignment: Any = SimpleNamespace(
-        experiment=replace_in(SMALL, {"backbone.source": source}),
-        inputs=known,
-        start=str(folder / "abcd"),
-        layout=SimpleNamespace(precision="fp32"),
-    )
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> PreparedData:
+    return small_data(tmp_path_factory.mktemp("data") / "small")
+
+
+def written(folder: Path, data: PreparedData, *, source: str = "org/model") -> str:
+    settings = {"stage2.samples": 24, "stage2.batch_size": 4, "stage2.loss.gamma": 0.5}
+    experiment = replace_in(Experiment(), {**settings, "backbone.source": source})
     metrics = {"HR@1": 0.4, "HR@5": 1.0, "HR@10": 1.0, "tokens_per_second": 30.0, "seconds": 10.0}
     metrics |= {"MRR": 0.5, "targets/all/MRR_low": 0.25, "targets/all/MRR_high": 0.75}
     metrics |= {"targets/popular/n": 0.0, "targets/middle/n": 5.0, "targets/rare/n": 4.0}
     metrics |= {"targets/middle/HR@1": 0.4, "targets/middle/MRR": 0.625, "targets/cold/n": 1.0}
-    state = State(step=6, seconds=12.3, curve=[metrics])
-    tensors = {"llm.a": torch.zeros(3, 4), "slots.b": torch.zeros(5)}
     with commit_dir(folder / "artifact") as staging:
-        write_card(staging, assignment, task, state, tensors)
+        write_card(
+            staging,
+            experiment=experiment,
+            stage=experiment.stage2,
+            number="2",
+            inputs={"backbone": {"source": "beef"}, "recommender": "cafe"},
+            start="artifact abcd",
+            data=[(data, 10)],
+            validation=metrics,
+            num_validated=5,
+            num_trained=17,
+            seconds=12.3,
+            precision="fp32",
+        )
     assert CARD in manifest(folder / "artifact", verify=True)["files"]
     return (folder / "artifact" / CARD).read_text()
 
 
-def test_a_card_says_what_was_done(tmp_path: Path, data: PreparedData, random_llm: Path) -> None:
-    text = written(tmp_path, data, random_llm)
+def test_a_card_says_what_was_done(tmp_path: Path, data: PreparedData) -> None:
+    text = written(tmp_path, data)
     card = ModelCard(text)
     assert card.data.to_dict() == {
         "base_model": "org/model",
@@ -67,12 +72,11 @@ def test_a_card_says_what_was_done(tmp_path: Path, data: PreparedData, random_ll
     ):
         assert row in text
     assert "| popular |" not in text
-    loss = SMALL.stage2.loss
     for said in (
         "stage 2 on small",
         "after [RSLLM]",
         "title, marker and slot; slots hold vectors of sasrec (cafe)",
-        f"alpha {loss.alpha:.4g}",
+        "alpha 0.1",
         "gamma 0.5",
         "samples 24 (4 a step), seed 0, from artifact abcd",
         "12 s, 300 tokens, 17 trained numbers",
@@ -83,13 +87,13 @@ def test_a_card_says_what_was_done(tmp_path: Path, data: PreparedData, random_ll
 
 
 def test_licences_and_hashes_are_those_of_the_data(
-    tmp_path: Path, data: PreparedData, random_llm: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, data: PreparedData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     inputs = data.facts["inputs"]
     config = inputs["config"] | {"source": "movielens-100k"}
     raw = {"interactions": {"u.data": "06416e"}, "items": {"u.item": "553841"}}
     monkeypatch.setitem(data.facts, "inputs", {**inputs, "config": config, "raw": raw})
-    text = written(tmp_path, data, random_llm, source="smollm2-135m-q4")
+    text = written(tmp_path, data, source="smollm2-135m-q4")
     assert ModelCard(text).data.to_dict()["datasets"] == ["movielens-100k"]
     assert "research only" in ASSETS["movielens-100k"].licence
     for said in ("research only", "u.data, SHA-256 06416e", "u.item, SHA-256 553841", "Apache-2.0"):
@@ -97,12 +101,12 @@ def test_licences_and_hashes_are_those_of_the_data(
 
 
 def test_names_are_inert(
-    tmp_path: Path, data: PreparedData, random_llm: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, data: PreparedData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     inputs = data.facts["inputs"]
     config, raw = inputs["config"] | {"source": HOSTILE}, {"interactions": {HOSTILE: "1"}}
     monkeypatch.setitem(data.facts, "inputs", {**inputs, "config": config, "raw": raw})
-    text = written(tmp_path, data, random_llm, source=HOSTILE)
+    text = written(tmp_path, data, source=HOSTILE)
     facts = ModelCard(text).data.to_dict()
     assert facts["license"] == "other"
     assert "<script" not in text

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from rsllm.recommenders.losses import binary, full_softmax, sampled_softmax
+from rsllm.train.recommender import binary, sampled_softmax
 
 STEP = 1e-5
 
@@ -41,18 +42,6 @@ def assert_equal_functions(
 ) -> None:
     assert float(loss(at)) == pytest.approx(naive(at), abs=1e-12)
     torch.testing.assert_close(gradient(loss, at), slopes(naive, at), atol=1e-8, rtol=0)
-
-
-def test_full_softmax_equals_a_loop() -> None:
-    target_B = torch.tensor([2, 0, 2, 5])
-
-    def naive(scores_BI: Tensor) -> float:
-        total = 0.0
-        for scores, target in zip(scores_BI.tolist(), target_B.tolist(), strict=True):
-            total -= log(exp(scores[target]) / sum(exp(score) for score in scores))
-        return total / len(target_B)
-
-    assert_equal_functions(lambda at: full_softmax(at, target_B), naive, random(4, 7))
 
 
 def naive_sampled(scores_BX: Tensor, expected_BN: Tensor) -> float:
@@ -94,11 +83,11 @@ def test_every_other_item_once_is_the_whole_softmax() -> None:
     scores_BI, first_B = random(5, 9), torch.zeros(5, dtype=torch.long)
     once_BN = torch.ones(5, 8, dtype=torch.double)
     torch.testing.assert_close(
-        sampled(scores_BI, once_BN), full_softmax(scores_BI, first_B), atol=1e-14, rtol=0
+        sampled(scores_BI, once_BN), F.cross_entropy(scores_BI, first_B), atol=1e-14, rtol=0
     )
     torch.testing.assert_close(
         gradient(lambda at: sampled(at, once_BN), scores_BI),
-        gradient(lambda at: full_softmax(at, first_B), scores_BI),
+        gradient(lambda at: F.cross_entropy(at, first_B), scores_BI),
         atol=1e-14,
         rtol=0,
     )

@@ -1,0 +1,116 @@
+"""A model card beside every tuned language model, as the Hugging Face hub reads it."""
+
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import rsllm
+from rsllm.assets.catalogue import ASSETS
+from rsllm.config import REPRESENTATIONS, Experiment, StageConfig
+from rsllm.config.plain import to_dict
+from rsllm.data.prepared import PreparedData
+from rsllm.evaluate.metrics import BUCKETS
+from rsllm.evaluate.statistics import Estimate, mean_interval
+from rsllm.report.page import render
+
+CARD = "README.md"
+HITS = ("HR@1", "HR@5", "HR@10")
+"""Metrics that are shares of users, so that their mean tells their interval."""
+
+
+def write_card(
+    folder: Path,
+    *,
+    experiment: Experiment,
+    stage: StageConfig,
+    number: str,
+    inputs: Mapping[str, Any],
+    start: str,
+    data: Sequence[tuple[PreparedData, int]],
+    validation: Mapping[str, float],
+    num_validated: int,
+    num_trained: int,
+    seconds: float,
+    precision: str,
+) -> None:
+    """Write README.md: data with hashes and licences, training, validation, use, limits, cost.
+
+    Args:
+        folder: of the tuned model; nothing in it depends on the card.
+        experiment: the run's settings.
+        stage: those of the stage that was trained, which is number `number`.
+        inputs: what decides the artifact.
+        start: from what training started.
+        data: each data set with the number of its training users.
+        validation: the last entry of the learning curve.
+        num_validated: users of the validation.
+        num_trained: numbers that were trained.
+        seconds: of training.
+        precision: of training.
+    """
+    backbone = experiment.backbone
+    tokens = validation["tokens_per_second"] * validation["seconds"]
+    card = render(
+        Path(__file__).with_name("card.md"),
+        backbone=backbone.source,
+        fingerprint=inputs["backbone"]["source"],
+        licence=_licence(backbone.source),
+        library="peft" if backbone.tuning == "lora" else "transformers",
+        tuning=backbone.tuning,
+        version=rsllm.__version__,
+        stage=f"stage {number}",
+        start=start,
+        slots=inputs["recommender"] and f"{experiment.recommender.model} ({inputs['recommender']})",
+        parts=REPRESENTATIONS[stage.representation],
+        settings=to_dict(stage),
+        scorer=stage.ranks_by,
+        num_candidates=experiment.data.num_candidates,
+        data=[_described(part, num_users) for part, num_users in data],
+        validated=_validated(validation, num_validated),
+        by_target={name: bucket for name in BUCKETS if (bucket := _bucket(validation, name))},
+        cost={"seconds": round(seconds), "tokens": round(tokens), "trained": num_trained},
+        machine=platform.machine(),
+        precision=precision,
+    )
+    (folder / CARD).write_text(card, encoding="utf-8")
+
+
+def _described(data: PreparedData, num_users: int) -> dict[str, Any]:
+    source, raw = data.config["source"], data.facts["inputs"]["raw"]
+    return {
+        "name": source if source in ASSETS else Path(source).name,
+        "key": data.path.name,
+        "users": num_users,
+        "licence": _licence(source),
+        "files": {name: digest for files in raw.values() for name, digest in files.items()},
+    }
+
+
+def _licence(source: str) -> str:
+    return ASSETS[source].licence if source in ASSETS else "as its owner states"
+
+
+def _validated(validation: Mapping[str, float], n: int) -> dict[str, Any]:
+    """Return the metrics of all users, with intervals."""
+    low, high = (validation[f"targets/all/MRR_{side}"] for side in ("low", "high"))
+    mrr = asdict(Estimate(validation["MRR"], low, high, n))
+    return {name: _interval(validation[name], n) for name in HITS} | {"MRR": mrr}
+
+
+def _bucket(validation: Mapping[str, float], name: str) -> dict[str, Any] | None:
+    """Return the metrics of users with such a target: None if there are none, and no values if
+    they are too few."""
+    n, hits = round(validation[f"targets/{name}/n"]), validation.get(f"targets/{name}/HR@1")
+    if not n:
+        return None
+    hit = None if hits is None else _interval(hits, n)
+    return {"n": n, "HR@1": hit, "MRR": validation.get(f"targets/{name}/MRR")}
+
+
+def _interval(share: float, n: int) -> dict[str, Any]:
+    """Return Wilson's interval of a share of n users."""
+    return asdict(mean_interval(np.arange(n) < round(share * n)))
