@@ -1,4 +1,7 @@
-"""The contract of a traditional sequential recommender: shapes, meaning, what must hold."""
+"""The contract of a traditional sequential recommender: shapes, meaning, what must hold.
+
+Subclass `Recommender` in a file of its own, and name it in `rsllm.config.models.RECOMMENDERS`.
+"""
 
 # Axes: B rows, H history positions, I items of the catalogue, E recommender width, D title width.
 from abc import ABC, abstractmethod

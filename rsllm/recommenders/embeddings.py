@@ -38,7 +38,13 @@ class ItemEmbeddings:
 
     def __post_init__(self) -> None:
         for table in (self.table_IE, *self.fold_tables):
-            _check(table)
+            if table.ndim != 2 or table.numel() == 0 or table.dtype != torch.float32:
+                shape = tuple(table.shape)
+                raise CheckpointError(f"items are {table.dtype} of shape {shape}; {REMEDY}")
+            if broken := int((~torch.isfinite(table)).any(dim=1).sum()):
+                raise CheckpointError(
+                    f"vectors of {broken} of {len(table)} items are not finite; {REMEDY}"
+                )
         if {table.shape for table in self.fold_tables} - {self.table_IE.shape}:
             raise CheckpointError("cross-fitted item tables differ in shape; fit them again")
 
@@ -102,14 +108,6 @@ def other_items(count: int) -> Tensor:
     """For every item another one, always the same: the next in a random cycle of all. [I]"""
     order_I = torch.randperm(count, generator=torch.Generator().manual_seed(0))
     return order_I.roll(1)[order_I.argsort()]
-
-
-def _check(table: Tensor) -> None:
-    if table.ndim != 2 or table.numel() == 0 or table.dtype != torch.float32:
-        raise CheckpointError(f"items are {table.dtype} of shape {tuple(table.shape)}; {REMEDY}")
-    broken = int((~torch.isfinite(table)).any(dim=1).sum())
-    if broken:
-        raise CheckpointError(f"vectors of {broken} of {len(table)} items are not finite; {REMEDY}")
 
 
 def _fitted(moving_IE: Tensor, fixed_IE: Tensor) -> Tensor:

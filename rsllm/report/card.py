@@ -10,7 +10,7 @@ import numpy as np
 
 import rsllm
 from rsllm.assets.catalogue import ASSETS
-from rsllm.config import REPRESENTATIONS, Experiment, StageConfig
+from rsllm.config import REPRESENTATIONS, Experiment
 from rsllm.config.plain import to_dict
 from rsllm.data.prepared import PreparedData
 from rsllm.evaluate.metrics import BUCKETS
@@ -26,8 +26,7 @@ def write_card(
     folder: Path,
     *,
     experiment: Experiment,
-    stage: StageConfig,
-    number: str,
+    stage: str,
     inputs: Mapping[str, Any],
     start: str,
     data: Sequence[tuple[PreparedData, int]],
@@ -42,7 +41,7 @@ def write_card(
     Args:
         folder: of the tuned model; nothing in it depends on the card.
         experiment: the run's settings.
-        stage: those of the stage that was trained, which is number `number`.
+        stage: the section of it that was trained, such as stage2.
         inputs: what decides the artifact.
         start: from what training started.
         data: each data set with the number of its training users.
@@ -52,8 +51,11 @@ def write_card(
         seconds: of training.
         precision: of training.
     """
-    backbone = experiment.backbone
+    backbone, settings = experiment.backbone, getattr(experiment, stage)
     tokens = validation["tokens_per_second"] * validation["seconds"]
+    low, high = (validation[f"targets/all/MRR_{side}"] for side in ("low", "high"))
+    mrr = asdict(Estimate(validation["MRR"], low, high, num_validated))
+    hits = {name: _interval(validation[name], num_validated) for name in HITS}
     card = render(
         Path(__file__).with_name("card.md"),
         backbone=backbone.source,
@@ -62,15 +64,15 @@ def write_card(
         library="peft" if backbone.tuning == "lora" else "transformers",
         tuning=backbone.tuning,
         version=rsllm.__version__,
-        stage=f"stage {number}",
+        stage=f"stage {stage[-1]}",
         start=start,
         slots=inputs["recommender"] and f"{experiment.recommender.model} ({inputs['recommender']})",
-        parts=REPRESENTATIONS[stage.representation],
-        settings=to_dict(stage),
-        scorer=stage.ranks_by,
+        parts=REPRESENTATIONS[settings.representation],
+        settings=to_dict(settings),
+        scorer=settings.ranks_by,
         num_candidates=experiment.data.num_candidates,
         data=[_described(part, num_users) for part, num_users in data],
-        validated=_validated(validation, num_validated),
+        validated=hits | {"MRR": mrr},
         by_target={name: bucket for name in BUCKETS if (bucket := _bucket(validation, name))},
         cost={"seconds": round(seconds), "tokens": round(tokens), "trained": num_trained},
         machine=platform.machine(),
@@ -92,13 +94,6 @@ def _described(data: PreparedData, num_users: int) -> dict[str, Any]:
 
 def _licence(source: str) -> str:
     return ASSETS[source].licence if source in ASSETS else "as its owner states"
-
-
-def _validated(validation: Mapping[str, float], n: int) -> dict[str, Any]:
-    """Return the metrics of all users, with intervals."""
-    low, high = (validation[f"targets/all/MRR_{side}"] for side in ("low", "high"))
-    mrr = asdict(Estimate(validation["MRR"], low, high, n))
-    return {name: _interval(validation[name], n) for name in HITS} | {"MRR": mrr}
 
 
 def _bucket(validation: Mapping[str, float], name: str) -> dict[str, Any] | None:

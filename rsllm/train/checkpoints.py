@@ -34,7 +34,7 @@ class State:
     """Training and validation time so far, over all attempts."""
     best_step: int = 0
     best_score: float = -1.0
-    """Of all validations; metrics are not negative."""
+    """The best score of all validations; metrics are not negative."""
     curve: list[dict[str, float]] = field(default_factory=list)
     """One entry per validation."""
 
@@ -89,7 +89,7 @@ class Checkpoints:
             raise CheckpointError(f"{self.failures} checkpoints in a row failed: {problem}")
 
     def _attempt(self, write: Callable[[], None], staging: Path) -> str:
-        """Nothing, or what went wrong; nothing half-written stays then."""
+        """Write, and return what went wrong, if anything did; nothing half-written stays then."""
         try:
             write()
         except (OSError, SafetensorError, CheckpointError) as error:
@@ -116,18 +116,17 @@ class Checkpoints:
         Raises:
             CheckpointError: the checkpoint asked for is damaged, or all are.
         """
-        choice = problem = None
+        state: State | CheckpointError | None = None
         if dist.get_rank() == 0:
             try:
-                choice = self._choose(step)
+                state = self._choose(step)
             except CheckpointError as error:
-                problem = str(error)
-        choice, problem = _from_rank_0((choice, problem))
-        if problem:
-            raise CheckpointError(problem)
-        if choice is None:
+                state = error
+        state = _from_rank_0(state)
+        if isinstance(state, CheckpointError):
+            raise state
+        if state is None:
             return State()
-        state: State = choice
         self.mirror.fetch(_name(state.step))
         with contextlib.ExitStack() as stack:
             where: dict[str, Any] = {}
@@ -172,7 +171,7 @@ def _name(step: int) -> str:
 
 
 def _parts(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
-    """The tensors, so many at a time as a file holds."""
+    """Yield the tensors, as many at a time as a file holds."""
     part: dict[str, Tensor] = {}
     size = 0
     for name, tensor in tensors:

@@ -138,7 +138,14 @@ class Engine:
         sums: dict[str, Tensor] = {}
         for batch in self.optimization.look_ahead([b.to(self.device) for b in batches]):
             loss, parts = self._engine(batch)
-            self._refuse_non_finite(loss.detach(), step)
+            bad_W = torch.zeros(dist.get_world_size(), device=loss.device)
+            bad_W[dist.get_rank()] = ~torch.isfinite(loss.detach())
+            if workers := _sum(bad_W).nonzero().flatten().tolist():
+                raise TrainingError(
+                    f"the loss of step {step} is not finite on worker"
+                    f" {', '.join(map(str, workers))}; lower the learning rates or raise"
+                    " loss.temperature"
+                )
             self._engine.backward(loss)
             self._engine.step()
             sums = {name: sums.get(name, 0) + part for name, part in parts.items()}
@@ -146,18 +153,8 @@ class Engine:
         means = total / (len(batches) * dist.get_world_size())
         return dict(zip(sums, means.tolist(), strict=True))
 
-    def _refuse_non_finite(self, loss: Tensor, step: int) -> None:
-        bad_W = torch.zeros(dist.get_world_size(), device=loss.device)
-        bad_W[dist.get_rank()] = ~torch.isfinite(loss)
-        workers = _sum(bad_W).nonzero().flatten().tolist()
-        if workers:
-            raise TrainingError(
-                f"the loss of step {step} is not finite on worker {', '.join(map(str, workers))};"
-                " lower the learning rates or raise loss.temperature"
-            )
-
     def agree(self, rank0: bool, any_rank: bool) -> tuple[bool, bool]:
-        """What rank 0 answers, and whether any rank says yes: the same on all ranks."""
+        """Tell all ranks what rank 0 answers, and whether any rank says yes."""
         own = torch.tensor([rank0 and dist.get_rank() == 0, any_rank], device=self.device)
         first, second = _sum(own.float()).tolist()
         return bool(first), bool(second)
@@ -181,7 +178,7 @@ class Engine:
 
 
 def _sum(value: Tensor) -> Tensor:
-    """Over the workers; one alone is spared the call, which costs a small model a tenth."""
+    """Sum over the workers; one alone is spared the call, which costs a small model a tenth."""
     if dist.get_world_size() > 1:
         dist.all_reduce(value)
     return value

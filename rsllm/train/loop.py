@@ -22,7 +22,7 @@ PROGRESS_SECONDS = 30.0
 
 
 class Task(Protocol):
-    """What a stage trains, on what, and how it is judged."""
+    """A stage as the loop sees it: what trains, on what, and how it is judged."""
 
     name: str
     seed: int
@@ -99,7 +99,7 @@ def train(
 
 
 class Progress:
-    """Rows per second and time left, printed now and then by rank 0."""
+    """Keeps count of rows, tokens and time; rank 0 prints how long training still takes."""
 
     def __init__(self, task: Task, state: State) -> None:
         self.task, self.first = task, state
@@ -109,7 +109,7 @@ class Progress:
 
     @contextlib.contextmanager
     def waits(self) -> Iterator[None]:
-        """Times how long training waits for its data."""
+        """Count the time that the block takes as waiting for data."""
         start = time.monotonic()
         yield
         self.waited += time.monotonic() - start
@@ -139,7 +139,7 @@ class Progress:
         }
 
     def show(self, state: State, losses: dict[str, float]) -> None:
-        """Note the step's loss, and print a line if the last one is old."""
+        """Note the step's loss, and print a line if the last one was long ago."""
         self.losses.append(losses["loss"])
         now = time.monotonic()
         if dist.get_rank() or now - self.last < PROGRESS_SECONDS:

@@ -118,20 +118,17 @@ class Step:
         self.dtype = torch.bfloat16 if bf16 and gpu else torch.float32
         self.autocast = bf16 and not gpu
         try:
-            self.first, self.whole = self._traced()
+            config = read_config(self.source)
+            self.layers = tuning.layers or config.num_hidden_layers
+            self.width = config.hidden_size
+            # All layers are alike: what a second one adds, every further one does.
+            self.first, two = (self._pass(copy(config), layers) for layers in (1, 2))
         except ConfigError:
             raise
         except Exception as error:  # whatever a foreign architecture makes of fake tensors
             raise ConfigError(f"cannot plan for backbone {source}: {error}") from error
-
-    def _traced(self) -> tuple[Sizes, Sizes]:
-        """With one layer, and with all."""
-        config = read_config(self.source)
-        self.layers = self.tuning.layers or config.num_hidden_layers
-        self.width = config.hidden_size
-        one, two = (self._pass(copy(config), layers) for layers in (1, 2))
         more = self.layers - 1
-        return one, {name: size + more * (two[name] - size) for name, size in one.items()}
+        self.whole = {n: size + more * (two[n] - size) for n, size in self.first.items()}
 
     def _pass(self, config: Any, layers: int) -> Sizes:
         from transformers import AttentionInterface, AutoModelForCausalLM

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from rsllm.config import Experiment, RecommenderConfig
 from rsllm.data.prepared import PreparedData
 from rsllm.data.sequences import NO_ITEM, Rows
 from rsllm.evaluate import rank
+from rsllm.prompts.collate import moved
 from rsllm.recommenders.base import Recommender
 from rsllm.recommenders.embeddings import ItemEmbeddings
 from rsllm.store.artifacts import write_json
@@ -50,8 +51,7 @@ class RecommenderBatch:
 
     def to(self, device: torch.device) -> RecommenderBatch:
         """The same batch on another device."""
-        parts = (self.history_BH, self.length_B, self.target_B, self.negative_BN, self.expected_BN)
-        return RecommenderBatch(*(part.to(device) for part in parts))
+        return cast(RecommenderBatch, moved(self, device))
 
 
 class NextItem(nn.Module):

@@ -62,7 +62,7 @@ def _rows(batches: StepBatches, steps: Sequence[int], cpus: float) -> Iterator[d
 
 
 def _encode(block: dict[str, Any], reference: list[Any]) -> dict[str, Any]:
-    """What the other process does: a block of step numbers becomes their batches."""
+    """Turn a block of step numbers into their batches, in the other process."""
     _quieten()
     batches: StepBatches = _fetched(reference[0])
     encoded = np.empty(len(block["item"]), object)

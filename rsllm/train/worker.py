@@ -39,9 +39,16 @@ def work(config: dict[str, Assignment]) -> None:
     from rsllm.train.loop import train
     from rsllm.train.watch import Watch
 
-    compute = assignment.experiment.compute
+    compute, layout = assignment.experiment.compute, assignment.layout
     task = build_task(assignment)
-    engine = Engine(task.objective, task.optimization, **_engine_settings(assignment))
+    engine = Engine(
+        task.objective,
+        task.optimization,
+        # Recommender and keys are tiny: there is nothing to shard, and fp32 costs nothing.
+        zero_stage=compute.zero_stage if stage.is_language_model else 0,
+        offload=compute.offload if stage.is_language_model else "none",
+        bf16=stage.is_language_model and layout.use_gpu and layout.precision == "bf16",
+    )
     checkpoints = Checkpoints(assignment.checkpoints)
     watch = Watch(compute.checkpoint_seconds, compute.timeout_seconds)
     with _memory_explained(assignment), _log(assignment) as log:
@@ -137,14 +144,6 @@ def build_task(assignment: Assignment) -> Any:
     )
 
 
-def _engine_settings(assignment: Assignment) -> dict[str, Any]:
-    if not assignment.facts.is_language_model:  # tiny: fp32, and nothing for ZeRO to shard
-        return {"zero_stage": 0, "bf16": False}
-    compute, layout = assignment.experiment.compute, assignment.layout
-    bf16 = layout.use_gpu and layout.precision == "bf16"
-    return {"zero_stage": compute.zero_stage, "offload": compute.offload, "bf16": bf16}
-
-
 @contextlib.contextmanager
 def _memory_explained(assignment: Assignment) -> Iterator[None]:
     """Name the settings that save memory where it ran out.
@@ -234,8 +233,7 @@ def _card_facts(
     """Collect what the model card says, as plain values."""
     return {
         "experiment": assignment.experiment,
-        "stage": task.stage,
-        "number": task.name[-1],
+        "stage": assignment.stage,
         "inputs": assignment.inputs,
         "start": f"artifact {Path(assignment.start).name}" if assignment.start else "the backbone",
         "data": [(part.data, part.num_users) for part in task.batches.sets],

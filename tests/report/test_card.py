@@ -35,8 +35,7 @@ def written(folder: Path, data: PreparedData, *, source: str = "org/model") -> s
         write_card(
             staging,
             experiment=experiment,
-            stage=experiment.stage2,
-            number="2",
+            stage="stage2",
             inputs={"backbone": {"source": "beef"}, "recommender": "cafe"},
             start="artifact abcd",
             data=[(data, 10)],
