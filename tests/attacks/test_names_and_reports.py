@@ -17,7 +17,7 @@ import pytest
 from small_data import small_data
 
 import rsllm
-from rsllm import Pipeline, recommenders
+from rsllm import Pipeline, replace_in
 from rsllm.cli import SAFE_FROM, main
 from rsllm.config import Experiment, RecommenderConfig
 from rsllm.config.presets import preset
@@ -124,10 +124,10 @@ def test_names_stay_inside(name: str, tmp_path: Path) -> None:
     """Or are refused before anything is written."""
     with pytest.raises(ConfigError, match="run_name is "):
         Pipeline(Experiment(), tmp_path / "store", run_name=name)
-    with pytest.raises(ConfigError, match="is unknown; choose gru4rec"):
-        preset(name, "synthetic")
-    with pytest.raises(ConfigError, match="it should be"):
-        recommenders.build(RecommenderConfig(model=name), 5, 4)
+    with pytest.raises(ConfigError, match="choose one of gru4rec, caser, sasrec"):
+        replace_in(Experiment(), preset(name, "synthetic"))
+    with pytest.raises(ConfigError, match="choose one of gru4rec, caser, sasrec"):
+        RecommenderConfig(model=name)
     assert list(tmp_path.iterdir()) == []
     store = Store.open(tmp_path / "store")
     path = store.get("data", {"source": name}, lambda folder: (folder / "a").touch())
