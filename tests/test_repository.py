@@ -7,6 +7,7 @@ import graphlib
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -272,7 +273,7 @@ def test_package_stays_small() -> None:
     """It has grown by what real files, backbones and history prompts ask for; it is to shrink."""
     count = sum(map(code_lines, SOURCES))
     print(f"{count} lines of code in {len(SOURCES)} files")
-    assert count <= 11900
+    assert count <= 11850
 
 
 def test_imports_point_downwards() -> None:
@@ -318,6 +319,17 @@ def test_help_loads_neither_torch_nor_ray() -> None:
         "with contextlib.suppress(SystemExit): rsllm.cli.main()"
     )
     assert loaded_after(code) == set()
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a git checkout")
+def test_what_is_installed_holds_every_file_that_code_reads() -> None:
+    """An editable install shows no file that is missing from the package's data."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    patterns = settings["tool"]["setuptools"]["package-data"]["rsllm"]
+    packed = {path for pattern in patterns for path in PACKAGE.glob(pattern)}
+    read = {path for path in tracked_files() if PACKAGE in path.parents}
+    read = {path for path in read if path.suffix != ".py" and path.name != "README.md"}
+    assert read <= packed, f"not in package-data: {sorted(read - packed)}"
 
 
 def tracked_files() -> list[Path]:

@@ -527,7 +527,7 @@ def test_spaces_of_the_experiments(
 ) -> None:
     monkeypatch.syspath_prepend(jobs.ROOT / "experiments")
     experiment = __import__(name)
-    own = {"data.source": "synthetic", "backbone.source": str(tiny_llm)}
+    own = {"data.source": "synthetic", "backbone.source": str(tiny_llm), "backbone.layers": 0}
     watched = "recommender" if name == "tune_recommender" else "stage2"
     for budget in experiment.BUDGETS.values():
         base = replace_in(experiment.BASE, {**budget.overrides, **own})
