@@ -59,7 +59,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "stage2.warmup_share": 0.25,
     },
 }
-"""Free slots were the default; a step of AdamW was 30 % of their projector's weights."""
+"""Free slots are the default; a step of AdamW is 30 % of their projector's weights."""
 
 
 def main() -> None:
