@@ -20,7 +20,7 @@ from rsllm.config import Experiment
 from rsllm.config.plain import replace_in
 from rsllm.data.prepared import COUNTS, PreparedData
 from rsllm.errors import ConfigError
-from rsllm.pipeline import Pipeline
+from rsllm.pipeline import Pipeline, StageInputs
 from rsllm.prompts.collate import Batch
 from rsllm.recommenders.embeddings import ItemEmbeddings
 from rsllm.store.artifacts import commit_dir
@@ -174,9 +174,11 @@ def pipeline(folder: Path, monkeypatch: pytest.MonkeyPatch, **sources: tuple[str
     monkeypatch.setattr(Pipeline, "_prepare", prepare)
     monkeypatch.setattr(Pipeline, "check", lambda self: None)
     monkeypatch.setattr(
-        Pipeline, "_language", lambda self, stage: ({}, {"data": str(self.prepare())})
+        Pipeline,
+        "_language_model",
+        lambda self, stage: StageInputs({}, {"data": str(self.prepare())}),
     )
-    monkeypatch.setattr(Pipeline, "_train", lambda self, stage, inputs, sources: sources | inputs)
+    monkeypatch.setattr(Pipeline, "_train", lambda self, stage, inputs: inputs.folders | inputs.key)
     made = Pipeline(experiment, folder)
     vars(made)["backbone"] = "some/llm"
     return made
