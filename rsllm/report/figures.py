@@ -1,6 +1,6 @@
-"""A grid as one figure: a line per entry, or quality by cost; in vectors and pixels."""
+"""Figures in one style, in vectors and pixels: of a grid, a line per entry, or quality by cost."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,22 +49,35 @@ def draw(panels: Sequence[DatasetTables], folder: Path, curves: Curves | None = 
     Returns:
         The SVG; nothing, and a message in the terminal, without matplotlib.
     """
+
+    def fill(figure: Any) -> None:
+        if curves:
+            _draw_curves(figure, panels, curves)
+        else:
+            _draw_lines(figure, panels)
+
+    return (folder / "figure.svg").read_text() if write_figure(folder, fill) else ""
+
+
+def write_figure(folder: Path, fill: Callable[[Any], None]) -> bool:
+    """Write figure.svg, figure.pdf and figure.png of what `fill` draws on a matplotlib figure.
+
+    Returns:
+        Whether matplotlib is installed; without it a message says what is left out.
+    """
     try:
         from matplotlib import rc_context
         from matplotlib.figure import Figure
     except ImportError:
         print(MISSING, flush=True)
-        return ""
+        return False
     with rc_context(STYLE):
         figure = Figure(layout="constrained")
-        if curves:
-            _draw_curves(figure, panels, curves)
-        else:
-            _draw_lines(figure, panels)
+        fill(figure)
         for kind in KINDS:
             undated = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}.get(kind)
             figure.savefig(folder / f"figure.{kind}", dpi=200, metadata=undated)
-    return (folder / "figure.svg").read_text()
+    return True
 
 
 def _draw_lines(figure: Any, panels: Sequence[DatasetTables]) -> None:
