@@ -50,6 +50,7 @@ FRESH = 1000
 FIRST_GUESSES = [
     {"width": 64, "depth": 1, "dropout": 0.2, "rate": 2e-3, "l2": 1e-3},
     {"width": 64, "depth": 2, "dropout": 0.4, "rate": 1e-3, "l2": 1e-2},
+    {"width": 64, "depth": 1, "dropout": 0.3, "rate": 2.4e-3, "l2": 1e-1},
 ]
 
 
