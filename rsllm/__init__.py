@@ -11,6 +11,7 @@ The pipeline, each arrow a function from artifacts to an artifact on disk:
     a search space    -> tune     -> the best of many such runs         (rsllm.study)
     a paper's grid    -> cells    -> its tables, figures and verdicts   (rsllm.study)
     all of these      -> report   -> tables, pictures and pages         (rsllm.report)
+    a trained model   -> load     -> lists of items for users           (rsllm.recommend)
 
 `Experiment` says everything a run depends on; `Pipeline` runs it, computing nothing twice.
 """
@@ -20,7 +21,8 @@ from rsllm.config import Experiment
 from rsllm.config.plain import replace_in
 from rsllm.errors import RsllmError
 from rsllm.pipeline import Pipeline
+from rsllm.recommend.load import load
 
-__all__ = ["Experiment", "Pipeline", "RsllmError", "fetch", "replace_in"]
+__all__ = ["Experiment", "Pipeline", "RsllmError", "fetch", "load", "replace_in"]
 
 __version__ = "0.1.0"

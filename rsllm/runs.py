@@ -136,7 +136,7 @@ def listing(store: Store) -> str:
 def details(store: Store, name: str) -> str:
     """Tables of all that decides an artifact, its sources, its scores and its files."""
     artifacts = read_artifacts(store)
-    artifact = _find(artifacts, name, store)
+    artifact = find(artifacts, name, store)
     facts = {
         "made of": " ".join(other.name for other in artifacts if artifact.is_made_from(other)),
         "made from it": " ".join(other.name for other in artifacts if other.is_made_from(artifact)),
@@ -155,7 +155,7 @@ def details(store: Store, name: str) -> str:
 def difference(store: Store, first: str, second: str) -> str:
     """A table of the settings, sources, versions and scores in which two artifacts differ."""
     artifacts = read_artifacts(store)
-    both = [_find(artifacts, name, store) for name in (first, second)]
+    both = [find(artifacts, name, store) for name in (first, second)]
     facts = [artifact.settings | artifact.provenance | artifact.validation for artifact in both]
     rows = [[path, *(_word(side.get(path)) for side in facts)] for path in _varying(facts)]
     header = ["differs in", *(artifact.name for artifact in both)]
@@ -296,7 +296,7 @@ def _validation(name: str, training: bytes | None) -> dict[str, float]:
         return {}
 
 
-def _find(artifacts: Sequence[Artifact], name: str, store: Store) -> Artifact:
+def find(artifacts: Sequence[Artifact], name: str, store: Store) -> Artifact:
     """The artifact that a path, a name, a key, or the beginning of either means.
 
     Raises:

@@ -219,7 +219,7 @@ def _language_scores(
     if method.shuffle_titles:
         others = other_items(len(data.titles)).tolist()
         data = replace(data, titles=[data.titles[item] for item in others])
-    objective, encoder = _objective(method, data, backbone, layout)
+    objective, encoder = load_objective(method, data, backbone, layout)
     config = method.experiment.evaluation
     if isinstance(objective, HistoryObjective):
         size = config.batch_size
@@ -254,7 +254,7 @@ def _language_scores(
     }
 
 
-def _objective(
+def load_objective(
     method: Method, data: PreparedData, backbone: str, layout: Layout
 ) -> tuple[LanguageObjective | HistoryObjective, PromptEncoder]:
     """The method's model on its device, and the encoder of its prompts."""

@@ -166,6 +166,15 @@ def title_vectors(folder: Path) -> Tensor:
     return _stored(folder)[TITLES]
 
 
+def stored_keys(folder: Path) -> Tensor:
+    """The key of every item of a tuned model that has a catalogue scorer. [I, K].
+
+    Raises:
+        CheckpointError: its file is missing or damaged.
+    """
+    return _stored(folder)[KEYS]
+
+
 def _stored(folder: Path) -> dict[str, Tensor]:
     path = folder / CATALOGUE
     try:

@@ -15,6 +15,7 @@ VERSIONS = {
     "stage-1": 2,
     "stage-2": 2,
     "evaluation": 1,
+    "deployed": 1,
 }
 """The versions by kind, sources before what is made of them."""
 

@@ -1,0 +1,74 @@
+"""Which item a user of rsllm means by a title or an id."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from rsllm.data.prepared import PreparedData
+from rsllm.data.raw import clean_title
+from rsllm.data.sequences import Ints
+from rsllm.errors import ConfigError
+
+NEAREST = 3
+"""Titles that an error proposes."""
+
+
+class UnknownItem(ConfigError):
+    """A title or an id that the data do not have."""
+
+
+@dataclass(frozen=True)
+class Items:
+    """The items of prepared data, by title and by id."""
+
+    data: PreparedData
+
+    @cached_property
+    def _by_id(self) -> dict[str, int]:
+        return {name: item for item, name in enumerate(self.data.source_ids)}
+
+    @cached_property
+    def _by_title(self) -> dict[str, int]:
+        """The first item of each title, in any letter case."""
+        first: dict[str, int] = {}
+        for item, title in enumerate(self.data.titles):
+            first.setdefault(title.casefold(), item)
+        return first
+
+    def find(self, text: str | int) -> int:
+        """The item that a title (exact, then in any case or as raw data write it) or an id means.
+
+        Raises:
+            UnknownItem: none, with the nearest titles; or a title and an id that are not one item.
+        """
+        text = str(text)
+        written = [text.casefold(), clean_title(text, "").casefold()]
+        titled = next((self._by_title[t] for t in written if t in self._by_title), None)
+        known = self._by_id.get(text)
+        if titled is None or known is None:
+            found = known if titled is None else titled
+            if found is None:
+                nearest = [repr(self.data.titles[item]) for item in self.nearest(text)]
+                hint = f"; the nearest titles are {', '.join(nearest)}" if nearest else ""
+                raise UnknownItem(f"no item is called {text!r}{hint}")
+            return found
+        if titled != known:
+            raise UnknownItem(
+                f"{text!r} is a title and also the id of {self.data.titles[known]!r}; say the id"
+                f" {self.data.source_ids[titled]!r} or the other's title"
+            )
+        return titled
+
+    def nearest(self, text: str, count: int = NEAREST) -> list[int]:
+        """The items whose titles are written most alike, best first."""
+        close = difflib.get_close_matches(text.casefold(), self._by_title, count, cutoff=0.4)
+        return [self._by_title[title] for title in close]
+
+    def find_all(self, texts: Iterable[str | int]) -> Ints:
+        """The items of several titles or ids, in their order."""
+        return np.array([self.find(text) for text in texts], np.int32)

@@ -1,0 +1,223 @@
+"""Opens an artifact of the store as a `Ranker`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rsllm import runs
+from rsllm.assets.catalogue import fingerprint, resolve_backbone
+from rsllm.compute.layout import Layout, Resources, cpu_has_bf16, lay_out
+from rsllm.config import (
+    BackboneConfig,
+    CatalogueConfig,
+    ComputeConfig,
+    Experiment,
+    Precision,
+    ProjectorConfig,
+    PromptConfig,
+    RecommenderConfig,
+    StageConfig,
+)
+from rsllm.config.plain import from_dict
+from rsllm.errors import require
+from rsllm.store.artifacts import Store, manifest, read_json
+
+if TYPE_CHECKING:
+    from rsllm.data.prepared import PreparedData
+    from rsllm.data.sequences import Rows
+    from rsllm.evaluate.metrics import Floats
+    from rsllm.recommend.ranker import Ranker
+
+LOADABLE = ("recommender", "stage-1", "stage-2")
+ROWS_AT_ONCE = 32
+"""Histories that the language model reads together, where whoever asks gives more."""
+
+
+def load(
+    model: str | Path,
+    *,
+    storage: str | Path = "rsllm-store",
+    ranker: str = "auto",
+    precision: Precision = "auto",
+) -> Ranker:
+    """Open a trained model to recommend with it.
+
+    Args:
+        model: an artifact: its name KIND/KEY or the beginning of it, or its folder.
+        storage: the store that has it.
+        ranker: what ranks: `recommender`, `catalogue`, `pointer`, `likelihood` or `fused`, as far
+            as the model has them; `auto` takes what did best on validation users by the task as
+            deployed (`rsllm.recommend.choose`).
+        precision: of the language model; fp32, bf16 or what the hardware is made for.
+
+    Raises:
+        ConfigError: there is no such model, none that could rank, or another backbone than it was
+            trained on.
+        CheckpointError: a file of it is missing or damaged.
+    """
+    from rsllm.data.prepared import PreparedData
+    from rsllm.recommend.choose import chosen
+    from rsllm.recommend.ranker import Ranker
+
+    store, folder = locate(model, storage)
+    kind, inputs = folder.parent.name, manifest(folder)["inputs"]
+    require(
+        kind in LOADABLE,
+        f"{folder.parent.name}/{folder.name} ranks nothing; load one of {', '.join(LOADABLE)}",
+    )
+    data = PreparedData.open(store.local(store.root / "data" / inputs["data"]))
+    alone = folder if kind == "recommender" else _recommender_of(inputs, store)
+    layout = here(precision)
+    language = None if kind == "recommender" else Tuned(folder, inputs, data, layout)
+    opened = Ranker(
+        name=store.name(folder),
+        data=data,
+        vectors_IE=_vectors(folder, data),
+        recommender=_scores_of(alone, data) if alone else None,
+        language=language,
+        by="" if ranker == "auto" else ranker,
+    )
+    return chosen(opened, store, ranker) if ranker in ("auto", "fused") else opened
+
+
+def locate(model: str | Path, storage: str | Path) -> tuple[Store, Path]:
+    """The store of an artifact, and its folder on this node.
+
+    Raises:
+        ConfigError: there is none of this name, or more than one.
+    """
+    path = Path(model)
+    if path.is_dir():
+        return Store.at(path.absolute().parent.parent), path.absolute()
+    store = Store.at(storage)
+    found = runs.find(runs.read_artifacts(store), str(model), store)
+    return store, store.local(store.root / found.name)
+
+
+def here(precision: Precision = "auto") -> Layout:
+    """How this process computes: on its GPU if it has one, with all cores that it may use."""
+    import os
+
+    import torch
+
+    gpus = int(torch.cuda.is_available())
+    own = Resources(cpus=len(os.sched_getaffinity(0)), gpus=gpus, bf16=cpu_has_bf16())
+    return lay_out(ComputeConfig(precision=precision), own)
+
+
+@dataclass(eq=False)
+class Tuned:
+    """A tuned language model, which is read from disk when it is first asked."""
+
+    folder: Path
+    inputs: dict[str, Any]
+    """What decides the artifact."""
+    data: PreparedData
+    layout: Layout
+
+    @property
+    def stage(self) -> StageConfig:
+        return from_dict(StageConfig, self.inputs["stage"])
+
+    @property
+    def scorer(self) -> str:
+        return self.stage.ranks_by
+
+    @property
+    def num_candidates(self) -> int:
+        return 0 if self.scorer == "catalogue" else int(self.data.config["num_candidates"])
+
+    def __call__(self, rows: Rows) -> Floats:
+        from rsllm.evaluate.rank import score_candidates, score_catalogue
+
+        objective, encoder = self.model
+        if self.scorer == "catalogue":
+            return score_catalogue(objective, rows, encoder, batch_size=ROWS_AT_ONCE)
+        how: Any = {"scorer": self.scorer, "batch_size": ROWS_AT_ONCE}
+        return score_candidates(objective, rows, encoder, self.data, **how)
+
+    @cached_property
+    def model(self) -> tuple[Any, Any]:
+        """The model on its device, and the encoder of its prompts.
+
+        Raises:
+            ConfigError: the backbone is not the one that was tuned.
+        """
+        import torch
+
+        from rsllm.evaluate.run import Method, load_objective
+
+        adapter = self.folder / "adapter_config.json"  # without it every weight was tuned
+        named = read_json(adapter)["base_model_name_or_path"] if adapter.exists() else self.folder
+        source = str(named)
+        backbone = resolve_backbone(source)
+        require(
+            not adapter.exists() or fingerprint(backbone) == self.inputs["backbone"]["source"],
+            f"{self.folder} was tuned on another {source} than the one in {backbone}; bring that"
+            " one back, or train it again",
+        )
+        if self.layout.threads:
+            torch.set_num_threads(self.layout.threads)
+        method = Method(
+            name=self.folder.name,
+            scorer=self.scorer,
+            experiment=self._experiment(source),
+            representation=self.stage.representation,
+            prompts=self.stage.prompts,
+            artifact=str(self.folder),
+        )
+        return load_objective(method, self.data, str(backbone), self.layout)
+
+    def _experiment(self, source: str) -> Experiment:
+        """The settings that the artifact names, among the defaults of all others."""
+        plain = {name: value for name, value in self.inputs.items() if isinstance(value, dict)}
+        prompt = {name: value for name, value in plain["prompt"].items() if name != "wording"}
+        parts: dict[str, Any] = {
+            "backbone": from_dict(BackboneConfig, plain["backbone"] | {"source": source}),
+            "prompt": from_dict(PromptConfig, prompt),
+        }
+        if "projector" in plain:
+            parts["projector"] = from_dict(ProjectorConfig, plain["projector"])
+        if "catalogue" in plain:
+            parts["catalogue"] = from_dict(CatalogueConfig, plain["catalogue"])
+        return Experiment(**parts)
+
+
+def _recommender_of(inputs: dict[str, Any], store: Store) -> Path | None:
+    """The recommender whose vectors fill the slots of a tuned model."""
+    key = inputs["recommender"]
+    if key is None:
+        return None
+    crossed = store.root / "items" / key
+    if store.holds(crossed):
+        key = manifest(crossed)["inputs"]["recommender"]
+    return store.local(store.root / "recommender" / key)
+
+
+def _scores_of(folder: Path, data: PreparedData) -> Callable[[Rows], Floats]:
+    """A recommender's scores of the whole catalogue."""
+    from rsllm.evaluate.run import Method
+    from rsllm.evaluate.scorers import catalogue_scorer
+
+    config = from_dict(RecommenderConfig, manifest(folder)["inputs"]["recommender"])
+    name, experiment = "recommender", Experiment(recommender=config)
+    method = Method(name=name, scorer=name, experiment=experiment, artifact=str(folder))
+    return catalogue_scorer(name).make(method, data)
+
+
+def _vectors(folder: Path, data: PreparedData) -> Floats:
+    """What says how alike items are: a tuned model's keys, a recommender's vectors, or titles."""
+    from rsllm.model import tuned
+    from rsllm.recommenders import embeddings, ngrams
+
+    if (folder / tuned.CATALOGUE).exists():
+        vectors_IE = tuned.stored_keys(folder)
+    elif (folder / embeddings.FILE).exists():
+        vectors_IE = embeddings.ItemEmbeddings.load(folder).table_IE
+    else:
+        vectors_IE = ngrams.title_vectors(data.titles, CatalogueConfig().title_width)
+    return vectors_IE.double().numpy()
