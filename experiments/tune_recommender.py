@@ -29,6 +29,13 @@ from rsllm.study.variants import confirm_best
 BASE = replace_in(Experiment(), {"compute.threads": 1})
 
 BUDGETS = {
+    "short": Budget(
+        summary="4 trials of at most 12 epochs, the best on 1 fresh seed: for large data",
+        trials=4,
+        confirm_top=1,
+        seeds=1,
+        overrides={"recommender.max_epochs": 12.0},
+    ),
     "quick": Budget(
         summary="10 trials of at most 12 epochs, the best 3 on 3 fresh seeds",
         trials=10,

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 import rsllm
 from rsllm.config import Experiment
 from rsllm.config.plain import replace_in
+from rsllm.config.stages import RANKERS
 from rsllm.errors import ConfigError, RsllmError
 from rsllm.flags import add_backbone_flag, add_setting_flags, add_storage_flag, overrides
 
@@ -127,6 +128,9 @@ def build_parser() -> argparse.ArgumentParser:
         help="CSV or Parquet with user_id, item_id, score and, for several draws, draw",
     )
     evaluate.add_argument("--export", help="write the candidate sets to score instead", **FILE)
+    recommend = add("recommend", "list items for histories, or for every user", _recommend)
+    _add_recommend_flags(recommend)
+    add_storage_flag(recommend)
     runs = add("runs", "list, show, compare and clear what a store holds", _runs)
     _add_actions(runs.add_subparsers(dest="action", metavar="ACTION", required=True))
     return parser
@@ -143,6 +147,34 @@ def _add_actions(actions: Any) -> None:
     days = "also what nothing has used for so long"
     gc.add_argument("--older-than", type=float, metavar="DAYS", help=days)
     gc.add_argument("--yes", action="store_true", help="remove it; without, it is listed")
+
+
+def _add_recommend_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="KIND/KEY of a trained model, or its folder")
+    who = parser.add_mutually_exclusive_group()
+    who.add_argument(
+        "--history", action="append", metavar="ITEM", help="repeatable: title or id, oldest first"
+    )
+    who.add_argument("--users", nargs="+", metavar="ID", help="users of the data")
+    who.add_argument(
+        "--histories", help="CSV or Parquet: user_id, item_id or title, perhaps timestamp", **FILE
+    )
+    parser.add_argument("--k", type=int, default=10, metavar="N", help="items each (default: 10)")
+    parser.add_argument("--out", metavar="PATH", help="file (.csv, .parquet), folder or URI")
+    parser.add_argument(
+        "--ranker",
+        choices=("auto", *RANKERS),
+        default="auto",
+        help="what ranks (default: what is best on validation users, as deployed)",
+    )
+    parser.add_argument("--include-seen", action="store_true", help="also items of the history")
+    parser.add_argument("--only", help="choose from these items: one a line", **FILE)
+    parser.add_argument("--never", help="leave out these items: one a line", **FILE)
+    parser.add_argument(
+        "--skip-unknown", action="store_true", help="leave out items that the data do not have"
+    )
+    parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto")
+    parser.add_argument("--workers", type=int, default=0, metavar="N", help="models side by side")
 
 
 def _add_world_flags(parser: argparse.ArgumentParser) -> None:
@@ -228,6 +260,12 @@ def _doctor(arguments: argparse.Namespace) -> None:
     from rsllm import doctor
 
     doctor.report(doctor.examine(arguments.storage, arguments.backbone))
+
+
+def _recommend(arguments: argparse.Namespace) -> None:
+    from rsllm.recommend.recommend import recommend
+
+    recommend(arguments)
 
 
 def _runs(arguments: argparse.Namespace) -> None:

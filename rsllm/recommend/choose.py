@@ -15,6 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from rsllm.data.sequences import Ints, Rows, Split
+from rsllm.errors import require
 from rsllm.evaluate.compare import estimates
 from rsllm.evaluate.deployed import PER_USER, SIZE, list_metrics, pasts_of, reach
 from rsllm.evaluate.fuse import WEIGHTS
@@ -52,12 +53,20 @@ class Remembering:
 
 
 def chosen(ranker: Ranker, store: Store, by: str = "auto") -> Ranker:
-    """The ranker by what did best on validation users, or by `fused` with its best weight.
+    """The same by what is asked for, or by what did best on validation users.
 
-    A dearer one takes the place of a cheaper one only where the paired interval of its NDCG@10
-    lies above zero.
+    There a dearer one takes the place of a cheaper one only where the paired interval of its
+    NDCG@10 lies above zero. The weight of `fused` is found on the same users.
+
+    Raises:
+        ConfigError: the model cannot rank by what is asked for.
     """
+    if by not in ("auto", "fused"):
+        return replace(ranker, by=by)
     if ranker.language is None or len(ranker.rankers) == 1:
+        require(
+            by == "auto", f"{ranker.name} has one thing to rank by, and nothing to fuse it with"
+        )
         return replace(ranker, why="it has nothing else to rank by")
     inputs = {"model": ranker.name, "data": ranker.data.path.name, "split": "validation"}
     limit = USERS[ranker.language.scorer]

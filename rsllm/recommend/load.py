@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,7 +24,7 @@ from rsllm.config import (
     StageConfig,
 )
 from rsllm.config.plain import from_dict
-from rsllm.errors import require
+from rsllm.errors import ConfigError, require
 from rsllm.store.artifacts import Store, manifest, read_json
 
 if TYPE_CHECKING:
@@ -59,29 +60,34 @@ def load(
             trained on.
         CheckpointError: a file of it is missing or damaged.
     """
-    from rsllm.data.prepared import PreparedData
     from rsllm.recommend.choose import chosen
+
+    opened, store = open_ranker(model, storage, precision)
+    return chosen(opened, store, ranker)
+
+
+def open_ranker(
+    model: str | Path, storage: str | Path, precision: Precision
+) -> tuple[Ranker, Store]:
+    """What `load` gives before anything is chosen, and the store that has it."""
+    from rsllm.data.prepared import PreparedData
     from rsllm.recommend.ranker import Ranker
 
     store, folder = locate(model, storage)
-    kind, inputs = folder.parent.name, manifest(folder)["inputs"]
-    require(
-        kind in LOADABLE,
-        f"{folder.parent.name}/{folder.name} ranks nothing; load one of {', '.join(LOADABLE)}",
-    )
+    kind, inputs = folder.parent.name, manifest(folder, verify=True)["inputs"]
+    if kind not in LOADABLE:
+        raise ConfigError(f"{store.name(folder)} ranks nothing; load a {' or a '.join(LOADABLE)}")
     data = PreparedData.open(store.local(store.root / "data" / inputs["data"]))
-    alone = folder if kind == "recommender" else _recommender_of(inputs, store)
-    layout = here(precision)
-    language = None if kind == "recommender" else Tuned(folder, inputs, data, layout)
+    fitted = folder if kind == "recommender" else _recommender_of(inputs, store)
+    tuned = None if kind == "recommender" else Tuned(folder, inputs, data, here(precision))
     opened = Ranker(
         name=store.name(folder),
         data=data,
         vectors_IE=_vectors(folder, data),
-        recommender=_scores_of(alone, data) if alone else None,
-        language=language,
-        by="" if ranker == "auto" else ranker,
+        recommender=_scores_of(fitted, data) if fitted else None,
+        language=tuned,
     )
-    return chosen(opened, store, ranker) if ranker in ("auto", "fused") else opened
+    return opened, store
 
 
 def locate(model: str | Path, storage: str | Path) -> tuple[Store, Path]:
@@ -99,7 +105,7 @@ def locate(model: str | Path, storage: str | Path) -> tuple[Store, Path]:
 
 
 def here(precision: Precision = "auto") -> Layout:
-    """How this process computes: on its GPU if it has one, with all cores that it may use."""
+    """How this process computes: on its GPU if it has one, with the threads that torch has."""
     import os
 
     import torch
@@ -147,7 +153,7 @@ class Tuned:
         Raises:
             ConfigError: the backbone is not the one that was tuned.
         """
-        import torch
+        import transformers
 
         from rsllm.evaluate.run import Method, load_objective
 
@@ -160,8 +166,6 @@ class Tuned:
             f"{self.folder} was tuned on another {source} than the one in {backbone}; bring that"
             " one back, or train it again",
         )
-        if self.layout.threads:
-            torch.set_num_threads(self.layout.threads)
         method = Method(
             name=self.folder.name,
             scorer=self.scorer,
@@ -170,7 +174,10 @@ class Tuned:
             prompts=self.stage.prompts,
             artifact=str(self.folder),
         )
-        return load_objective(method, self.data, str(backbone), self.layout)
+        transformers.logging.disable_progress_bar()
+        with warnings.catch_warnings():  # of peft, about names of transformers' own
+            warnings.simplefilter("ignore", FutureWarning)
+            return load_objective(method, self.data, str(backbone), self.layout)
 
     def _experiment(self, source: str) -> Experiment:
         """The settings that the artifact names, among the defaults of all others."""

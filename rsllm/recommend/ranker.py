@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import log_softmax
 
+from rsllm.config.stages import RANKERS
 from rsllm.data.prepared import PreparedData
 from rsllm.data.sequences import NO_ITEM, Ints, Rows
 from rsllm.errors import ConfigError, require
@@ -22,9 +23,6 @@ from rsllm.recommend.items import Items
 
 Names = Sequence[str | int]
 """Items by their titles or ids; of a history the oldest first."""
-RANKERS = ("recommender", "catalogue", "pointer", "likelihood", "fused")
-"""What can rank, the cheapest first: the recommender, the language model by one of its scorers, or
-both, whose log-probabilities are added."""
 
 
 class Language(Protocol):

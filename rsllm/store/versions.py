@@ -16,6 +16,7 @@ VERSIONS = {
     "stage-2": 2,
     "evaluation": 1,
     "deployed": 1,
+    "recommendations": 1,
 }
 """The versions by kind, sources before what is made of them."""
 
