@@ -29,7 +29,8 @@ DECIDES = f"NDCG@{SIZE}"
 USERS = {"catalogue": 400, "pointer": 100, "likelihood": 100}
 """Validation users that decide; choice prompts cost some twenty times a history prompt."""
 AT_ONCE = 32
-SECONDS_OF_SILENCE = 1.0
+DELAY = 1.0
+"""Seconds without progress before it is shown."""
 FILE = "deployed.json"
 
 
@@ -44,11 +45,13 @@ class Remembering:
 
     def __call__(self, rows: Rows) -> Floats:
         new = np.flatnonzero([number not in self.known for number in rows.user_R])
-        shown: Any = {"delay": SECONDS_OF_SILENCE, "leave": False, "unit": " users"}
-        blocks = range(0, len(new), AT_ONCE)
-        for start in tqdm(blocks, f"rank by {self.scorer}", unit_scale=AT_ONCE, **shown):
-            some = rows.take(new[start : start + AT_ONCE])
-            self.known |= dict(zip(some.user_R.tolist(), self.score(some), strict=True))
+        with tqdm(
+            total=len(new), desc=f"rank by {self.scorer}", unit=" users", delay=DELAY, leave=False
+        ) as shown:
+            for start in range(0, len(new), AT_ONCE):
+                some = rows.take(new[start : start + AT_ONCE])
+                self.known |= dict(zip(some.user_R.tolist(), self.score(some), strict=True))
+                shown.update(len(some))
         return np.stack([self.known[number] for number in rows.user_R])
 
 

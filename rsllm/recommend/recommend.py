@@ -50,7 +50,7 @@ def recommend(arguments: argparse.Namespace) -> None:
     how = {"allowed": allowed, "histories": histories, "precision": arguments.precision}
     task = Task.of(ranker, arguments.k, **how)
     if histories is not None and not arguments.histories and not arguments.out:
-        shown = task.table(ranker, [*histories])[SHOWN]
+        shown = task.table(ranker, histories)[SHOWN]
         shown = shown.drop(columns="user_id") if arguments.history else shown
         print(tabulate(shown.to_dict("list"), headers="keys", floatfmt=".3f"))
         return

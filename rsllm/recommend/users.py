@@ -80,16 +80,16 @@ class Task:
             "histories": None if named is None else content_hash(named),
         }
 
-    def parts(self, ranker: Ranker) -> list[list[str]]:
-        """The users of each part."""
-        users = [*(ranker.pasts() if self.histories is None else self.histories)]
-        return [users[at : at + USERS_A_PART] for at in range(0, len(users), USERS_A_PART)]
+    def parts(self, ranker: Ranker) -> list[dict[str, Ints]]:
+        """The histories of the users of each part."""
+        pasts = ranker.pasts() if self.histories is None else self.histories
+        starts = range(0, len(pasts), USERS_A_PART)
+        return [dict([*pasts.items()][at : at + USERS_A_PART]) for at in starts]
 
-    def table(self, ranker: Ranker, users: Sequence[str]) -> pd.DataFrame:
+    def table(self, ranker: Ranker, pasts: Mapping[str, Ints]) -> pd.DataFrame:
         """The lists of some users, in `COLUMNS`."""
-        known = ranker.pasts(users) if self.histories is None else self.histories
-        found = ranker.lists([known[user] for user in users], self.k, self.allowed)
-        pairs = zip(users, found, strict=True)
+        found = ranker.lists([*pasts.values()], self.k, self.allowed)
+        pairs = zip(pasts, found, strict=True)
         frames = [ranker.table(ranked).assign(user_id=user) for user, ranked in pairs]
         whole = pd.concat(frames, ignore_index=True).assign(model=self.model)
         for name in ("score", "recommender_score"):
@@ -131,7 +131,7 @@ def make_lists(task: Task, ranker: Ranker, store: Store, workers: int = 0) -> Pa
 
 
 def _ranked(
-    task: Task, ranker: Ranker, parts: Sequence[Sequence[str]], storage: str, workers: int
+    task: Task, ranker: Ranker, parts: Sequence[Mapping[str, Ints]], storage: str, workers: int
 ) -> Iterator[tuple[int, bytes]]:
     """The place and the Parquet bytes of each part, as they get done."""
     import torch
@@ -152,9 +152,13 @@ def _ranked(
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     found = cluster_resources()
     room = int(found.gpus) or max(1, int(found.cpus) // THREADS)
-    rows = ray.data.range(len(parts), override_num_blocks=len(parts)).map_batches(
+    asked = [
+        {"place": place, "users": [*part], "pasts": [past.tolist() for past in part.values()]}
+        for place, part in enumerate(parts)
+    ]
+    rows = ray.data.from_items(asked, override_num_blocks=len(parts)).map_batches(
         _Actor,
-        fn_constructor_args=(task, parts, storage),
+        fn_constructor_args=(replace(task, histories=None), storage),
         compute=ray.data.ActorPoolStrategy(size=min(workers or room, len(parts))),
         batch_size=1,
         num_gpus=1 if found.gpus >= 1 else 0,
@@ -167,18 +171,18 @@ def _ranked(
 class _Actor:
     """Has a model open, and ranks one part after another."""
 
-    def __init__(self, task: Task, parts: Sequence[Sequence[str]], storage: str) -> None:
+    def __init__(self, task: Task, storage: str) -> None:
         import torch
 
         torch.set_num_threads(THREADS)
         opened, _ = open_ranker(task.model, storage, task.precision)
-        self.ranker = replace(opened, by=task.by, weight=task.weight)
-        self.task, self.parts = task, parts
+        self.ranker, self.task = replace(opened, by=task.by, weight=task.weight), task
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        places = batch["id"].tolist()
-        content = [_parquet(self.task.table(self.ranker, self.parts[place])) for place in places]
-        return {"place": places, "content": content}
+        pasts = [np.array(past, np.int32) for past in batch["pasts"][0]]
+        part = dict(zip(batch["users"][0], pasts, strict=True))
+        content = _parquet(self.task.table(self.ranker, part))
+        return {"place": batch["place"], "content": [content]}
 
 
 def _parquet(table: pd.DataFrame) -> bytes:
