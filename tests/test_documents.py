@@ -25,7 +25,7 @@ PAGES = [
 WORDS = (
     *("study", "trial", "twin", "claim", "verdict", "cell", "artifact", "key", "stage", "slot"),
     *("marker", "candidate", "draw", "scorer", "choice prompt", "history prompt"),
-    *("catalogue scorer", "pointer", "shortcut", "fold"),
+    *("catalogue scorer", "pointer", "shortcut", "fold", "ranker", "as deployed"),
 )
 
 
@@ -58,7 +58,7 @@ def test_commands_are_there(page: Path) -> None:
     for line in re.findall(r"^    (?!  )(.+)$", page.read_text(), re.MULTILINE):
         command = line.split("   #")[0]
         if verb := re.match(r"rsllm (\w+)\b(?!:)", command):
-            assert re.search(rf"^    {verb[1]} ", verbs, re.MULTILINE), line
+            assert re.search(rf"^    {verb[1]}\b", verbs, re.MULTILINE), line
         for script in re.findall(r"\bexperiments/[\w/]+\.py", command):
             assert (ROOT / script).exists(), line
         for setting in re.findall(r"--set (\S+=\S+)", command):

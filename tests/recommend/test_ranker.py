@@ -3,8 +3,10 @@
 # Axes: R histories, I items, N candidates.
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,7 +19,9 @@ from rsllm.evaluate.deployed import pasts_of
 from rsllm.evaluate.rank import score_candidates
 from rsllm.recommend.items import UnknownItem
 from rsllm.recommend.ranker import Filter, Ranker, rows_of, top
+from rsllm.store.artifacts import Store
 
+README = Path(__file__).parents[2] / "README.md"
 PASTS = [np.array(past, np.int32) for past in ([4, 9], [3, 1, 20, 11, 8, 0], [15], [7, 2, 5])]
 
 
@@ -212,6 +216,34 @@ def test_without_a_recommender_a_choice_needs_candidates(choice_model: Ranker) -
     with pytest.raises(ConfigError, match="give candidates"):
         alone.recommend(["i1"])
     assert len(alone.rank(["i1"], ["i2", "i3"])) == 2
+
+
+def test_the_snippet_of_the_readme(
+    made: tuple[Store, dict[str, str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """With titles of these data in the place of films."""
+    store, names = made
+    (tmp_path / "rsllm-store").symlink_to(store.root)
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall("```python\n(.*?)```", README.read_text(), re.DOTALL)
+    (snippet,) = (block for block in blocks if "rsllm.load" in block)
+    there = {
+        "stage-2/0d67": names["history"],
+        "Titanic (1997)": TITLES[0],
+        "City of Angels (1998)": TITLES[1],
+        "Ghost (1990)": TITLES[2],
+        '"196", "186"': '"u1", "u2"',
+    }
+    for shown, own in there.items():
+        assert shown in snippet
+        snippet = snippet.replace(shown, own)
+    exec(snippet, {})
+    said = capsys.readouterr().out
+    assert "recommender_rank" in said
+    assert "adds" in said
 
 
 def test_top_keeps_the_order_of_equals() -> None:
