@@ -24,8 +24,17 @@ PAGES = [
 ]
 WORDS = (
     *("study", "trial", "twin", "claim", "verdict", "cell", "artifact", "key", "stage", "slot"),
-    *("marker", "candidate", "draw", "scorer", "choice prompt", "history prompt"),
-    *("catalogue scorer", "pointer", "shortcut", "fold", "ranker", "as deployed"),
+    *(
+        "marker",
+        "candidate",
+        "draw",
+        "ranker",
+        "as deployed",
+        "scorer",
+        "choice prompt",
+        "history prompt",
+    ),
+    *("catalogue scorer", "pointer", "shortcut", "fold"),
 )
 
 
