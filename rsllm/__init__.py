@@ -16,13 +16,31 @@ The pipeline, each arrow a function from artifacts to an artifact on disk:
 `Experiment` says everything a run depends on; `Pipeline` runs it, computing nothing twice.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from rsllm.assets.catalogue import fetch
 from rsllm.config import Experiment
 from rsllm.config.plain import replace_in
 from rsllm.errors import RsllmError
 from rsllm.pipeline import Pipeline
-from rsllm.recommend.load import load
+
+if TYPE_CHECKING:
+    from rsllm.recommend.load import load
 
 __all__ = ["Experiment", "Pipeline", "RsllmError", "fetch", "load", "replace_in"]
+
+
+def __getattr__(name: str) -> Any:
+    """`load`, which most that import rsllm do not need."""
+    if name == "load":
+        from rsllm.recommend.load import load
+
+        return load
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
 
 __version__ = "0.1.0"

@@ -106,6 +106,10 @@ def build_parser() -> argparse.ArgumentParser:
     _add_world_flags(add("synthesize", "write a world whose best score is known", _synthesize))
     for verb, purpose in STAGES.items():
         add_experiment_flags(add(verb, purpose, _run_stage))
+    settings = add("settings", "list every setting: its default, and what it does", _settings)
+    about = "beginning of a path, such as stage2.loss; lists all without one"
+    settings.add_argument("prefix", nargs="?", default="", metavar="PREFIX", help=about)
+    settings.add_argument("--json", action="store_true", help="for programs")
     plan = add("plan", "say what training needs, takes and costs, and what fits", _plan)
     add_experiment_flags(plan)
     plan.add_argument("--cluster", help="Ray cluster file (default: this machine)", **FILE)
@@ -245,6 +249,12 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         results = path.with_name(f"{path.stem}-{arguments.split}.json")
         write_json(results, judged)
         print(f"{tables(judged)}\n{results}")
+
+
+def _settings(arguments: argparse.Namespace) -> None:
+    from rsllm.settings import settings
+
+    print(settings(arguments.prefix, as_json=arguments.json))
 
 
 def _plan(arguments: argparse.Namespace) -> None:

@@ -1,5 +1,8 @@
 """The errors a user can meet. Each message names the value at fault and the way out."""
 
+import difflib
+from collections.abc import Iterable
+
 
 class RsllmError(Exception):
     """Base of every error rsllm raises on purpose; users see it without a traceback."""
@@ -37,3 +40,9 @@ def require(condition: bool, message: str) -> None:
     """Raise ConfigError with `message` unless the condition holds."""
     if not condition:
         raise ConfigError(message)
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """The end of an error's sentence that proposes the nearest of what is known, if one is near."""
+    near = difflib.get_close_matches(word, [*known], n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""

@@ -29,10 +29,18 @@ GOLDEN = {
     "prepare": EXPERIMENT_FLAGS,
     "fit": EXPERIMENT_FLAGS,
     "train": EXPERIMENT_FLAGS,
+    "settings": ["--json", "PREFIX"],
     "plan": sorted([*EXPERIMENT_FLAGS, "--cluster", "--title-tokens"]),
     "doctor": ["--backbone", "--storage"],
     "audit": ["--accept", "DIR"],
     "evaluate": sorted([*EXPERIMENT_FLAGS, "--export", "--predictions", "--split"]),
+    "recommend": sorted(
+        [
+            *("--history", "--users", "--histories", "--k", "--out", "--ranker", "--workers"),
+            *("--include-seen", "--only", "--never", "--skip-unknown", "--precision", "--storage"),
+            "MODEL",
+        ]
+    ),
     "runs ls": ["--storage"],
     "runs show": ["--storage", "NAME"],
     "runs diff": ["--storage", "NAME"],

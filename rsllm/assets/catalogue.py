@@ -17,7 +17,7 @@ from pydantic import TypeAdapter
 
 from rsllm.assets.download import AssetSource, ByHand, OwnFolder, UrlZip, Wheel, say
 from rsllm.config.plain import content_hash
-from rsllm.errors import ConfigError, DataError
+from rsllm.errors import ConfigError, DataError, did_you_mean
 from rsllm.store.artifacts import (
     MANIFEST,
     cache_root,
@@ -59,7 +59,8 @@ def fetch(name: str, *, cache: Path | None = None, sources: Sequence[AssetSource
         CheckpointError: the cached folder is damaged.
     """
     if name not in ASSETS:
-        raise ConfigError(f"no asset is called {name!r}; choose one of {', '.join(ASSETS)}")
+        known = f"{did_you_mean(name, ASSETS)}; choose one of {', '.join(ASSETS)}"
+        raise ConfigError(f"no asset is called {name!r}{known}")
     asset = ASSETS[name]
     folder = (cache or cache_root()) / name
     if folder.exists():

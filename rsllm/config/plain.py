@@ -9,7 +9,7 @@ from typing import Any, TypeVar, cast
 from pydantic import TypeAdapter, ValidationError
 
 from rsllm.config.checks import refusal
-from rsllm.errors import ConfigError
+from rsllm.errors import ConfigError, did_you_mean
 
 T = TypeVar("T")
 
@@ -44,7 +44,10 @@ def replace_in(config: T, overrides: Mapping[str, Any]) -> T:
         for name in parents:
             node = node[name] if isinstance(node.get(name), dict) else {}
         if leaf not in node:
-            raise ConfigError(f"{type(config).__name__} has no setting {path!r}")
+            hint = did_you_mean(path, (known for known, _ in flat(to_dict(config))))
+            raise ConfigError(
+                f"{type(config).__name__} has no setting {path!r}{hint or '; see rsllm settings'}"
+            )
         node[leaf] = to_dict(value) if dataclasses.is_dataclass(value) else value
     return from_dict(type(config), values)
 
