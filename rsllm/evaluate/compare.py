@@ -12,12 +12,14 @@ import numpy as np
 from rsllm.data.prepared import PreparedData
 from rsllm.data.sequences import Rows
 from rsllm.errors import EvaluationError
+from rsllm.evaluate.deployed import PER_USER, list_metrics, reach
 from rsllm.evaluate.metrics import (
     BUCKETS,
     METRICS,
     RULES,
     compared_metrics,
     order_bias,
+    popularity_buckets,
     rank_metrics,
     target_ranks,
 )
@@ -84,6 +86,7 @@ def method_table(
             "likelihood_metrics": estimates(over_seeds(group, draws, "likelihood_DRC")) or None,
             "per_token_metrics": estimates(over_seeds(group, draws, "per_token_DRC")) or None,
             "catalogue_metrics": estimates(whole_catalogue(group)) or None,
+            "deployed": _deployed(group, draws[0], data),
             "by_popularity": by_popularity(over_seeds(group, draws), draws[0], data),
             "generation": _generation(group[0], draws[0], data),
             "candidate_orders": _candidate_orders(group[0], draws[0]),
@@ -105,15 +108,15 @@ def estimates(vectors: Mapping[str, np.ndarray]) -> dict[str, Any]:
     return {name: asdict(mean_interval(values)) for name, values in vectors.items()}
 
 
-def popularity_buckets(counts_I: np.ndarray) -> np.ndarray:
-    """The place of each item in `BUCKETS`, by its training interactions. [I]
-
-    Popular: interactions with items above it make up less than a third of all; middle: less than
-    two thirds; rare: less than all; cold: it has none. Equally popular items share a bucket.
-    """
-    ordered_I, total = np.sort(counts_I), counts_I.sum()
-    up_to_I = ordered_I.cumsum()[np.searchsorted(ordered_I, counts_I, side="right") - 1]
-    return np.asarray(3 * (total - up_to_I) // total)
+def _deployed(group: Sequence[Outcome], rows: Rows, data: PreparedData) -> dict[str, Any] | None:
+    """What a method's lists are worth, over its seeds, and what the first seed's lists reach."""
+    lists = [outcome.lists_RK for outcome in group if outcome.lists_RK is not None]
+    if len(lists) < len(group):
+        return None
+    catalogue = data.catalogue
+    found = [list_metrics([*lists_RK], rows.target_R, catalogue) for lists_RK in lists]
+    per_user = {name: np.stack([own[name] for own in found]) for name in PER_USER}
+    return {**estimates(per_user), **reach([*lists[0]], catalogue)}
 
 
 def by_popularity(

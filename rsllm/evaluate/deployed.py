@@ -13,9 +13,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from rsllm.data.prepared import PreparedData
-from rsllm.data.sequences import Catalogue, Ints, Rows
-from rsllm.evaluate.compare import popularity_buckets
-from rsllm.evaluate.metrics import BUCKETS, METRICS, Floats
+from rsllm.data.sequences import NO_ITEM, Catalogue, Ints, Rows
+from rsllm.evaluate.metrics import BUCKETS, METRICS, Floats, popularity_buckets
 
 SIZE = 10
 """Items of a list."""
@@ -33,10 +32,36 @@ def pasts_of(rows: Rows, data: PreparedData) -> list[Ints]:
     return [events.item_E[start : start + position] for start, position in spans]
 
 
+def top(scores_N: Floats, k: int) -> Ints:
+    """Where the k highest scores stand, the highest first; of equal ones the first comes first."""
+    if k < len(scores_N):
+        least = np.partition(scores_N, -k)[-k]
+        places = np.flatnonzero(scores_N >= least)
+    else:
+        places = np.arange(len(scores_N))
+    return places[np.argsort(-scores_N[places], kind="stable")][:k].astype(np.int32)
+
+
+def unseen(past: Ints, catalogue: Catalogue) -> Ints:
+    """An item of each title that may be recommended and that the past does not have. [N]."""
+    items_T = catalogue.representatives
+    return items_T[~np.isin(catalogue.keys(items_T), catalogue.keys(past))]
+
+
+def lists_of(scores_RI: Floats, pasts: Sequence[Ints], catalogue: Catalogue) -> Ints:
+    """The `SIZE` best unseen items of each row, padded where there are fewer. [R, K]."""
+    lists_RK = np.full((len(pasts), SIZE), NO_ITEM, np.int32)
+    for row, past in enumerate(pasts):
+        open_N = unseen(past, catalogue)
+        best = open_N[top(scores_RI[row, open_N], SIZE)]
+        lists_RK[row, : len(best)] = best
+    return lists_RK
+
+
 def list_metrics(lists: Sequence[Ints], target_R: Ints, catalogue: Catalogue) -> dict[str, Floats]:
     """`PER_USER` of each row's list, whose items stand best first. [R] each.
 
-    An item with the target's title counts as the target.
+    An item with the target's title counts as the target, and what pads a list as nothing.
     """
     title_R = catalogue.keys(target_R)
     ranks_R = np.full(len(lists), NOWHERE, np.int64)
@@ -56,6 +81,7 @@ def reach(lists: Sequence[Ints], catalogue: Catalogue) -> Mapping[str, float]:
         make up a third of all training interactions.
     """
     items_N = np.concatenate([*lists, np.empty(0, np.int32)]).astype(np.int32)
+    items_N = items_N[items_N != NO_ITEM]
     share_I = (catalogue.counts_I + 1.0) / (catalogue.counts_I + 1.0).sum()
     popular_I = popularity_buckets(catalogue.counts_I) == BUCKETS.index("popular")
     return {

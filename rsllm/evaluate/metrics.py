@@ -94,6 +94,17 @@ BUCKETS = ("popular", "middle", "rare", "cold")
 """Of targets, by their training interactions."""
 
 
+def popularity_buckets(counts_I: np.ndarray) -> np.ndarray:
+    """The place of each item in `BUCKETS`, by its training interactions. [I]
+
+    Popular: interactions with items above it make up less than a third of all; middle: less than
+    two thirds; rare: less than all; cold: it has none. Equally popular items share a bucket.
+    """
+    ordered_I, total = np.sort(counts_I), counts_I.sum()
+    up_to_I = ordered_I.cumsum()[np.searchsorted(ordered_I, counts_I, side="right") - 1]
+    return np.asarray(3 * (total - up_to_I) // total)
+
+
 def expected_metrics(
     num_better_R: ArrayLike, pool_R: ArrayLike, num_negatives: int
 ) -> dict[str, Floats]:

@@ -6,6 +6,7 @@ T representatives, P orders of the candidates.
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from rsllm.config import Scorer
 from rsllm.data.prepared import PreparedData
 from rsllm.data.sequences import NO_ITEM, Catalogue, Ints, Rows, Split
 from rsllm.errors import EvaluationError
+from rsllm.evaluate.deployed import lists_of
 from rsllm.evaluate.metrics import Floats, expected_metrics, rank_metrics, target_ranks
 from rsllm.model.catalogue import ItemKeys
 from rsllm.model.history import HistoryObjective
@@ -118,32 +120,40 @@ def num_better(
 
 
 def rank_catalogue(
-    score: Callable[[Rows], Floats], draws: Sequence[Rows], data: PreparedData
-) -> dict[str, Floats]:
+    score: Callable[[Rows], Floats],
+    draws: Sequence[Rows],
+    data: PreparedData,
+    pasts: Sequence[Ints] = (),
+) -> dict[str, Any]:
     """What a scorer of the whole catalogue makes of the same rows under each draw.
 
     Args:
         score: rows -> scores [R, I], higher is better.
         draws: the rows with each draw of their candidates.
         data: what the rows are of.
+        pasts: all that each row's user had done before; by default nobody asks for lists.
 
     Returns:
         "scores" of the candidates [D, R, C] (none of training rows); per row the exact expectation
         of each metric over uniform draws ("expected/HR@1" ..., none where the data's candidates
         are not drawn uniformly: there is no closed form then) and each metric among all titles
-        that could be candidates ("catalogue/HR@1" ...).
+        that could be candidates ("catalogue/HR@1" ...). With pasts also "lists", the items that
+        would be recommended (`rsllm.evaluate.deployed`).
     """
-    parts: list[dict[str, Floats]] = []
+    parts: list[dict[str, Any]] = []
     for start in range(0, len(draws[0]), ROWS_AT_ONCE):
         part = [rows.take(slice(start, start + ROWS_AT_ONCE)) for rows in draws]
         scores_RI, rows = score(part[0]), part[0]
         better, pool = num_better(scores_RI, rows.target_R, rows.history_RH, data.catalogue)
         drawn = [candidate_scores(scores_RI, r) for r in part if r.candidates_RC is not None]
-        found = {"scores": np.stack(drawn or [scores_RI[:, :0]], axis=1)}
+        found: dict[str, Any] = {"scores": np.stack(drawn or [scores_RI[:, :0]], axis=1)}
         found |= {CATALOGUE + name: values for name, values in rank_metrics(1 + better).items()}
         if data.config["candidates"] == "uniform":
             expected = expected_metrics(better, pool, data.config["num_candidates"] - 1)
             found |= {EXPECTED + name: values for name, values in expected.items()}
+        if pasts:
+            own = pasts[start : start + ROWS_AT_ONCE]
+            found["lists"] = lists_of(scores_RI, own, data.catalogue)
         parts.append(found)
     whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     return whole | {"scores": whole["scores"].swapaxes(0, 1)}

@@ -22,6 +22,7 @@ from rsllm.data.prepared import PreparedData
 from rsllm.data.sequences import Rows
 from rsllm.errors import CheckpointError
 from rsllm.evaluate import rank
+from rsllm.evaluate.deployed import pasts_of
 from rsllm.evaluate.generate import greedy_answers
 from rsllm.evaluate.scorers import catalogue_scorer
 from rsllm.model import tuned
@@ -83,6 +84,8 @@ class Outcome:
     """Of what scores the catalogue: exact expectations over uniform candidate draws, per row."""
     catalogue: dict[str, np.ndarray] = field(default_factory=dict)
     """And the metrics among all titles that could be candidates."""
+    lists_RK: np.ndarray | None = None
+    """And what it would recommend to each row's user (`rsllm.evaluate.deployed`)."""
     orders_PRC: np.ndarray | None = None
     """Of the first draw again, under each random order of the candidates."""
     answers: dict[Decoding, list[str]] | None = None
@@ -173,6 +176,7 @@ def _read(method: Method, folder: Path) -> Outcome:
         orders_PRC=scores.get("orders"),
         expected=rank.named(scores, rank.EXPECTED),
         catalogue=rank.named(scores, rank.CATALOGUE),
+        lists_RK=scores.get("lists"),
         answers=answers["answers"],
         name=folder.name,
     )
@@ -204,7 +208,7 @@ def _evaluate(
             scores, answers = _language_scores(method, data, draws, backbone, layout)
         else:
             score_all = catalogue_scorer(method.scorer).make(method, data)
-            scores = rank.rank_catalogue(score_all, draws, data)
+            scores = rank.rank_catalogue(score_all, draws, data, pasts_of(draws[0], data))
         # It writes memory as it lies, whatever the strides say.
         save_file({n: np.ascontiguousarray(a) for n, a in scores.items()}, folder / SCORES)
         seconds = round(time.monotonic() - start, 1)
@@ -224,7 +228,7 @@ def _language_scores(
     if isinstance(objective, HistoryObjective):
         size = config.batch_size
         score_all = partial(rank.score_catalogue, objective, encoder=encoder, batch_size=size)
-        return rank.rank_catalogue(score_all, draws, data), None
+        return rank.rank_catalogue(score_all, draws, data, pasts_of(draws[0], data)), None
 
     own: Scorer = "pointer" if method.scorer == "pointer" else "likelihood"
 

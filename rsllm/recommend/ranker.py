@@ -18,6 +18,7 @@ from rsllm.config.stages import RANKERS
 from rsllm.data.prepared import PreparedData
 from rsllm.data.sequences import NO_ITEM, Ints, Rows
 from rsllm.errors import ConfigError, require
+from rsllm.evaluate.deployed import top, unseen
 from rsllm.evaluate.metrics import Floats
 from rsllm.recommend.items import Items
 
@@ -230,9 +231,11 @@ class Ranker:
     def open_items(self, past: Ints, allowed: Filter = ANY_UNSEEN) -> Ints:
         """What may be recommended after a past. [N]."""
         catalogue, seen = self.data.catalogue, past[:0] if allowed.include_seen else past
-        items_N = catalogue.representatives if allowed.only is None else np.unique(allowed.only)
-        closed = catalogue.keys(np.concatenate([seen, allowed.never]))
-        return items_N[~np.isin(catalogue.keys(items_N), closed)]
+        open_N = unseen(np.concatenate([seen, allowed.never]), catalogue)
+        if allowed.only is None:
+            return open_N
+        only_N = np.unique(allowed.only)
+        return only_N[np.isin(catalogue.keys(only_N), catalogue.keys(open_N))]
 
     def lists(self, pasts: Sequence[Ints], k: int, allowed: Filter = ANY_UNSEEN) -> list[Ranked]:
         """The k best items after each past, of those that are allowed."""
@@ -342,16 +345,6 @@ def rows_of(pasts: Sequence[Ints], window: int) -> Rows:
         history_RH[row, : length_R[row]] = past[-window:]
     number_R, none_R = np.arange(len(pasts), dtype=np.int32), np.full(len(pasts), NO_ITEM, np.int32)
     return Rows(number_R, length_R, history_RH, length_R, none_R, none_R.astype(np.int64))
-
-
-def top(scores_N: Floats, k: int) -> Ints:
-    """Where the k highest scores stand, the highest first; of equal ones the first comes first."""
-    if k < len(scores_N):
-        least = np.partition(scores_N, -k)[-k]
-        places = np.flatnonzero(scores_N >= least)
-    else:
-        places = np.arange(len(scores_N))
-    return places[np.argsort(-scores_N[places], kind="stable")][:k].astype(np.int32)
 
 
 def _of(scores_RI: Floats | None, row: int, items_N: Ints) -> Floats:

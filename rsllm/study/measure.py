@@ -34,7 +34,8 @@ from rsllm.train.assignment import STAGES
 from rsllm.train.health import warnings
 
 CODE = {**VERSIONS, "wording": wording()}
-"""What decides a cell beside its settings, its data and its backbone."""
+"""What decides a cell beside its settings, its data and its backbone. A kind of artifact that came
+later decides nothing of it."""
 
 
 def fill(grid: Grid, arguments: GridArguments) -> dict[str, str]:
@@ -98,7 +99,8 @@ class Runner:
         cell = self.dataset.cell(name)
         if cell is None or cell["data"]["key"] != self.data.path.name:
             return None
-        same = cell.get("code") == CODE
+        code = cell.get("code") or {"": ""}
+        same = code.items() <= CODE.items()
         if same and cell["backbone"]:
             same = cell["backbone"] == self.pipeline.fingerprint
             same = same and cell["layout"]["precision"] == self.pipeline.layout.precision

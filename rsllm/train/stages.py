@@ -22,8 +22,14 @@ from rsllm.data.hashing import stream_seed
 from rsllm.data.histories import Histories
 from rsllm.data.prepared import PreparedData
 from rsllm.data.sequences import Rows
-from rsllm.evaluate.compare import FEWEST_USERS, popularity_buckets
-from rsllm.evaluate.metrics import BUCKETS, compared_metrics, rank_metrics, target_ranks
+from rsllm.evaluate.compare import FEWEST_USERS
+from rsllm.evaluate.metrics import (
+    BUCKETS,
+    compared_metrics,
+    popularity_buckets,
+    rank_metrics,
+    target_ranks,
+)
 from rsllm.evaluate.rank import (
     catalogue_metrics,
     decision,

@@ -12,7 +12,8 @@ from small_data import TITLES
 
 from rsllm.data.sequences import Rows
 from rsllm.errors import ConfigError
-from rsllm.evaluate.deployed import list_metrics, pasts_of, reach
+from rsllm.evaluate.deployed import list_metrics, lists_of, pasts_of, reach
+from rsllm.evaluate.rank import rank_catalogue
 from rsllm.recommend.choose import Remembering, chosen, deployed
 from rsllm.recommend.ranker import Ranker
 from rsllm.store.artifacts import Store
@@ -82,6 +83,22 @@ def test_deployed_lists_hold_nothing_of_the_past(history_model: Ranker) -> None:
         expected = list_metrics(lists, rows.target_R, history_model.data.catalogue)
         assert found["users"][by]["NDCG@10"] == expected["NDCG@10"].tolist()
         assert found["estimates"][by]["HR@10"]["value"] == expected["HR@10"].mean()
+
+
+def test_lists_of_an_evaluation_are_those_of_a_ranker(history_model: Ranker) -> None:
+    data = history_model.data
+    rows = data.rows("validation")
+    pasts = pasts_of(rows, data)
+    assert history_model.recommender is not None
+    found = rank_catalogue(history_model.recommender, [rows], data, pasts)
+    ranked = replace(history_model, by="recommender").lists(pasts, 10)
+    assert found["lists"].tolist() == [own.items.tolist() for own in ranked]
+    scores_RI, few = history_model.recommender(rows), data.catalogue.representatives[:3]
+    some = replace(data.catalogue, representatives=few)
+    short_RK = lists_of(scores_RI, [np.append(past, few[0]) for past in pasts], some)
+    assert (short_RK[:, 2:] == -1).all()
+    assert list_metrics([*short_RK], np.full(len(rows), few[0]), some)["HR@10"].tolist() == [0] * 6
+    assert reach([*short_RK], some)["coverage"] <= 2 / 3
 
 
 @pytest.mark.parametrize(("good", "by"), [(True, "catalogue"), (False, "recommender")])

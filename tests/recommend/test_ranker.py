@@ -15,10 +15,10 @@ from small_data import NUM_CANDIDATES, TITLES
 
 from rsllm.data.sequences import Rows
 from rsllm.errors import ConfigError
-from rsllm.evaluate.deployed import pasts_of
+from rsllm.evaluate.deployed import pasts_of, top
 from rsllm.evaluate.rank import score_candidates
 from rsllm.recommend.items import UnknownItem
-from rsllm.recommend.ranker import Filter, Ranker, rows_of, top
+from rsllm.recommend.ranker import Filter, Ranker, rows_of
 from rsllm.store.artifacts import Store
 
 README = Path(__file__).parents[2] / "README.md"
