@@ -225,6 +225,13 @@ def test_a_ray_of_another_version_is_the_users_to_mend(
     with pytest.raises(RuntimeError, match="Version mismatch"):
         start.start_ray()
 
+    def time_out(**_: Any) -> None:
+        raise Exception("The current node timed out during startup. This could happen because")
+
+    monkeypatch.setattr(ray, "init", time_out)
+    with pytest.raises(ConfigError, match="this machine is too busy"):
+        start.start_ray()
+
 
 def test_the_dashboard_has_a_port_that_ray_gives_to_no_process(
     monkeypatch: pytest.MonkeyPatch,

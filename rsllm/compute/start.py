@@ -85,8 +85,13 @@ def start_ray() -> str:
                     logging_level="WARNING",
                     runtime_env=hooks,
                 )
-            except RuntimeError as error:
-                if running is None:
+            except Exception as error:
+                if "timed out during startup" in str(error):  # Ray has no error of its own for it
+                    raise ConfigError(
+                        "Ray did not start within the 30 s that it gives itself: this machine is"
+                        " too busy. Give the command again when less else runs"
+                    ) from error
+                if running is None or not isinstance(error, RuntimeError):
                     raise
                 # A running Ray of another version, of Ray or of Python, is the user's to mend.
                 reason = " ".join(str(error).split())
