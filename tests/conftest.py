@@ -8,6 +8,7 @@ import secrets
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -156,3 +157,31 @@ def ray_cluster() -> Iterator[str]:
     )
     yield f"http://{context.dashboard_url}"
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def main_job(tiny_llm: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The main job, finished after an interruption and a kill: `jobs.Finished`."""
+    import jobs
+
+    return jobs.finished(tiny_llm, tmp_path_factory.mktemp("job"))
+
+
+@pytest.fixture(scope="module")
+def trained_here(ray_cluster: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Stages train in this process, one after the other, and none starts the six of Ray Train.
+
+    For what is asked of the outcome. How trainings fare in processes of their own is asked in
+    test_main_job.py, test_search.py and the faults.
+    """
+    from world import group_of_one
+
+    from rsllm.study import variants
+    from rsllm.train import launch
+    from rsllm.train.worker import work
+
+    with group_of_one(tmp_path_factory.mktemp("group")), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(launch, "run", lambda assignment, **named: work({"assignment": assignment}))
+        patch.setattr("ray.train.report", lambda metrics: None)
+        patch.setattr(variants, "run_all", lambda pipelines: None)  # what it left out is run next
+        yield

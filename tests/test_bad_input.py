@@ -1,27 +1,34 @@
-"""A user's mistake costs seconds and gives one message: the real script and CLI as processes."""
+"""A mistake costs its user seconds and brings one message, on a script as on a verb."""
 
 from __future__ import annotations
 
 import json
+import runpy
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import jobs
 import pytest
 from hosts import may_make_networks
 
+from rsllm.cli import main
+
 SECONDS, SECONDS_WITH_RAY = 60, 120
 
 
 def refused(command: list[str], *, code: int, seconds: float = SECONDS) -> str:
-    """The one message of a command that is refused."""
+    """The one message of a command that is refused, as a process of its own."""
     done = jobs.run(command, seconds=seconds)
     assert done.returncode == code, done.stdout + done.stderr
-    assert "Traceback" not in done.stdout + done.stderr
-    start = done.stderr.index("rsllm: error: ")
-    assert done.stderr.count("rsllm: error: ") == 1
-    return done.stderr[start:]
+    return the_one_message(done.stdout, done.stderr)
+
+
+def the_one_message(out: str, err: str) -> str:
+    assert "Traceback" not in out + err
+    assert err.count("rsllm: error: ") == 1
+    return err[err.index("rsllm: error: ") :]
 
 
 @pytest.fixture
@@ -51,12 +58,22 @@ def files(store: Path) -> list[Path]:
     ],
 )
 def test_script_refuses_flags(
-    flags: list[str], message: str, script: list[str], store: Path
+    flags: list[str],
+    message: str,
+    script: list[str],
+    store: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert message in refused([*script, *flags], code=2)
+    monkeypatch.chdir(jobs.ROOT)
+    monkeypatch.setattr(sys, "argv", [*script[1:], *flags])
+    with pytest.raises(SystemExit, match=r"^2$"):
+        runpy.run_path(sys.argv[0], run_name="__main__")
+    assert message in the_one_message(*capsys.readouterr())
     assert files(store) == []
 
 
+@pytest.mark.ray
 def test_script_refuses_more_workers_than_cores(script: list[str], store: Path) -> None:
     message = refused([*script, "--workers", "64"], code=2, seconds=SECONDS_WITH_RAY)
     assert "compute.workers is 64, but the cluster has" in message
@@ -87,9 +104,12 @@ def test_script_refuses_storage_that_is_read_only(script: list[str], store: Path
         (["stage2.samples=many"], "samples is 'many'; it should be a valid integer"),
     ],
 )
-def test_cli_refuses_settings(settings: list[str], message: str, store: Path) -> None:
+def test_cli_refuses_settings(
+    settings: list[str], message: str, store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     flags = [word for setting in settings for word in ("--set", setting)]
-    assert message in refused([*jobs.CLI, "train", *flags, "--storage", str(store)], code=2)
+    assert main(["train", *flags, "--storage", str(store)]) == 2
+    assert message in the_one_message(*capsys.readouterr())
     assert files(store) == []
 
 
@@ -104,6 +124,7 @@ def test_cli_refuses_a_backbone_that_can_run_code(store: Path, tmp_path: Path) -
     assert files(store) == []
 
 
+@pytest.mark.ray
 def test_cli_names_the_broken_line(store: Path, tmp_path: Path) -> None:
     raw = tmp_path / "raw"
     raw.mkdir()
@@ -132,6 +153,7 @@ def test_cli_names_the_column_before_ray_starts(store: Path, tmp_path: Path) -> 
     assert files(store) == []
 
 
+@pytest.mark.ray
 def test_ctrl_c_in_training_ends_with_a_hint(
     script: list[str], store: Path, tmp_path: Path
 ) -> None:

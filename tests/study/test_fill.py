@@ -90,7 +90,7 @@ ONLY = ["--data", "synthetic", "--only", RULE, "--only", TUNED]
 
 
 @pytest.fixture(scope="module")
-def place(tiny_llm: Path, tmp_path_factory: pytest.TempPathFactory, ray_cluster: str) -> Place:
+def place(tiny_llm: Path, tmp_path_factory: pytest.TempPathFactory, trained_here: None) -> Place:
     return Place(tmp_path_factory.mktemp("grid"), tiny_llm)
 
 

@@ -126,7 +126,7 @@ def curves(shown: Any, folder: Path, of: Grid) -> dict[tuple[str, str], list[tup
 
 
 @pytest.fixture(scope="module")
-def folder(tiny_llm: Path, tmp_path_factory: pytest.TempPathFactory, ray_cluster: str) -> Path:
+def folder(tiny_llm: Path, tmp_path_factory: pytest.TempPathFactory, trained_here: None) -> Path:
     """Store, cells and page of RSLLM, of two spoilt ones and of a rule, at tiny scale."""
     folder = tmp_path_factory.mktemp("gain")
     words = ["--budget", "tiny", "--data", "synthetic", "--backbone", str(tiny_llm)]
