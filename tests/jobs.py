@@ -66,6 +66,15 @@ def run_here(script: str, *words: str) -> str:
     return said.getvalue()
 
 
+def exit_code(script: str, *words: str) -> Any:
+    """Run a script in this process as if it were one of its own, and return how it exited."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [script, *words])
+        with pytest.raises(SystemExit) as exited:
+            runpy.run_path(str(ROOT / script), run_name="__main__")
+    return exited.value.code
+
+
 @contextmanager
 def started(command: list[str], log: Path, **more: str) -> Iterator[subprocess.Popen[bytes]]:
     """A running command that leads its own session, its output in `log`; ends with the block."""
@@ -104,7 +113,7 @@ def kill(job: subprocess.Popen[bytes]) -> None:
 
 def wait_until(reached: Callable[[], object], job: subprocess.Popen[bytes], log: Path) -> None:
     """Wait while a job runs until it has got somewhere."""
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + 900
     while not reached():
         assert job.poll() is None, f"the job ended early:\n{log.read_text()}"
         assert time.monotonic() < deadline, f"the job is stuck:\n{log.read_text()}"
@@ -147,7 +156,7 @@ def finished(backbone: Path, folder: Path) -> Finished:
 
     def interrupt(job: subprocess.Popen[bytes]) -> None:
         job.send_signal(signal.SIGINT)
-        job.wait(timeout=60)
+        job.wait(timeout=300)
 
     code = run_until(lambda: list(store.glob("running/stage-2-*")), interrupt)
     interrupt_log = log.read_text()

@@ -23,7 +23,7 @@ from jobs import Finished, artifacts
 
 from rsllm.store.artifacts import manifest
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(1800)]
 RAY = str(Path(sys.executable).with_name("ray"))
 
 

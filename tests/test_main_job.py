@@ -12,7 +12,7 @@ import pytest
 import torch
 from jobs import Finished, artifacts
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(1800)]
 TUNED = ("alpha", "beta")
 TABLES = ("Trials, ranked by validation MRR", "Methods on the test users", "Paired comparisons")
 

@@ -9,7 +9,7 @@ from typing import Any
 import jobs
 import pytest
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.ray
 MAIN, VARIANTS = "RSLLM + pointer", ("without slots", "LLaRA-like", "LlamaRec-like")
 
 

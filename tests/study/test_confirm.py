@@ -310,7 +310,6 @@ def metrics(study: Finished, split: Any, artifact: str, **inputs: Any) -> np.nda
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(900)
 def test_every_configuration_is_trained_on_the_same_seeds(
     study: Finished, trainings: dict[tuple[float, int], Path]
 ) -> None:
@@ -327,7 +326,6 @@ def test_every_configuration_is_trained_on_the_same_seeds(
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(900)
 def test_the_best_mean_on_validation_wins(
     study: Finished, trainings: dict[tuple[float, int], Path]
 ) -> None:
@@ -352,7 +350,6 @@ def test_the_best_mean_on_validation_wins(
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(900)
 def test_numbers_equal_those_recomputed_from_stored_scores(
     study: Finished, trainings: dict[tuple[float, int], Path]
 ) -> None:
@@ -393,7 +390,6 @@ def vars_of(estimate: Any) -> dict[str, float]:
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(900)
 def test_the_outcome_shows_costs_and_opens_the_test_split_once(study: Finished) -> None:
     assert study.output.count("opening the test split") == 1
     assert study.output.index("twins of trial") < study.output.index("opening the test split")
@@ -410,7 +406,6 @@ def test_the_outcome_shows_costs_and_opens_the_test_split_once(study: Finished) 
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(900)
 def test_the_same_study_again_trains_and_changes_nothing(
     study: Finished, give: Callable[[], Finished]
 ) -> None:
