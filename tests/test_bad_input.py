@@ -160,9 +160,9 @@ def test_ctrl_c_in_training_ends_with_a_hint(
         jobs.wait_until(lambda: list(store.glob("running/recommender-*/*")), job, log)
         job.send_signal(signal.SIGINT)
         try:
-            code = job.wait(timeout=60)
+            code = job.wait(timeout=300)
         except subprocess.TimeoutExpired:
-            pytest.fail(f"still running 30 s after Ctrl-C:\n{log.read_text()}")
+            pytest.fail(f"still running long after Ctrl-C:\n{log.read_text()}")
     shown = log.read_text()
     assert code == 130, shown
     assert "rsllm: interrupted; the same command continues" in shown
