@@ -8,10 +8,12 @@ import secrets
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
 
+pytest_plugins = ["skips"]
 ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "OMP_NUM_THREADS": "1",  # the models are too small for two
@@ -31,6 +33,18 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ.update(ENVIRONMENT, RAY_TMPDIR=folder.name)  # apart from the user's own Ray
     settings.register_profile("any machine", deadline=None)  # a busy one is no failure
     settings.load_profile("any machine")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Side by side, one process has all tests of Ray, which mostly wait, and others a file each.
+
+    Those of Ray come first, because they take longest; they share one Ray.
+    """
+    items.sort(key=lambda item: item.get_closest_marker("ray") is None)
+    for item in items:
+        group = "ray" if item.get_closest_marker("ray") else item.path.name
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(scope="session")
@@ -155,3 +169,31 @@ def ray_cluster() -> Iterator[str]:
     )
     yield f"http://{context.dashboard_url}"
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def main_job(tiny_llm: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The main job, finished after an interruption and a kill: `jobs.Finished`."""
+    import jobs
+
+    return jobs.finished(tiny_llm, tmp_path_factory.mktemp("job"))
+
+
+@pytest.fixture(scope="module")
+def trained_here(ray_cluster: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Stages train in this process, one after the other, and none starts the six of Ray Train.
+
+    For what is asked of the outcome. How trainings fare in processes of their own is asked in
+    test_main_job.py, test_search.py and the faults.
+    """
+    from world import group_of_one
+
+    from rsllm.study import variants
+    from rsllm.train import launch
+    from rsllm.train.worker import work
+
+    with group_of_one(tmp_path_factory.mktemp("group")), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(launch, "run", lambda assignment, **named: work({"assignment": assignment}))
+        patch.setattr("ray.train.report", lambda metrics: None)
+        patch.setattr(variants, "run_all", lambda pipelines: None)  # what it left out is run next
+        yield

@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import jobs
 import pytest
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = pytest.mark.ray
 MAIN, VARIANTS = "RSLLM + pointer", ("without slots", "LLaRA-like", "LlamaRec-like")
 
 
 @pytest.fixture(scope="module")
-def store(tiny_llm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def store(tiny_llm: Path, tmp_path_factory: pytest.TempPathFactory, trained_here: None) -> Path:
     store = tmp_path_factory.mktemp("train") / "store"
-    command = [sys.executable, "experiments/train_rsllm.py", *jobs.SMALL]
-    command += ["--backbone", str(tiny_llm), "--storage", str(store)]
-    command += [word for name in VARIANTS for word in ("--only", name)]
-    done = jobs.run(command, seconds=600)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "Variants, ranked by validation MRR" in done.stdout
+    words = [*jobs.SMALL, "--backbone", str(tiny_llm), "--storage", str(store)]
+    words += [word for name in VARIANTS for word in ("--only", name)]
+    said = jobs.run_here("experiments/train_rsllm.py", *words)
+    assert "Variants, ranked by validation MRR" in said
     return store
 
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+
+import pytest
+import ray
 
 SCRIPT = """
 import logging, sys, time, weakref
@@ -32,11 +36,15 @@ sys.stdin.read()
 """
 
 
-def test_only_the_end_of_a_worker_and_a_second_ray_are_kept_from_the_terminal() -> None:
+@pytest.mark.ray
+def test_only_the_end_of_a_worker_and_a_second_ray_are_kept_from_the_terminal(
+    ray_cluster: str,
+) -> None:
     """What is kept comes last, so what is not there by then was kept back."""
     command, pipe = [sys.executable, "-c", SCRIPT], subprocess.PIPE
+    joined = os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
     with subprocess.Popen(
-        command, stdin=pipe, stdout=pipe, stderr=subprocess.STDOUT, text=True
+        command, stdin=pipe, stdout=pipe, stderr=subprocess.STDOUT, env=joined, text=True
     ) as job:
         assert job.stdout
         shown = ""

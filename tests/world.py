@@ -1,18 +1,37 @@
-"""A world of real processes that talk over gloo."""
+"""Worlds in which engines and tasks run: of real processes over gloo, and of this one alone."""
 
 from __future__ import annotations
 
 import multiprocessing
+import os
+import secrets
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 
 TIMEOUT = timedelta(seconds=120)
+_worlds: dict[int, list[ProcessPoolExecutor]] = {}
+"""By size, a process for each rank. They stay: to start one takes longer than most tests in it."""
+_meeting_places = tempfile.TemporaryDirectory()
+
+
+@contextmanager
+def group_of_one(folder: Path) -> Iterator[None]:
+    """This process as the one rank of a process group, which meets in `folder`."""
+    store = f"file://{folder}/store"
+    dist.init_process_group("gloo", init_method=store, rank=0, world_size=1)
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("LOCAL_RANK", "0")  # DeepSpeed asks for it; Ray Train sets it
+        yield
+    dist.destroy_process_group()
 
 
 def run_in_world(fn: Callable[..., Any], world_size: int, *args: Any) -> list[Any]:
@@ -24,29 +43,34 @@ def run_in_world(fn: Callable[..., Any], world_size: int, *args: Any) -> list[An
     Raises:
         ExceptionGroup: the errors of all ranks that failed; one failure usually fails its peers.
     """
-    context = multiprocessing.get_context("spawn")
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        ProcessPoolExecutor(world_size, mp_context=context) as pool,
-    ):
-        ranks = [
-            pool.submit(_join_and_run, fn, rank, world_size, f"file://{folder}/store", args)
-            for rank in range(world_size)
-        ]
-        errors = [error for rank in ranks if isinstance(error := rank.exception(), Exception)]
-        if errors:
-            raise ExceptionGroup(f"{len(errors)} of {world_size} ranks failed", errors)
-        return [rank.result() for rank in ranks]
+    if world_size not in _worlds:
+        _worlds[world_size] = _world(world_size)
+    ranks = [rank.submit(_run, fn, args) for rank in _worlds[world_size]]
+    errors = [error for rank in ranks if isinstance(error := rank.exception(), Exception)]
+    if errors:
+        del _worlds[world_size]  # who failed has left its group
+        raise ExceptionGroup(f"{len(errors)} of {world_size} ranks failed", errors)
+    return [rank.result() for rank in ranks]
 
 
-def _join_and_run(
-    fn: Callable[..., Any], rank: int, world_size: int, store: str, args: tuple[Any, ...]
-) -> Any:
+def _world(size: int) -> list[ProcessPoolExecutor]:
+    store = f"file://{_meeting_places.name}/{secrets.token_hex(8)}"
+    spawn = multiprocessing.get_context("spawn")
+    return [
+        ProcessPoolExecutor(1, spawn, initializer=_join, initargs=(rank, size, store))
+        for rank in range(size)
+    ]
+
+
+def _join(rank: int, size: int, store: str) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=store, rank=rank, world_size=world_size, timeout=TIMEOUT
-    )
+    os.environ["LOCAL_RANK"] = str(rank)
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=size, timeout=TIMEOUT)
+
+
+def _run(fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:
     try:
         return fn(*args)
-    finally:
+    except BaseException:
         dist.destroy_process_group()
+        raise

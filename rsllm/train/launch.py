@@ -12,6 +12,7 @@ import ray
 from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.torch.config import _TorchBackend
+from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.constants import WORKER_GROUP_START_TIMEOUT_S_ENV_VAR
 from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 from ray.train.v2._internal.execution.callback import ControllerCallback
@@ -64,7 +65,7 @@ def _trainer(
 ) -> TorchTrainer:
     compute, layout = assignment.experiment.compute, assignment.layout
     os.environ[WORKER_GROUP_START_TIMEOUT_S_ENV_VAR] = str(compute.wait_seconds)
-    trainer = TorchTrainer(
+    trainer = _Trainer(
         work,
         train_loop_config={"assignment": assignment},
         torch_config=_TorchConfig(timeout_s=compute.timeout_seconds),
@@ -90,6 +91,13 @@ def _trainer(
 
 def _resources(layout: Layout) -> dict[str, float]:
     return {"CPU": layout.cpus_per_worker} | ({"GPU": 1} if layout.use_gpu else {})
+
+
+class _Trainer(TorchTrainer):  # type: ignore[misc]
+    def _create_default_callbacks(self) -> list[Any]:
+        """Start no process for data sets: a worker reads its own."""
+        made = super()._create_default_callbacks()
+        return [callback for callback in made if not isinstance(callback, DatasetsCallback)]
 
 
 @dataclass

@@ -149,6 +149,7 @@ def test_partial_files(
         assert share < 0.15
 
 
+@pytest.mark.ray
 def test_movielens_held_out_rows_agree_up_to_ties(
     files: Path, recbole: Path, tmp_path: Path, ray_cluster: str
 ) -> None:

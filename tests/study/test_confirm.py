@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -247,9 +246,8 @@ def test_a_mistake_is_told_as_such_where_trainings_run_side_by_side(
 class Finished:
     """A study that ran to its end, and what it left."""
 
-    def __init__(self, done: subprocess.CompletedProcess[str], store: Path) -> None:
-        assert done.returncode == 0, done.stdout + done.stderr
-        self.output, self.store = done.stdout, store
+    def __init__(self, output: str, store: Path) -> None:
+        self.output, self.store = output, store
         (self.file,) = store.glob("studies/*/results.json")
         self.results: dict[str, Any] = json.loads(self.file.read_text())
 
@@ -259,15 +257,22 @@ class Finished:
 
 
 @pytest.fixture(scope="module")
-def command(tiny_llm: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    script = Path(__file__).with_name("small_study.py")
+def give(
+    tiny_llm: Path, tmp_path_factory: pytest.TempPathFactory, trained_here: None
+) -> Callable[[], Finished]:
+    """Runs the small study to its end; the second time it is there already."""
     store = tmp_path_factory.mktemp("confirm") / "store"
-    return [sys.executable, str(script), str(tiny_llm), str(store)]
+
+    def give() -> Finished:
+        said = jobs.run_here("tests/study/small_study.py", str(tiny_llm), str(store))
+        return Finished(said, store)
+
+    return give
 
 
 @pytest.fixture(scope="module")
-def study(command: list[str]) -> Finished:
-    return Finished(jobs.run(command, seconds=900), Path(command[-1]))
+def study(give: Callable[[], Finished]) -> Finished:
+    return give()
 
 
 @pytest.fixture(scope="module")
@@ -304,7 +309,7 @@ def metrics(study: Finished, split: Any, artifact: str, **inputs: Any) -> np.nda
     return np.array([1 / np.array(ranks_DR), np.array(ranks_DR) == 1.0]).mean(axis=1)
 
 
-@pytest.mark.timeout(1800)
+@pytest.mark.ray
 def test_every_configuration_is_trained_on_the_same_seeds(
     study: Finished, trainings: dict[tuple[float, int], Path]
 ) -> None:
@@ -320,7 +325,7 @@ def test_every_configuration_is_trained_on_the_same_seeds(
     assert study.results["seeds"] == SEEDS
 
 
-@pytest.mark.timeout(1800)
+@pytest.mark.ray
 def test_the_best_mean_on_validation_wins(
     study: Finished, trainings: dict[tuple[float, int], Path]
 ) -> None:
@@ -344,7 +349,7 @@ def test_the_best_mean_on_validation_wins(
         assert 0 < score <= 1
 
 
-@pytest.mark.timeout(1800)
+@pytest.mark.ray
 def test_numbers_equal_those_recomputed_from_stored_scores(
     study: Finished, trainings: dict[tuple[float, int], Path]
 ) -> None:
@@ -384,7 +389,7 @@ def vars_of(estimate: Any) -> dict[str, float]:
     return {name: getattr(estimate, name) for name in ("value", "low", "high", "n")}
 
 
-@pytest.mark.timeout(1800)
+@pytest.mark.ray
 def test_the_outcome_shows_costs_and_opens_the_test_split_once(study: Finished) -> None:
     assert study.output.count("opening the test split") == 1
     assert study.output.index("twins of trial") < study.output.index("opening the test split")
@@ -400,13 +405,13 @@ def test_the_outcome_shows_costs_and_opens_the_test_split_once(study: Finished) 
     assert {WINNER, PLAIN, "zero-shot"} <= answered
 
 
-@pytest.mark.timeout(1800)
+@pytest.mark.ray
 def test_the_same_study_again_trains_and_changes_nothing(
-    study: Finished, command: list[str]
+    study: Finished, give: Callable[[], Finished]
 ) -> None:
     kinds = ("stage-2", "evaluation", "recommender", "data")
     before = [study.artifacts(kind) for kind in kinds]
-    again = Finished(jobs.run(command, seconds=600), study.store)
+    again = give()
     assert [again.artifacts(kind) for kind in kinds] == before
     for results in (study.results, again.results):
         del results["provenance"], results["budget"]

@@ -126,7 +126,7 @@ def curves(shown: Any, folder: Path, of: Grid) -> dict[tuple[str, str], list[tup
 
 
 @pytest.fixture(scope="module")
-def folder(tiny_llm: Path, tmp_path_factory: pytest.TempPathFactory, ray_cluster: str) -> Path:
+def folder(tiny_llm: Path, tmp_path_factory: pytest.TempPathFactory, trained_here: None) -> Path:
     """Store, cells and page of RSLLM, of two spoilt ones and of a rule, at tiny scale."""
     folder = tmp_path_factory.mktemp("gain")
     words = ["--budget", "tiny", "--data", "synthetic", "--backbone", str(tiny_llm)]
@@ -146,7 +146,6 @@ def on_file(folder: Path, name: str) -> dict[str, Any]:
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(900)
 def test_one_training_is_judged_again(folder: Path) -> None:
     assert len(list(folder.glob("store/stage-2/[0-9a-f]*/manifest.json"))) == 1
     cells = {name: on_file(folder, name) for name in (WHOLE, TITLES, HISTORY)}
@@ -173,7 +172,6 @@ def test_one_training_is_judged_again(folder: Path) -> None:
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(900)
 def test_adapters_come_with_a_card(folder: Path) -> None:
     for stage, start in (("stage-1", "from the backbone"), ("stage-2", "from artifact ")):
         (path,) = folder.glob(f"store/{stage}/[0-9a-f]*/README.md")
@@ -203,7 +201,6 @@ def test_buckets_stand_from_popular_to_cold(tmp_path: Path) -> None:
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(900)
 def test_the_slot_rule_has_the_vectors_of_the_slots(folder: Path) -> None:
     (scores,) = on_file(folder, SLOTS)["predictions"]["scores"]
     judged = manifest(folder / "store" / "evaluation" / scores)["inputs"]
@@ -214,7 +211,6 @@ def test_the_slot_rule_has_the_vectors_of_the_slots(folder: Path) -> None:
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(900)
 def test_slots_are_probed_before_and_after_the_projector(folder: Path) -> None:
     (tuned,) = folder.glob("store/stage-2/[0-9a-f]*")
     of = functions("probe_slots")
@@ -250,7 +246,6 @@ def test_slots_are_probed_before_and_after_the_projector(folder: Path) -> None:
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(900)
 def test_cells_are_compared_on_the_users_left(folder: Path) -> None:
     """Against loops over the stored scores."""
     compare = functions("compare_cells")["compare"]
@@ -291,7 +286,6 @@ def test_a_linear_map_finds_what_is_in_states_and_nothing_else() -> None:
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(900)
 def test_layers_end_where_the_pointer_begins(folder: Path) -> None:
     """The last one is the model's own pointer; before the first one the rule is on slots."""
     (path,) = folder.glob("cells/*/rsllm-[0-9a-f]*.json")
