@@ -125,13 +125,13 @@ class Pipeline:
     @cached_property
     def _ranked(self) -> Path:
         """The same rows, with the titles that the recommender ranks highest as candidates."""
-        from rsllm.evaluate.candidates import write_candidates
+        from rsllm.evaluate.candidates import POOL, write_candidates
 
         data, fitted, store, experiment = self._data, self._fitted, self.store, self.experiment
         inputs = manifest(data)["inputs"]
         inputs["config"] |= {"candidates": "recommender"}
         whole, *folds = (path.name for path in fitted)
-        inputs |= {"data": data.name, "recommender": whole, "folds": folds}
+        inputs |= {"data": data.name, "recommender": whole, "folds": folds, "pool": POOL}
 
         def work() -> None:
             here = [store.local(path) for path in fitted]

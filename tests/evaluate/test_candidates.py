@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
-from ranked_data import loaded, ranked_data
+from ranked_data import EXPERIMENT, loaded, ranked_data
 from small_data import NUM_CANDIDATES, small_data
 
+from rsllm.config import DataConfig
+from rsllm.config.plain import replace_in
 from rsllm.data.audit import audit
 from rsllm.data.prepared import PreparedData
 from rsllm.data.sequences import NO_ITEM, Rows
@@ -26,6 +30,7 @@ from rsllm.evaluate.rank import (
     rank_catalogue,
     target_places,
 )
+from rsllm.pipeline import Pipeline, StageInputs
 from rsllm.recommenders.base import Recommender
 from rsllm.store.artifacts import MANIFEST, Store, sha256
 from rsllm.study.external import export_candidates, judge
@@ -142,6 +147,44 @@ def test_the_recommender_hits_as_it_does_over_the_whole_catalogue(ranked: Prepar
     assert of_sets["HR@1"].mean() < of_sets["HR@5"].mean() == 1.0
     judged = catalogue_metrics(lambda some: catalogue_scores(whole, some), rows, ranked)
     np.testing.assert_array_equal(judged["HR@1"], of_all["HR@1"])
+
+
+def test_the_pipeline_ranks_once_and_shares_all_else(
+    data: PreparedData, ranked: PreparedData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage, done = data.path.parents[1], list[Any]()
+
+    def fitted(self: Pipeline, stage: str, inputs: StageInputs) -> Path:
+        assert inputs.key["data"] == data.path.name
+        fold, _ = inputs.key.get("fold", (-1, FOLDS))
+        done.append(inputs.key)
+        return storage / "recommender" / f"ranked-{fold + 1}"
+
+    def prepared(self: Pipeline, config: DataConfig) -> Path:
+        assert config.candidates == "uniform"
+        return data.path
+
+    def here(self: Pipeline, work: Callable[[], None]) -> None:
+        done.append("ranked")
+        work()
+
+    monkeypatch.setattr(Pipeline, "_train", fitted)
+    monkeypatch.setattr(Pipeline, "_prepare", prepared)
+    monkeypatch.setattr(Pipeline, "_remote", here)
+    plain = replace_in(EXPERIMENT, {"recommender.folds": FOLDS})
+    experiment = replace_in(plain, {"data.candidates": "recommender"})
+    pipelines = [Pipeline(which, storage) for which in (plain, experiment, experiment)]
+    uniform, path, again = (pipeline.prepare() for pipeline in pipelines)
+    assert uniform == data.path != path == again
+    assert done.count("ranked") == 1
+    assert pipelines[0]._recommender == pipelines[1]._recommender in done
+    made = PreparedData.open(path)
+    for split in ("validation", "test"):
+        expected_RC = candidate_sets(ranked.rows(split))  # type: ignore[arg-type]
+        np.testing.assert_array_equal(candidate_sets(made.rows(split)), expected_RC)  # type: ignore[arg-type]
+    pools = [found.rows("train").pool_RP for found in (made, ranked)]
+    np.testing.assert_array_equal(*pools)
+    assert audit(path)[-1].check == "recommender ranked-0"
 
 
 def test_another_system_is_judged_on_these_sets(ranked: PreparedData, tmp_path: Path) -> None:
