@@ -108,10 +108,6 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         {"data.candidates": "recommender", "data.num_draws": 2},
         "num_draws is 2, but with data.candidates = recommender every draw is the same; choose 1",
     ),
-    (
-        {"mixture": [{"data": {"source": "games", "candidates": "recommender"}}]},
-        "candidates of games in the mixture is recommender.*choose uniform or popularity",
-    ),
     ({"data.train_share": 0.0}, "greater than 0"),
     ({"data.train_share": 1.5}, "less than 1"),
     ({"data.num_shards": 0}, "greater than 0"),

@@ -213,8 +213,7 @@ def candidates(data: PreparedData, split: Split) -> Iterator[Finding]:
         if data.config["candidates"] == "recommender":
             popular_RC = data.catalogue.counts_I[sets[0]] > data.catalogue.counts_I[target_R1]
             evidence = (
-                "a recommender's first titles, the same for equal histories: no score on them"
-                " compares with one on drawn sets;"
+                "a recommender's first titles: no score on them compares with one on drawn sets;"
                 f" {popular_RC[sets[0] != target_R1].mean():.0%} are more popular than the target"
             )
             yield Finding(f"{split} negatives", "warning", evidence)

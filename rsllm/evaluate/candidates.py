@@ -7,6 +7,7 @@ Axes: R rows, I items of the catalogue, T titles that may be negatives, N negati
 
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -41,17 +42,11 @@ def write_candidates(
     shutil.copytree(source, folder, ignore=left_out, dirs_exist_ok=True)
     data, name = prepared.PreparedData.open(source), "recommender"
     size, seed = data.config["num_candidates"], data.config["seed"]
-    methods = [
-        Method(name=name, scorer=name, experiment=experiment, artifact=str(path)) for path in fitted
-    ]
-    if len(fitted) == 1:
-        print(
-            "rsllm: the recommender has trained on the rows that it gives candidates for training,"
-            " so their next items stand higher than those of new users; recommender.folds=2 asks"
-            " one that has not seen the user",
-            flush=True,
-        )
-    scorers = [catalogue_scorer(name).make(method, data) for method in methods]
+    known, method = catalogue_scorer(name), Method(name=name, scorer=name, experiment=experiment)
+    scorers = [known.make(replace(method, artifact=str(path)), data) for path in fitted]
+    if not scorers[1:]:
+        why = "training rows get candidates from the recommender that has trained on them"
+        print(f"rsllm: {why}; recommender.folds=2 asks one that has not seen the user", flush=True)
 
     def pools(rows: Rows) -> Ints:
         number_R = rows.user_R % (len(scorers) - 1) + 1 if scorers[1:] else 0 * rows.user_R

@@ -42,13 +42,12 @@ class DatasetTables:
         """On what all this was found out."""
         first = next(iter(self.cells.values()))
         seeds = max(len(cell["seeds"]) for cell in self.cells.values())
-        ranked = self.common["data"]["candidates"] == "recommender"
-        others = ", the others being what the recommender ranks highest" if ranked else ""
+        whose = " of the recommender" if self.common["data"]["candidates"] == "recommender" else ""
         over = " and seeds" if seeds > 1 else "; with one seed nothing is known of other trainings"
         return (
             f"{first['data']['split']} split, the same {first['n']} test users for all (of"
             f" {first['data']['counts'].get('users')} in the data) with {self.num_candidates}"
-            f" candidates{others}: by chance HR@1 is {self.chance:.3f}. Intervals are over"
+            f" candidates{whose}: by chance HR@1 is {self.chance:.3f}. Intervals are over"
             f" users{over}."
         )
 
