@@ -180,10 +180,10 @@ def test_the_pipeline_ranks_once_and_shares_all_else(
     assert pipelines[0]._recommender == pipelines[1]._recommender
     made = PreparedData.open(path)
     for split in ("validation", "test"):
-        expected_RC = candidate_sets(ranked.rows(split))  # type: ignore[arg-type]
-        np.testing.assert_array_equal(candidate_sets(made.rows(split)), expected_RC)  # type: ignore[arg-type]
-    pools = [found.rows("train").pool_RP for found in (made, ranked)]
-    np.testing.assert_array_equal(*pools)
+        expected_RC = candidate_sets(ranked.rows(split))
+        np.testing.assert_array_equal(candidate_sets(made.rows(split)), expected_RC)
+    first_RP, second_RP = (found.rows("train").pool_RP for found in (made, ranked))
+    np.testing.assert_array_equal(first_RP, second_RP)
     assert audit(path)[-1].check == "recommender ranked-0"
 
 
@@ -211,7 +211,7 @@ def test_the_audit_says_what_holds_of_such_sets(data: PreparedData, ranked: Prep
     for split in ("validation", "test"):
         assert findings[f"{split} candidates"].verdict == "ok"
         assert findings[f"{split} places"].verdict == "ok"
-        found, rows = findings[f"{split} negatives"], ranked.rows(split)  # type: ignore[arg-type]
+        found, rows = findings[f"{split} negatives"], ranked.rows(split)
         counts_I, popular = data.catalogue.counts_I, []
         for row, chosen in enumerate(candidate_sets(rows).tolist()):
             target = int(rows.target_R[row])
