@@ -5,7 +5,7 @@ they have in common, and nothing is computed twice.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, InitVar, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -113,11 +113,32 @@ class Pipeline:
             ConfigError: two data sets of the mixture, the target domain among them, share users.
         """
         _ = self._mixture
-        return self._data
+        return self._data if self.experiment.data.candidates != "recommender" else self._ranked
 
     @cached_property
     def _data(self) -> Path:
-        return self._prepare(self.experiment.data)
+        """What recommender and keys are made from, whose candidates need no recommender."""
+        data = self.experiment.data
+        drawn = "uniform" if data.candidates == "recommender" else data.candidates
+        return self._prepare(replace(data, candidates=drawn))
+
+    @cached_property
+    def _ranked(self) -> Path:
+        """The same rows, with the titles that the recommender ranks highest as candidates."""
+        from rsllm.evaluate.candidates import POOL, write_candidates
+
+        data, fitted, store, experiment = self._data, self._fitted, self.store, self.experiment
+        inputs = manifest(data)["inputs"]
+        inputs["config"] |= {"candidates": "recommender"}
+        whole, *folds = (path.name for path in fitted)
+        inputs |= {"data": data.name, "recommender": whole, "folds": folds, "pool": POOL}
+
+        def work() -> None:
+            here = [store.local(path) for path in fitted]
+            with store.commit("data", inputs) as folder:
+                write_candidates(folder, store.local(data), here, experiment)
+
+        return store.ensure(store.path("data", inputs), lambda: self._remote(work))
 
     def _prepare(self, config: DataConfig) -> Path:
         from rsllm.data.prepare import prepare
@@ -132,12 +153,7 @@ class Pipeline:
         """What fills the slots of stage 2: the recommender's item table, with cross-fitted ones."""
         from rsllm.recommenders.embeddings import ItemEmbeddings
 
-        whole, inputs, count = self.fit(), self._recommender, self.experiment.recommender.folds
-        folds = []
-        for fold in range(count):
-            key, folders = {"fold": [fold, count]}, {"fold": fold}
-            parts = StageInputs(inputs.key | key, inputs.folders | folders)
-            folds.append(self._train("recommender", parts))
+        whole, *folds = self._fitted
         if not folds:
             return whole
 
@@ -146,41 +162,39 @@ class Pipeline:
             ItemEmbeddings.load(whole).crossed_with(tables).save(folder)
 
         sources = {"recommender": whole.name, "folds": [path.name for path in folds]}
-        return self.store.get("items", {"data": self.prepare().name, **sources}, make)
+        return self.store.get("items", {"data": self._data.name, **sources}, make)
+
+    @cached_property
+    def _fitted(self) -> list[Path]:
+        """The whole recommender, and those that are cross-fitted."""
+        inputs, count, fitted = self._recommender, self.experiment.recommender.folds, [self.fit()]
+        for fold in range(count):
+            key, folders = {"fold": [fold, count]}, {"fold": fold}
+            parts = StageInputs(inputs.key | key, inputs.folders | folders)
+            fitted.append(self._train("recommender", parts))
+        return fitted
 
     def title_vectors(self) -> Path:
         """The backbone's frozen vectors of all titles, as an item table."""
-        backbone, data, prompt = self.backbone, self.prepare(), self.experiment.prompt
+        backbone, data, prompt = self.backbone, self._data, self.experiment.prompt
         inputs = {"data": data.name, "backbone": self.fingerprint, "prompt": to_dict(prompt)}
+        store, source, threads = self.store, self.experiment.backbone.source, self.layout.threads
 
-        def commit() -> None:
-            import ray
-
+        def work() -> None:
             from rsllm.data.prepared import PreparedData
             from rsllm.model.titles import title_vectors
             from rsllm.recommenders.embeddings import ItemEmbeddings
 
-            store, threads = self.store, self.layout.threads
-            source = self.experiment.backbone.source
+            titles = PreparedData.open(store.local(data)).titles
+            vectors_ID = title_vectors(backbone_here(backbone, source), titles, prompt, threads)
+            with store.commit("titles", inputs) as folder:
+                ItemEmbeddings(vectors_ID, source=backbone).save(folder)
 
-            def work() -> None:
-                titles = PreparedData.open(store.local(data)).titles
-                here = backbone_here(backbone, source)
-                vectors_ID = title_vectors(here, titles, prompt, threads)
-                with store.commit("titles", inputs) as folder:
-                    ItemEmbeddings(vectors_ID, source=backbone).save(folder)
-
-            remote = ray.remote(work).options(num_cpus=self.layout.cpus_per_worker)
-            try:
-                ray.get(remote.remote())
-            except ray.exceptions.RayTaskError as error:
-                raise error.cause from error
-
-        return self.store.ensure(self.store.path("titles", inputs), commit)
+        return store.ensure(store.path("titles", inputs), lambda: self._remote(work))
 
     def title_ngrams(self) -> Path:
         """Vectors of what titles are written like, as an item table: a part of the keys."""
-        data, width = self.prepare(), self.experiment.catalogue.title_width
+        data, width = self._data, self.experiment.catalogue.title_width
 
         def make(folder: Path) -> None:
             from rsllm.data.prepared import PreparedData
@@ -237,7 +251,7 @@ class Pipeline:
     def _recommender(self) -> StageInputs:
         config = self.experiment.recommender
         titles = self.title_vectors() if config.items == "title" else None
-        inputs = StageInputs.of(data=self.prepare(), titles=titles)
+        inputs = StageInputs.of(data=self._data, titles=titles)
         # It is the same however many others are cross-fitted.
         inputs.key["recommender"] = to_dict(replace(config, folds=0))
         return inputs
@@ -245,7 +259,7 @@ class Pipeline:
     def _keys(self, stage: StageConfig) -> StageInputs:
         items = self.item_table() if stage.representation in SLOTTED else None
         titles = self.title_ngrams()
-        inputs = StageInputs.of(data=self.prepare(), recommender=items, titles=titles)
+        inputs = StageInputs.of(data=self._data, recommender=items, titles=titles)
         inputs.key["catalogue"] = to_dict(self.experiment.catalogue)
         inputs.key["history_items"] = self.experiment.prompt.history_items
         inputs.key["shuffle_items"] = self.experiment.projector.shuffle_items
@@ -304,6 +318,15 @@ class Pipeline:
     def fingerprint(self) -> str:
         """What decides all that the backbone computes."""
         return fingerprint(self.backbone)
+
+    def _remote(self, work: Callable[[], None]) -> None:
+        """Run `work` where a worker has room."""
+        import ray
+
+        try:
+            ray.get(ray.remote(work).options(num_cpus=self.layout.cpus_per_worker).remote())
+        except ray.exceptions.RayTaskError as error:
+            raise error.cause from error
 
     def _train(self, stage: Stage, inputs: StageInputs) -> Path:
         from rsllm.train.launch import run

@@ -98,9 +98,8 @@ def _write_held_out(
     for draw in range(num_draws):
         keys_R = row_keys(0, split, rows.user_R, rows.position_R, draw)
         drawn = draw_candidates(keys_R, rows.history_RH, rows.target_R, catalogue, NUM_CANDIDATES)
-        columns = prepared.candidate_columns(rows, drawn)
         path = prepared.candidates_file(folder, split, draw)
-        prepared.write_table(path, "candidates", columns)
+        prepared.write_sets(path, rows, lambda _, drawn=drawn: drawn, len(rows))  # type: ignore[misc]
 
 
 def planted_order(item: Any) -> Any:

@@ -100,6 +100,14 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"data.min_history": 0}, "choose 1 to data.window = 10"),
     ({"data.min_history": 11}, "choose 1 to data.window = 10"),
     ({"data.num_candidates": 1}, "greater than or equal to 2"),
+    (
+        {"data.candidates": "full", "data.num_draws": 2},
+        "num_draws is 2, but with data.candidates = full every draw is the same; choose 1",
+    ),
+    (
+        {"data.candidates": "recommender", "data.num_draws": 2},
+        "num_draws is 2, but with data.candidates = recommender every draw is the same; choose 1",
+    ),
     ({"data.train_share": 0.0}, "greater than 0"),
     ({"data.train_share": 1.5}, "less than 1"),
     ({"data.num_shards": 0}, "greater than 0"),

@@ -34,7 +34,7 @@ WORDS = (
         "choice prompt",
         "history prompt",
     ),
-    *("catalogue scorer", "pointer", "shortcut", "fold"),
+    *("catalogue scorer", "pointer", "shortcut", "fold", "pool"),
 )
 
 

@@ -119,8 +119,9 @@ class DataConfig:
     cold_items: Literal["text-only", "drop"] = "text-only"
     """Held-out targets that no training row holds: kept, their slots empty; or dropped, and no
     cold item is a candidate."""
-    candidates: Literal["uniform", "popularity", "full"] = "uniform"
-    """How negatives are drawn: evenly, by their training interactions, or all titles at once."""
+    candidates: Literal["uniform", "popularity", "full", "recommender"] = "uniform"
+    """How negatives are drawn: evenly, by their training interactions, or all titles at once; or
+    those that `recommender`, fitted on the same rows, ranks highest: what a re-ranker is for."""
     num_candidates: Annotated[int, Field(ge=2)] = 20
     """Size of a candidate set: the target and `num_candidates - 1` negatives."""
     num_draws: PositiveInt = 1
@@ -142,10 +143,10 @@ class DataConfig:
                 f"data.max_history is {self.max_history}; a row needs data.min_history = {least}"
                 " interactions and a target: choose more, or 0 for all"
             )
-        if self.candidates == "full" and self.num_draws > 1:
+        if self.candidates in ("full", "recommender") and self.num_draws > 1:
             raise ConfigError(
-                f"data.num_draws is {self.num_draws}, but with data.candidates = full every draw is"
-                " the same; choose 1"
+                f"data.num_draws is {self.num_draws}, but with data.candidates = {self.candidates}"
+                " every draw is the same; choose 1"
             )
         if self.table.split and self.split not in ("auto", "given"):
             raise ConfigError(
@@ -187,3 +188,10 @@ class MixedData:
     data: DataConfig
     weight: PositiveFloat = 1.0
     """Share of the samples, relative to the target domain's 1."""
+
+    def __post_init__(self) -> None:
+        if self.data.candidates == "recommender":
+            raise ConfigError(
+                f"data.candidates of {self.data.source} in the mixture is recommender, but none is"
+                " fitted on it; choose uniform or popularity"
+            )

@@ -60,7 +60,7 @@ def audit(path: Path) -> list[Finding]:
     path = path.resolve()
     data = PreparedData.open(_data_of(path))
     accepted = data.facts.get("accepted", [])
-    findings = [*_checks(data), *(ancestry(path, data) if path != data.path else ())]
+    findings = [*_checks(data), *ancestry(path, data)]
     return [
         replace(finding, verdict="accepted")
         if finding.check in accepted and finding.verdict != "ok"
@@ -210,7 +210,15 @@ def candidates(data: PreparedData, split: Split) -> Iterator[Finding]:
             f"the target's place is uniform with p = {p:.2g} (chi-square, n = {len(places):,})"
         )
         yield Finding(f"{split} places", "leak" if p < CHANCE else "ok", evidence)
-        yield _shared_negatives(sets, draws[0], data.catalogue, f"{split} negatives")
+        if data.config["candidates"] == "recommender":
+            popular_RC = data.catalogue.counts_I[sets[0]] > data.catalogue.counts_I[target_R1]
+            evidence = (
+                "a recommender's first titles: no score on them compares with one on drawn sets;"
+                f" {popular_RC[sets[0] != target_R1].mean():.0%} are more popular than the target"
+            )
+            yield Finding(f"{split} negatives", "warning", evidence)
+        else:
+            yield _shared_negatives(sets, draws[0], data.catalogue, f"{split} negatives")
     same = [float((a == b).all(axis=1).mean()) for a, b in itertools.combinations(sets, 2)]
     if same:
         verdict: Verdict = "leak" if max(same) > TIED else "ok"
@@ -324,7 +332,7 @@ def duplicate_titles(data: PreparedData) -> Finding:
 def ancestry(path: Path, data: PreparedData) -> Iterator[Finding]:
     """Nothing that a run was made from trained on the run's held-out rows."""
     held_out = pd.concat([_interactions(data, split) for split in HELD_OUT])
-    for folder, facts in _ancestors(path):
+    for folder, facts in dict([*_ancestors(path), *_ancestors(data.path)]).items():
         name = f"{facts['kind']} {folder.name[:8]}"
         if not folder.exists():
             yield Finding(name, "warning", "not in this store: what it trained on is unknown")
@@ -334,7 +342,8 @@ def ancestry(path: Path, data: PreparedData) -> Iterator[Finding]:
         except CheckpointError as error:
             yield Finding(name, "leak", str(error))
         mixed = {key for key, _ in facts["inputs"].get("mixture", [])}
-        foreign = {facts["inputs"]["data"], *mixed} - {data.path.name}
+        same = {data.path.name, data.facts["inputs"].get("data")}  # also before it had candidates
+        foreign = {facts["inputs"]["data"], *mixed} - same
         folders = [data.path.parent / key for key in sorted(foreign)]
         others = [PreparedData.open(folder) for folder in folders if folder.exists()]
         leaked = sum(len(held_out.merge(_interactions(other, "train"))) for other in others)
@@ -357,7 +366,7 @@ def _interactions(data: PreparedData, split: Split) -> pd.DataFrame:
 def _ancestors(path: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
     """An artifact and all the trained ones that it was made from, with what their makers noted."""
     facts = manifest(path)
-    if facts["kind"] != "evaluation":
+    if facts["kind"] not in ("evaluation", "data"):
         yield path, facts
     for role in ("recommender", "start", "artifact"):
         key = facts["inputs"].get(role)

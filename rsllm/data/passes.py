@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from rsllm.data import interactions, prepared, sequences
 from rsllm.data.files import Chunk
 from rsllm.data.hashing import UInt64s
 from rsllm.data.raw import Change, merged, read_interactions, titles_beside
-from rsllm.data.sequences import SPLITS, Bools, Catalogue, Events, Ints, Split
+from rsllm.data.sequences import SPLITS, Bools, Catalogue, Events, Ints, Rows, Split
 from rsllm.data.sources import RawData
 from rsllm.errors import DataError
 
@@ -215,6 +216,7 @@ def _user_slices(user_E: Ints) -> Iterator[slice]:
 def hold_out(job: Job, catalogue: Catalogue, split: Split) -> Counts:
     """Write a split's rows by user, and its candidate sets."""
     config = job.config
+    assert config.candidates != "recommender", "these need what is fitted on the others"
     files = [job.scratch / f"{split}-{group}" for group in range(config.num_shards)]
     table = pa.concat_tables([prepared.read_table(file, "rows") for file in files])
     table = table.take(table["user"].to_numpy().argsort(kind="stable"))
@@ -223,14 +225,13 @@ def hold_out(job: Job, catalogue: Catalogue, split: Split) -> Counts:
         table = table.filter(pa.array(~cold_R))
     rows = prepared.to_rows(table, config.window)
     prepared.write_table(job.folder / f"{split}.parquet", "rows", prepared.row_columns(rows))
+    how = (catalogue, config.num_candidates, config.candidates)
+
+    def drawn(some: Rows, draw: int) -> Ints:
+        keys_R = sequences.row_keys(config.seed, split, some.user_R, some.position_R, draw)
+        return sequences.draw_candidates(keys_R, some.history_RH, some.target_R, *how)
+
     for draw in range(config.num_draws):
         path = prepared.candidates_file(job.folder, split, draw)
-        with prepared.table_writer(path, "candidates") as writer:
-            for start in range(0, len(rows), ROWS_AT_ONCE):
-                some = rows.take(np.arange(start, min(start + ROWS_AT_ONCE, len(rows))))
-                keys_R = sequences.row_keys(config.seed, split, some.user_R, some.position_R, draw)
-                how = (catalogue, config.num_candidates, config.candidates)
-                sets_RC = sequences.draw_candidates(keys_R, some.history_RH, some.target_R, *how)
-                columns = prepared.candidate_columns(some, sets_RC)
-                writer.write_table(prepared.to_table("candidates", columns))
+        prepared.write_sets(path, rows, partial(drawn, draw=draw), ROWS_AT_ONCE)
     return {f"{split}.cold_target": int(cold_R.sum()), f"{split}.kept": len(rows)}

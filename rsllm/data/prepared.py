@@ -5,6 +5,8 @@ events/part-*.parquet                every kept interaction; only the audit read
 train/part-*.parquet                 rows: a history and the item that came next
 validation.parquet, test.parquet     held-out rows
 candidates/SPLIT-DRAW.parquet        candidate sets, row by row as in the split's file
+pools/part-*.parquet                 what training negatives are drawn from, row by row as in train,
+                                     where they are not drawn from the whole catalogue
 counts.json, rejects.jsonl           what became of every raw line
 
 Times are milliseconds since 1970.
@@ -14,7 +16,7 @@ Times are milliseconds since 1970.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -108,14 +110,16 @@ class PreparedData:
         """
         window: int = self.config["window"]
         if split == "train":
-            return to_rows(_read_parts(self.path / "train", "rows"), window)
+            rows = to_rows(_read_parts(self.path / "train", "rows"), window)
+            if self.config["candidates"] != "recommender":
+                return rows
+            drawn = _read_parts(self.path / "pools", "candidates")
+            return replace(rows, pool_RP=_sets_of(rows, drawn, "training pools"))
         rows = to_rows(read_table(self.path / f"{split}.parquet", "rows"), window)
         if not 0 <= draw < self.num_draws:
             raise DataError(f"{self.path} has draws 0 to {self.num_draws - 1}, not {draw}")
         drawn = read_table(candidates_file(self.path, split, draw), "candidates")
-        if not np.array_equal(drawn["user"].to_numpy(), rows.user_R):
-            raise DataError(f"the {split} candidates are of other rows; prepare the data again")
-        return replace(rows, candidates_RC=_padded(drawn["candidates"]))
+        return replace(rows, candidates_RC=_sets_of(rows, drawn, f"{split} candidates"))
 
     def events(self) -> Events:
         """Every kept interaction, those that are held out too, by user and in order."""
@@ -145,9 +149,13 @@ def row_columns(rows: Rows) -> list[Any]:
     return [rows.user_R, rows.position_R, history, rows.target_R, rows.time_R]
 
 
-def candidate_columns(rows: Rows, candidates_RC: Ints) -> list[Any]:
-    """The columns of candidate sets, for `to_table`."""
-    return [rows.user_R, rows.position_R, _to_lists(candidates_RC)]
+def write_sets(path: Path, rows: Rows, make: Callable[[Rows], Ints], step: int) -> None:
+    """Write the candidate sets that `make` gives so many rows at a time."""
+    with table_writer(path, "candidates") as writer:
+        for start in range(0, len(rows), step):
+            some = rows.take(slice(start, start + step))
+            columns = [some.user_R, some.position_R, _to_lists(make(some))]
+            writer.write_table(to_table("candidates", columns))
 
 
 def to_table(kind: str, columns: Sequence[Any]) -> pa.Table:
@@ -193,6 +201,12 @@ def _read_parts(folder: Path, kind: str) -> pa.Table:
     parts = [read_table(part, kind) for part in sorted(folder.glob("part-*.parquet"))]
     table = pa.concat_tables(parts)
     return table.take(table["user"].to_numpy().argsort(kind="stable")).combine_chunks()
+
+
+def _sets_of(rows: Rows, drawn: pa.Table, name: str) -> Ints:
+    if not np.array_equal(drawn["user"].to_numpy(), rows.user_R):
+        raise DataError(f"the {name} are of other rows; prepare the data again")
+    return _padded(drawn["candidates"])
 
 
 def _to_lists(padded_RN: Ints) -> pa.ListArray:

@@ -89,6 +89,8 @@ class Rows:
         time_R: when the target happened, in milliseconds since 1970 (int64).
         candidates_RC: shuffled candidates with the target among them; None for training rows,
             whose candidates are drawn anew each epoch.
+        pool_RP: the titles that a training row's negatives are drawn from, padded with -1; None
+            for the whole catalogue.
     """
 
     user_R: Ints
@@ -98,6 +100,7 @@ class Rows:
     target_R: Ints
     time_R: NDArray[np.int64]
     candidates_RC: Ints | None = None
+    pool_RP: Ints | None = None
 
     def __len__(self) -> int:
         return len(self.target_R)
@@ -224,6 +227,15 @@ def draw_candidates(
     candidates_RC = np.concatenate(chunks)
     used = (candidates_RC != NO_ITEM).any(axis=0)
     return candidates_RC[:, used] if full and len(keys_R) else candidates_RC
+
+
+def draw_from_pools(keys_R: UInt64s, pool_RP: Ints, target_R: Ints, num_candidates: int) -> Ints:
+    """Each row's target and negatives drawn evenly from the row's own pool, shuffled.
+
+    A pool has at least `num_candidates` - 1 titles, none of them the target's.
+    """
+    negatives_RN = _shuffled(keys_R, pool_RP)[:, : num_candidates - 1]
+    return _shuffled(mix64(keys_R), np.column_stack([target_R, negatives_RN]))
 
 
 def _shuffled(keys_R: UInt64s, items_RX: Ints) -> Ints:

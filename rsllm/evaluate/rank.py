@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from rsllm.config import Scorer
 from rsllm.data.prepared import PreparedData
-from rsllm.data.sequences import NO_ITEM, Catalogue, Ints, Rows, Split
+from rsllm.data.sequences import NO_ITEM, Bools, Catalogue, Ints, Rows, Split
 from rsllm.errors import EvaluationError
 from rsllm.evaluate.deployed import lists_of
 from rsllm.evaluate.metrics import Floats, expected_metrics, rank_metrics, target_ranks
@@ -87,14 +87,23 @@ def candidate_scores(scores_RI: Floats, rows: Rows) -> Floats:
     return np.where(candidates_RC == NO_ITEM, np.finfo(np.float64).min, chosen_RC)
 
 
+def eligible(target_R: Ints, history_RH: Ints, catalogue: Catalogue) -> Bools:
+    """Which of the catalogue's representatives may be a row's negatives. [R, T]
+
+    Those (one id per distinct title) whose title is neither the target's nor one in the history.
+    """
+    seen_RX = catalogue.keys(np.column_stack([target_R, history_RH]))
+    open_RK = np.ones((len(target_R), catalogue.title_keys_I.max() + 2), dtype=bool)
+    np.put_along_axis(open_RK, seen_RX, False, axis=1)  # of padding (-1): a column of its own
+    return open_RK[:, catalogue.keys(catalogue.representatives)]
+
+
 def num_better(
     scores_RI: Floats, target_R: Ints, history_RH: Ints, catalogue: Catalogue
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Count the eligible negatives that score at least as high as the target.
+    """Count the `eligible` negatives that score at least as high as the target.
 
-    Eligible are the catalogue's representatives (one id per distinct title) whose title is neither
-    the target's nor one in the history: the pool that candidate sets are drawn from. Ties count
-    against the target, so constant scores never look good.
+    Ties count against the target, so constant scores never look good.
 
     Args:
         scores_RI: finite scores of the whole catalogue.
@@ -110,10 +119,7 @@ def num_better(
     """
     if not np.isfinite(scores_RI).all():
         raise EvaluationError("the recommender's scores are not finite; lower its learning rate")
-    seen_RX = catalogue.keys(np.column_stack([target_R, history_RH]))
-    open_RK = np.ones((len(target_R), catalogue.title_keys_I.max() + 2), dtype=bool)
-    np.put_along_axis(open_RK, seen_RX, False, axis=1)  # of padding (-1): a column of its own
-    eligible_RT = open_RK[:, catalogue.keys(catalogue.representatives)]
+    eligible_RT = eligible(target_R, history_RH, catalogue)
     target_score_R1 = np.take_along_axis(scores_RI, target_R[:, None], axis=1)
     better_RT = eligible_RT & (scores_RI[:, catalogue.representatives] >= target_score_R1)
     return better_RT.sum(axis=1), eligible_RT.sum(axis=1)

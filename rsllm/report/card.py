@@ -71,6 +71,7 @@ def write_card(
         settings=to_dict(settings),
         scorer=settings.ranks_by,
         num_candidates=experiment.data.num_candidates,
+        candidates=experiment.data.candidates,
         data=[_described(part, num_users) for part, num_users in data],
         validated=hits | {"MRR": mrr},
         by_target={name: bucket for name in BUCKETS if (bucket := _bucket(validation, name))},

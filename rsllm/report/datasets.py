@@ -42,11 +42,13 @@ class DatasetTables:
         """On what all this was found out."""
         first = next(iter(self.cells.values()))
         seeds = max(len(cell["seeds"]) for cell in self.cells.values())
+        whose = " of the recommender" if self.common["data"]["candidates"] == "recommender" else ""
         over = " and seeds" if seeds > 1 else "; with one seed nothing is known of other trainings"
         return (
             f"{first['data']['split']} split, the same {first['n']} test users for all (of"
             f" {first['data']['counts'].get('users')} in the data) with {self.num_candidates}"
-            f" candidates: by chance HR@1 is {self.chance:.3f}. Intervals are over users{over}."
+            f" candidates{whose}: by chance HR@1 is {self.chance:.3f}. Intervals are over"
+            f" users{over}."
         )
 
     @property

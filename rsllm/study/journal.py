@@ -98,6 +98,10 @@ def check_space(
             require(not unasked, f"a first guess has {unasked}, which it does not ask for")
             fixed = [path for path in paths if path.startswith("compute.")]
             require(not fixed, f"{fixed} changes no result; set it for all trials, with --set")
+            ranked = experiment.data.candidates == "recommender" and "stage" in search.watched
+            moved = [path for path in paths if ranked and path.startswith("recommender.")]
+            own = "decides data.candidates = recommender, so each trial had sets of its own"
+            require(not moved, f"{moved} {own}; choose uniform or popularity")
         pipeline = Pipeline(experiment, search.store.location, watched=search.watched)
         pipeline.check()
         if pipeline.needs_backbone:

@@ -307,6 +307,8 @@ def _notes(study: Study, methods: Mapping[str, Sequence[Method]], best: TrialRec
     ]
     if study.base.backbone.source == "smollm2-135m-q4":
         notes.append("The backbone's weights are dequantised from 4 bits.")
+    if study.base.data.candidates == "recommender":
+        notes.append("Beside the target stands what the recommender ranks highest, not a draw.")
     if any(group[0].scorer == "pointer" for group in methods.values()):
         notes.append("The pointer's methods rank by it; title likelihoods are in results.json.")
     return notes + [f"At the end of the best trial, {doubt}." for doubt in warnings(best.curve[-1])]

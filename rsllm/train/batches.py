@@ -11,7 +11,7 @@ from rsllm.config import StageConfig
 from rsllm.data.hashing import stream_seed
 from rsllm.data.histories import Histories
 from rsllm.data.prepared import PreparedData
-from rsllm.data.sequences import Rows, draw_candidates, row_keys
+from rsllm.data.sequences import Rows, draw_candidates, draw_from_pools, row_keys
 from rsllm.evaluate.rank import decision
 from rsllm.prompts.collate import Batch, Row, answer_tokens, collate
 from rsllm.prompts.encode import PromptEncoder
@@ -38,8 +38,12 @@ class TrainingSet:
         epoch_B, index_B = np.array(places).T
         rows, config = self.rows.take(index_B), self.data.config
         keys_B = row_keys(seed, "train", rows.user_R, rows.position_R, epoch_B)
-        how = (self.data.catalogue, config["num_candidates"], config["candidates"])
-        candidates_BC = draw_candidates(keys_B, rows.history_RH, rows.target_R, *how)
+        size, target_B = config["num_candidates"], rows.target_R
+        if rows.pool_RP is None:
+            how = (self.data.catalogue, size, config["candidates"])
+            candidates_BC = draw_candidates(keys_B, rows.history_RH, target_B, *how)
+        else:
+            candidates_BC = draw_from_pools(keys_B, rows.pool_RP, target_B, size)
         rows = replace(rows, candidates_RC=candidates_BC)
         tables = 1 + rows.user_R % self.folds if self.folds else np.zeros_like(rows.user_R)
         chosen = zip((keys_B >> np.uint64(48)).tolist(), tables.tolist(), strict=True)

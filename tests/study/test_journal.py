@@ -329,6 +329,13 @@ BAD: dict[str, tuple[Space, str]] = {
         lambda trial: {"compute.workers": trial.suggest_int("w", 1, 64)},
         "compute.workers.*changes no result",
     ),
+    "a recommender that decides the sets": (
+        lambda trial: {
+            "data.candidates": "recommender",
+            "recommender.width": trial.suggest_categorical("w", [32, 64]),
+        },
+        r"recommender\.width.*sets of its own; choose uniform or popularity",
+    ),
     "data that is not there": (
         lambda trial: {"data.source": trial.suggest_categorical("s", ["synthetic", "nope"])},
         "no asset is called 'nope'",

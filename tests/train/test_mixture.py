@@ -215,6 +215,13 @@ def test_a_mixture_needs_a_stage_1_of_text(settings: dict[str, Any]) -> None:
         replace_in(Experiment(), {"mixture": [{"data": {}}], **overrides})
 
 
+def test_no_recommender_is_fitted_on_further_data() -> None:
+    part = {"data": {"source": "games", "candidates": "recommender"}}
+    message = "of games in the mixture is recommender.*choose uniform or popularity"
+    with pytest.raises(ConfigError, match=message):
+        replace_in(Experiment(), {"mixture": [part]})
+
+
 @pytest.mark.parametrize("overrides", [{"data.candidates": "full"}, {"mixture": "full"}])
 def test_no_prompt_holds_all_titles(tmp_path: Path, overrides: dict[str, Any]) -> None:
     if "mixture" in overrides:

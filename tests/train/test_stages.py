@@ -10,12 +10,15 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from small_data import NUM_CANDIDATES, TITLES
+from ranked_data import ranked_data
+from scipy import stats
+from small_data import NUM_CANDIDATES, TITLES, small_data
 from small_tasks import language_task, recommender_task
 from world import run_in_world
 
 from rsllm.data.hashing import stream_seed
 from rsllm.data.prepared import PreparedData
+from rsllm.data.sequences import NO_ITEM
 from rsllm.evaluate.metrics import BUCKETS
 from rsllm.evaluate.rank import decision
 from rsllm.model import tuned
@@ -149,6 +152,39 @@ def test_training_candidates_follow_the_rule_and_change_with_the_epoch(
     ]
     places = [titles.index(title) for title, titles in first_draws]
     assert set(places) == set(range(NUM_CANDIDATES)), "the target stands anywhere"
+
+
+def test_training_candidates_are_what_a_recommender_ranks_highest(
+    random_llm: Path, tmp_path: Path
+) -> None:
+    """Drawn anew each epoch, evenly from the row's pool; and a step trains on them."""
+    data = ranked_data(small_data(tmp_path / "store" / "data" / "small"), folds=2)
+    rows, epochs = data.rows("train"), 600
+    assert rows.pool_RP is not None
+    task = language_task(data, random_llm, name="stage1", samples=8)
+    own, seen = task.batches.sets[0], Counter[int]()
+    for row in range(0, len(rows), 11):
+        drawn = own.decisions([(0, row), (1, row)], task.seed)
+        assert drawn == own.decisions([(0, row), (1, row)], task.seed)
+        assert drawn[0].candidates != drawn[1].candidates
+        for found in drawn:
+            negatives = {*found.candidates} - {found.target}
+            assert len(negatives) == NUM_CANDIDATES - 1
+            assert negatives <= {*rows.pool_RP[row].tolist()} - {NO_ITEM}
+            assert found.target == rows.target_R[row]
+    drawn = own.decisions([(epoch, 0) for epoch in range(epochs)], task.seed)
+    places = Counter(list(found.candidates).index(found.target) for found in drawn)
+    for found in drawn:
+        seen.update({*found.candidates} - {found.target})
+    assert len(seen) == (rows.pool_RP[0] != NO_ITEM).sum()
+    for counts in (seen, places):
+        assert stats.chisquare([*counts.values()]).pvalue > 1e-3
+    engine = Engine(task.objective, task.optimization, zero_stage=0, bf16=False)
+    before = engine.trainable()
+    for step in range(task.steps):
+        engine.step(task.batches(step), step)
+    assert any(not torch.equal(before[name], after) for name, after in engine.trainable().items())
+    assert 1 / NUM_CANDIDATES <= task.validate(task.objective)["MRR"] <= 1
 
 
 def test_batches_hold_rows_of_similar_length_and_each_row_once(
