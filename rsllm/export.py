@@ -188,8 +188,8 @@ def _write_card(source: Path, folder: Path, place: str, prepare: str) -> None:
     card.data.library_name = "peft" if adapter else "transformers"
     layers = manifest(source)["inputs"]["backbone"]["layers"] if adapter else 0
     how: Any = {"backbone": _backbone(folder), "layers": layers, "prepare": prepare}
-    text = card.text.partition(LOADING)[0] + loading(place, card.data.library_name, **how)
-    save_card(folder, card.data, text)
+    text, _, _ = card.text.partition(LOADING)
+    save_card(folder, card.data, text, loading(place, card.data.library_name, **how))
 
 
 def _backbone(folder: Path) -> str:

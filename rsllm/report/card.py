@@ -84,7 +84,7 @@ def write_card(
         precision=precision,
     )
     sources = [part.config["source"] for part, _ in data]
-    save_card(folder, _for_the_hub(backbone, sources), text + loading(name))
+    save_card(folder, _for_the_hub(backbone, sources), text, loading(name))
 
 
 def _for_the_hub(backbone: BackboneConfig, sources: Sequence[str]) -> ModelCardData:
@@ -99,9 +99,9 @@ def _for_the_hub(backbone: BackboneConfig, sources: Sequence[str]) -> ModelCardD
     )
 
 
-def save_card(folder: Path, facts: ModelCardData, text: str) -> None:
-    """Write README.md: facts that the hub reads, above a text for people."""
-    card = f"---\n{facts.to_yaml()}\n---\n\n{text}"
+def save_card(folder: Path, facts: ModelCardData, text: str, last: str) -> None:
+    """Write README.md: facts that the hub reads, above a text for people and its last section."""
+    card = f"---\n{facts.to_yaml()}\n---\n\n{text.strip()}\n\n{last}\n"
     (folder / CARD).write_text(card, encoding="utf-8")
 
 
