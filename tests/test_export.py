@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import shutil
@@ -17,9 +18,9 @@ import torch
 from huggingface_hub import HfApi, ModelCard
 from huggingface_hub.utils import filter_repo_objects
 from model.small_models import save_qwen2
+from recommend.small_store import DATA, data_of, language_model, recommender
 from safetensors.torch import load_file
 from small_data import TITLES
-from trained_store import DATA, data_of, language_model, recommender
 
 import rsllm
 from rsllm.cli import build_parser, main
@@ -31,6 +32,7 @@ from rsllm.export import export
 from rsllm.flags import overrides
 from rsllm.model.backbone import load_backbone, load_tokenizer
 from rsllm.recommend.ranker import Ranker
+from rsllm.recommend.users import Task, _Actor
 from rsllm.store.artifacts import Store, manifest, seal
 
 HISTORY = [TITLES[0], TITLES[5], TITLES[9]]
@@ -108,8 +110,32 @@ def test_an_exported_folder_recommends_alone(
     assert_equal_lists(after.rank(HISTORY, candidates), expected[0], tolerance)
     pd.testing.assert_frame_equal(after.similar(HISTORY[0]), expected[1])
     for by, ranking in rankings.items():
-        again = opened(tmp_path / "out", ranker=by).rank(HISTORY, candidates)
-        assert_equal_lists(again, ranking, tolerance)
+        again = opened(tmp_path / "out", ranker=by)
+        assert (again.by, again.why) == (by, "as asked")
+        assert_equal_lists(again.rank(HISTORY, candidates), ranking, tolerance)
+
+
+def test_lists_lie_beside_an_exported_model(store: Store, random_llm: Path, tmp_path: Path) -> None:
+    """In the store of whoever makes them; what others may be given stays as it was exported."""
+    artifact = language_model(store, str(random_llm), **HISTORIES)
+    out, mine, lists = (tmp_path / name for name in ("out", "mine", "lists.parquet"))
+    export(artifact, out, "peft", ranker="catalogue")
+    shutil.rmtree(store.root)
+    before, asked = files_of(out), tmp_path / "histories.csv"
+    pd.DataFrame({"user_id": "me", "title": HISTORY}).to_csv(asked, index=False)
+    command = ["recommend", str(out), "--histories", str(asked), "--precision", "fp32"]
+    assert main([*command, "--k", "3", "--out", str(lists), "--storage", str(mine)]) == 0
+    assert files_of(out) == before
+    found = pd.read_parquet(lists)
+    ranker = opened(out)
+    expected = ranker.recommend(HISTORY, k=3)
+    assert found["title"].tolist() == expected["title"].tolist()
+    assert set(found["model"]) == {f"stage-2/{artifact.name}"}
+    task = Task.of(ranker, 3, precision="fp32")
+    pasts = {"me": ranker.items.find_all(HISTORY)}
+    actor = _Actor(task, ranker.exported, str(mine))
+    (content,) = actor({"place": 0, "users": [["me"]], "pasts": [[pasts["me"]]]})["content"]
+    pd.testing.assert_frame_equal(pd.read_parquet(io.BytesIO(content)), task.table(ranker, pasts))
 
 
 @pytest.mark.parametrize("form", ["peft", "merged"])
