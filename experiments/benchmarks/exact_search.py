@@ -128,14 +128,19 @@ def main() -> None:
     sizes = [(items, users) for items in arguments.items for users in USERS]
     found = [search(items, users, arguments.rounds) for items, users in sizes]
     spent = language_model(4, arguments.rounds)
-    whole = max((row for row in found if row["users"] == max(USERS)), key=lambda row: row["items"])
-    equal = whole["items"] * spent / whole["Ranker.lists"]
+    most = max(arguments.items)
+    equal = {
+        str(row["users"]): round(most * spent / row["Ranker.lists"])
+        for row in found
+        if row["items"] == most
+    }
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     result = {
         "searches": found,
-        "milliseconds": "of CPU time a user, on one thread",
+        "milliseconds": "of CPU time a user",
+        "threads": torch.get_num_threads(),
         "language_model": {"milliseconds": spent, "tokens": TOKENS, "shape": SHAPE},
-        "items_at_which_both_take_as_long": round(equal),
+        "items_at_which_both_take_as_long_by_users": equal,
         "largest_resident_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         "width": WIDTH,
         "k": K,
@@ -144,7 +149,7 @@ def main() -> None:
     }
     write_json(arguments.out, result)
     print(tabulate(found, headers="keys", floatfmt=".3g"))
-    print(f"a pass over {TOKENS} tokens: {spent:.0f} ms; as long as {equal:,.0f} items take")
+    print(f"a pass over {TOKENS} tokens: {spent:.0f} ms; so long takes a search of {equal} items")
 
 
 if __name__ == "__main__":
