@@ -135,6 +135,8 @@ def build_parser() -> argparse.ArgumentParser:
     recommend = add("recommend", "list items for histories, or for every user", _recommend)
     _add_recommend_flags(recommend)
     add_storage_flag(recommend)
+    export = add("export", "take a tuned model out of the store, for others to load", _export)
+    _add_export_flags(export)
     runs = add("runs", "list, show, compare and clear what a store holds", _runs)
     _add_actions(runs.add_subparsers(dest="action", metavar="ACTION", required=True))
     return parser
@@ -179,6 +181,23 @@ def _add_recommend_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto")
     parser.add_argument("--workers", type=int, default=0, metavar="N", help="models side by side")
+
+
+def _add_export_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", metavar="NAME", help="stage-2/KEY, or the beginning of it")
+    parser.add_argument("--to", required=True, metavar="DIR|NAME", help="new folder, or hub name")
+    forms = {
+        "peft": "the adapter apart",
+        "merged": "the adapter in the backbone, checked to score the same",
+        "hub": "pushed to the Hugging Face hub",
+    }
+    text = "; ".join(f"{form}: {what}" for form, what in forms.items())
+    parser.add_argument("--as", dest="form", choices=[*forms], required=True, help=text)
+    parser.add_argument("--ranker", default="auto", help="what it ranks by (default: the best)")
+    titles = "leave titles out; whoever loads it prepares the same data"
+    parser.add_argument("--without-titles", action="store_true", help=titles)
+    parser.add_argument("--public", action="store_true", help="on the hub; default: private")
+    add_storage_flag(parser)
 
 
 def _add_world_flags(parser: argparse.ArgumentParser) -> None:
@@ -276,6 +295,22 @@ def _recommend(arguments: argparse.Namespace) -> None:
     from rsllm.recommend.recommend import recommend
 
     recommend(arguments)
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    from rsllm.export import export
+
+    print(
+        export(
+            arguments.name,
+            arguments.to,
+            arguments.form,
+            storage=arguments.storage,
+            ranker=arguments.ranker,
+            titles=not arguments.without_titles,
+            public=arguments.public,
+        )
+    )
 
 
 def _runs(arguments: argparse.Namespace) -> None:

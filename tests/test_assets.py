@@ -275,11 +275,11 @@ class TestResolveBackbone:
         assert resolve_backbone("org/name") == snapshot
         assert fingerprint(snapshot) == "org/name@abc"
         (snapshot.parents[1] / "refs" / "main").write_text("def")
-        with pytest.raises(ConfigError, match="backbone org/name is not in the local hub cache"):
+        with pytest.raises(ConfigError, match="org/name is not in the local hub cache"):
             resolve_backbone("org/name")
         assert backbone_here(str(snapshot), "org/name") == str(snapshot)
         elsewhere = snapshot.relative_to(tmp_path)
-        with pytest.raises(ConfigError, match="backbone org/name is not in the local hub cache"):
+        with pytest.raises(ConfigError, match="org/name is not in the local hub cache"):
             backbone_here(f"/another/node/{elsewhere}", "org/name")
 
     @pytest.mark.parametrize(("offline", "reason"), [(True, "HF_HUB_OFFLINE"), (False, "404")])
@@ -289,7 +289,7 @@ class TestResolveBackbone:
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", offline)
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", site)
-        message = f"backbone org/name is not in the local hub cache.*{reason}.*rsllm fetch"
+        message = f"org/name is not in the local hub cache.*{reason}.*rsllm fetch"
         with pytest.raises(ConfigError, match=message):
             resolve_backbone("org/name")
 

@@ -41,6 +41,8 @@ class Asset:
     kind: Literal["data set", "backbone"]
     licence: str
     sources: tuple[UrlZip | Wheel | ByHand | OwnFolder, ...]
+    hub: str = ""
+    """The hub's name of the model that a backbone was made of."""
 
 
 TABLE = tomllib.loads(Path(__file__).with_name("catalogue.toml").read_text())
@@ -114,7 +116,9 @@ def resolve_backbone(source: str, *, commit: str = "", weights: bool = True) -> 
     if source and folder.is_dir():
         return folder.absolute()
     if HUB_NAME.fullmatch(source):
-        return _from_hub(source, commit, weights)
+        files = [pattern for pattern in DECIDING if weights or pattern != "*.safetensors"]
+        others = ["*/*", "consolidated*"]  # the same weights in other formats
+        return from_hub(source, files, commit=commit, ignore=others)
     known = ", ".join(name for name, asset in ASSETS.items() if asset.kind == "backbone")
     raise ConfigError(
         f"backbone {source!r} is no local folder and no hub name (organisation/model); known"
@@ -130,10 +134,22 @@ def backbone_here(folder: str, source: str) -> str:
     return str(resolve_backbone(source, commit=cached["commit"] if cached else ""))
 
 
+def hub_name(source: str) -> str:
+    """The hub's name of a backbone, or of what it was made of; empty if the hub has none."""
+    known = ASSETS[source].hub if source in ASSETS else source
+    return known if HUB_NAME.fullmatch(known) and not Path(known).is_dir() else ""
+
+
+def hub_version(folder: str | Path) -> str:
+    """The name and commit of a model in the hub's cache, NAME@COMMIT; empty for other folders."""
+    cached = HUB_FOLDER.search(str(folder))
+    return f"{cached['name'].replace('--', '/')}@{cached['commit']}" if cached else ""
+
+
 def fingerprint(backbone: str | Path) -> str:
     """A name of all that a backbone computes: a hub's model and commit, or its files' hash."""
-    if cached := HUB_FOLDER.search(str(backbone)):
-        return f"{cached['name'].replace('--', '/')}@{cached['commit']}"
+    if cached := hub_version(backbone):
+        return cached
     stats = [(path, path.stat()) for path in backbone_files(Path(backbone))]
     return content_hash({p.name: _sha256(p, stat.st_size, stat.st_mtime_ns) for p, stat in stats})
 
@@ -150,22 +166,30 @@ def _sha256(path: Path, size: int, changed: int) -> str:
     return sha256(path)
 
 
-def _from_hub(name: str, commit: str, weights: bool) -> Path:
-    """A model's files at one commit, in the hub's own cache; never its code, nor pickles."""
+def from_hub(
+    name: str, files: Sequence[str], *, commit: str = "", ignore: Sequence[str] = ()
+) -> Path:
+    """A model's files at one commit, in the hub's own cache.
+
+    Args:
+        name: organisation/model.
+        files: patterns of what is fetched; none may let code or pickles in.
+        commit: by default the newest, or the one that the cache knows where the hub is not asked.
+        ignore: patterns of what is left out.
+
+    Raises:
+        ConfigError: the hub does not give it.
+    """
     from huggingface_hub import snapshot_download
 
-    files = [pattern for pattern in DECIDING if weights or pattern != "*.safetensors"]
     try:
         folder = snapshot_download(
-            name,
-            revision=commit or None,
-            allow_patterns=files,
-            ignore_patterns=["*/*", "consolidated*"],  # the same weights in other formats
+            name, revision=commit or None, allow_patterns=[*files], ignore_patterns=[*ignore]
         )
     except Exception as error:  # the client's errors share no base class of its own
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise ConfigError(
-            f"backbone {name} is not in the local hub cache, and cannot be had ({reason}); correct"
-            " the name, give a local folder, or choose one that rsllm fetch lists"
+            f"{name} is not in the local hub cache, and cannot be had ({reason}); correct the name,"
+            " give a local folder, or choose a backbone that rsllm fetch lists"
         ) from error
     return Path(folder)

@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 
 from rsllm.config import Domain
 from rsllm.data.sequences import NO_ITEM, Catalogue, Events, Ints, Rows, Split
-from rsllm.errors import DataError
+from rsllm.errors import DataError, require
 from rsllm.store.artifacts import manifest, read_json
 
 COUNTS = "counts.json"
@@ -99,15 +99,22 @@ class PreparedData:
         return int(self.config["num_draws"])
 
     def user_ids(self) -> list[str]:
-        """The id that the raw data has for each user."""
+        """The id that the raw data has for each user.
+
+        Raises:
+            ConfigError: no user is here.
+        """
+        self._require_users()
         return list(read_table(self.path / USERS, "users")["source_id"].to_pylist())
 
     def rows(self, split: Split, draw: int = 0) -> Rows:
         """The rows of a split by user and position; only `rows("test")` opens the test file.
 
         Raises:
+            ConfigError: no user is here.
             DataError: a file has another schema, or there is no such draw.
         """
+        self._require_users()
         window: int = self.config["window"]
         if split == "train":
             rows = to_rows(_read_parts(self.path / "train", "rows"), window)
@@ -122,9 +129,22 @@ class PreparedData:
         return replace(rows, candidates_RC=_sets_of(rows, drawn, f"{split} candidates"))
 
     def events(self) -> Events:
-        """Every kept interaction, those that are held out too, by user and in order."""
+        """Every kept interaction, those that are held out too, by user and in order.
+
+        Raises:
+            ConfigError: no user is here.
+        """
+        self._require_users()
         table = _read_parts(self.path / "events", "events")
         return Events(*(table[name].to_numpy() for name in ("user", "item", "time")))
+
+    def _require_users(self) -> None:
+        """Refuse what an exported model brings along, which is items alone (`rsllm.export`)."""
+        require(
+            (self.path / USERS).exists(),
+            f"{self.path} came with an exported model, and users stay where it was trained; give"
+            " histories of titles, or load the model from the store that trained it",
+        )
 
 
 def candidates_file(folder: Path, split: Split, draw: int) -> Path:

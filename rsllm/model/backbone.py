@@ -144,6 +144,8 @@ def _keep_layers(llm: Any, count: int, folder: str | Path) -> None:
         raise refusal(folder, f"backbone.layers is {count}, and it has {has}; choose fewer, or 0")
     llm.get_decoder().layers = blocks[:count]
     llm.config.num_hidden_layers = count
+    if kinds := getattr(llm.config, "layer_types", None):  # a config of more kinds is not read
+        llm.config.layer_types = kinds[:count]
 
 
 def context_length(config: Any) -> int:

@@ -64,8 +64,10 @@ def chosen(ranker: Ranker, store: Store, by: str = "auto") -> Ranker:
     Raises:
         ConfigError: the model cannot rank by what is asked for.
     """
-    if by not in ("auto", "fused"):
-        return replace(ranker, by=by)
+    if ranker.exported and by == "auto":
+        return ranker
+    if ranker.exported or by not in ("auto", "fused"):
+        return replace(ranker, by=by, why="as asked")
     if ranker.language is None or len(ranker.rankers) == 1:
         require(
             by == "auto", f"{ranker.name} has one thing to rank by, and nothing to fuse it with"

@@ -1,16 +1,24 @@
-"""Opens an artifact of the store as a `Ranker`."""
+"""Opens an artifact of the store, or an exported model, as a `Ranker`."""
 
 from __future__ import annotations
 
+import shutil
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rsllm import runs
-from rsllm.assets.catalogue import fingerprint, resolve_backbone
+from rsllm.assets.catalogue import (
+    DECIDING,
+    HUB_NAME,
+    fingerprint,
+    from_hub,
+    hub_version,
+    resolve_backbone,
+)
 from rsllm.compute.layout import Layout, Resources, cpu_has_bf16, lay_out
 from rsllm.config import (
     BackboneConfig,
@@ -24,8 +32,9 @@ from rsllm.config import (
     StageConfig,
 )
 from rsllm.config.plain import from_dict
-from rsllm.errors import ConfigError, require
-from rsllm.store.artifacts import Store, manifest, read_json
+from rsllm.errors import CheckpointError, require
+from rsllm.store.artifacts import Store, cache_root, manifest, read_json, staged
+from rsllm.store.versions import VERSIONS
 
 if TYPE_CHECKING:
     from rsllm.data.prepared import PreparedData
@@ -48,8 +57,9 @@ def load(
     """Open a trained model to recommend with it.
 
     Args:
-        model: an artifact: its name KIND/KEY or the beginning of it, or its folder.
-        storage: the store that has it.
+        model: an artifact: its name KIND/KEY or the beginning of it, or its folder; or what
+            `rsllm export` made: a folder, or its name on the hub.
+        storage: the store that has it; of what was exported without titles, that has its data.
         ranker: what ranks: `recommender`, `catalogue`, `pointer`, `likelihood` or `fused`, as far
             as the model has them; `auto` takes what did best on validation users by the task as
             deployed (`rsllm.recommend.choose`).
@@ -69,39 +79,86 @@ def load(
 def open_ranker(
     model: str | Path, storage: str | Path, precision: Precision
 ) -> tuple[Ranker, Store]:
-    """What `load` gives before anything is chosen, and the store that has it."""
+    """What `load` gives before anything is chosen, and the store for what is made with it."""
     from rsllm.data.prepared import PreparedData
     from rsllm.recommend.ranker import Ranker
 
     store, folder = locate(model, storage)
-    kind, inputs = folder.parent.name, manifest(folder, verify=True)["inputs"]
-    if kind not in LOADABLE:
-        raise ConfigError(f"{store.name(folder)} ranks nothing; load a {' or a '.join(LOADABLE)}")
-    data = PreparedData.open(store.local(store.root / "data" / inputs["data"]))
-    fitted = folder if kind == "recommender" else _recommender_of(inputs, store)
+    facts = manifest(folder, verify=True)
+    kind, inputs = facts["kind"], facts["inputs"]
+    exported = from_dict(Exported, facts["exported"]) if "exported" in facts else None
+    name = hub_version(folder) or (exported.name if exported else store.name(folder))
+    require(kind in LOADABLE, f"{name} ranks nothing; load a {' or a '.join(LOADABLE)}")
+    data = PreparedData.open(_data_of(inputs, store, storage))
+    fitted = folder if kind == "recommender" else recommender_of(inputs, store)
     tuned = None if kind == "recommender" else Tuned(folder, inputs, data, here(precision))
     opened = Ranker(
-        name=store.name(folder),
+        name=name,
         data=data,
         vectors_IE=_vectors(folder, data),
         recommender=_scores_of(fitted, data) if fitted else None,
         language=tuned,
     )
-    return opened, store
+    if exported is None:
+        return opened, store
+    opened = replace(opened, by=exported.by, weight=exported.weight, why=exported.why)
+    return replace(opened, exported=str(folder)), Store.at(storage)
 
 
 def locate(model: str | Path, storage: str | Path) -> tuple[Store, Path]:
     """The store of an artifact, and its folder on this node.
 
+    What was exported is a store by itself.
+
     Raises:
         ConfigError: there is none of this name, or more than one.
     """
     path = Path(model)
+    named = HUB_NAME.fullmatch(str(model)) and str(model).partition("/")[0] not in VERSIONS
+    if named and not path.is_dir():
+        path = _downloaded(str(model))
     if path.is_dir():
-        return Store.at(path.absolute().parent.parent), path.absolute()
+        folder = path.absolute()
+        return Store.at(folder if is_exported(folder) else folder.parent.parent), folder
     store = Store.at(storage)
     found = runs.find(runs.read_artifacts(store), str(model), store)
     return store, store.local(store.root / found.name)
+
+
+def is_exported(folder: Path) -> bool:
+    """Whether a folder is what `rsllm export` makes.
+
+    Raises:
+        CheckpointError: it is no artifact at all.
+    """
+    return "exported" in manifest(folder)
+
+
+def _downloaded(name: str) -> Path:
+    """An exported model of the hub, whose cache has no files but links to some."""
+    snapshot = from_hub(name, [*DECIDING, "*.parquet", "README.md"])
+    folder = cache_root() / "hub" / snapshot.relative_to(snapshot.parents[2])
+    if not folder.exists():
+        with staged(folder) as staging:
+            shutil.copytree(snapshot, staging, dirs_exist_ok=True)
+    if not is_exported(folder):
+        raise CheckpointError(f"{name} is no model that rsllm export made")
+    return folder
+
+
+def _data_of(inputs: dict[str, Any], store: Store, storage: str | Path) -> Path:
+    """Prepared data, perhaps without users; in `storage` where an exported model has no titles."""
+    key: str = inputs["data"]
+    if (store.root / "data").exists():
+        return store.local(store.root / "data" / key)
+    other = Store.at(storage)
+    path = other.root / "data" / key
+    require(
+        other.holds(path),
+        f"titles were left out of {store.location}, and {other.location} has no data/{key}; prepare"
+        " its data there as its card says",
+    )
+    return path
 
 
 def here(precision: Precision = "auto") -> Layout:
@@ -113,6 +170,16 @@ def here(precision: Precision = "auto") -> Layout:
     gpus = int(torch.cuda.is_available())
     own = Resources(cpus=len(os.sched_getaffinity(0)), gpus=gpus, bf16=cpu_has_bf16())
     return lay_out(ComputeConfig(precision=precision), own)
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What an exported model says of the artifact that it was, and of what ranks."""
+
+    name: str
+    by: str
+    weight: float
+    why: str
 
 
 @dataclass(eq=False)
@@ -151,20 +218,26 @@ class Tuned:
         """The model on its device, and the encoder of its prompts.
 
         Raises:
-            ConfigError: the backbone is not the one that was tuned.
+            ConfigError: the backbone is not the one that was tuned, or its prompts are not those.
         """
         import transformers
 
         from rsllm.evaluate.run import Method, load_objective
+        from rsllm.prompts.templates import wording
 
         adapter = self.folder / "adapter_config.json"  # without it every weight was tuned
         named = read_json(adapter)["base_model_name_or_path"] if adapter.exists() else self.folder
-        source = str(named)
-        backbone = resolve_backbone(source)
+        source, known = str(named), self.inputs["backbone"]["source"]
+        backbone = resolve_backbone(source, commit=known.partition("@")[2])
         require(
-            not adapter.exists() or fingerprint(backbone) == self.inputs["backbone"]["source"],
+            not adapter.exists() or fingerprint(backbone) == known,
             f"{self.folder} was tuned on another {source} than the one in {backbone}; bring that"
             " one back, or train it again",
+        )
+        require(
+            self.inputs["prompt"]["wording"] == wording(),
+            f"{self.folder} was tuned on prompts that this rsllm words otherwise; load it with the"
+            " version that its manifest names",
         )
         method = Method(
             name=self.folder.name,
@@ -182,9 +255,11 @@ class Tuned:
     def _experiment(self, source: str) -> Experiment:
         """The settings that the artifact names, among the defaults of all others."""
         plain = {name: value for name, value in self.inputs.items() if isinstance(value, dict)}
+        merged = not (self.folder / "adapter_config.json").exists()
+        form = {"source": source} | ({"tuning": "full"} if merged else {})
         prompt = {name: value for name, value in plain["prompt"].items() if name != "wording"}
         parts: dict[str, Any] = {
-            "backbone": from_dict(BackboneConfig, plain["backbone"] | {"source": source}),
+            "backbone": from_dict(BackboneConfig, plain["backbone"] | form),
             "prompt": from_dict(PromptConfig, prompt),
         }
         if "projector" in plain:
@@ -194,7 +269,7 @@ class Tuned:
         return Experiment(**parts)
 
 
-def _recommender_of(inputs: dict[str, Any], store: Store) -> Path | None:
+def recommender_of(inputs: dict[str, Any], store: Store) -> Path | None:
     """The recommender whose vectors fill the slots of a tuned model."""
     key = inputs["recommender"]
     if key is None:

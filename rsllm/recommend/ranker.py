@@ -87,6 +87,8 @@ class Ranker:
     """What the recommender's log-probability counts beside the language model's in `fused`."""
     why: str = "as asked"
     """How `by` was chosen."""
+    exported: str = ""
+    """The folder of an exported model, which was chosen where its users are; empty for others."""
 
     def __post_init__(self) -> None:
         self.by = self.by or self.rankers[-1]

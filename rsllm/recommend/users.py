@@ -158,7 +158,7 @@ def _ranked(
     ]
     rows = ray.data.from_items(asked, override_num_blocks=len(parts)).map_batches(
         _Actor,
-        fn_constructor_args=(replace(task, histories=None), storage),
+        fn_constructor_args=(replace(task, histories=None), ranker.exported or task.model, storage),
         compute=ray.data.ActorPoolStrategy(size=min(workers or room, len(parts))),
         batch_size=1,
         num_gpus=1 if found.gpus >= 1 else 0,
@@ -171,11 +171,11 @@ def _ranked(
 class _Actor:
     """Has a model open, and ranks one part after another."""
 
-    def __init__(self, task: Task, storage: str) -> None:
+    def __init__(self, task: Task, model: str, storage: str) -> None:
         import torch
 
         torch.set_num_threads(THREADS)
-        opened, _ = open_ranker(task.model, storage, task.precision)
+        opened, _ = open_ranker(model, storage, task.precision)
         self.ranker, self.task = replace(opened, by=task.by, weight=task.weight), task
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from huggingface_hub import ModelCardData
 
 import rsllm
-from rsllm.assets.catalogue import ASSETS
-from rsllm.config import REPRESENTATIONS, Experiment
+from rsllm.assets.catalogue import ASSETS, hub_name
+from rsllm.config import REPRESENTATIONS, BackboneConfig, Experiment
 from rsllm.config.plain import to_dict
 from rsllm.data.prepared import PreparedData
 from rsllm.evaluate.metrics import BUCKETS
@@ -18,6 +19,8 @@ from rsllm.evaluate.statistics import Estimate, mean_interval
 from rsllm.report.page import render
 
 CARD = "README.md"
+LOADING = "## How to load it"
+"""The last heading of a card."""
 HITS = ("HR@1", "HR@5", "HR@10")
 """Metrics that are shares of users, so that their mean tells their interval."""
 
@@ -25,6 +28,7 @@ HITS = ("HR@1", "HR@5", "HR@10")
 def write_card(
     folder: Path,
     *,
+    name: str,
     experiment: Experiment,
     stage: str,
     inputs: Mapping[str, Any],
@@ -40,6 +44,7 @@ def write_card(
 
     Args:
         folder: of the tuned model; nothing in it depends on the card.
+        name: the tuned model's, KIND/KEY.
         experiment: the run's settings.
         stage: the section of it that was trained, such as stage2.
         inputs: what decides the artifact.
@@ -52,16 +57,16 @@ def write_card(
         precision: of training.
     """
     backbone, settings = experiment.backbone, getattr(experiment, stage)
+    source, named = backbone.source, {*ASSETS, hub_name(backbone.source)}
     tokens = validation["tokens_per_second"] * validation["seconds"]
     low, high = (validation[f"targets/all/MRR_{side}"] for side in ("low", "high"))
     mrr = asdict(Estimate(validation["MRR"], low, high, num_validated))
     hits = {name: _interval(validation[name], num_validated) for name in HITS}
-    card = render(
+    text = render(
         Path(__file__).with_name("card.md"),
-        backbone=backbone.source,
+        backbone=source if source in named else Path(source).name,
         fingerprint=inputs["backbone"]["source"],
-        licence=_licence(backbone.source),
-        library="peft" if backbone.tuning == "lora" else "transformers",
+        licence=_licence(source),
         tuning=backbone.tuning,
         version=rsllm.__version__,
         stage=f"stage {stage[-1]}",
@@ -79,7 +84,43 @@ def write_card(
         machine=platform.machine(),
         precision=precision,
     )
+    sources = [part.config["source"] for part, _ in data]
+    save_card(folder, _for_the_hub(backbone, sources), text, loading(name))
+
+
+def _for_the_hub(backbone: BackboneConfig, sources: Sequence[str]) -> ModelCardData:
+    """What the hub reads; it refuses a backbone or a data set that has no name of its kind."""
+    return ModelCardData(
+        base_model=hub_name(backbone.source) or None,
+        library_name="peft" if backbone.tuning == "lora" else "transformers",
+        license="other",
+        license_name="of-backbone-and-data",
+        tags=["rsllm", "sequential-recommendation", backbone.tuning],
+        datasets=[source for source in sources if source in ASSETS] or None,
+    )
+
+
+def save_card(folder: Path, facts: ModelCardData, text: str, last: str) -> None:
+    """Write README.md: facts that the hub reads, above a text for people and its last section."""
+    card = f"---\n{facts.to_yaml()}\n---\n\n{text.strip()}\n\n{last}\n"
     (folder / CARD).write_text(card, encoding="utf-8")
+
+
+def loading(
+    place: str, library: str = "", backbone: str = "", *, layers: int = 0, prepare: str = ""
+) -> str:
+    """The last section of a card: how a model is loaded.
+
+    Args:
+        place: by which rsllm knows it: KIND/KEY, its folder or its name on the hub.
+        library: peft or transformers, which read it too; empty leaves them out.
+        backbone: what an adapter stands on.
+        layers: of the backbone that are kept; 0 keeps all.
+        prepare: the command that prepares its data, which did not travel; empty if they did.
+    """
+    context = {"place": place, "library": library, "backbone": backbone, "layers": layers}
+    context |= {"prepare": prepare, "fetched": backbone in ASSETS}
+    return render(Path(__file__).with_name("loading.md"), **context)
 
 
 def _described(data: PreparedData, num_users: int) -> dict[str, Any]:

@@ -90,13 +90,14 @@ def commit_dir(final: Path, **facts: Any) -> Iterator[Path]:
     meanwhile, that one stays and this one is dropped. What processes that were killed staged for
     the same folder on this machine is removed.
     """
-    with _staged(final) as staging:
+    with staged(final) as staging:
         yield staging
         seal(staging, facts)
 
 
 @contextlib.contextmanager
-def _staged(final: Path) -> Iterator[Path]:
+def staged(final: Path) -> Iterator[Path]:
+    """Yield a staging folder that becomes `final` as it is; see `commit_dir`."""
     final.parent.mkdir(parents=True, exist_ok=True)
     for left in final.parent.glob(f".{final.name}.{_host()}-*.staging"):
         try:
@@ -247,7 +248,7 @@ class Mirror:
             if copied.exists() and copied.read_bytes() == content:
                 return True
             shutil.rmtree(final, ignore_errors=True)
-            with _staged(final) as staging:
+            with staged(final) as staging:
                 (staging / MANIFEST).write_bytes(content)
                 try:
                     facts, files = _read_manifest(staging)
@@ -354,7 +355,7 @@ class Store(Mirror):
     def commit(self, kind: str, inputs: Any) -> Iterator[Path]:
         """Yield a staging folder that becomes the artifact, at the URI before it does here."""
         path = self.path(kind, inputs)
-        with _staged(path) as staging:
+        with staged(path) as staging:
             yield staging
             seal(staging, {"kind": kind, "provenance": provenance(), **decided_by(kind, inputs)})
             self.upload(self.name(path), staging)

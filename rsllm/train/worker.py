@@ -231,7 +231,9 @@ def _card_facts(
     assignment: Assignment, task: Any, state: Any, tensors: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Collect what the model card says, as plain values."""
+    path = assignment.store.path(assignment.facts.kind, assignment.inputs)
     return {
+        "name": assignment.store.name(path),
         "experiment": assignment.experiment,
         "stage": assignment.stage,
         "inputs": assignment.inputs,

@@ -34,6 +34,7 @@ def written(folder: Path, data: PreparedData, *, source: str = "org/model") -> s
     with commit_dir(folder / "artifact") as staging:
         write_card(
             staging,
+            name="stage-2/0d67",
             experiment=experiment,
             stage="stage2",
             inputs={"backbone": {"source": "beef"}, "recommender": "cafe"},
@@ -58,8 +59,7 @@ def test_a_card_says_what_was_done(tmp_path: Path, data: PreparedData) -> None:
         "license": "other",
         "license_name": "of-backbone-and-data",
         "tags": ["rsllm", "sequential-recommendation", "lora"],
-        "datasets": ["small"],
-    }
+    }, "the hub has no data set of a private folder"
     interval = binomtest(2, 5).proportion_ci(0.95, method="wilson")
     shown = f"| HR@1 | 0.400 [{interval.low:.3f}, {interval.high:.3f}] | 5 |"
     assert shown in text, "2 of 5 validation users"
@@ -81,6 +81,7 @@ def test_a_card_says_what_was_done(tmp_path: Path, data: PreparedData) -> None:
         "12 s, 300 tokens, 17 trained numbers",
         f"prepared as {data.path.name}, 10 users): as its owner states",
         "(beef)",
+        'model = rsllm.load("stage-2/0d67")',
     ):
         assert said in text
 
@@ -93,7 +94,9 @@ def test_licences_and_hashes_are_those_of_the_data(
     raw = {"interactions": {"u.data": "06416e"}, "items": {"u.item": "553841"}}
     monkeypatch.setitem(data.facts, "inputs", {**inputs, "config": config, "raw": raw})
     text = written(tmp_path, data, source="smollm2-135m-q4")
-    assert ModelCard(text).data.to_dict()["datasets"] == ["movielens-100k"]
+    facts = ModelCard(text).data.to_dict()
+    assert facts["datasets"] == ["movielens-100k"]
+    assert facts["base_model"] == "HuggingFaceTB/SmolLM2-135M-Instruct"
     assert "research only" in ASSETS["movielens-100k"].licence
     for said in ("research only", "u.data, SHA-256 06416e", "u.item, SHA-256 553841", "Apache-2.0"):
         assert said in text
@@ -108,6 +111,7 @@ def test_names_are_inert(
     text = written(tmp_path, data, source=HOSTILE)
     facts = ModelCard(text).data.to_dict()
     assert facts["license"] == "other"
+    assert "base_model" not in facts, "the hub takes names of its models alone"
     assert "<script" not in text
     assert "](javascript" not in text
     assert text.count("\n---\n") == 1, "where the front matter ends"
