@@ -13,13 +13,11 @@ from rsllm.assets.catalogue import ASSETS
 from rsllm.config import REPRESENTATIONS, Experiment
 from rsllm.config.plain import to_dict
 from rsllm.data.prepared import PreparedData
-from rsllm.evaluate.metrics import BUCKETS
+from rsllm.evaluate.metrics import BUCKETS, METRICS
 from rsllm.evaluate.statistics import Estimate, mean_interval
-from rsllm.report.page import render
+from rsllm.report.templates import render
 
 CARD = "README.md"
-HITS = ("HR@1", "HR@5", "HR@10")
-"""Metrics that are shares of users, so that their mean tells their interval."""
 
 
 def write_card(
@@ -55,9 +53,9 @@ def write_card(
     tokens = validation["tokens_per_second"] * validation["seconds"]
     low, high = (validation[f"targets/all/MRR_{side}"] for side in ("low", "high"))
     mrr = asdict(Estimate(validation["MRR"], low, high, num_validated))
-    hits = {name: _interval(validation[name], num_validated) for name in HITS}
+    hits = {n: _interval(validation[n], num_validated) for n, m in METRICS.items() if m.share}
     card = render(
-        Path(__file__).with_name("card.md"),
+        "card.md",
         backbone=backbone.source,
         fingerprint=inputs["backbone"]["source"],
         licence=_licence(backbone.source),
