@@ -18,7 +18,8 @@ from rsllm import Experiment, Pipeline, RsllmError, replace_in
 from rsllm.cli import run_script
 from rsllm.data.audit import audit, table
 from rsllm.data.prepared import PreparedData
-from rsllm.store.artifacts import provenance, write_json
+from rsllm.store.artifacts import Store, provenance, write_json
+from rsllm.study.results import results_folder
 
 STORAGE = Path("rsllm-store")
 GIVEN = {"data.split": "given"}
@@ -46,10 +47,8 @@ def main() -> None:
         print(f"\n{name}\n{table(findings)}\n")
         counts = PreparedData.open(path).facts["counts"]
         found[name] = {"counts": counts, "findings": [asdict(finding) for finding in findings]}
-    folder = STORAGE / "studies" / "audit_data"
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "results.json", {"data": found, "provenance": provenance()})
-    print(f"results: {folder}")
+    with results_folder(Store.open(STORAGE), "audit_data") as folder:
+        write_json(folder / "results.json", {"data": found, "provenance": provenance()})
 
 
 if __name__ == "__main__":

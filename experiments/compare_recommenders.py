@@ -41,6 +41,7 @@ from rsllm.recommenders.rules import RULES
 from rsllm.store.artifacts import Store, provenance, read_json, write_json
 from rsllm.study import claims as tests
 from rsllm.study.claims import Claim
+from rsllm.study.results import results_folder
 
 GIVEN = {"data.split": "given"}
 DATA: dict[str, dict[str, Any]] = {
@@ -270,16 +271,12 @@ def main() -> None:
         except RsllmError as error:
             print(f"{source} is left out: {str(error).splitlines()[-1].strip()}\n", flush=True)
             continue
-        folder = store.root / "studies" / "compare_recommenders"
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(
-            folder / f"{source}.json", {"data": source, **result, "provenance": provenance()}
-        )
-        store.share("studies/compare_recommenders")
+        with results_folder(store, "compare_recommenders") as folder:
+            found = {"data": source, **result, "provenance": provenance()}
+            write_json(folder / f"{source}.json", found)
         print(f"\n{source}, test\n{_printed(result['tables']['test'])}\n", flush=True)
         for title, near in result["neighbours"].items():
-            print(f"{title}: {', '.join(near)}")
-        print(f"results: {folder}", flush=True)
+            print(f"{title}: {', '.join(near)}", flush=True)
 
 
 if __name__ == "__main__":

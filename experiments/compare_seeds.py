@@ -25,6 +25,7 @@ from rsllm.config.plain import replace_in, to_dict
 from rsllm.flags import Budget, parse
 from rsllm.report.figures import write_figure
 from rsllm.store.artifacts import Store, provenance, read_json, write_json
+from rsllm.study.results import results_folder
 from rsllm.study.variants import train
 
 BASE = replace_in(
@@ -76,9 +77,6 @@ def main() -> None:
         rows.append([name, len(ends), mean, spread, min(ends), max(ends), worst])
     names = ["recipe", "seeds", "MRR", "sd over seeds", "lowest", "highest", "loss peak"]
     print(tabulate(rows, names, floatfmt=".3f"))
-    store = Store.open(given.storage)
-    folder = store.root / "studies" / given.named("compare-seeds")
-    folder.mkdir(parents=True, exist_ok=True)
     found = {
         "experiment": to_dict(given.experiment),
         "recipes": chosen,
@@ -86,10 +84,9 @@ def main() -> None:
         "curves": curves,
         "provenance": provenance(),
     }
-    write_json(folder / "results.json", found)
-    write_figure(folder, lambda figure: draw(figure, curves))
-    store.share(f"studies/{folder.name}")
-    print(f"results: {folder}", flush=True)
+    with results_folder(Store.open(given.storage), given.named("compare-seeds")) as folder:
+        write_json(folder / "results.json", found)
+        write_figure(folder, lambda figure: draw(figure, curves))
 
 
 def draw(figure: Any, curves: dict[str, list[list[dict[str, float]]]]) -> None:

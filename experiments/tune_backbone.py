@@ -25,7 +25,7 @@ from rsllm.config.plain import replace_in
 from rsllm.config.presets import preset
 from rsllm.flags import Budget, parse
 from rsllm.pipeline import Pipeline
-from rsllm.study.search import Search, Space
+from rsllm.study.search import Search, Space, publish
 
 BASE = replace_in(
     Experiment(),
@@ -101,8 +101,11 @@ def main() -> None:
         seed=arguments.seed,
         **arguments.search,
     )
-    search.publish(
+    publish(
+        search.pipeline,
+        search.name,
         search.run(arguments.trials),
+        cost=search.cost,
         title="Tune the backbone",
         question="Which recommender and which language model, at which cost?",
     )

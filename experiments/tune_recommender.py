@@ -23,7 +23,7 @@ from rsllm.config import Experiment
 from rsllm.config.plain import replace_in
 from rsllm.flags import Budget, parse
 from rsllm.pipeline import Pipeline
-from rsllm.study.search import Search
+from rsllm.study.search import Search, publish
 from rsllm.study.variants import confirm_best
 
 BASE = replace_in(Experiment(), {"compute.threads": 1})
@@ -93,7 +93,9 @@ def main() -> None:
         records, top, experiment, fresh, arguments.storage, "recommender"
     )
     best = next(iter(ranked.values()))
-    search.publish(
+    publish(
+        search.pipeline,
+        search.name,
         records,
         best,
         title=f"Tune {experiment.recommender.model}",

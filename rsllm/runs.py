@@ -18,12 +18,11 @@ from tabulate import tabulate
 
 from rsllm.config.plain import flat
 from rsllm.errors import CheckpointError, ConfigError, require
+from rsllm.evaluate.metrics import brief_metrics
 from rsllm.store.artifacts import MANIFEST, Mirror, Store, manifest
 from rsllm.store.versions import VERSIONS
 
 DAY, MIB = 86400.0, 1024**2
-SHOWN = ("samples", "seconds", "MRR", "HR@1", "HR@5", "NDCG@10")
-"""Scores of the validation of an artifact's weights that are shown."""
 MALFORMED = (
     CheckpointError,
     LookupError,
@@ -70,16 +69,12 @@ class Artifact:
     def is_current(self) -> bool:
         return self.provenance.get("version") == VERSIONS[self.kind]
 
-    @property
-    def is_judgement(self) -> bool:
-        return self.kind == "evaluation" and self.is_current
+    def is_made_from(self, other: Artifact) -> bool:
+        return other.key in self.source_keys
 
     @property
     def mebibytes(self) -> float:
         return sum((self.files or {}).values()) / MIB
-
-    def is_made_from(self, other: Artifact) -> bool:
-        return other.key in self.source_keys
 
 
 def read_artifacts(store: Store) -> list[Artifact]:
@@ -214,7 +209,8 @@ def _needless(
     if days is None or any(_untouched(store.root / "running" / n) < days for n in unfinished):
         return
     sound = [one for one in artifacts if one.files]
-    kept = {one.name: one for one in sound if one.days < days or one.is_judgement}
+    judged = [one for one in sound if one.kind == "evaluation" and one.is_current]
+    kept = {one.name: one for one in [*judged, *(one for one in sound if one.days < days)]}
     reached = list(kept.values())
     for artifact in reached:  # the list grows while the loop runs
         sources = [one for one in sound if artifact.is_made_from(one) and one.name not in kept]
@@ -290,8 +286,9 @@ def _validation(name: str, training: bytes | None) -> dict[str, float]:
     try:
         curve = json.loads(training or b"{}").get("curve") or [{}]
         best = max(curve, key=lambda entry: float(entry.get("MRR", 0)))
+        shown = ("samples", "seconds", *brief_metrics())
         kept = best if name.startswith("recommender/") else curve[-1]
-        return {metric: float(kept[metric]) for metric in SHOWN if metric in kept}
+        return {name: float(kept[name]) for name in shown if name in kept}
     except MALFORMED:
         return {}
 

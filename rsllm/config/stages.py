@@ -85,7 +85,19 @@ class LossConfig:
     @property
     def contrasts(self) -> bool:
         """Whether any contrastive loss has weight."""
-        return self.alpha > 0 or self.beta > 0 or self.alignment > 0
+        return any(name.endswith("_contrast") for name in self.weights)
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The losses that count, by their names in logs, and how much."""
+        weights = {
+            "next_item": 1 - (self.alpha + self.beta),
+            "target_contrast": self.alpha,
+            "user_contrast": self.beta,
+            "alignment_contrast": self.alignment,
+            "ranking": self.gamma,
+        }
+        return {name: weight for name, weight in weights.items() if weight}
 
 
 @settings

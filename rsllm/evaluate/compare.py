@@ -88,7 +88,11 @@ def method_table(
             "catalogue_metrics": estimates(whole_catalogue(group)) or None,
             "deployed": _deployed(group, draws[0], data),
             "by_popularity": by_popularity(over_seeds(group, draws), draws[0], data),
-            "generation": _generation(group[0], draws[0], data),
+            "generation": {
+                decoding: {rule: _judged(answers, draws[0], data, rule) for rule in RULES}
+                for decoding, answers in (group[0].answers or {}).items()
+            }
+            or None,
             "candidate_orders": _candidate_orders(group[0], draws[0]),
             "seconds": group[0].seconds,
         }
@@ -131,16 +135,6 @@ def by_popularity(
         enough = own_R.sum() >= FEWEST_USERS
         found[name] = {"n": int(own_R.sum()), **(estimates(of_own) if enough else {})}
     return found
-
-
-def _generation(outcome: Outcome, rows: Rows, data: PreparedData) -> dict[str, Any] | None:
-    """The answers of each decoding under each rule of validity."""
-    if not outcome.answers:
-        return None
-    return {
-        decoding: {rule: _judged(answers, rows, data, rule) for rule in RULES}
-        for decoding, answers in outcome.answers.items()
-    }
 
 
 def _judged(answers: Sequence[str], rows: Rows, data: PreparedData, rule: str) -> dict[str, Any]:

@@ -52,6 +52,8 @@ class Metric(NamedTuple):
     """Shown where room is short: in the terminal and on pages of cells. Files hold every metric."""
     compared: bool = False
     """Tested in pairs, shown of each trial, and told by the popularity of the targets."""
+    share: bool = False
+    """Of users, each of whom it counts or not, so that its mean tells its interval."""
 
 
 def _hit(k: int) -> Callable[[Ints], Floats]:
@@ -64,9 +66,9 @@ def _gain(k: int) -> Callable[[Ints], Floats]:
 
 
 METRICS: dict[str, Metric] = {
-    "HR@1": Metric(_hit(1), brief=True, compared=True),
-    "HR@5": Metric(_hit(5), brief=True),
-    "HR@10": Metric(_hit(10)),
+    "HR@1": Metric(_hit(1), brief=True, compared=True, share=True),
+    "HR@5": Metric(_hit(5), brief=True, share=True),
+    "HR@10": Metric(_hit(10), share=True),
     "NDCG@5": Metric(_gain(5)),
     "NDCG@10": Metric(_gain(10), brief=True),
     "MRR": Metric(lambda ranks_R: 1.0 / ranks_R, brief=True, compared=True),

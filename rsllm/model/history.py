@@ -16,23 +16,16 @@ K key width, I items, X rows of the stacked item tables.
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from rsllm.config import LossConfig
 from rsllm.model.catalogue import CatalogueHead
-from rsllm.model.hybrid import HybridLM
-from rsllm.model.objective import Parts, total
-from rsllm.prompts.collate import Batch
+from rsllm.model.objective import Objective, Parts, total
 from rsllm.prompts.histories import HistoryBatch
 
 
-class HistoryObjective(nn.Module):
+class HistoryObjective(Objective):
     """`HybridLM` under RSLLM's losses at every position."""
-
-    def __init__(self, model: HybridLM, loss: LossConfig, *, autocast: bool = False) -> None:
-        super().__init__()
-        self.model, self.loss, self.autocast = model, loss, autocast
 
     @property
     def head(self) -> CatalogueHead:
@@ -42,24 +35,23 @@ class HistoryObjective(nn.Module):
 
     def forward(self, batch: HistoryBatch) -> tuple[Tensor, Parts]:
         """The weighted loss and its parts, detached, for logs."""
-        config, states_BTD = self.loss, self._states(batch)
+        weights, states_BTD = self.loss.weights, self._states(batch)
         terms: Parts = {}
         facts: Parts = {}
-        if weight := 1 - (config.alpha + config.beta):
+        if "next_item" in weights:
             next_item = self._next_item(states_BTD, batch)
-            terms["next_item"], facts["loss/next_item"] = weight * next_item, next_item
-        if config.alpha or config.beta:
+            terms["next_item"] = weights["next_item"] * next_item
+            facts["loss/next_item"] = next_item
+        if self.loss.contrasts:
             keys_XK, asked = self.head.keys(), batch.asked
-        pairs = []
-        if config.alpha:
-            vectors_BMK = self.head.answers(name_means(states_BTD, batch))
-            pairs.append(("target", config.alpha, vectors_BMK, asked.past_BM))
-        if config.beta:
-            vectors_BMK = self._users(states_BTD, batch, keys_XK)
-            pairs.append(("user", config.beta, vectors_BMK, asked.next_BM))
-        for name, weight, vectors_BMK, target_BM in pairs:
-            part = self.head.keys.contrast(vectors_BMK, target_BM, keys_XK, asked)
-            terms[f"{name}_contrast"] = weight * part.loss
+        pairs = {}
+        if self.loss.alpha:
+            pairs["target"] = self.head.answers(name_means(states_BTD, batch)), asked.past_BM
+        if self.loss.beta:
+            pairs["user"] = self._users(states_BTD, batch, keys_XK), asked.next_BM
+        for name, sides in pairs.items():
+            part = self.head.keys.contrast(*sides, keys_XK, asked)
+            terms[f"{name}_contrast"] = weights[f"{name}_contrast"] * part.loss
             facts[f"loss/{name}_contrast"] = part.loss
             facts[f"contrast/{name}_accuracy"] = part.accuracy
             facts[f"contrast/{name}_negatives"] = part.num_negatives
@@ -69,10 +61,6 @@ class HistoryObjective(nn.Module):
     def _states(self, batch: HistoryBatch) -> Tensor:
         with self.precision(batch):
             return self.model.history_states(batch)
-
-    def precision(self, batch: Batch | HistoryBatch) -> torch.autocast:
-        """In which the model runs."""
-        return torch.autocast(batch.ids_BT.device.type, torch.bfloat16, enabled=self.autocast)
 
     def _next_item(self, states_BTD: Tensor, batch: HistoryBatch) -> Tensor:
         """L_NIP: negative log-likelihood of the names in the sequence."""

@@ -38,7 +38,19 @@ class CachedBatch:
         return self.contrasts + (surrogate - surrogate.detach())
 
 
-class LanguageObjective(nn.Module):
+class Objective(nn.Module):
+    """`HybridLM` under some of the losses of `LossConfig.weights`."""
+
+    def __init__(self, model: HybridLM, loss: LossConfig, *, autocast: bool = False) -> None:
+        super().__init__()
+        self.model, self.loss, self.autocast = model, loss, autocast
+
+    def precision(self, batch: Batch | HistoryBatch) -> torch.autocast:
+        """In which the model runs."""
+        return torch.autocast(batch.ids_BT.device.type, torch.bfloat16, enabled=self.autocast)
+
+
+class LanguageObjective(Objective):
     """`HybridLM` under L = (1 - alpha - beta) L_NIP + alpha L_TT + beta L_UT + gamma L_rank.
 
     Raises:
@@ -46,13 +58,12 @@ class LanguageObjective(nn.Module):
     """
 
     def __init__(self, model: HybridLM, loss: LossConfig, *, autocast: bool = False) -> None:
-        super().__init__()
+        super().__init__(model, loss, autocast=autocast)
         if loss.gamma and loss.scorer == "likelihood" and not model.one_pass:
             raise ConfigError(
                 f"loss.gamma is {loss.gamma}, but this backbone cannot rank by likelihood in one"
                 ' pass; set loss.gamma to 0 or loss.scorer to "pointer", or choose another backbone'
             )
-        self.model, self.loss, self.autocast = model, loss, autocast
 
     def forward(self, batch: Batch | CachedBatch) -> tuple[Tensor, Parts]:
         """The weighted loss and its parts, detached, for logs."""
@@ -62,7 +73,7 @@ class LanguageObjective(nn.Module):
         row_N = plain.label_branch_N // plain.num_branches
         own_N = plain.label_branch_N % plain.num_branches == plain.target_B[row_N]
         next_item = losses.next_item_loss(logp_N[own_N], plain.tokens_per_batch)
-        terms = {"next_item": (1 - config.alpha - config.beta) * next_item}
+        terms = {"next_item": config.weights["next_item"] * next_item}
         facts = {"loss/next_item": next_item}
         if config.contrasts:
             vectors = self._vectors(states_BTD, plain)
@@ -126,32 +137,26 @@ class LanguageObjective(nn.Module):
 
     def _contrasts(self, vectors: Parts, batches: Sequence[Batch]) -> tuple[Parts, Parts]:
         """The weighted contrasts, and what they report."""
-        config = self.loss
+        config, pairs = self.loss, {}
         all_MD = {name: losses.gather(rows_BD) for name, rows_BD in vectors.items()}
         tt_MM, ut_MM = losses.negatives(batches)
-        pairs = []
         if config.alpha:
-            pairs.append(("target", config.alpha, (all_MD["target"], all_MD["answer"], tt_MM)))
+            pairs["target"] = all_MD["target"], all_MD["answer"], tt_MM
         if config.beta:
-            pairs.append(("user", config.beta, (all_MD["target"], all_MD["user"], ut_MM)))
+            pairs["user"] = all_MD["target"], all_MD["user"], ut_MM
         if config.alignment:
             assert self.model.slots is not None
             first_G, other_GG = losses.distinct_targets(batches, self.model.slots.items_IE)
-            sides = all_MD["slot"][first_G], all_MD["title"][first_G], other_GG
-            pairs.append(("alignment", config.alignment, sides))
+            pairs["alignment"] = all_MD["slot"][first_G], all_MD["title"][first_G], other_GG
         terms, facts = {}, {}
-        for name, weight, sides in pairs:
+        for name, sides in pairs.items():
             part = losses.contrast(*sides, config.temperature, symmetric=config.symmetric)
-            terms[f"{name}_contrast"] = weight * part.loss
+            terms[f"{name}_contrast"] = config.weights[f"{name}_contrast"] * part.loss
             facts[f"loss/{name}_contrast"] = part.loss.detach()
             facts[f"contrast/{name}_accuracy"] = part.accuracy
             facts[f"contrast/{name}_cosine"] = part.cosine
             facts[f"contrast/{name}_negatives"] = part.num_negatives
         return terms, facts
-
-    def precision(self, batch: Batch | HistoryBatch) -> torch.autocast:
-        """In which the model runs."""
-        return torch.autocast(batch.ids_BT.device.type, torch.bfloat16, enabled=self.autocast)
 
     @torch.inference_mode()
     def score(self, batch: Batch, scorer: Scorer) -> Tensor:

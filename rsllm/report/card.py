@@ -14,15 +14,13 @@ from rsllm.assets.catalogue import ASSETS, hub_name
 from rsllm.config import REPRESENTATIONS, BackboneConfig, Experiment
 from rsllm.config.plain import to_dict
 from rsllm.data.prepared import PreparedData
-from rsllm.evaluate.metrics import BUCKETS
+from rsllm.evaluate.metrics import BUCKETS, METRICS
 from rsllm.evaluate.statistics import Estimate, mean_interval
-from rsllm.report.page import render
+from rsllm.report.templates import render
 
 CARD = "README.md"
 LOADING = "## How to load it"
 """The last heading of a card."""
-HITS = ("HR@1", "HR@5", "HR@10")
-"""Metrics that are shares of users, so that their mean tells their interval."""
 
 
 def write_card(
@@ -61,9 +59,9 @@ def write_card(
     tokens = validation["tokens_per_second"] * validation["seconds"]
     low, high = (validation[f"targets/all/MRR_{side}"] for side in ("low", "high"))
     mrr = asdict(Estimate(validation["MRR"], low, high, num_validated))
-    hits = {name: _interval(validation[name], num_validated) for name in HITS}
+    hits = {n: _interval(validation[n], num_validated) for n, m in METRICS.items() if m.share}
     text = render(
-        Path(__file__).with_name("card.md"),
+        "card.md",
         backbone=source if source in named else Path(source).name,
         fingerprint=inputs["backbone"]["source"],
         licence=_licence(source),
@@ -120,7 +118,7 @@ def loading(
     """
     context = {"place": place, "library": library, "backbone": backbone, "layers": layers}
     context |= {"prepare": prepare, "fetched": backbone in ASSETS}
-    return render(Path(__file__).with_name("loading.md"), **context)
+    return render("loading.md", **context)
 
 
 def _described(data: PreparedData, num_users: int) -> dict[str, Any]:

@@ -83,18 +83,17 @@ class DatasetTables:
 
     @property
     def tables(self) -> list[Table]:
-        """All in which anything stands."""
+        """All there are; in some nothing may stand."""
         methods = [{"name": name, **cell} for name, cell in self.cells.items()]
         makers = (made.by_seed, made.likelihoods, made.generated, made.popularity)
         shared = [make({"methods": methods}) for make in makers]
-        tables = [
+        return [
             self._titled("Claims", made.pairs({"pairs": self.pairs})),
             self.methods,
             self._titled("Doubts about trainings", self._doubts()),
             *(self._titled(table.title, table) for table in shared),
             self._titled("Cost and provenance", self._cost()),
         ]
-        return [table for table in tables if table.rows]
 
     def _titled(self, title: str, table: Table) -> Table:
         return replace(table, title=f"{title}, {self.title}")

@@ -1,144 +1,260 @@
-"""Figures in one style, in vectors and pixels: of a grid, a line per entry, or quality by cost."""
+"""Every figure there is, in one style: methods with intervals, curves, and what trials tried."""
 
+import io
+import math
+import re
 from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from markupsafe import Markup
+from matplotlib import rc_context
+from matplotlib.figure import Figure as Canvas
+
+from rsllm.evaluate.metrics import compared_metrics
+from rsllm.report import trials as facts
 from rsllm.report.datasets import DatasetTables
+from rsllm.report.tables import Results, show
 
-MISSING = "the figure is left out: matplotlib is not installed (pip install 'rsllm[figures]')"
+STYLE = Path(__file__).with_name("page.mplstyle")
+COLOURS = re.findall(r"--([\w-]+): (#[0-9a-f]{6})\b", STYLE.with_suffix(".css").read_text())
+"""The page's, with their names there; the light scheme's come first."""
+ACCENT, SERIES, QUIET, NUM_COLOURS = "C0", "C1", "C7", 8
+WIDTH, HEIGHT, ROW, COLUMNS = 3.7, 2.5, 0.26, 3
+"""Inches of a panel, and of a method's row; panels of trials side by side."""
+LONGEST, GAP = 40, 0.075
+"""Characters of a name; the height of an axis' share between names beside it."""
+BESIDE: dict[str, Any] = {"textcoords": "offset points", "va": "center"}
 METRIC, PUBLISHED = "HR@1", "HitRatio@1"
-KINDS = ("svg", "pdf", "png")
-MARKERS = "DsPX"
-PALETTE = ("#c2410c", "#2f6fae", "#2a8a57", "#8250a8", "#96730a", "#bd3568", "#19808c", "#666e79")
-"""The colours of the page."""
-QUIET = PALETTE[-1]
-STYLE = {
-    "svg.hashsalt": "rsllm",
-    "font.size": 8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.alpha": 0.3,
-    "lines.markersize": 4,
-    "errorbar.capsize": 2,
-}
-COSTS = {
-    "samples": "training samples",
-    "seconds": "training, seconds",
-    "tokens": "training tokens",
-    "trainable": "trained numbers",
-}
-"""What an axis of curves says of a cost."""
-INCHES = (4.6, 0.28)
-"""A panel's width, and a line's height."""
-CURVES_INCHES = (3.6, 2.8)
-"""Width and height of a panel of curves."""
+COSTS = {"seconds": "training, seconds", "trainable": "trained numbers"}
+"""What an axis says of a cost, where it is not training and the cost's name."""
+FRAME = Markup(
+    "<figure><figcaption>{0}</figcaption>"
+    '<div class="drawn" tabindex="0" role="img" aria-label="{0}">{1}</div></figure>'
+)
+Fill = Callable[[Canvas], None]
 Curves = Mapping[str, Mapping[str, Sequence[str]]]
+"""By what was spent, as cells name it, curves of HR@1 by name, through these entries."""
 
 
-def draw(panels: Sequence[DatasetTables], folder: Path, curves: Curves | None = None) -> str:
-    """Write figure.svg, figure.pdf and figure.png.
+class Intervals(NamedTuple):
+    """A panel of estimates by method."""
 
-    Args:
-        panels: data sets of which something is on file.
-        folder: where.
-        curves: by what was spent, as cells name it, curves of HR@1 by name, through these entries;
-            without them a line per entry is drawn.
-
-    Returns:
-        The SVG; nothing, and a message in the terminal, without matplotlib.
-    """
-
-    def fill(figure: Any) -> None:
-        if curves:
-            _draw_curves(figure, panels, curves)
-        else:
-            _draw_lines(figure, panels)
-
-    return (folder / "figure.svg").read_text() if write_figure(folder, fill) else ""
+    title: str
+    label: str
+    found: Mapping[str, Mapping[str, float]]
+    chance: float | None
+    published: Mapping[str, Mapping[str, Any]]
+    """Metrics of others, by publication and method."""
 
 
-def write_figure(folder: Path, fill: Callable[[Any], None]) -> bool:
-    """Write figure.svg, figure.pdf and figure.png of what `fill` draws on a matplotlib figure.
+class Line(NamedTuple):
+    """A curve through numbers or estimates, with its name beside its end, if it has one."""
 
-    Returns:
-        Whether matplotlib is installed; without it a message says what is left out.
-    """
-    try:
-        from matplotlib import rc_context
-        from matplotlib.figure import Figure
-    except ImportError:
-        print(MISSING, flush=True)
-        return False
-    with rc_context(STYLE):
-        figure = Figure(layout="constrained")
-        fill(figure)
-        for kind in KINDS:
-            undated = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}.get(kind)
-            figure.savefig(folder / f"figure.{kind}", dpi=200, metadata=undated)
-    return True
+    points: Sequence[tuple[float, Any]]
+    label: str
+    colour: str
 
 
-def _draw_lines(figure: Any, panels: Sequence[DatasetTables]) -> None:
-    """Draw a panel per data set: HR@1 of each entry, beside what was published and chance."""
-    names = list(dict.fromkeys(name for panel in panels for name in panel.cells))
-    width, height = INCHES
-    figure.set_size_inches(width * len(panels) + 2, height * len(names) + 1.6)
-    axes = list(figure.subplots(1, len(panels), sharey=True, squeeze=False)[0])
+class Axes(NamedTuple):
+    """A panel of curves."""
+
+    title: str
+    x: str
+    y: str
+    lines: Sequence[Line]
+    chance: float | None
+    cost: bool = False
+    """Whether equal factors along x are equally far apart."""
+
+
+def write_figure(folder: Path, fill: Fill) -> None:
+    """Write figure.svg, figure.pdf and figure.png of what `fill` draws."""
+    with rc_context(fname=STYLE):
+        canvas = Canvas()
+        fill(canvas)
+        canvas.savefig(folder / "figure.svg", metadata={"Date": None})
+        canvas.savefig(folder / "figure.pdf", metadata={"CreationDate": None})
+        canvas.savefig(folder / "figure.png")
+
+
+def inline(title: str, fill: Fill) -> Markup:
+    """Draw for a page, whose font and scheme of colours it then follows."""
+    with rc_context({"svg.fonttype": "none"}, STYLE):
+        canvas, file = Canvas(), io.StringIO()
+        fill(canvas)
+        silent = dict.fromkeys(("Date", "Format", "Type", "Creator"))
+        canvas.savefig(file, format="svg", transparent=True, metadata=silent)
+    drawn = file.getvalue()
+    # Figures of one page would otherwise share their ids.
+    prefix = re.sub("[^a-z]+", "-", title.lower())
+    drawn = re.sub(r'( id="|href="#|url\(#)', rf"\g<1>{prefix}-", drawn[drawn.index("<svg") :])
+    for name, colour in COLOURS:
+        drawn = drawn.replace(f": {colour}", f": var(--{name})")
+    return FRAME.format(title, Markup(drawn))
+
+
+def of_methods(results: Results) -> Markup | None:
+    """The methods of a study by each metric that is compared."""
+    chance = (results.get("search") or {}).get("chance") or {}
+    panels = [
+        Intervals("", f"{metric}, mean over users", found, chance.get(metric), {})
+        for metric in compared_metrics("MRR")
+        if (found := {m["name"]: e for m in results["methods"] if (e := m["metrics"].get(metric))})
+    ]
+    title = "The methods, the best first, with 95 % intervals"
+    return inline(title, lambda canvas: draw_intervals(canvas, panels)) if panels else None
+
+
+def of_training(results: Results) -> Markup | None:
+    """The score of all trials while they trained."""
+    search, metric = results["search"], results["search"]["metric"]
+    lines = []
+    for trial in results["trials"]:
+        if points := [(p["samples"], p[metric]) for p in trial["curve"] if metric in p]:
+            lines.append(Line(points, *_marked(trial, search)))
+    label, chance = f"{search['split']} {metric}", (search.get("chance") or {}).get(metric)
+    rows = [[Axes("", "training samples", label, lines, chance)]]
+    return inline("While training", lambda canvas: _draw_curves(canvas, rows)) if lines else None
+
+
+def of_trials(results: Results) -> Markup | None:
+    """The score of each trial by its number, by what it tried and, where that counted, its cost."""
+    search, trials = results["search"], results["trials"]
+    metric, known = search["metric"], facts.scored(trials, search["metric"])
+    if not known or "name" in known[0]:
+        return None
+    rows = []
+    for trial in known:
+        goals = (trial.get("objectives") or {}).items()
+        costs = {goal: value for goal, value in goals if not facts.rising(goal)}
+        rows.append(({"trial": trial["number"], **trial["parameters"], **costs}, trial))
+    names = facts.names([row for row, _ in rows])
+
+    def fill(canvas: Canvas) -> None:
+        down, first = math.ceil(len(names) / COLUMNS), None
+        canvas.set_size_inches(WIDTH * COLUMNS, HEIGHT * down)
+        canvas.supylabel(f"{search['split']} {metric}", color=QUIET, size="medium")
+        for place, name in enumerate(names, start=1):
+            axis = canvas.add_subplot(down, COLUMNS, place, sharey=first)
+            first = first or axis
+            kept = [(row[name], trial) for row, trial in rows if row.get(name) is not None]
+            numbers = [value for value, _ in kept]
+            numeric = facts.numeric(numbers)
+            for value, trial in kept:
+                label, colour = _marked(trial, search)
+                point = value if numeric else _short(str(value)), trial[metric]
+                full = "full" if trial["state"] == "finished" else "none"
+                axis.plot(*point, "D" if label else "o", color=colour, fillstyle=full)
+                axis.annotate(label, point, (6, 3), color=colour, **BESIDE)
+            if numeric:
+                axis.set_xscale("log" if facts.spans_decades(numbers) else "linear")
+                _plain_numbers(axis)
+            axis.set_xlabel(_short(name))
+            axis.tick_params(labelleft=place % COLUMNS == 1)
+
+    return inline("Trials by what they tried; hollow: stopped early", fill)
+
+
+def of_grid(panels: Sequence[DatasetTables], curves: Curves) -> Fill:
+    """HR@1 of a grid's data sets: by what was spent, if curves say so, or else of each entry."""
+    label = f"{METRIC}, share of users"
+    if curves:
+        labels = list(dict.fromkeys(chain(*curves.values())))
+        rows: list[list[Axes]] = [[] for _ in panels]
+        for row, panel in zip(rows, panels, strict=True):
+            for cost, of in curves.items():
+                lines = []
+                for name, entries in of.items():
+                    cells = [panel.cells[e] for e in entries if panel.cells.get(e, {}).get(cost)]
+                    cells.sort(key=lambda cell: float(cell[cost]))
+                    points = [(cell[cost], cell["metrics"][METRIC]) for cell in cells]
+                    colour = f"C{labels.index(name) % NUM_COLOURS}"
+                    lines += [Line(points, name, colour)] if points else []
+                spent = COSTS.get(cost, f"training {cost}")
+                row.append(Axes(_title(panel), spent, label, lines, panel.chance, True))
+        return lambda canvas: _draw_curves(canvas, rows)
+    intervals = []
+    for panel in panels:
+        found = {name: cell["metrics"][METRIC] for name, cell in panel.cells.items()}
+        intervals.append(Intervals(_title(panel), label, found, panel.chance, panel.published))
+    return lambda canvas: draw_intervals(canvas, intervals)
+
+
+def draw_intervals(canvas: Canvas, panels: Sequence[Intervals]) -> None:
+    """Draw a panel beside the other, a row for each method, the best on top and marked."""
+
+    def best(name: str) -> float:
+        return max(panel.found[name]["value"] for panel in panels if name in panel.found)
+
+    names = sorted({n: None for panel in panels for n in panel.found}, key=best, reverse=True)
+    canvas.set_size_inches(WIDTH * len(panels) + 2, ROW * len(names) + 1.3)
+    (axes,) = canvas.subplots(1, len(panels), sharey=True, squeeze=False)
     for axis, panel in zip(axes, panels, strict=True):
-        found = [cell["metrics"][METRIC] for cell in panel.cells.values()]
-        values, places = [e["value"] for e in found], list(map(names.index, panel.cells))
-        style = {"fmt": "o", "color": PALETTE[1], "label": "ours, 95 % interval"}
-        axis.errorbar(values, places, xerr=_error(found), **style)
-        for marker, (publication, of) in zip(MARKERS, panel.published.items(), strict=False):
-            known = [n for n in names if isinstance(of.get(n, {}).get(PUBLISHED), float)]
-            points = [of[n][PUBLISHED] for n in known], [names.index(n) for n in known]
-            if known:
-                style = {"color": PALETTE[0], "label": f"{publication}: {PUBLISHED}"}
-                axis.plot(*points, marker, fillstyle="none", **style)
-        axis.axvline(panel.chance, color=QUIET, linestyle="--", label="chance")
-        axis.set_title(_title(panel), parse_math=False)
-        axis.set_xlabel(f"{METRIC}, share of users")
+        first = max(panel.found, key=lambda name: panel.found[name]["value"])
+        for name, found in panel.found.items():
+            marker, colour = ("D", ACCENT) if name == first else ("o", SERIES)
+            place = names.index(name)
+            axis.errorbar(found["value"], place, xerr=_error([found]), fmt=marker, color=colour)
+            end = (found["high"], place)
+            axis.annotate(f"{found['value']:.3f}", end, (5, 0), color=colour, **BESIDE)
+        for marker, (publication, of) in zip("sPX^", panel.published.items(), strict=False):
+            figures = [(of.get(name, {}).get(PUBLISHED), place) for place, name in enumerate(names)]
+            if points := [figure for figure in figures if isinstance(figure[0], float)]:
+                style = {"color": QUIET, "fillstyle": "none"}
+                label = f"{publication}: {PUBLISHED}"
+                axis.plot(*zip(*points, strict=True), marker, label=label, **style)
+        if panel.chance is not None:
+            axis.axvline(panel.chance, color=QUIET, linestyle="--", label="chance")
+        axis.set(title=panel.title, xlabel=panel.label)
+        axis.margins(x=0.14)
         axis.grid(visible=False, axis="y")
-    axes[0].set_yticks(range(len(names)), names, parse_math=False)
-    axes[0].invert_yaxis()
+    axes[0].set_yticks(range(len(names)), map(_short, names))
+    axes[0].set_ylim(len(names) - 0.4, -0.6)
     legends = [zip(*axis.get_legend_handles_labels(), strict=True) for axis in axes]
     handles = {label: handle for legend in legends for handle, label in legend}
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4)
+    canvas.legend(handles.values(), handles, loc="outside lower center", ncols=4)
 
 
-def _draw_curves(figure: Any, panels: Sequence[DatasetTables], curves: Curves) -> None:
-    """Draw a row per data set, a column per kind of cost, on a logarithmic axis."""
-    width, height = CURVES_INCHES
-    figure.set_size_inches(width * len(curves) + 1, height * len(panels) + 1)
-    labels = list(dict.fromkeys(label for lines in curves.values() for label in lines))
-    axes = figure.subplots(len(panels), len(curves), sharex="col", sharey="row", squeeze=False)
-    for row, panel in zip(axes, panels, strict=True):
-        for axis, (cost, lines) in zip(row, curves.items(), strict=True):
-            for label, names in lines.items():
-                cells = [panel.cells[name] for name in names if name in panel.cells]
-                color = PALETTE[labels.index(label) % len(PALETTE)]
-                _draw_curve(axis, cost, cells, {"label": label, "color": color})
-            axis.axhline(panel.chance, color=QUIET, linestyle="--")
-            axis.set(xscale="log", xlabel=COSTS.get(cost, cost))
-            axis.tick_params("x", which="minor", labelsize=6)
-        row[0].set_title(_title(panel), parse_math=False, loc="left")
-        row[0].set_ylabel(f"{METRIC}, share of users (dashed: chance)")
+def _draw_curves(canvas: Canvas, rows: Sequence[Sequence[Axes]]) -> None:
+    """Draw rows of panels."""
+    down, across = len(rows), len(rows[0])
+    canvas.set_size_inches((WIDTH + 1.3) * across, HEIGHT * down)
+    panels = canvas.subplots(down, across, sharey=rows[0][0].cost, squeeze=False).flat
+    for axis, (title, x, y, lines, chance, cost) in zip(panels, chain(*rows), strict=True):
+        axis.set(title=title, xlabel=x, ylabel=y, xscale="log" if cost else "linear")
+        ends = []
+        for points, label, colour in lines:
+            places, found = zip(*points, strict=True)
+            values = [end["value"] if isinstance(end, Mapping) else end for end in found]
+            error = _error(found) if isinstance(found[0], Mapping) else None
+            width = 1.8 if label else 0.8
+            axis.errorbar(places, values, error, fmt="o-", color=colour, label=label, lw=width)
+            ends += [(values[-1], label, colour)] if label else []
+        if chance is not None:
+            axis.axhline(chance, color=QUIET, linestyle="--")
+            ends.append((chance, "chance", QUIET))
+        _plain_numbers(axis)
+        (low, high), place = axis.get_ylim(), -math.inf
+        for value, label, colour in sorted(ends):
+            place = max((value - low) / (high - low), place + GAP)  # no name over another
+            at = {"xy": (1, place), "xytext": (5, 0), "xycoords": "axes fraction"}
+            axis.annotate(_short(label), **at, color=colour, **BESIDE)
 
 
-def _draw_curve(axis: Any, cost: str, cells: Sequence[Mapping[str, Any]], style: Any) -> None:
-    """Join the cells that know what they cost; one alone is also a level to compare with."""
-    known = sorted((c for c in cells if c.get(cost)), key=lambda cell: float(cell[cost]))
-    found = [cell["metrics"][METRIC] for cell in known]
-    spent, values = [cell[cost] for cell in known], [estimate["value"] for estimate in found]
-    if known:
-        axis.errorbar(spent, values, yerr=_error(found), fmt="o-", **style)
-        beside: Any = {"textcoords": "offset points", "xytext": (4, 1), "va": "bottom"}
-        beside |= {"color": style["color"], "parse_math": False}
-        axis.annotate(style["label"], (spent[-1], values[-1]), **beside)
-    if len(known) == 1:
-        axis.axhline(values[0], color=style["color"], linestyle=":")
+def _plain_numbers(axis: Any) -> None:
+    """Write the numbers below an axis as people do, and those of whole steps alone."""
+    axis.xaxis.set_major_formatter("{x:,.6g}")
+    axis.xaxis.set_minor_formatter("")
+
+
+def _marked(trial: facts.Trial, search: Mapping[str, Any]) -> tuple[str, str]:
+    """What a trial's line or point is called, if it is to stand out, and its colour."""
+    number = trial["number"]
+    if "name" in trial:
+        return trial["name"], f"C{number % NUM_COLOURS}"
+    return (f"trial {number}", ACCENT) if number == search["best"] else ("", SERIES)
 
 
 def _error(estimates: Sequence[Mapping[str, float]]) -> list[list[float]]:
@@ -149,5 +265,9 @@ def _error(estimates: Sequence[Mapping[str, float]]) -> list[list[float]]:
 def _title(panel: DatasetTables) -> str:
     cells = panel.cells.values()
     seeds = max(len(cell["seeds"]) for cell in cells)
-    trained = f"{seeds} seeds" if seeds > 1 else "one seed"
-    return f"{panel.title}: {max(cell['n'] for cell in cells)} test users, {trained}"
+    users, trained = max(cell["n"] for cell in cells), f"{seeds} seeds" if seeds > 1 else "one seed"
+    return f"{_short(panel.title)}: {users} test users, {trained}"
+
+
+def _short(name: str) -> str:
+    return f"{show(name):.{LONGEST}}"

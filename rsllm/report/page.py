@@ -4,94 +4,133 @@ Titles, names and errors come from data and are inert everywhere: escaped in HTM
 quoted in CSV, stripped of control characters in the terminal.
 """
 
-import base64
-import re
+import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from tabulate import LATEX_ESCAPE_RULES, tabulate
 
 import rsllm.report.tables as made
 from rsllm.evaluate.metrics import brief_metrics
-from rsllm.report import plots
+from rsllm.report import figures
 from rsllm.report.datasets import DatasetTables
-from rsllm.report.figures import Curves, draw
+from rsllm.report.figures import Curves
 from rsllm.report.tables import Results, Table, inert, show
+from rsllm.report.templates import inert_text, render
 from rsllm.store.artifacts import write_json
 
+NOTES = tomllib.loads(Path(__file__).with_name("notes.toml").read_text())
 DETAILS = ("samples", "seeds", "HR@5", "NDCG@10", "answers", "metric", "second", "p")
 """Columns that a printed page has no room for; page.md has them."""
 
 
-def write_report(folder: Path, results: Results) -> None:
+def write_report(folder: Path, results: Results) -> str:
     """Write results.json, report.html, report.md, trials.csv and methods.csv.
 
     Args:
         folder: where; it must exist.
         results: of a study, see `rsllm.study.study`; `confirm`, `seeds`, `by_seed` of methods and
             `objectives` of trials may be missing.
+
+    Returns:
+        The tables for the terminal.
     """
     write_json(folder / "results.json", results)
     trials = [{**trial, **trial["parameters"]} for trial in results["trials"]]
     _write_csv(folder / "trials.csv", trials, leave_out=["parameters", "curve"])
     _write_csv(folder / "methods.csv", list(map(_method_row, results["methods"])))
     results = {**results, "pairs": made.in_todays_words(results["pairs"])}
-    for name in ("report.html", "report.md"):
-        page = render(Path(__file__).with_name(name), results=results)
-        (folder / name).write_text(page, encoding="utf-8")
+    kind = "variants" if any("name" in trial for trial in trials) else "trials"
+    data, minutes = results["data"], results["budget"].get("minutes")
+    source = (results["experiment"].get("data") or data).get("source", data.get("source"))
+    origin = results["provenance"]
+    facts = {
+        "Data": source and f"{source}, {data['items']} items" if "items" in data else source,
+        "Backbone": results["backbone"],
+        "Trained": f"{len(trials)} {kind}" + (f" in {minutes} minutes" if minutes else ""),
+        "Made": " ".join([origin.get("time", "")[:10], origin.get("machine", "")]).strip(),
+    }
+    of_methods = (made.methods, made.by_seed, made.popularity, made.likelihoods, made.generated)
+    of_search = (made.confirm, figures.of_training, figures.of_trials, made.mattered, made.trials)
+    sections = {
+        "Methods": (figures.of_methods, *of_methods, made.orders, made.recommender),
+        "Comparisons": (made.pairs,),
+        kind.capitalize(): (*of_search, made.front, made.health),
+        "Cost": (made.cost,),
+    }
+    _write(
+        folder / "report",
+        results,
+        facts=facts,
+        verdicts=[results],
+        sections={name: [make(results) for make in makers] for name, makers in sections.items()},
+        notes=[*results["notes"], *filter(None, [results.get("layout")])],
+        details={part: results[part] for part in ("budget", "data", "experiment", "provenance")},
+    )
+    return tables(results)
 
 
 def write_page(
-    folder: Path, results: Results, parts: Sequence[DatasetTables], curves: Curves | None
+    folder: Path, results: Results, parts: Sequence[DatasetTables], curves: Curves
 ) -> str:
-    """Write page.html, page.md, tables.tex and, with matplotlib, the figure of a grid.
+    """Write page.html, page.md, tables.tex and the figure of a grid.
 
     Args:
         folder: where; it must exist.
-        results: title, question, backbone, budget, settings, num_seeds, command and notes.
+        results: title, question, facts, command and notes.
         parts: its data sets.
-        curves: see `draw`.
+        curves: what the figure shows instead of a row per entry.
 
     Returns:
         The tables for the terminal.
     """
     known = [part for part in parts if part.cells]
-    missing: dict[str, list[str]] = {}
+    done = f"{sum(len(p.cells) for p in parts)} of {sum(len(p.entries) for p in parts)}"
+    reasons: dict[tuple[str, str], list[str]] = {}
     for part in parts:
         for name, reason in part.missing.items():
-            missing.setdefault(f"{part.title}, {reason}", []).append(name)
-    done = f"{sum(len(p.cells) for p in parts)} of {sum(len(p.entries) for p in parts)}"
-    figure = draw(known, folder, curves) if known else ""
-    context = {
-        "results": {**results, "done": done, "missing": missing},
-        "shown": known,
-        "figure": base64.b64encode(figure.encode()).decode(),
-    }
-    for name in ("page.html", "page.md"):
-        page = render(Path(__file__).with_name(name), **context, grid=markdown)
-        (folder / name).write_text(page, encoding="utf-8")
-    papers = [table for part in known for table in (part.methods, part.claims) if table.rows]
+            reasons.setdefault((part.title, reason), []).append(name)
+    rows = [{"data": d, "reason": r, "methods": "; ".join(n)} for (d, r), n in reasons.items()]
+    missing = Table("Not run", rows)
+    drawn = []
+    if known:
+        fill = figures.of_grid(known, curves)
+        figures.write_figure(folder, fill)
+        drawn = [figures.inline(f"{figures.METRIC} with 95 % intervals", fill)]
+    details = {}
+    for part in known:
+        first = next(iter(part.cells.values()))
+        made_by = {"data": first["data"], "versions": first["provenance"]}
+        details[part.title] = {**made_by, "common": part.common, "settings": part.settings}
+    _write(
+        folder / "page",
+        results,
+        facts={**results["facts"], "Cells on file": done},
+        verdicts=[{"about": f"{part.title}: {part.about}", "pairs": part.pairs} for part in known],
+        sections={
+            "Methods": [*drawn, *(table for part in known for table in part.tables)],
+            "Not run": [missing],
+        },
+        notes=[NOTES["words"], *results["notes"]],
+        details=details,
+    )
+    papers = [table for part in known for table in (part.methods, part.claims) if table]
     (folder / "tables.tex").write_text("\n\n".join(map(latex, papers)) + "\n", encoding="utf-8")
-    told = [show(f"{why}: {'; '.join(names)}") for why, names in missing.items()]
-    return "\n\n".join([as_text(table) for part in known for table in part.tables] + told)
+    shown = [table for part in known for table in part.tables] + [missing]
+    return "\n\n".join(as_text(table) for table in shown if table)
 
 
 def tables(results: Results) -> str:
     """The trials, if there are any, the methods and the paired tests, for the terminal."""
-    of_trials = (made.recommender, made.trials, made.front)
-    searched = [make(results) for make in of_trials] if "search" in results else []
-    methods = [
-        made.methods(results, brief_metrics()),
-        made.generated(results),
-        made.orders(results),
-    ]
-    shown = [*searched, made.confirm(results), *methods, made.pairs(results)]
-    return "\n\n".join(as_text(table) for table in shown if table.rows)
+    searched = (made.recommender, made.trials, made.front) if "search" in results else ()
+    methods = partial(made.methods, only=brief_metrics())
+    makers = (*searched, made.confirm, methods, made.generated, made.orders, made.pairs)
+    return "\n\n".join(as_text(table) for make in makers if (table := make(results)))
 
 
 def as_text(table: Table) -> str:
@@ -116,6 +155,17 @@ def latex(table: Table) -> str:
     return f"\\begin{{table}}\n\\caption{{{title}}}\n{box}\n\\end{{table}}"
 
 
+def _write(
+    path: Path, results: Results, sections: Mapping[str, Sequence[Any]], **shown: Any
+) -> None:
+    """Write a page as HTML and as Markdown, which has no figures; what is empty is left out."""
+    kept = {name: some for name, of in sections.items() if (some := [*filter(None, of)])}
+    tools = {"made": made, "grid": markdown, "texts": NOTES}
+    for kind in ("html", "md"):
+        text = render(f"page.{kind}", results=results, sections=kept, **shown, **tools)
+        path.with_suffix(f".{kind}").write_text(text, encoding="utf-8")
+
+
 def _write_csv(path: Path, rows: Sequence[Any], leave_out: Sequence[str] = ()) -> None:
     table = pd.DataFrame(rows, dtype=object).drop(columns=leave_out, errors="ignore")
     table.map(inert).rename(columns=inert).to_csv(path, index=False)
@@ -128,23 +178,3 @@ def _method_row(method: Mapping[str, Any]) -> dict[str, Any]:
         for metric, estimate in method["metrics"].items()
         for suffix, end in {"": "value", " low": "low", " high": "high"}.items()
     }
-
-
-def inert_text(value: Any) -> Markup:
-    """Text of which neither HTML nor Markdown makes a tag, a link or a cell."""
-    if isinstance(value, Markup | Mapping):
-        return Markup(value if isinstance(value, Markup) else show(value))
-    return Markup(re.sub(r"[<>&\"|`\[\]\\*~]", lambda char: f"&#{ord(char[0])};", show(value)))
-
-
-def render(template: Path, **context: Any) -> str:
-    """A template filled in, all text inert; it may include its neighbours and those here."""
-    environment = Environment(
-        loader=FileSystemLoader([template.parent, Path(__file__).parent]),
-        autoescape=True,
-        finalize=inert_text,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=StrictUndefined,
-    )
-    return environment.get_template(template.name).render(made=made, plots=plots, **context)

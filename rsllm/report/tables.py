@@ -24,6 +24,10 @@ class Table:
     levels: Mapping[str, float] | None = None
     """What some columns' estimates are compared with: chance, or 0."""
 
+    def __bool__(self) -> bool:
+        """Whether anything stands beside the names of its rows."""
+        return len(self.header) > 1
+
     @property
     def header(self) -> list[str]:
         """The columns in which anything stands."""

@@ -1,7 +1,6 @@
-"""What the trials of a search say together: the best so far, what mattered, the Pareto front."""
+"""What the trials of a search say together: what mattered, the Pareto front."""
 
 from collections.abc import Mapping, Sequence
-from itertools import accumulate
 from typing import Any
 
 import optuna
@@ -21,18 +20,6 @@ FEWEST = 8
 def scored(trials: Sequence[Trial], metric: str) -> list[Trial]:
     """Those that have reported `metric`."""
     return [trial for trial in trials if trial.get(metric) is not None]
-
-
-def best_so_far(trials: Sequence[Trial], metric: str) -> list[float | None]:
-    """The best score up to each trial, None before the first.
-
-    A stopped one's is of fewer samples, so finished trials alone count where there are any.
-    """
-    known, lowest = scored(trials, metric), float("-inf")
-    finished = [trial for trial in known if trial["state"] == "finished"]
-    counted = {trial["number"]: trial[metric] for trial in finished or known}
-    best = accumulate((counted.get(trial["number"], lowest) for trial in trials), max)
-    return [None if score == lowest else score for score in best]
 
 
 def importance(trials: Sequence[Trial], metric: str) -> dict[str, float]:

@@ -17,7 +17,7 @@ from rsllm.report.page import write_page
 from rsllm.store.artifacts import Store
 from rsllm.study import paper
 from rsllm.study.claims import Claim, compare_cells
-from rsllm.study.results import Cell, Cells, Entry, slug
+from rsllm.study.results import Cell, Cells, Entry, results_folder, slug
 
 Published = Mapping[str, Mapping[str, Mapping[str, float | str]]]
 """Metrics of a publication, by data set and entry."""
@@ -197,24 +197,22 @@ def _tables(grid: Grid, dataset: Dataset, left_out: Mapping[str, str]) -> Datase
     )
 
 
-def reproduce_command(arguments: GridArguments, parts: Sequence[DatasetTables]) -> str:
-    """The command that trains and judges anew what is shown."""
-    names = dict.fromkeys(name for part in parts for name in part.cells)
-    only = [] if arguments.only else [word for name in names for word in ("--only", name)]
-    return f"{arguments.command} {shlex.join([*only, '--cells'])} NEW_FOLDER"
-
-
 def show(folder: Path, grid: Grid, arguments: GridArguments, left_out: Mapping[str, str]) -> str:
     """Write the page of all that is on file into `folder`; returns the tables for the terminal."""
     parts = tables_on_file(grid, arguments, left_out)
+    names = [] if arguments.only else dict.fromkeys(name for part in parts for name in part.cells)
+    only = shlex.join(word for name in names for word in ("--only", name))
     results = {
         "title": grid.title,
         "question": grid.question,
-        "backbone": parts[0].common["backbone"]["source"],
-        "budget": f"{arguments.budget_name}: {arguments.budget.summary}",
-        "settings": arguments.settings,
-        "num_seeds": arguments.num_seeds,
-        "command": reproduce_command(arguments, parts),
+        "facts": {
+            "Data": ", ".join(part.title for part in parts),
+            "Backbone": parts[0].common["backbone"]["source"],
+            "Budget": f"{arguments.budget_name}: {arguments.budget.summary}",
+            "But": ", ".join(f"{path} = {value}" for path, value in arguments.settings.items()),
+            "Training seeds": arguments.num_seeds,
+        },
+        "command": " ".join(filter(None, [arguments.command, only, "--cells NEW_FOLDER"])),
         "notes": grid.notes,
     }
     return write_page(folder, results, parts, grid.curves)
@@ -237,10 +235,7 @@ def run(grid: Grid, description: str, script: str) -> Path:
         from rsllm.study.measure import fill  # it loads torch and Ray, which showing does not need
 
         left_out = fill(grid, arguments)
-    store = Store.open(arguments.storage)
-    folder = store.root / "studies" / slug(grid.title)
-    folder.mkdir(parents=True, exist_ok=True)
-    print(show(folder, grid, arguments, left_out))
-    store.share(f"studies/{folder.name}")
-    print(f"\ncells: {arguments.cells.root}\nresults: {folder}  (open page.html)", flush=True)
+    with results_folder(Store.open(arguments.storage), slug(grid.title), "page.html") as folder:
+        print(show(folder, grid, arguments, left_out))
+        print(f"\ncells: {arguments.cells.root}")
     return folder

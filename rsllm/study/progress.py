@@ -20,7 +20,7 @@ def table(records: Sequence[TrialRecord], total: int) -> str:
     best = max((record.score or 0.0 for record in records), default=0.0)
     done = sum(record.state != "running" for record in records)
     failures = [f"trial {r.number} failed: {r.error}" for r in records if r.error]
-    columns = ["samples", METRIC, *_beside_the_score(), COST]
+    columns = ["samples", METRIC, *compared_metrics("MRR")[1:], COST]  # the score is the MRR
     rows = [
         {"trial": record.number, **values, "state": record.state}
         | {name: record.end[name] for name in columns if name in record.end}
@@ -32,11 +32,6 @@ def table(records: Sequence[TrialRecord], total: int) -> str:
         *failures,
     ]
     return "\n".join(lines)
-
-
-def _beside_the_score() -> list[str]:
-    """The compared metrics but the MRR, which the score is."""
-    return compared_metrics("MRR")[1:]
 
 
 def _tuned(records: Sequence[TrialRecord]) -> list[dict[str, Any]]:
@@ -81,7 +76,7 @@ def _trial_row(record: TrialRecord, tuned: Mapping[str, Any], cost: bool) -> dic
         "curve": record.curve,
         "MRR": record.score,
         "error": record.error,
-    } | {name: record.end.get(name) for name in _beside_the_score()}
+    } | {name: record.end.get(name) for name in compared_metrics("MRR")[1:]}
     if cost and record.end:
         row["objectives"] = {"MRR": record.score, COST: record.end[COST]}
     return row

@@ -7,7 +7,8 @@ Grids share what has the same key, whatever each of them calls it.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from rsllm.config import Experiment
 from rsllm.config.data import plain_of_known
 from rsllm.config.plain import content_hash, to_dict
 from rsllm.evaluate.scorers import catalogue_scorer
-from rsllm.store.artifacts import read_json, write_json
+from rsllm.store.artifacts import Store, read_json, write_json
 
 Cell = dict[str, Any]
 
@@ -72,6 +73,16 @@ class Entry:
         precision = experiment.compute.precision
         asked = [precision] if self.is_language_model and precision != "auto" else []
         return content_hash([*made, *asked, {name: parts[name] for name in decides}])
+
+
+@contextmanager
+def results_folder(store: Store, name: str, opened: str = "") -> Iterator[Path]:
+    """Yield a study's folder; then share it, and print where it is, or which file to open."""
+    folder = store.root / "studies" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    yield folder
+    store.share(f"studies/{name}")
+    print(f"results: {folder / opened}", flush=True)
 
 
 def slug(name: str) -> str:

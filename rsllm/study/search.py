@@ -35,13 +35,14 @@ from rsllm.evaluate.metrics import METRICS
 from rsllm.evaluate.rank import held_out
 from rsllm.pipeline import Pipeline
 from rsllm.prompts.templates import wording
-from rsllm.report.page import tables, write_report
+from rsllm.report.page import write_report
 from rsllm.store.artifacts import provenance, read_json
 from rsllm.store.versions import VERSIONS
 from rsllm.study.journal import COST, FILE, METRIC, Journal, as_config_error, check_space, storage
 from rsllm.study.journal import Space as Space
 from rsllm.study.journal import TrialRecord as TrialRecord
 from rsllm.study.progress import run_name, short_names, summarise, table, trial_rows
+from rsllm.study.results import results_folder
 from rsllm.study.variants import best_trials
 from rsllm.train.assignment import Stage
 
@@ -106,8 +107,8 @@ class Search:
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(there)
         place = storage(file, self.optuna_storage)
-        made_with = [VERSIONS, wording(), self.backbones]
-        base = content_hash([to_dict(self.pipeline.experiment.anywhere), *made_with])
+        varied = to_dict(self.pipeline.experiment.anywhere)
+        base = content_hash([varied, VERSIONS, wording(), self.backbones])
         return Journal(place, self.name, base, self.space, self.cost, self.seed)
 
     def run(self, trials: int) -> list[TrialRecord]:
@@ -135,25 +136,6 @@ class Search:
             reasons = "; ".join(sorted({str(record.error) for record in records}))
             raise TrainingError(f"every trial failed: {reasons}; more --trials try other values")
         return records
-
-    def publish(
-        self, records: Sequence[TrialRecord], best: TrialRecord | None = None, **found: Any
-    ) -> Path:
-        """Report its trials, `best` or the best score among them, and what else was found."""
-        best = best or next(iter(best_trials(records, 1).values()))
-        experiment, data = self.pipeline.experiment, PreparedData.open(self.pipeline.prepare())
-        speaks = self.pipeline.watched != "recommender"
-        limit = experiment.evaluation.validation_rows if speaks else 0
-        rows = held_out(data, "validation", limit)[0]
-        results: dict[str, Any] = {"methods": [], "pairs": [], "notes": [], "recommender": {}}
-        results |= {
-            "budget": {},
-            "backbone": experiment.backbone.source if speaks else "",
-            "trials": trial_rows(records, cost=self.cost),
-            "search": summarise(best, records, len(rows), experiment.data.num_candidates),
-            "data": {"source": experiment.data.source, **data.facts["counts"]},
-        }
-        return publish(self.pipeline, self.name, results | found)
 
     def _tune(self, trials: int) -> None:
         layout, store = self.pipeline.layout, self.pipeline.store
@@ -196,19 +178,44 @@ class Search:
         return scheduler
 
 
-def publish(pipeline: Pipeline, name: str, results: Mapping[str, Any]) -> Path:
-    """Write results.json and its report under `studies/NAME`, also at the URI; print the tables.
+def publish(
+    pipeline: Pipeline,
+    name: str,
+    records: Sequence[TrialRecord],
+    best: TrialRecord | None = None,
+    *,
+    cost: bool = False,
+    **found: Any,
+) -> Path:
+    """Write and print the report of a search's trials and of what else was found.
+
+    Args:
+        pipeline: what they varied.
+        name: of the study.
+        records: the trials.
+        best: the chosen one; without it the best score.
+        cost: they were also to be cheap.
+        found: further entries of results.json, or others than these.
 
     Returns:
         The folder on this node.
     """
-    made = {"experiment": to_dict(pipeline.experiment), "provenance": provenance(), **results}
-    folder = pipeline.store.root / "studies" / name
-    folder.mkdir(parents=True, exist_ok=True)
-    write_report(folder, made)
-    pipeline.store.share(f"studies/{name}")
-    print(tables(made))
-    print(f"\nresults: {folder}  (open report.html)", flush=True)
+    experiment, data = pipeline.experiment, PreparedData.open(pipeline.prepare())
+    speaks = pipeline.watched != "recommender"
+    rows = held_out(data, "validation", experiment.evaluation.validation_rows if speaks else 0)[0]
+    best = best or next(iter(best_trials(records, 1).values()))
+    nothing: dict[str, Any] = {"methods": [], "pairs": [], "notes": [], "recommender": {}}
+    results = nothing | {
+        "budget": {},
+        "backbone": experiment.backbone.source if speaks else "",
+        "data": {"source": experiment.data.source, **data.facts["counts"]},
+        "experiment": to_dict(experiment),
+        "provenance": provenance(),
+        "search": summarise(best, records, len(rows), experiment.data.num_candidates),
+        "trials": trial_rows(records, cost=cost),
+    }
+    with results_folder(pipeline.store, name, "report.html") as folder:
+        print(write_report(folder, results | found) + "\n")
     return folder
 
 

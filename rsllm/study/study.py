@@ -27,7 +27,7 @@ from rsllm.evaluate.run import Method, evaluate
 from rsllm.pipeline import Pipeline
 from rsllm.report.tables import show
 from rsllm.study.claims import Claim, compare
-from rsllm.study.progress import summarise, trial_rows
+from rsllm.study.progress import trial_rows
 from rsllm.study.search import Search, Space, TrialRecord, publish
 from rsllm.study.variants import (
     Trained,
@@ -129,17 +129,19 @@ def run(study: Study, storage: str | Path) -> Path:
         keys = _announced("keys", pipeline.train_keys) if histories else None
         found, twins, tried = _chosen(study, search, storage)
         methods = _methods(study, recommender, keys, text, twins)
-        results = {
-            "title": study.title,
-            "question": study.question,
-            "backbone": study.base.backbone.source,
-            "layout": _describe(pipeline.layout),
-            "seeds": list(study.seeds),
+        found |= _judged(study, pipeline, data, methods, twins, tried[0])
+        found["budget"] = {**study.budget, "minutes": round((time.monotonic() - start) / 60, 1)}
+        return publish(
+            pipeline,
+            study.name,
+            tried,
+            tried[0],
+            title=study.title,
+            question=study.question,
+            layout=_describe(pipeline.layout),
+            seeds=list(study.seeds),
             **found,
-            **_judged(study, pipeline, data, methods, twins, tried),
-            "budget": {**study.budget, "minutes": round((time.monotonic() - start) / 60, 1)},
-        }
-        return publish(pipeline, study.name, results)
+        )
 
 
 def _chosen(
@@ -222,9 +224,9 @@ def _judged(
     data: PreparedData,
     methods: Mapping[str, Sequence[Method]],
     twins: Trained,
-    tried: Sequence[TrialRecord],
+    best: TrialRecord,
 ) -> dict[str, Any]:
-    """The search's outcome on validation, and all methods on the test split, after all choices.
+    """All methods on the test split, after all choices.
 
     The winner also stands there joined with the recommender, by a weight chosen on validation.
     """
@@ -245,7 +247,7 @@ def _judged(
         f" {weight:.3g}, the best of {len(curve)} on {curve[weight].n} validation users: MRR"
         f" {show(asdict(curve[weight]))} there, {show(asdict(curve[0.0]))} without the recommender."
     )
-    draws = validation = held_out(data, "validation", limits.validation_rows)
+    draws = held_out(data, "validation", limits.validation_rows)
     found = iter(evaluate([m for group in methods.values() for m in group], study.split, **where))
     outcomes = {name: [next(found) for _ in group] for name, group in methods.items()}
     if study.split == "test":
@@ -260,8 +262,6 @@ def _judged(
             vectors[name + BY_LIKELIHOOD] = by_likelihood
     return {
         "split": study.split,
-        "data": {"source": study.base.data.source, **data.facts["counts"]},
-        "search": summarise(tried[0], tried, len(validation[0]), study.base.data.num_candidates),
         "recommender": {
             "validation": estimates(alone.expected),
             study.split: estimates(outcomes[ALONE][0].expected),
@@ -271,8 +271,8 @@ def _judged(
             "weight": weight,
             "curve": [[w, e.value, e.low, e.high] for w, e in curve.items()],
         },
-        "pairs": _pairs(study, twins, tried[0], vectors),
-        "notes": [*_notes(study, methods, tried[0]), note],
+        "pairs": _pairs(study, twins, best, vectors),
+        "notes": [*_notes(study, methods, best), note],
     }
 
 

@@ -228,11 +228,10 @@ def _catalogue_groups(model: tuned.LanguageModel, stage: StageConfig) -> list[Pa
         return []
     used: list[nn.Parameter] = []
     unused: list[nn.Parameter] = []
-    for name, parameter in model.hybrid.catalogue.named_parameters():
-        alpha, beta = stage.loss.alpha, stage.loss.beta
-        reached = {"answer_map": alpha, "state_map": beta, "state_gain": beta}
-        weight = reached.get(name.split(".")[0], alpha + beta)
-        parameter.requires_grad_(weight > 0)
-        (used if weight > 0 else unused).append(parameter)
+    by_one = {"answer_map": ["target"], "state_map": ["user"], "state_gain": ["user"]}
+    for part, module in model.hybrid.catalogue.named_children():
+        losses = {f"{name}_contrast" for name in by_one.get(part, ["target", "user"])}
+        module.requires_grad_(bool(losses & stage.loss.weights.keys()))
+        (used if losses & stage.loss.weights.keys() else unused).extend(module.parameters())
     rate = stage.catalogue_learning_rate
     return [ParameterGroup(part, rate, stage.weight_decay) for part in (used, unused) if part]

@@ -5,23 +5,11 @@ from typing import Any
 
 import pytest
 
-from rsllm.report.trials import best_so_far, importance, pareto_front
+from rsllm.report.trials import importance, pareto_front
 
 
 def trial(number: int, score: float | None, state: str = "finished", **more: Any) -> dict[str, Any]:
     return {"number": number, "state": state, "MRR": score, "parameters": {}} | more
-
-
-def test_best_so_far_rises_by_finished_trials_alone() -> None:
-    trials = [trial(0, 0.9, "stopped"), trial(1, 0.1), trial(2, None, "failed"), trial(3, 0.3)]
-    trials += [trial(4, 0.2), trial(5, 0.4)]
-    assert best_so_far(trials, "MRR") == [None, 0.1, 0.1, 0.3, 0.3, 0.4]
-    assert best_so_far([], "MRR") == []
-
-
-def test_best_so_far_takes_stopped_trials_where_none_finished() -> None:
-    trials = [trial(0, 0.2, "stopped"), trial(1, 0.1, "stopped")]
-    assert best_so_far(trials, "MRR") == [0.2, 0.2]
 
 
 @pytest.mark.parametrize("score", ["score", "MRR"])

@@ -30,7 +30,7 @@ from rsllm.prompts.templates import TEXTS
 from rsllm.store.versions import VERSIONS
 from rsllm.study import search as module
 from rsllm.study.journal import FILE, METRIC, OVERRIDES, TrialRecord, _record, check_space
-from rsllm.study.search import Search, Space, _entry, _scheduler, _trial_name
+from rsllm.study.search import Search, Space, _entry, _scheduler, _trial_name, publish
 from rsllm.study.study import Study
 
 BASE = replace_in(
@@ -508,7 +508,8 @@ def test_a_search_under_a_cost_is_reported_with_its_front(
         TrialRecord(number=number, state="finished", overrides={"a.b": number}, curve=[entry])
         for number, entry in enumerate(curves)
     ]
-    folder = make_search(tmp_path, cost=True).publish(found, title="T", question="Q?")
+    search = make_search(tmp_path, cost=True)
+    folder = publish(search.pipeline, search.name, found, cost=True, title="T", question="Q?")
     results = json.loads((folder / "results.json").read_text())
     assert results["search"]["best"] == 0
     assert results["data"] == {"source": "synthetic", "users": 12}
