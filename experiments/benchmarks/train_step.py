@@ -29,6 +29,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from peft.tuners.lora import LoraLayer
 from tabulate import tabulate
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
@@ -44,7 +45,9 @@ from rsllm.recommenders.embeddings import ItemEmbeddings
 from rsllm.store.artifacts import provenance, write_json
 from rsllm.train import batches, stages
 
+DROPOUT = 0.1
 PLAIN = {"stage2.loss.alpha": 0.0, "stage2.loss.beta": 0.0, "stage2.loss.gamma": 0.0}
+PLAIN["backbone.lora_dropout"] = DROPOUT
 VARIANTS = ("rsllm", "rsllm, random batches", "rsllm, fp32", "obvious")
 ROUNDS, WARM_UP = 5, 1
 MATRIX_PRODUCTS = ("mm", "linear", "attention", "convolution")
@@ -80,6 +83,11 @@ def _ours(task: Any) -> Callable[[int], Any]:
 def _obvious(task: Any) -> Callable[[int], Any]:
     """Logits at every position, from transformers' own forward pass and loss."""
     model = task.model.hybrid
+    model.backbone.set_attn_implementation("sdpa")
+    for layer in model.modules():
+        if isinstance(layer, LoraLayer):
+            layer.cast_input_dtype_enabled = True
+            layer.lora_dropout["default"] = torch.nn.Dropout(DROPOUT)
     groups = [{"params": g.parameters, "lr": g.learning_rate} for g in task.optimization.groups]
     optimizer = torch.optim.AdamW(groups)
 
