@@ -9,6 +9,7 @@ from torch import nn
 
 from rsllm.config import BackboneConfig, Experiment
 from rsllm.errors import ConfigError
+from rsllm.model.dropout import share_dropout
 from rsllm.model.files import (
     check_weights,
     first_line,
@@ -85,7 +86,7 @@ _known_tokenizer = lru_cache(maxsize=1)(load_tokenizer)
 
 
 def load_backbone(folder: str | Path, dtype: torch.dtype, layers: int = 0) -> Any:
-    """A causal LM with safetensors weights, and SDPA attention if it can, all parameters frozen.
+    """A causal LM with safetensors weights, and fast attention if it can, all parameters frozen.
 
     Args:
         folder: with its files.
@@ -97,6 +98,8 @@ def load_backbone(folder: str | Path, dtype: torch.dtype, layers: int = 0) -> An
             fewer layers than are to be kept.
     """
     from transformers import AutoModelForCausalLM, GenerationConfig
+
+    from rsllm.model.attention import attend_by_products
 
     try:
         check_weights(Path(folder))
@@ -116,6 +119,7 @@ def load_backbone(folder: str | Path, dtype: torch.dtype, layers: int = 0) -> An
         raise refusal(folder, f"it lacks weights: {missing[:3]}; fetch it again")
     if layers:
         _keep_layers(llm, layers, folder)
+    attend_by_products(llm)
     llm.requires_grad_(False)
     llm.config.use_cache = False
     llm.generation_config = GenerationConfig()  # how to decode is never the backbone's choice
@@ -203,4 +207,6 @@ def attach_lora(llm: Any, config: BackboneConfig) -> Any:
         target_modules=list(targets),
         task_type="CAUSAL_LM",
     )
-    return get_peft_model(llm, lora)
+    adapted = get_peft_model(llm, lora)
+    share_dropout(adapted, config.lora_dropout)
+    return adapted
