@@ -181,7 +181,7 @@ def main_job(tiny_llm: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 @pytest.fixture(scope="module")
 def trained_here(ray_cluster: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Stages train in this process, one after the other, and none starts the six of Ray Train.
+    """Stages train in this process, one after the other, and none starts the four of Ray Train.
 
     For what is asked of the outcome. How trainings fare in processes of their own is asked in
     test_main_job.py, test_search.py and the faults.
