@@ -193,7 +193,8 @@ def _add_export_flags(parser: argparse.ArgumentParser) -> None:
     }
     text = "; ".join(f"{form}: {what}" for form, what in forms.items())
     parser.add_argument("--as", dest="form", choices=[*forms], required=True, help=text)
-    parser.add_argument("--ranker", default="auto", help="what it ranks by (default: the best)")
+    rankers, best = ("auto", *RANKERS), "what it ranks by (default: the best)"
+    parser.add_argument("--ranker", choices=rankers, default="auto", help=best)
     titles = "leave titles out; whoever loads it prepares the same data"
     parser.add_argument("--without-titles", action="store_true", help=titles)
     parser.add_argument("--public", action="store_true", help="on the hub; default: private")

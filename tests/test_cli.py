@@ -41,6 +41,7 @@ GOLDEN = {
             "MODEL",
         ]
     ),
+    "export": ["--as", "--public", "--ranker", "--storage", "--to", "--without-titles", "NAME"],
     "runs ls": ["--storage"],
     "runs show": ["--storage", "NAME"],
     "runs diff": ["--storage", "NAME"],

@@ -430,7 +430,7 @@ def test_titles_that_may_not_be_passed_on_stay(
     (command,) = re.findall(r"^    rsllm (prepare .*)$", card, re.MULTILINE)
     again = replace_in(Experiment(), overrides(build_parser().parse_args(command.split())))
     assert to_dict(again.data) == found_config, "the same data"
-    with pytest.raises(ConfigError, match=f"has no data/{DATA}"):
+    with pytest.raises(ConfigError, match=f"data/{DATA} is not in .* nor in .*as its card says"):
         opened("org/name", storage=tmp_path / "empty")
     found = opened("org/name", storage=store.root)
     assert_equal_lists(found.recommend(HISTORY), expected, 1e-5)

@@ -32,7 +32,7 @@ from rsllm.config import (
     StageConfig,
 )
 from rsllm.config.plain import from_dict
-from rsllm.errors import CheckpointError, require
+from rsllm.errors import CheckpointError, ConfigError, require
 from rsllm.store.artifacts import Store, cache_root, manifest, read_json, staged
 from rsllm.store.versions import VERSIONS
 
@@ -89,7 +89,7 @@ def open_ranker(
     exported = from_dict(Exported, facts["exported"]) if "exported" in facts else None
     name = hub_version(folder) or (exported.name if exported else store.name(folder))
     require(kind in LOADABLE, f"{name} ranks nothing; load a {' or a '.join(LOADABLE)}")
-    data = PreparedData.open(_data_of(inputs, store, storage))
+    data = PreparedData.open(_data_of(inputs["data"], store, Store.at(storage)))
     fitted = folder if kind == "recommender" else recommender_of(inputs, store)
     tuned = None if kind == "recommender" else Tuned(folder, inputs, data, here(precision))
     opened = Ranker(
@@ -146,19 +146,16 @@ def _downloaded(name: str) -> Path:
     return folder
 
 
-def _data_of(inputs: dict[str, Any], store: Store, storage: str | Path) -> Path:
-    """Prepared data, perhaps without users; in `storage` where an exported model has no titles."""
-    key: str = inputs["data"]
-    if (store.root / "data").exists():
-        return store.local(store.root / "data" / key)
-    other = Store.at(storage)
-    path = other.root / "data" / key
-    require(
-        other.holds(path),
-        f"titles were left out of {store.location}, and {other.location} has no data/{key}; prepare"
-        " its data there as its card says",
+def _data_of(key: str, *stores: Store) -> Path:
+    """The prepared data, of the first store that has them."""
+    for store in stores:
+        if store.holds(path := store.root / "data" / key):
+            return path
+    places = " nor in ".join(dict.fromkeys(store.location for store in stores))
+    raise ConfigError(
+        f"data/{key} is not in {places}; where titles were left out of an exported"
+        " model, prepare its data as its card says"
     )
-    return path
 
 
 def here(precision: Precision = "auto") -> Layout:
