@@ -1,4 +1,4 @@
-"""Dropout on LoRA's input, as peft has it, with a cheap mask for all layers that read one tensor."""
+"""Dropout on LoRA's input as peft has it, by one cheap mask for all layers that read a tensor."""
 
 from typing import Any
 
