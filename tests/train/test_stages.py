@@ -345,3 +345,19 @@ def test_validation_by_the_popularity_of_targets(
         parts = [n * found[f"targets/{name}/{metric}"] for name, n in expected.items() if n]
         assert sum(parts) / len(task.validation) == pytest.approx(found[metric])
     assert found["targets/all/MRR_low"] < found["MRR"] < found["targets/all/MRR_high"]
+
+
+def test_dropout_is_the_same_under_any_zero_stage(data: PreparedData, random_llm: Path) -> None:
+    """ZeRO 3 hands every layer a view of its own, and so must not draw further masks."""
+    found = {}
+    for share, zero_stage in ((0.0, 0), (0.2, 0), (0.2, 2), (0.2, 3)):
+        task = language_task(data, random_llm, lora_dropout=share)
+        engine = Engine(task.objective, task.optimization, zero_stage=zero_stage, bf16=False)
+        torch.manual_seed(5)
+        steps = [engine.step(task.batches(step), step)["loss"] for step in range(4)]
+        found[share, zero_stage] = (steps, torch.get_rng_state())
+    steps, state = found[0.2, 0]
+    assert abs(steps[-1] - found[0.0, 0][0][-1]) > 1e-4
+    for zero_stage in (2, 3):
+        assert found[0.2, zero_stage][0] == pytest.approx(steps, rel=1e-5)
+        assert torch.equal(found[0.2, zero_stage][1], state)
