@@ -73,13 +73,12 @@ def test_the_best_method_is_on_top_and_marked() -> None:
 def test_curves_leave_out_what_was_not_reported(drawn: Drawn) -> None:
     results = study()
     results["trials"][0]["curve"][1].pop("MRR")
-    score, loss = drawn(figures.of_training, results)
+    (score,) = drawn(figures.of_training, results)
     curves = [line.get_xydata().tolist() for line in score.lines if line.get_marker() == "o"]
     assert [len(curve) for curve in curves] == [3, 1, 4]
     assert curves[2][0] == [512, pytest.approx(0.26)]
     assert (score.get_xlabel(), score.get_ylabel()) == ("training samples", "validation MRR")
     assert texts(score) == ["chance", "trial 3"], "from below to above, the chosen one alone"
-    assert texts(loss) == ["trial 3"]
     for entry in results["trials"]:
         entry["curve"] = []
     assert figures.of_training(results) is None
@@ -130,8 +129,8 @@ def test_values_that_are_no_numbers_are_names(drawn: Drawn) -> None:
     for entry, model in zip(results["trials"], ["sasrec", None, "caser", "caser"], strict=True):
         entry["parameters"] = {"model": model}
     _, model = drawn(figures.of_trials, results)
-    assert [label.get_text() for label in model.get_xticklabels()] == ["caser", "sasrec"]
-    assert points(model) == {(1, 0.3): "full", (0, 0.36): "full"}
+    assert [label.get_text() for label in model.get_xticklabels()] == ["sasrec", "caser"]
+    assert points(model) == {(0, 0.3): "full", (1, 0.36): "full"}
 
 
 def test_a_drawing_follows_the_page_and_shares_no_id(tmp_path: Path) -> None:
