@@ -204,9 +204,10 @@ def test_letters_answer_at_most_26_candidates_and_have_no_title_to_contrast() ->
         replace_in(Experiment(), {**letters, "stage2.loss.alpha": 0.2})
     with pytest.raises(ConfigError, match=r"stage2\.loss\.alpha is 0.* its alignment 0\.1"):
         replace_in(Experiment(), {**letters, "stage2.loss.alignment": 0.1})
-    assert replace_in(
-        Experiment(), {"prompt.answer": "letter", "stage1.samples": 0, "stage2.loss.alpha": 0.0}
-    ).stage1.loss.alpha
+    silent = {"prompt.answer": "letter", "stage1.samples": 0, "stage2.loss.alpha": 0.0}
+    assert replace_in(Experiment(), silent).stage1.loss.alpha
+    with pytest.raises(ConfigError, match=r"evaluation\.decoding has catalogue.* leave it out"):
+        replace_in(Experiment(), {**silent, "evaluation.decoding": ["free", "catalogue"]})
 
 
 @pytest.mark.parametrize("stage", ["stage1", "stage2"])

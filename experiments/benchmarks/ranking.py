@@ -94,7 +94,7 @@ def rounds(
 
     def to_newline(rows: Rows) -> list[str]:
         return greedy_answers(
-            objective, rows, encoder, data.titles, "free", max_new_tokens=NEW_TOKENS, **batch
+            objective, rows, encoder, data, "free", max_new_tokens=NEW_TOKENS, **batch
         )
 
     one_pass(sample.take(slice(0, 1)))

@@ -30,7 +30,7 @@ from rsllm.config.stages import (
 )
 from rsllm.errors import ConfigError
 
-Decoding = Literal["free", "constrained"]
+Decoding = Literal["free", "constrained", "catalogue"]
 Offload = Literal["none", "optimizer", "parameters"]
 Placement = Literal["pack", "spread"]
 Precision = Literal["auto", "fp32", "bf16"]
@@ -81,7 +81,8 @@ class EvaluationConfig:
     generation_rows: Annotated[int, Field(ge=-1)] = 0
     """Test rows answered by greedy generation too; 0 takes all, -1 none."""
     decoding: tuple[Decoding, ...] = ("free",)
-    """Any answer, or only titles of the row's candidates."""
+    """Any answer, only titles of the row's candidates, or only those titles of the catalogue that
+    are not in the history (generative retrieval). The scorer `written` takes the first of these."""
     candidate_orders: NonNegativeInt = 0
     """Random orders of the candidates in which test rows are ranked again, for order bias."""
     shuffle_history: bool = False
@@ -132,6 +133,11 @@ class Experiment:
             raise ConfigError(
                 f"data.num_candidates is {self.data.num_candidates}, and prompt.answer = letter has"
                 " 26 letters; lower it, or choose prompt.answer = title"
+            )
+        if letters and "catalogue" in self.evaluation.decoding:
+            raise ConfigError(
+                "evaluation.decoding has catalogue, but with prompt.answer = letter only candidates"
+                " have an answer; leave it out, or choose prompt.answer = title"
             )
         for name, stage in (("stage1", self.stage1), ("stage2", self.stage2)):
             if stage.gradient_caching and dropout:

@@ -23,9 +23,10 @@ if TYPE_CHECKING:  # which does not read the table
 else:
     Representation = Literal[tuple(REPRESENTATIONS)]
 Form = Literal["choice", "history"]
-Scorer = Literal["likelihood", "pointer", "catalogue"]
-"""What a language model ranks by: the log-probability of titles, the pointer at the candidates of a
-choice prompt, or the catalogue scorer of a history prompt (the last two are ours)."""
+Scorer = Literal["likelihood", "written", "pointer", "catalogue"]
+"""What a language model ranks by: the log-probability of titles, the title that it writes (HR@1 is
+then the paper's HitRatio@1), the pointer at the candidates of a choice prompt, or the catalogue
+scorer of a history prompt (the last two are ours)."""
 RANKERS = ("recommender", "catalogue", "pointer", "likelihood", "fused")
 """What a trained model can rank by, the cheapest first: its recommender, the language model by one
 of its scorers, or both, whose log-probabilities are added."""

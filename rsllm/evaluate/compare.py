@@ -144,7 +144,13 @@ def _judged(answers: Sequence[str], rows: Rows, data: PreparedData, rule: str) -
     """
     answered, judge = fixed_sample(rows, len(answers)), RULES[rule]
     titles_RC = [[data.titles[item] for item in row] for row in candidate_sets(answered)]
-    asked = list(zip(titles_RC, target_places(answered).tolist(), strict=True))
+    places = target_places(answered).tolist()
+    if rule == "catalogue":
+        keys_I = data.catalogue.title_keys_I
+        first_T = np.unique(keys_I, return_index=True)[1]
+        titles_RC = [[data.titles[item] for item in first_T]] * len(answered)
+        places = keys_I[answered.target_R].tolist()
+    asked = list(zip(titles_RC, places, strict=True))
     judged = [judge(answer, *row) for answer, row in zip(answers, asked, strict=True)]
     perfect = [judge(titles[place], titles, place) for titles, place in asked]
     valid_R, hit_R = np.array(judged, dtype=np.float64).T

@@ -1,25 +1,28 @@
-"""Greedy answers, free or among the candidates only, cut at the terminator, a newline.
+"""Greedy answers: free, among the candidates only, or among the titles of the catalogue.
 
-Constrained decoding walks a trie of the row's answers (GENRE, arXiv 2010.00904).
+Constrained decoding goes from token to token where some allowed answer goes (a trie, as in GENRE,
+arXiv 2010.00904).
 """
 
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from itertools import takewhile
-from typing import Any
+from sys import maxsize
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from rsllm.config import Decoding
+from rsllm.data.prepared import PreparedData
 from rsllm.data.sequences import Rows
 from rsllm.errors import EvaluationError
-from rsllm.evaluate.rank import decision
+from rsllm.evaluate.metrics import Floats, verdict
+from rsllm.evaluate.rank import candidate_sets, decision
 from rsllm.model.objective import LanguageObjective
+from rsllm.prompts.collate import Row
 from rsllm.prompts.encode import NO_ITEM, PromptEncoder, Tokens
-
-Trie = dict[int, Any]
-"""Token -> the trie of what may follow it."""
 
 
 @torch.inference_mode()
@@ -27,7 +30,7 @@ def greedy_answers(
     objective: LanguageObjective,
     rows: Rows,
     encoder: PromptEncoder,
-    titles: Sequence[str],
+    data: PreparedData,
     decoding: Decoding,
     *,
     max_new_tokens: int,
@@ -40,9 +43,10 @@ def greedy_answers(
     candidates share a title.
 
     Args:
-        titles: of the whole catalogue.
-        decoding: "free", at most `max_new_tokens` (or one letter), or "constrained": at every step
-            the likeliest token that continues some candidate's answer, or ends one.
+        data: what the rows are of.
+        decoding: "free", at most `max_new_tokens` (or one letter); "constrained", at every step the
+            likeliest token that continues some candidate's answer, or ends one; "catalogue", the
+            same with all titles that are not in the history.
 
     Raises:
         EvaluationError: constrained answers of a row without candidates.
@@ -54,10 +58,11 @@ def greedy_answers(
     answers: list[str] = []
     for start in range(0, len(rows), batch_size):
         chosen = [decision(rows, i) for i in range(start, min(start + batch_size, len(rows)))]
-        choices = [encoder.answers(row.candidates) for row in chosen]
+        options = [_options(row, data, decoding) for row in chosen]
+        choices = [encoder.answers(items) for items in options]
         limit, allowed = max_new_tokens, None
-        if decoding == "constrained":
-            allowed = allowed_tokens([answer_trie(c, encoder.terminator) for c in choices])
+        if decoding != "free":
+            allowed = allowed_tokens(choices, encoder.terminator)
         if allowed or not encoder.ending:
             limit = max(len(ids) for choice in choices for ids in choice) + len(encoder.ending)
         prompts = [encoder.prompt(r.history, r.candidates, r.template).tokens for r in chosen]
@@ -71,44 +76,59 @@ def greedy_answers(
                 generation_config=settings,
                 prefix_allowed_tokens_fn=allowed,
             )
-        for ids, row, choice in zip(new_BN.tolist(), chosen, choices, strict=True):
-            names = [titles[item] for item in row.candidates]
+        for ids, items, choice in zip(new_BN.tolist(), options, choices, strict=True):
+            names = [data.titles[item] for item in items]
             answers.append(_spelled(ids, choice, names, encoder))
     return answers
 
 
-def answer_trie(answers: Sequence[Sequence[int]], terminator: int) -> Trie:
-    """The prefixes of some answers; each is followed by the terminator, and that by itself.
+def written_scores(answers: Sequence[str], rows: Rows, titles: Sequence[str]) -> Floats:
+    """1 for the candidate that an answer names by LLaRA's rule, 0 for all others. [R, C]."""
+    named = []
+    for answer, candidates in zip(answers, candidate_sets(rows).tolist(), strict=True):
+        names = [titles[item] for item in candidates]
+        named.append([verdict(answer, names, place).hit for place in range(len(names))])
+    return np.array(named, dtype=np.float64)
 
-    An answer may be the prefix of another: there the terminator is one way on among others.
+
+def _options(row: Row, data: PreparedData, decoding: Decoding) -> Sequence[int]:
+    """The items that a row's answer may name."""
+    if decoding != "catalogue":
+        return row.candidates
+    items, keys_I = data.catalogue.representatives, data.catalogue.title_keys_I
+    options: list[int] = items[~np.isin(keys_I[items], keys_I[list(row.history)])].tolist()
+    return options
+
+
+def allowed_tokens(
+    choices: Sequence[Sequence[list[int]]], terminator: int
+) -> Callable[[int, Tensor], list[int]]:
+    """What may follow the tokens [N] that a row has been answered with so far.
+
+    An answer is followed by the terminator, and that by itself. An answer may be the prefix of
+    another: there the terminator is one way on among others.
+
+    Args:
+        choices: the answers that each row may have.
+        terminator: in no answer.
 
     Raises:
-        EvaluationError: no answers, so that nothing would be allowed.
+        EvaluationError: a row without answers, so that nothing would be allowed.
     """
-    if not answers:
+    if not all(choices):
         raise EvaluationError(
             "a row has no candidates, so constrained decoding allows no answer; score rows with"
             ' candidate sets, or set evaluation.decoding to ["free"]'
         )
-    end: Trie = {}
-    end[terminator] = end
-    root: Trie = {}
-    for ids in answers:
-        node = root
-        for token in ids:
-            node = node.setdefault(token, {})
-        node[terminator] = end
-    return root
-
-
-def allowed_tokens(tries: Sequence[Trie]) -> Callable[[int, Tensor], list[int]]:
-    """What may follow the tokens [N] that a row has been answered with so far."""
+    # In this order, answers that start alike stand together.
+    ordered = [sorted([*ids, terminator] for ids in choice) for choice in choices]
 
     def allowed(row: int, ids_N: Tensor) -> list[int]:
-        node = tries[row]
-        for token in ids_N.tolist():
-            node = node[token]
-        return list(node)
+        own, answers = ids_N.tolist(), ordered[row]
+        if terminator in own:
+            return [terminator]
+        start, stop = (bisect_left(answers, [*own, *bound]) for bound in ([], [maxsize]))
+        return list({ids[len(own)] for ids in answers[start:stop]})
 
     return allowed
 

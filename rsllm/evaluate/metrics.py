@@ -173,8 +173,9 @@ def _judge(matches: Sequence[bool], target: int) -> Verdict:
     return Verdict(valid=valid, hit=valid and matches[target])
 
 
-RULES = {"LLaRA": verdict, "strict": strict_verdict}
-"""When an answer is valid: its text, the candidates' titles and the target's place -> verdict."""
+RULES = {"LLaRA": verdict, "strict": strict_verdict, "catalogue": strict_verdict}
+"""When an answer is valid: its text, the candidates' titles and the target's place -> verdict. The
+last is asked with the titles of all items: a history prompt lists no candidates to choose from."""
 
 
 def order_bias(

@@ -23,7 +23,7 @@ from rsllm.data.sequences import Rows
 from rsllm.errors import CheckpointError
 from rsllm.evaluate import rank
 from rsllm.evaluate.deployed import pasts_of
-from rsllm.evaluate.generate import greedy_answers
+from rsllm.evaluate.generate import greedy_answers, written_scores
 from rsllm.evaluate.scorers import catalogue_scorer
 from rsllm.model import tuned
 from rsllm.model.history import HistoryObjective
@@ -230,9 +230,15 @@ def _language_scores(
         score_all = partial(rank.score_catalogue, objective, encoder=encoder, batch_size=size)
         return rank.rank_catalogue(score_all, draws, data, pasts_of(draws[0], data)), None
 
-    own: Scorer = "pointer" if method.scorer == "pointer" else "likelihood"
+    own: Any = method.scorer
+    limits = {"max_new_tokens": config.max_new_tokens, "batch_size": config.batch_size}
+
+    def answers(rows: Rows, decoding: Decoding) -> list[str]:
+        return greedy_answers(objective, rows, encoder, data, decoding, **limits)
 
     def score(rows: Rows, scorer: Scorer = own) -> np.ndarray:
+        if scorer == "written":
+            return written_scores(answers(rows, config.decoding[0]), rows, data.titles)
         size = config.batch_size
         return rank.score_candidates(objective, rows, encoder, data, scorer, batch_size=size)
 
@@ -243,19 +249,16 @@ def _language_scores(
     scores = {"scores": np.stack([ranked(rows) for rows in draws])}
     if own == "pointer":
         scores["likelihood"] = np.stack([score(rows, "likelihood") for rows in draws])
-    length_I = np.array([encoder.answer_length(item) for item in range(len(data.titles))])
-    length_DRC = length_I[np.stack([rank.candidate_sets(rows) for rows in draws])]
-    scores["per_token"] = scores.get("likelihood", scores["scores"]) / length_DRC
+    if own != "written":
+        length_I = np.array([encoder.answer_length(item) for item in range(len(data.titles))])
+        length_DRC = length_I[np.stack([rank.candidate_sets(rows) for rows in draws])]
+        scores["per_token"] = scores.get("likelihood", scores["scores"]) / length_DRC
     if orders := config.candidate_orders:
         scores["orders"] = rank.reordered_scores(score, draws[0], orders)
     if config.generation_rows < 0 or method.shuffle_titles:
         return scores, None
     asked = rank.fixed_sample(draws[0], config.generation_rows)
-    limits = {"max_new_tokens": config.max_new_tokens, "batch_size": config.batch_size}
-    return scores, {
-        decoding: greedy_answers(objective, asked, encoder, data.titles, decoding, **limits)
-        for decoding in config.decoding
-    }
+    return scores, {decoding: answers(asked, decoding) for decoding in config.decoding}
 
 
 def load_objective(

@@ -212,6 +212,25 @@ def test_titles_are_ranked_by_likelihood_behind_a_history_prompt(
     np.testing.assert_allclose(first["scores"][0], second["scores"][0][:, ::-1], atol=1e-4)
 
 
+def test_it_writes_behind_a_history_prompt(
+    made: tuple[Method, tuned.LanguageModel], data: PreparedData, random_llm: Path, tmp_path: Path
+) -> None:
+    """What is written along the candidates is scored; what is written otherwise stands beside."""
+    settings = {"evaluation.decoding": ["constrained", "catalogue"], "evaluation.max_new_tokens": 4}
+    method = replace(made[0], scorer="written", experiment=replace_in(EXPERIMENT, settings))
+    outcome = evaluated(method, data, str(random_llm), tmp_path)
+    assert outcome.likelihood_DRC is outcome.per_token_DRC is None
+    assert outcome.answers is not None
+    for row, answer in enumerate(outcome.answers["constrained"]):
+        candidates = candidate_sets(data.rows("test"))[row]
+        found = [data.titles[item] == answer for item in candidates]
+        assert outcome.scores_DRC[0, row].tolist() == found
+        assert sum(found) == 1
+    for row, answer in enumerate(outcome.answers["catalogue"]):
+        seen = {data.titles[item] for item in data.rows("test").histories(row)}
+        assert answer in set(data.titles) - seen
+
+
 def test_forms_and_scorers_have_keys_of_their_own(
     made: tuple[Method, tuned.LanguageModel], tmp_path: Path
 ) -> None:

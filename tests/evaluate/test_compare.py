@@ -22,7 +22,7 @@ from rsllm.evaluate.compare import (
     per_user,
     popularity_buckets,
 )
-from rsllm.evaluate.metrics import BUCKETS
+from rsllm.evaluate.metrics import BUCKETS, RULES
 from rsllm.evaluate.rank import fixed_sample, presented_places, target_places
 from rsllm.evaluate.run import Method, Outcome
 from rsllm.evaluate.statistics import paired
@@ -138,7 +138,7 @@ def test_generated_answers_are_judged_on_the_rows_they_belong_to(
         for decoding, rules in entry["generation"].items()
         for rule, judged in rules.items()
     }
-    assert list(found) == [(d, r) for d in ("free", "constrained") for r in ("LLaRA", "strict")]
+    assert list(found) == [(d, r) for d in ("free", "constrained") for r in RULES]
     generation, strict = found["free", "LLaRA"], found["free", "strict"]
     assert generation["n"] == strict["n"] == 4
     assert generation["ValidRatio"]["value"] == 3 / 4
@@ -148,6 +148,9 @@ def test_generated_answers_are_judged_on_the_rows_they_belong_to(
     assert strict["ValidRatio"]["value"] == 2 / 4
     assert strict["hits_of_all"]["value"] == 1 / 4
     assert found["constrained", "strict"]["n"] == 3
+    assert found["constrained", "catalogue"]["ValidRatio"]["value"] == 1
+    assert found["free", "catalogue"]["ValidRatio"]["value"] == 2 / 4
+    assert found["free", "catalogue"]["hits_of_all"]["value"] == 1 / 4
 
     silent = replace(made_up, answers={"free": [""] * 4})
     (entry,) = method_table({"first": [silent]}, [rows], data)
@@ -176,7 +179,7 @@ def test_a_perfect_answer_that_holds_another_title_is_counted(
         other in candidates and titles[other].lower() in titles[own].lower()
         for candidates, own in zip(answered.candidates_RC, answered.target_R, strict=True)
     ]
-    assert found == {"LLaRA": sum(affected) / 4, "strict": 0.0}
+    assert found == {"LLaRA": sum(affected) / 4, "strict": 0.0, "catalogue": 0.0}
     assert affected[0]
 
 

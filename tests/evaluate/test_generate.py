@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from model.small_models import make_model
 from small_data import TITLES, small_data
 
-from rsllm.config import Decoding, LossConfig, PromptConfig, Representation
-from rsllm.data.sequences import Rows
+from rsllm.config import Decoding, Form, LossConfig, PromptConfig, Representation
+from rsllm.data.sequences import Catalogue, Rows
 from rsllm.errors import EvaluationError
-from rsllm.evaluate.generate import allowed_tokens, answer_trie, greedy_answers
-from rsllm.evaluate.metrics import strict_verdict
-from rsllm.evaluate.rank import decision
+from rsllm.evaluate.generate import allowed_tokens, greedy_answers, written_scores
+from rsllm.evaluate.metrics import strict_verdict, target_ranks, verdict
+from rsllm.evaluate.rank import candidate_sets, decision, target_places
 from rsllm.model.backbone import load_backbone, load_tokenizer
 from rsllm.model.objective import LanguageObjective
 from rsllm.prompts.collate import Row
@@ -43,13 +45,15 @@ def make_world(
     folder: Path,
     representation: Representation,
     titles: Sequence[str] = TITLES,
+    form: Form = "choice",
     **settings: Any,
 ) -> World:
     model = make_model(load_backbone(folder, torch.float32).eval())
     assert model.slots is not None
     model.slots.items_IE = torch.randn(len(TITLES), model.slots.items_IE.shape[1])
     config = PromptConfig(**settings)
-    encoder = PromptEncoder(load_tokenizer(folder), titles, config, representation, "movie")
+    tokenizer = load_tokenizer(folder)
+    encoder = PromptEncoder(tokenizer, titles, config, representation, "movie", form=form)
     return LanguageObjective(model, LossConfig()), encoder
 
 
@@ -62,9 +66,14 @@ def answers(
     limit: int = NEW_TOKENS,
 ) -> list[str]:
     objective, encoder = world
-    return greedy_answers(
-        objective, rows, encoder, titles, decoding, max_new_tokens=limit, batch_size=batch_size
-    )
+    limits = {"max_new_tokens": limit, "batch_size": batch_size}
+    return greedy_answers(objective, rows, encoder, catalogue_of(titles), decoding, **limits)
+
+
+def catalogue_of(titles: Sequence[str]) -> Any:
+    """What answers need of prepared data."""
+    catalogue = Catalogue.of(titles, np.ones(len(titles), np.int64))
+    return SimpleNamespace(titles=list(titles), catalogue=catalogue)
 
 
 def decisions(rows: Rows) -> list[Row]:
@@ -91,11 +100,12 @@ def up_to(token: int, ids: list[int]) -> list[int]:
     return ids[: ids.index(token)] if token in ids else ids
 
 
+@pytest.mark.parametrize("form", ["choice", "history"])
 @pytest.mark.parametrize("representation", ["text", "unified"])
 def test_greedy_is_the_likeliest_token_each_time(
-    folder: Path, rows: Rows, representation: Representation
+    folder: Path, rows: Rows, representation: Representation, form: Form
 ) -> None:
-    world = make_world(folder, representation)
+    world = make_world(folder, representation, form=form)
     _, encoder = world
     by_hand = [
         up_to(encoder.terminator, greedy_by_hand(world, prompt)) for prompt in prompts(world, rows)
@@ -175,28 +185,47 @@ def constrained_by_hand(world: World, prompt: Tokens, choices: list[list[int]]) 
 
 
 @pytest.mark.parametrize("titles", [TITLES, HOSTILE], ids=["films", "hostile"])
-@pytest.mark.parametrize("representation", ["text", "unified"])
-def test_constrained_answers_are_the_likeliest_way_through_the_candidates(
-    folder: Path, rows: Rows, representation: Representation, titles: list[str]
+@pytest.mark.parametrize(
+    ("form", "representation", "decoding"),
+    [
+        ("choice", "text", "constrained"),
+        ("choice", "unified", "constrained"),
+        ("choice", "text", "catalogue"),
+        ("history", "text", "constrained"),
+        ("history", "unified", "constrained"),
+        ("history", "unified", "catalogue"),
+    ],
+)
+def test_constrained_answers_are_the_likeliest_way_through_the_titles(
+    folder: Path,
+    rows: Rows,
+    form: Form,
+    representation: Representation,
+    decoding: Decoding,
+    titles: list[str],
 ) -> None:
-    world = make_world(folder, representation, titles)
+    world = make_world(folder, representation, titles, form)
     _, encoder = world
-    expected = []
+    expected, names = [], []
     for prompt, d in zip(prompts(world, rows), decisions(rows), strict=True):
-        choices = [encoder.title_ids[item] for item in d.candidates]
+        options = list(d.candidates)
+        if decoding == "catalogue":
+            seen = {titles[item].casefold() for item in d.history}
+            options = [item for item, title in enumerate(titles) if title.casefold() not in seen]
+        choices = [encoder.title_ids[item] for item in options]
         own = constrained_by_hand(world, prompt, choices)
         assert own in choices
-        expected.append(titles[d.candidates[choices.index(own)]])
+        expected.append(titles[options[choices.index(own)]])
+        names.append([titles[item] for item in options])
     for batch_size in (1, 4, 6):
-        assert answers(world, rows, batch_size, "constrained", titles, limit=1) == expected
-    for answer, d in zip(expected, decisions(rows), strict=True):
-        names = [titles[item] for item in d.candidates]
-        assert strict_verdict(answer, names, 0).valid or names.count(answer) > 1
+        assert answers(world, rows, batch_size, decoding, titles, limit=1) == expected
+    for answer, own_names in zip(expected, names, strict=True):
+        assert strict_verdict(answer, own_names, 0).valid or own_names.count(answer) > 1
 
 
 def test_nested_and_equal_answers_make_one_trie() -> None:
     end = 0
-    allowed = allowed_tokens([answer_trie([[5], [5, 6], [5, 6, 7], [8, 6], [5, 6]], end)])
+    allowed = allowed_tokens([[[5], [5, 6], [5, 6, 7], [8, 6], [5, 6]]], end)
     ways = {
         (): {5, 8},
         (5,): {end, 6},
@@ -210,9 +239,27 @@ def test_nested_and_equal_answers_make_one_trie() -> None:
         assert set(allowed(0, torch.tensor(start, dtype=torch.long))) == expected
 
 
+def test_what_is_written_scores_like_a_hit_of_whoever_it_names(rows: Rows) -> None:
+    sets_RC = candidate_sets(rows)
+    names = [[TITLES[item] for item in candidates] for candidates in sets_RC]
+    written = [own[2] if row else "no film" for row, own in enumerate(names)]
+    written[1] = f" {names[1][0].upper()}. "
+    written[2] = " and ".join(names[2][:2])
+    scores_RC = written_scores(written, rows, TITLES)
+    hits_R = scores_RC[np.arange(len(rows)), target_places(rows)]
+    judged = [
+        verdict(answer, own, int(place)).hit
+        for answer, own, place in zip(written, names, target_places(rows), strict=True)
+    ]
+    assert hits_R.tolist() == judged
+    assert scores_RC.sum(axis=1).tolist()[:3] == [0, 1, 0]
+    hit_ranks = target_ranks(scores_RC, target_places(rows)) == 1
+    assert hit_ranks.tolist() == judged
+
+
 def test_constrained_answers_need_candidates() -> None:
     with pytest.raises(EvaluationError, match=r"no candidates.*evaluation.decoding"):
-        answer_trie([], 0)
+        allowed_tokens([[[5]], []], 0)
 
 
 @pytest.mark.parametrize(("decoding", "num_tokens"), [("free", NEW_TOKENS), ("constrained", 25)])
