@@ -19,6 +19,12 @@ from rsllm.store.artifacts import Store, cache_root
 NAME = "rsllm"
 QUIET = {"log_level": "WARNING", "enable_access_log": False}
 """Of what Ray logs, which comes to this terminal; its metrics count requests anyway."""
+PATIENCE = {
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "120",
+    "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "60",
+}
+"""On busy cores a process takes longer to start than the few seconds after which Ray would start
+another one in its place, for ever."""
 CHOSEN = "{} ranks by {} ({})"
 
 
@@ -67,7 +73,8 @@ def serve(arguments: argparse.Namespace) -> None:
     )
     del main, rankers
     try:
-        ray_serve.start(proxy_location="HeadOnly", http_options=options)
+        patience = {"runtime_env": {"env_vars": PATIENCE}}
+        ray_serve.start("HeadOnly", http_options=options, controller_options=patience)
         ray_serve.run(build(to_dict(endpoint)), name=NAME, route_prefix="/", logging_config=QUIET)
         say_hello(arguments, shown or f"$(cat {token_file})", dashboard)
         threading.Event().wait()
