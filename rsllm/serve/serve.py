@@ -37,6 +37,7 @@ def serve(arguments: argparse.Namespace) -> None:
     """
     try:
         from ray import serve as ray_serve
+        from ray.exceptions import RayError
 
         from rsllm.serve.deploy import Endpoint, build
     except ImportError as error:
@@ -80,7 +81,7 @@ def serve(arguments: argparse.Namespace) -> None:
         threading.Event().wait()
     except KeyboardInterrupt:
         print("rsllm: answering what is under way", flush=True)
-    except RuntimeError as error:
+    except (RuntimeError, RayError) as error:
         raise RsllmError(f"the endpoint does not start: {error}") from error
     finally:
         if NAME in ray_serve.status().applications:
