@@ -26,9 +26,11 @@ from rsllm.errors import EvaluationError, RsllmError, require
 from rsllm.recommend.choose import validated
 from rsllm.recommend.load import load, locate
 from rsllm.recommend.ranker import Ranked, Ranker
+from rsllm.serve import LOOPBACK
 from rsllm.serve.app import Desk, application
 from rsllm.serve.arms import Arm, Late, Question, Reply, Side, answers
-from rsllm.serve.guard import LOOPBACK, Guard, read_token
+from rsllm.serve.guard import Guard
+from rsllm.serve.tokens import read_token
 from rsllm.store.artifacts import Store, manifest, read_json, write_json
 
 BATCH = 8

@@ -9,11 +9,7 @@ import asyncio
 import hashlib
 import hmac
 import logging
-import os
-import secrets
-import stat
 from collections.abc import Collection
-from pathlib import Path
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
@@ -21,44 +17,13 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from rsllm.errors import require
 from rsllm.serve.bodies import problem
 
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 MOST_BYTES = 64 << 10
 BODY_SECONDS = 10.0
 """What a body may take to come; who sends a byte a minute holds no place."""
-OPEN = ("/healthz", "/readyz", "/docs", "/openapi.json", "/static-offline-docs/")
+OPEN, ASSETS = ("/healthz", "/readyz", "/docs", "/openapi.json"), "/static-offline-docs/"
 """What probes and browsers see without a token; it says nothing of data or models."""
-SHORTEST = 20
-"""Characters of a token."""
-
-
-def make_token(file: Path) -> str:
-    """Write a token that its owner alone can read, and return it."""
-    token = secrets.token_urlsafe(32)
-    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    file.touch(mode=0o600, exist_ok=False)
-    file.write_text(token + "\n")
-    return token
-
-
-def read_token(file: Path) -> str:
-    """The token of a file.
-
-    Raises:
-        ConfigError: there is none, it is too short, or others can read it.
-    """
-    require(file.is_file(), f"there is no token file {file}; write a secret into it, mode 0600")
-    facts = file.stat()
-    # Kubernetes mounts secrets as root's, readable by the pod's group.
-    others = 0o077 if facts.st_uid == os.getuid() else 0o007
-    loose = stat.S_IMODE(facts.st_mode) & others
-    require(not loose, f"others can read the token in {file}; chmod 600 it, and change the token")
-    token = file.read_text().strip()
-    long = len(token) >= SHORTEST and token.isascii() and token.isprintable()
-    require(long, f"the token in {file} is no line of {SHORTEST} ASCII characters or more")
-    return token
 
 
 class Guard:
@@ -110,7 +75,7 @@ class Guard:
             named = [f"//{headers.get('host', '')}", *headers.getlist("origin")]
             if any(_host(url) not in self.hosts for url in named):
                 return problem(403, "foreign_host", "Host or Origin is not of this machine")
-        if scope["path"] in OPEN or scope["path"].startswith(OPEN[-1]):
+        if scope["path"] in OPEN or scope["path"].startswith(ASSETS):
             return None
         scheme, _, given = headers.get("authorization", "").partition(" ")
         digest = hashlib.sha256(given.strip().encode()).digest()

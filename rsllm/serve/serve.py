@@ -11,10 +11,11 @@ from typing import Any
 
 from rsllm.config.plain import to_dict
 from rsllm.errors import ConfigError, RsllmError, require
-from rsllm.recommend.load import load
+from rsllm.recommend.load import load, locate
 from rsllm.recommend.ranker import Ranker
-from rsllm.serve.guard import LOOPBACK, make_token, read_token
-from rsllm.store.artifacts import Store, cache_root
+from rsllm.serve import LOOPBACK
+from rsllm.serve.tokens import make_token, read_token
+from rsllm.store.artifacts import cache_root
 
 NAME = "rsllm"
 QUIET = {"log_level": "WARNING", "enable_access_log": False}
@@ -45,8 +46,7 @@ def serve(arguments: argparse.Namespace) -> None:
     from rsllm.compute.start import cluster_resources, start_ray
 
     options = http_options(arguments)
-    token_file, shown = token_of(arguments.token_file)
-    storage = Store.at(arguments.storage).location
+    storage = locate(arguments.model, arguments.storage)[0].location
     how: Any = {"storage": storage, "precision": arguments.precision}
     main = load(arguments.model, ranker=arguments.ranker, **how)
     print(CHOSEN.format(main.name, main.by, main.why), flush=True)
@@ -56,6 +56,7 @@ def serve(arguments: argparse.Namespace) -> None:
         rankers.append(load(arguments.against, **how))
         facts |= {"against": rankers[1].name, "against_ranker": rankers[1].by}
         print(CHOSEN.format(rankers[1].name, rankers[1].by, f"{arguments.share:.0%} of users"))
+    token_file, shown = token_of(arguments.token_file)
     dashboard = start_ray()
     require(
         not ray_serve.status().proxies,

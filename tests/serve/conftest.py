@@ -14,9 +14,10 @@ from recommend.small_store import make_store
 
 from rsllm.recommend.load import open_ranker
 from rsllm.recommend.ranker import Ranker
+from rsllm.serve import LOOPBACK
 from rsllm.serve.app import Desk, application
 from rsllm.serve.arms import Arm
-from rsllm.serve.guard import LOOPBACK, Guard
+from rsllm.serve.guard import Guard
 from rsllm.store.artifacts import Store
 
 TOKEN = "a-token-that-is-long-enough"
