@@ -46,7 +46,9 @@ def _attend(
     if not plain or query_BHTD.device.type != "cpu" or dtype != torch.bfloat16:
         inputs = query_BHTD, key_BGTD, value_BGTD, attention_mask
         return sdpa_attention_forward(module, *inputs, **how)
-    allowed = torch.ones(T, T, dtype=torch.bool).tril() if attention_mask is None else attention_mask
+    allowed = (
+        torch.ones(T, T, dtype=torch.bool).tril() if attention_mask is None else attention_mask
+    )
     bias = torch.zeros(allowed.shape, dtype=dtype).masked_fill_(~allowed, torch.finfo(dtype).min)
     # The heads of queries that share a head of keys are further rows of one product.
     scores = query_BHTD.reshape(B * G, -1, D) @ key_BGTD.reshape(B * G, T, D).mT

@@ -11,7 +11,8 @@ from typing import Any
 
 from rsllm.config.plain import to_dict
 from rsllm.errors import ConfigError, RsllmError, require
-from rsllm.recommend.load import load, locate
+from rsllm.recommend.choose import chosen
+from rsllm.recommend.load import load, open_ranker
 from rsllm.recommend.ranker import Ranker
 from rsllm.serve import LOOPBACK
 from rsllm.serve.tokens import make_token, read_token
@@ -46,15 +47,16 @@ def serve(arguments: argparse.Namespace) -> None:
     from rsllm.compute.start import cluster_resources, start_ray
 
     options = http_options(arguments)
-    storage = locate(arguments.model, arguments.storage)[0].location
-    how: Any = {"storage": storage, "precision": arguments.precision}
-    main = load(arguments.model, ranker=arguments.ranker, **how)
+    opened, store = open_ranker(arguments.model, arguments.storage, arguments.precision)
+    main = chosen(opened, store, arguments.ranker)
     print(CHOSEN.format(main.name, main.by, main.why), flush=True)
-    facts: dict[str, Any] = {"model": main.name, "ranker": main.by, "why": main.why}
+    facts: dict[str, Any] = {"model": main.exported or main.name, "ranker": main.by}
     rankers = [main]
     if arguments.against:
+        how: Any = {"storage": store.location, "precision": arguments.precision}
         rankers.append(load(arguments.against, **how))
-        facts |= {"against": rankers[1].name, "against_ranker": rankers[1].by}
+        facts |= {"against": rankers[1].exported or rankers[1].name}
+        facts |= {"against_ranker": rankers[1].by}
         print(CHOSEN.format(rankers[1].name, rankers[1].by, f"{arguments.share:.0%} of users"))
     token_file, shown = token_of(arguments.token_file)
     dashboard = start_ray()
@@ -64,7 +66,8 @@ def serve(arguments: argparse.Namespace) -> None:
     )
     facts |= room(cluster_resources(), arguments.replicas, rankers)
     endpoint = Endpoint(
-        storage=storage,
+        why=main.why,
+        storage=store.location,
         token_file=str(token_file),
         precision=arguments.precision,
         share=arguments.share,
