@@ -139,6 +139,9 @@ def build_parser() -> argparse.ArgumentParser:
     _add_export_flags(export)
     runs = add("runs", "list, show, compare and clear what a store holds", _runs)
     _add_actions(runs.add_subparsers(dest="action", metavar="ACTION", required=True))
+    serve = add("serve", "answer over HTTP, on Ray Serve", _serve)
+    _add_serve_flags(serve)
+    add_storage_flag(serve)
     return parser
 
 
@@ -199,6 +202,34 @@ def _add_export_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--without-titles", action="store_true", help=titles)
     parser.add_argument("--public", action="store_true", help="on the hub; default: private")
     add_storage_flag(parser)
+
+
+def _add_serve_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="KIND/KEY of a trained model, or its folder")
+    parser.add_argument("--host", default="127.0.0.1", help="where it listens (default: 127.0.0.1)")
+    parser.add_argument("--port", type=int, default=8000, metavar="N", help="(default: 8000)")
+    parser.add_argument(
+        "--token-file", help="made at the first start without it; open to you alone", **FILE
+    )
+    parser.add_argument("--certificate", help="of TLS, which other hosts than this need", **FILE)
+    parser.add_argument("--key", help="of the certificate", **FILE)
+    parser.add_argument(
+        "--ranker",
+        choices=("auto", *RANKERS),
+        default="auto",
+        help="what ranks (default: what is best on validation users, as deployed)",
+    )
+    parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto")
+    parser.add_argument("--replicas", type=int, default=1, metavar="N", help="models side by side")
+    parser.add_argument(
+        "--deadline-ms",
+        type=int,
+        default=1000,
+        metavar="N",
+        help="after so long the recommender stands in for the language model (default: 1000)",
+    )
+    parser.add_argument("--against", metavar="MODEL", help="another one, for a share of the users")
+    parser.add_argument("--share", help="of the users (default: 0.1)", **(SHARE | {"default": 0.1}))
 
 
 def _add_world_flags(parser: argparse.ArgumentParser) -> None:
@@ -312,6 +343,12 @@ def _export(arguments: argparse.Namespace) -> None:
             public=arguments.public,
         )
     )
+
+
+def _serve(arguments: argparse.Namespace) -> None:
+    from rsllm.serve.serve import serve
+
+    serve(arguments)
 
 
 def _runs(arguments: argparse.Namespace) -> None:

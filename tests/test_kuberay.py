@@ -1,8 +1,8 @@
 """The manifests for KubeRay: known fields only, a token, closed pods, and files that exist.
 
 KubeRay's schema is in none of the packages that tests may install, so fields stand here by hand:
-those of `ray.io/v1` in KubeRay 1.5 (`raycluster_types.go`, `rayjob_types.go`) and, of Kubernetes'
-own kinds, those that the manifests use.
+those of `ray.io/v1` in KubeRay 1.5 (`raycluster_types.go`, `rayjob_types.go`,
+`rayservice_types.go`) and, of Kubernetes' own kinds, those that the manifests use.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import yaml
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 ROOT = Path(__file__).parents[1]
 ITEMS = {
@@ -24,6 +25,7 @@ ITEMS = {
 CLUSTERS = {
     "RayCluster": ITEMS["RayCluster"]["spec"],
     "RayJob": ITEMS["RayJob"]["spec"]["rayClusterSpec"],
+    "RayService": ITEMS["RayService"]["spec"]["rayClusterConfig"],
 }
 FIELDS = {
     "RayCluster": "authOptions autoscalerOptions enableInTreeAutoscaling gcsFaultToleranceOptions"
@@ -33,6 +35,9 @@ FIELDS = {
     " entrypointNumCpus entrypointNumGpus entrypointResources jobId managedBy metadata"
     " preRunningDeadlineSeconds rayClusterSpec runtimeEnvYAML shutdownAfterJobFinishes"
     " submissionMode submitterConfig submitterPodTemplate suspend ttlSecondsAfterFinished",
+    "RayService": "deploymentUnhealthySecondThreshold excludeHeadPodFromServeSvc managedBy"
+    " rayClusterConfig rayClusterDeletionDelaySeconds serveConfigV2 serveService"
+    " serviceUnhealthySecondThreshold suspend upgradeStrategy",
     "authOptions": "mode",
     "autoscalerOptions": "env envFrom idleTimeoutSeconds image imagePullPolicy resources"
     " securityContext upscalingMode version volumeMounts",
@@ -45,8 +50,9 @@ FIELDS = {
     "spec": "automountServiceAccountToken containers restartPolicy securityContext volumes",
     "containers": "env image name resources securityContext volumeMounts",
     "env": "name value",
-    "volumeMounts": "mountPath name",
-    "volumes": "name persistentVolumeClaim",
+    "volumeMounts": "mountPath name readOnly",
+    "volumes": "name persistentVolumeClaim secret",
+    "secret": "defaultMode secretName",
     "resources": "limits requests",
     "securityContext": "allowPrivilegeEscalation capabilities fsGroup runAsGroup runAsNonRoot"
     " runAsUser seccompProfile",
@@ -59,7 +65,7 @@ def unknown(value: Any, kind: str) -> list[str]:
     """Fields that a kind does not have, below `value` too."""
     if isinstance(value, list):
         return [field for entry in value for field in unknown(entry, kind)]
-    if kind == "rayClusterSpec":
+    if kind in ("rayClusterSpec", "rayClusterConfig"):
         kind = "RayCluster"
     if kind not in FIELDS or not isinstance(value, dict):
         return []
@@ -88,7 +94,7 @@ def test_a_wrong_field_deep_inside_is_seen() -> None:
 def test_parts_are_chosen_by_label() -> None:
     labels = {kind: item["metadata"]["labels"]["part"] for kind, item in ITEMS.items()}
     base = {"PersistentVolumeClaim": "base", "NetworkPolicy": "base"}
-    assert labels == {**base, "RayCluster": "cluster", "RayJob": "job"}
+    assert labels == {**base, "RayCluster": "cluster", "RayJob": "job", "RayService": "serve"}
 
 
 @pytest.mark.parametrize("kind", CLUSTERS)
@@ -98,15 +104,16 @@ def test_every_ray_asks_for_a_token(kind: str) -> None:
 
 
 def test_dashboards_are_not_for_everybody() -> None:
-    """The standing cluster's is on loopback; the job's is open to pods, which the policy counts."""
+    """The standing cluster's is on loopback; others are open to pods, which the policy counts."""
     hosts = {
         kind: cluster["headGroupSpec"]["rayStartParams"]["dashboard-host"]
         for kind, cluster in CLUSTERS.items()
     }
-    assert hosts == {"RayCluster": "127.0.0.1", "RayJob": "0.0.0.0"}
+    assert hosts == {"RayCluster": "127.0.0.1", "RayJob": "0.0.0.0", "RayService": "0.0.0.0"}
     policy = ITEMS["NetworkPolicy"]["spec"]
     assert policy["policyTypes"] == ["Ingress"]
-    own, operator = policy["ingress"]
+    own, operator, requests = policy["ingress"]
+    assert requests["ports"] == [{"port": 8000}]
     assert own == {"from": [{"podSelector": policy["podSelector"]}]}
     assert operator["ports"] == [{"port": 8265}]
     submitter = ITEMS["RayJob"]["spec"]["submitterPodTemplate"]
@@ -122,13 +129,14 @@ def test_pods_are_closed_and_share_the_volume(kind: str) -> None:
         spec = pod["spec"]
         assert spec["securityContext"]["runAsNonRoot"]
         assert spec["securityContext"]["runAsUser"] > 0
-        (volume,) = spec["volumes"]
+        volume, *secrets = spec["volumes"]
+        assert [s["secret"]["defaultMode"] for s in secrets] == [0o440] * (kind == "RayService")
         assert volume["persistentVolumeClaim"]["claimName"] == claim["metadata"]["name"]
         (container,) = spec["containers"]
         closed = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
         assert container["securityContext"] == closed
         assert container["resources"]["requests"] == container["resources"]["limits"]
-        (mount,) = container["volumeMounts"]
+        mount, *_ = container["volumeMounts"]
         values = {entry["name"]: entry["value"] for entry in container["env"]}
         assert values.pop("RSLLM_GPUS") == "1"
         assert all(value.startswith(mount["mountPath"]) for value in values.values())
@@ -148,8 +156,9 @@ def test_image_has_the_pinned_ray_and_the_script() -> None:
     text = (ROOT / "cluster/Dockerfile").read_text()
     (version,) = re.findall(r"^FROM rayproject/ray:([\d.]+)-py3(?:11|12)-gpu$", text, re.M)
     assert {cluster["rayVersion"] for cluster in CLUSTERS.values()} == {version}
-    (pinned,) = re.findall(r'"(ray\[.*?)"', (ROOT / "pyproject.toml").read_text())
-    assert Requirement(pinned).specifier.contains(version)
+    pinned = re.findall(r'"(ray\[.*?)"', (ROOT / "pyproject.toml").read_text())
+    (specifier,) = {str(Requirement(text).specifier) for text in pinned}
+    assert SpecifierSet(specifier).contains(version)
     copied = [line.split()[2:] for line in text.splitlines() if line.startswith("COPY")]
     assert all((ROOT / source).exists() for *sources, _ in copied for source in sources)
     script = ITEMS["RayJob"]["spec"]["entrypoint"].split()[1]

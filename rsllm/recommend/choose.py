@@ -73,10 +73,8 @@ def chosen(ranker: Ranker, store: Store, by: str = "auto") -> Ranker:
             by == "auto", f"{ranker.name} has one thing to rank by, and nothing to fuse it with"
         )
         return replace(ranker, why="it has nothing else to rank by")
-    inputs = {"model": ranker.name, "data": ranker.data.path.name, "split": "validation"}
-    limit = USERS[ranker.language.scorer]
-    make = partial(_write, ranker, limit)
-    found = read_json(store.get("deployed", inputs | {"users": limit}, make) / FILE)
+    make = partial(_write, ranker, USERS[ranker.language.scorer])
+    found = read_json(store.get("deployed", _inputs(ranker), make) / FILE)
     weighed = replace(ranker, weight=found["weight"])
     if by != "auto":
         return replace(weighed, by=by)
@@ -92,6 +90,18 @@ def chosen(ranker: Ranker, store: Store, by: str = "auto") -> Ranker:
         why=f"{DECIDES} as deployed on {len(values[best])} validation users is {means}; what costs"
         " more has to be better beyond chance",
     )
+
+
+def validated(ranker: Ranker, store: Store) -> dict[str, Any]:
+    """The estimates of every ranker that `chosen` had to compare, or {} if it never had to."""
+    path = store.path("deployed", _inputs(ranker)) if ranker.language else None
+    return read_json(path / FILE)["estimates"] if path and store.holds(path) else {}
+
+
+def _inputs(ranker: Ranker) -> dict[str, Any]:
+    assert ranker.language is not None
+    facts = {"model": ranker.name, "data": ranker.data.path.name, "split": "validation"}
+    return facts | {"users": USERS[ranker.language.scorer]}
 
 
 def _write(ranker: Ranker, limit: int, folder: Path) -> None:

@@ -46,17 +46,25 @@ class Items:
         Raises:
             UnknownItem: none, with the nearest titles; or a title and an id that are not one item.
         """
+        found = self.known(text)
+        if found is None:
+            nearest = [repr(self.data.titles[item]) for item in self.nearest(str(text))]
+            hint = f"; the nearest titles are {', '.join(nearest)}" if nearest else ""
+            raise UnknownItem(f"no item is called {str(text)!r}{hint}")
+        return found
+
+    def known(self, text: str | int) -> int | None:
+        """The same, or None if there is none; nothing like it is looked for, which takes long.
+
+        Raises:
+            UnknownItem: a title and an id that are not one item.
+        """
         text = str(text)
         written = [text.casefold(), clean_title(text, "").casefold()]
         titled = next((self._by_title[t] for t in written if t in self._by_title), None)
         known = self._by_id.get(text)
         if titled is None or known is None:
-            found = known if titled is None else titled
-            if found is None:
-                nearest = [repr(self.data.titles[item]) for item in self.nearest(text)]
-                hint = f"; the nearest titles are {', '.join(nearest)}" if nearest else ""
-                raise UnknownItem(f"no item is called {text!r}{hint}")
-            return found
+            return known if titled is None else titled
         if titled != known:
             raise UnknownItem(
                 f"{text!r} is a title and also the id of {self.data.titles[known]!r}; say the id"
@@ -68,6 +76,12 @@ class Items:
         """The items whose titles are written most alike, best first."""
         close = difflib.get_close_matches(text.casefold(), self._by_title, count, cutoff=0.4)
         return [self._by_title[title] for title in close]
+
+    def search(self, text: str, count: int) -> list[int]:
+        """The items whose titles contain a text, the shortest first; else those `nearest` to it."""
+        text = text.casefold()
+        held = sorted((title for title in self._by_title if text in title), key=len)
+        return [self._by_title[title] for title in held[:count]] or self.nearest(text, count)
 
     def find_all(self, texts: Iterable[str | int]) -> Ints:
         """The items of several titles or ids, in their order."""

@@ -42,6 +42,7 @@ READ_AS_ANYTHING: dict[str, list[str]] = {
     "plan cluster": ["plan", "--cluster", "FOLDER/config.json", *BACKBONE],
     "audit": ["audit", "FOLDER"],
     "evaluate": ["evaluate", "--predictions", "FOLDER/x", "--data", "FOLDER", "--storage", "STORE"],
+    "serve": ["serve", "FOLDER", "--storage", "FOLDER"],
     "runs show": ["runs", "show", "FOLDER", "--storage", "FOLDER"],
     "runs diff": ["runs", "diff", "FOLDER", "FOLDER", "--storage", "FOLDER"],
 }

@@ -1,0 +1,136 @@
+"""Who may ask, how much, and how many at once: the first that sees a request.
+
+Ray's own token does not cover what Ray Serve listens to, and FastAPI bounds no body.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import logging
+from collections.abc import Collection
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from rsllm.serve.bodies import problem
+
+MOST_BYTES = 64 << 10
+BODY_SECONDS = 10.0
+"""What a body may take to come; who sends a byte a minute holds no place."""
+OPEN, ASSETS = ("/healthz", "/readyz", "/docs", "/openapi.json"), "/static-offline-docs/"
+"""What probes and browsers see without a token; it says nothing of data or models."""
+
+
+class Guard:
+    """Refuses strangers, foreign pages, large bodies and floods; lets the others through."""
+
+    def __init__(self, app: ASGIApp, token: str, hosts: Collection[str], most: int) -> None:
+        """Stand before an app.
+
+        Args:
+            app: what is guarded.
+            token: what `Authorization: Bearer` has to name.
+            hosts: names under which the endpoint may be asked; none: all.
+            most: how many requests are answered at once.
+        """
+        self.app, self.hosts, self.most = app, hosts, most
+        self.digest = hashlib.sha256(token.encode()).digest()
+        self.inside = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        refusal = self._stranger(scope, headers)
+        body = b""
+        if refusal is None:
+            try:
+                body = await _body(headers, receive)
+            except ClientDisconnect:
+                return
+            except TimeoutError:
+                refusal = problem(408, "slow_body", f"no body in {BODY_SECONDS:.0f} seconds")
+            except OverflowError:
+                refusal = problem(413, "too_large", f"a body may have {MOST_BYTES} bytes")
+        if refusal is None and self.inside >= self.most and scope["path"] not in OPEN:
+            refusal = problem(429, "busy", "too many requests at once; try again", retry=1)
+        if refusal is not None:
+            await refusal(scope, receive, send)
+            return
+        self.inside += 1
+        try:
+            await self._answer(body, scope, receive, send)
+        finally:
+            self.inside -= 1
+
+    def _stranger(self, scope: Scope, headers: Headers) -> Response | None:
+        if self.hosts:  # a page that was made to mean loopback by its own name server, or any page
+            named = [f"//{headers.get('host', '')}", *headers.getlist("origin")]
+            if any(_host(url) not in self.hosts for url in named):
+                return problem(403, "foreign_host", "Host or Origin is not of this machine")
+        if scope["path"] in OPEN or scope["path"].startswith(ASSETS):
+            return None
+        scheme, _, given = headers.get("authorization", "").partition(" ")
+        digest = hashlib.sha256(given.strip().encode()).digest()
+        if scheme.lower() == "bearer" and hmac.compare_digest(digest, self.digest):
+            return None
+        return problem(401, "no_token", "say Authorization: Bearer TOKEN, as in the token file")
+
+    async def _answer(self, body: bytes, scope: Scope, receive: Receive, send: Send) -> None:
+        unread, started = [body], False
+
+        async def replay() -> Message:
+            if unread:
+                return {"type": "http.request", "body": unread.pop(), "more_body": False}
+            return await receive()
+
+        async def watch(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            await self.app(scope, replay, watch)
+        except Exception:
+            logging.getLogger("ray.serve").exception("%s failed", scope["path"])
+            if started:
+                raise
+            await problem(500, "failed", "our fault; the log says more")(scope, receive, send)
+
+
+def _host(url: str) -> str:
+    try:
+        return urlsplit(url).hostname or ""
+    except ValueError:
+        return ""
+
+
+async def _body(headers: Headers, receive: Receive) -> bytes:
+    """The whole body.
+
+    Raises:
+        OverflowError: it is too large.
+        TimeoutError: it does not come.
+        ClientDisconnect: whoever sent it is gone.
+    """
+    told = headers.get("content-length", "0")
+    if told.isdecimal() and int(told[:20]) > MOST_BYTES:
+        raise OverflowError
+    body, more = b"", True
+    async with asyncio.timeout(BODY_SECONDS):
+        while more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise ClientDisconnect
+            body += message.get("body", b"")
+            if len(body) > MOST_BYTES:
+                raise OverflowError
+            more = message.get("more_body", False)
+    return body

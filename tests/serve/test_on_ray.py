@@ -1,0 +1,120 @@
+"""`rsllm serve` as a user starts it: it answers, stands in, survives, and ends."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import signal
+import socket
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import jobs
+import numpy as np
+import psutil
+import pytest
+from serve.conftest import TOKEN
+from small_data import TITLES
+
+from rsllm.errors import EvaluationError
+from rsllm.recommend.load import open_ranker
+from rsllm.serve.deploy import self_test
+from rsllm.store.artifacts import Store
+
+PASTS = [[TITLES[i], TITLES[j]] for i in range(4, 10) for j in range(11, 14)]
+DEADLINE_MS = 20_000
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+def replica(job: Any, name: str) -> psutil.Process:
+    """A process of the server by its deployment."""
+    children = psutil.Process(job.pid).children(recursive=True)
+    (found,) = [c for c in children if f"ServeReplica:rsllm:{name}" in " ".join(c.cmdline())]
+    return found
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(900)
+def test_a_server_from_its_start_to_its_end(
+    made: tuple[Store, dict[str, str]], tmp_path: Path
+) -> None:
+    store, log = Store.at(tmp_path / "store"), tmp_path / "log"
+    shutil.copytree(made[0].root, store.root)
+    name, port, token = made[1]["history"], free_port(), tmp_path / "token"
+    token.touch(mode=0o600)
+    token.write_text(TOKEN)
+    ranker = replace(open_ranker(name, store.location, "fp32")[0], by="catalogue")
+    command = [*jobs.CLI, "serve", name, "--storage", store.location, "--port", str(port)]
+    command += ["--ranker", "catalogue", "--precision", "fp32", "--token-file", str(token)]
+    command += ["--deadline-ms", str(DEADLINE_MS)]
+    headers = {"Authorization": f"Bearer {TOKEN}"}
+    with (
+        jobs.started(command, log) as job,
+        httpx.Client(base_url=f"http://127.0.0.1:{port}", headers=headers, timeout=120) as client,
+    ):
+        jobs.wait_until(lambda: "Ctrl-C ends it" in log.read_text(), job, log)
+
+        def ask(history: list[str]) -> Any:
+            found = client.post("/v1/recommend", json={"history": history, "k": 5})
+            assert found.status_code == 200, found.text
+            return found.json()
+
+        with ThreadPoolExecutor(len(PASTS)) as threads:  # so that some share a batch
+            for history, answer in zip(PASTS, threads.map(ask, PASTS), strict=True):
+                table = ranker.recommend(history, k=5)
+                assert [i["item_id"] for i in answer["items"]] == table["item_id"].tolist()
+                scores = [item["score"] for item in answer["items"]]
+                np.testing.assert_allclose(scores, table["score"], atol=1e-5)
+                assert (answer["ranker"], answer["degraded"]) == ("catalogue", False)
+        assert client.get("/v1/model").json()["model"] == name
+        assert client.get("/v1/model", headers={"Authorization": "Bearer no"}).status_code == 401
+        too_large = client.post("/v1/rank", content=(b"x" * 1024 for _ in range(65)))
+        assert too_large.status_code == 413
+
+        (store.root / name / "training.json").unlink(missing_ok=True)
+        (store.root / name / "adapter_model.safetensors").write_bytes(b"")
+        assert client.get("/readyz").json() == {"status": "ok", "artifact": "damaged"}
+        assert not ask(PASTS[0])["degraded"], "it serves on from memory"
+
+        replica(job, "Model").suspend()
+        slow = ask(PASTS[0])
+        assert (slow["ranker"], slow["degraded"]) == ("recommender", True)
+        table = replace(ranker, by="recommender").recommend(PASTS[0], k=5)
+        assert [item["item_id"] for item in slow["items"]] == table["item_id"].tolist()
+        replica(job, "Model").kill()
+        assert ask(PASTS[1])["degraded"]
+
+        named = [" ".join(p.cmdline()) for p in psutil.Process(job.pid).children(recursive=True)]
+        assert not any(TOKEN in line for line in [*named, log.read_text()])
+        job.send_signal(signal.SIGTERM)
+        assert job.wait(300) == 0, log.read_text()
+        with pytest.raises(httpx.ConnectError):
+            client.get("/healthz")
+    assert "Traceback" not in re.sub(r"\(\w+ pid=\d+\).*", "", log.read_text())
+
+
+def test_a_model_that_answers_otherwise_than_before_does_not_start(
+    made: tuple[Store, dict[str, str]],
+) -> None:
+    store, names = made
+    ranker = replace(open_ranker(names["history"], store.location, "fp32")[0], by="catalogue")
+    self_test(ranker, store, "fp32")
+    self_test(ranker, store, "fp32")
+    language = ranker.language
+    assert language is not None
+
+    class Other:
+        scorer, num_candidates = "catalogue", 0
+
+        def __call__(self, rows: Any) -> Any:
+            return np.roll(language(rows), 1, axis=1)
+
+    with pytest.raises(EvaluationError, match="answers otherwise than it did before"):
+        self_test(replace(ranker, language=Other()), store, "fp32")
