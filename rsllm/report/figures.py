@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from markupsafe import Markup
 from matplotlib import rc_context
 from matplotlib.figure import Figure as Canvas
+from matplotlib.ticker import MaxNLocator
 
 from rsllm.evaluate.metrics import compared_metrics
 from rsllm.report import trials as facts
@@ -148,7 +149,9 @@ def of_trials(results: Results) -> Markup | None:
                 full = "full" if trial["state"] == "finished" else "none"
                 axis.plot(*point, "D" if label else "o", color=colour, fillstyle=full)
                 axis.annotate(label, point, (6, 3), color=colour, **BESIDE)
-            if numeric:
+            if place == 1:  # there is no trial between two trials
+                axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+            elif numeric:
                 axis.set_xscale("log" if facts.spans_decades(numbers) else "linear")
                 _plain_numbers(axis)
             axis.set_xlabel(_short(name))
@@ -218,7 +221,7 @@ def draw_intervals(canvas: Canvas, panels: Sequence[Intervals]) -> None:
 
 
 def _draw_curves(canvas: Canvas, rows: Sequence[Sequence[Axes]]) -> None:
-    """Draw rows of panels."""
+    """Draw rows of panels; in them a single point is a level too."""
     down, across = len(rows), len(rows[0])
     canvas.set_size_inches((WIDTH + 1.3) * across, HEIGHT * down)
     panels = canvas.subplots(down, across, sharey=rows[0][0].cost, squeeze=False).flat
@@ -231,6 +234,8 @@ def _draw_curves(canvas: Canvas, rows: Sequence[Sequence[Axes]]) -> None:
             error = _error(found) if isinstance(found[0], Mapping) else None
             width = 1.8 if label else 0.8
             axis.errorbar(places, values, error, fmt="o-", color=colour, label=label, lw=width)
+            if len(points) == 1 and label:
+                axis.axhline(values[0], color=colour, linestyle=":")
             ends += [(values[-1], label, colour)] if label else []
         if chance is not None:
             axis.axhline(chance, color=QUIET, linestyle="--")
@@ -244,7 +249,7 @@ def _draw_curves(canvas: Canvas, rows: Sequence[Sequence[Axes]]) -> None:
 
 
 def _plain_numbers(axis: Any) -> None:
-    """Write the numbers below an axis as people do, and those of whole steps alone."""
+    """Write the numbers below an axis as people do, and those of whole decades alone."""
     axis.xaxis.set_major_formatter("{x:,.6g}")
     axis.xaxis.set_minor_formatter("")
 

@@ -111,6 +111,7 @@ def test_trials_stand_by_number_values_and_cost(drawn: Drawn) -> None:
     assert points(alpha) == {(0, 0.3): "full", (0.05, 0.32): "none", (0.05 * 3, 0.36): "full"}
     assert [axis.get_xscale() for axis in (alpha, temperature)] == ["linear", "log"]
     assert texts(number) == ["trial 3"]
+    assert all(float(place).is_integer() for place in number.get_xticks())
 
 
 def test_where_cost_counted_it_has_a_panel(drawn: Drawn) -> None:
