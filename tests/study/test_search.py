@@ -234,7 +234,8 @@ def test_other_searches_end_in_a_report(
     page = (folder / "report.html").read_text()
     if name == "tune_backbone":
         assert all(trial["objectives"]["device_seconds"] > 0 for trial in results["trials"])
-        assert "Pareto front of MRR and device_seconds" in page
+        assert "Pareto front" in page
+        assert "device_seconds" in page
         return
     if name == "tune_projector":
         claims = {pair["claim"] for pair in results["pairs"]}

@@ -79,7 +79,7 @@ def test_the_winner_stands_beside_its_fusion_with_the_recommender(
         backbone="", fingerprint="", layout=None, store=SimpleNamespace()
     )
     best = TrialRecord(number=0, state="finished", overrides={}, curve=[{"score": 0.5}])
-    found = study._judged(asked, pipeline, data, methods, {"best": []}, [best])
+    found = study._judged(asked, pipeline, data, methods, {"best": []}, best)
     assert seen == [(["recommender", "best"], "validation"), (names, "test")]
 
     joined = "best + recommender"
@@ -134,7 +134,7 @@ def test_a_pointer_also_stands_by_the_likelihood_of_titles(
     )
     best = TrialRecord(number=0, state="finished", overrides={}, curve=[{"score": 0.5}])
     methods = {name: [made_up_method(name)] for name in names}
-    found = study._judged(asked, pipeline, data, methods, {"best": [], "other": []}, [best])
+    found = study._judged(asked, pipeline, data, methods, {"best": [], "other": []}, best)
     pair = found["pairs"][0]
     assert (pair["first"], pair["claim"]) == ("best, by likelihood", "by its titles")
     draws = held_out(data, "test")
@@ -160,7 +160,7 @@ def test_seeds_are_averaged_and_share_one_weight(
         backbone="", fingerprint="", layout=None, store=SimpleNamespace()
     )
     best = TrialRecord(number=0, state="finished", overrides={}, curve=[{"score": 0.5}])
-    found = study._judged(asked, pipeline, data, methods, {"best": []}, [best])
+    found = study._judged(asked, pipeline, data, methods, {"best": []}, best)
 
     def outcomes(split: str) -> tuple[Outcome, list[Outcome]]:
         alone, *group = made_up([])([*methods["recommender"], *methods["best"]], split)
