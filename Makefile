@@ -20,7 +20,7 @@ ifneq ($(wildcard ../shared),)
 test: export RSLLM_TEST_ASSETS ?= $(abspath ../shared)
 endif
 test: .venv/dev
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder $(TEST_ARGS)
+	$(BIN)/python -m pytest $(TEST_ARGS)
 
 faults: .venv/dev
 	$(BIN)/python -m pytest tests/faults -m faults $(TEST_ARGS)

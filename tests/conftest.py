@@ -35,18 +35,6 @@ def pytest_configure(config: pytest.Config) -> None:
     settings.load_profile("any machine")
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Side by side, one process has all tests of Ray, which mostly wait, and others a file each.
-
-    Those of Ray come first, because they take longest; they share one Ray.
-    """
-    items.sort(key=lambda item: item.get_closest_marker("ray") is None)
-    for item in items:
-        group = "ray" if item.get_closest_marker("ray") else item.path.name
-        item.add_marker(pytest.mark.xdist_group(group))
-
-
 @pytest.fixture(scope="session")
 def assets() -> Path | None:
     """The folder of real files, or None: then a test makes up its own data."""

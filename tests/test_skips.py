@@ -50,5 +50,5 @@ def test_what_is_not_on_the_list_fails_in_the_gate(ci: str, code: int, tmp_path:
 
 def test_the_list_names_tests_that_there_are() -> None:
     for name in MAY_SKIP:
-        file, test = name.split("::")
-        assert f"def {test}(" in (TESTS / file).read_text(), name
+        file, _, test = name.partition("::")
+        assert f"def {test}" in (TESTS / file).read_text(), name

@@ -28,7 +28,7 @@ from rsllm.study.paper import BASE, RANKED
 from rsllm.study.results import Entry, slug
 from rsllm.train.health import warnings
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 SCRIPT = "experiments/reproduce_main_table.py"
 RULE, TUNED, JOINED = "popularity", "RSLLM (SASRec) + ranking", "joined"
 MAIN: Grid = runpy.run_path(str(jobs.ROOT / SCRIPT))["GRID"]
@@ -90,7 +90,7 @@ ONLY = ["--data", "synthetic", "--only", RULE, "--only", TUNED]
 
 
 @pytest.fixture(scope="module")
-def place(tiny_llm: Path, tmp_path_factory: pytest.TempPathFactory, trained_here: None) -> Place:
+def place(tiny_llm: Path, tmp_path_factory: pytest.TempPathFactory, ray_cluster: str) -> Place:
     return Place(tmp_path_factory.mktemp("grid"), tiny_llm)
 
 
