@@ -36,7 +36,7 @@ class LoraDropout(nn.Module):
         return self.last[1]
 
     def _dropped(self, x: Tensor) -> Tensor:
-        # Whole 64-bit words are drawn ten times as fast as booleans on CPUs: four entries of each.
+        # On CPUs 64-bit words are drawn several times as fast as booleans: one for four entries.
         words = torch.empty(-(-x.numel() // 4), dtype=torch.int64, device=x.device)
         number = words.random_(-(2**63), None).view(torch.int16)[: x.numel()].view(x.shape)
         kept = torch.ge(number, self.num_dropped - CHANCES // 2, out=torch.empty_like(x))
