@@ -34,6 +34,13 @@ GOLDEN = {
     "doctor": ["--backbone", "--storage"],
     "audit": ["--accept", "DIR"],
     "evaluate": sorted([*EXPERIMENT_FLAGS, "--export", "--predictions", "--split"]),
+    "serve": sorted(
+        [
+            *("--host", "--port", "--token-file", "--certificate", "--key", "--ranker"),
+            *("--precision", "--replicas", "--deadline-ms", "--against", "--share", "--storage"),
+            "MODEL",
+        ]
+    ),
     "recommend": sorted(
         [
             *("--history", "--users", "--histories", "--k", "--out", "--ranker", "--workers"),

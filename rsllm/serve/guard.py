@@ -12,7 +12,7 @@ import logging
 from collections.abc import Collection
 from urllib.parse import urlsplit
 
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -64,6 +64,9 @@ class Guard:
         if refusal is not None:
             await refusal(scope, receive, send)
             return
+        # Every body is JSON, whatever curl -d calls it; what pages send is out already.
+        own = MutableHeaders(scope=scope)
+        own["content-type"] = "application/json"
         self.inside += 1
         try:
             await self._answer(body, scope, receive, send)

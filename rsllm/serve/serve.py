@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import socket
 import threading
@@ -19,7 +20,7 @@ from rsllm.serve.tokens import make_token, read_token
 from rsllm.store.artifacts import cache_root
 
 NAME = "rsllm"
-QUIET = {"log_level": "WARNING", "enable_access_log": False}
+QUIET: Any = {"log_level": "WARNING", "enable_access_log": False}
 """Of what Ray logs, which comes to this terminal; its metrics count requests anyway."""
 PATIENCE = {
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "120",
@@ -79,7 +80,8 @@ def serve(arguments: argparse.Namespace) -> None:
     del main, rankers
     try:
         patience = {"runtime_env": {"env_vars": PATIENCE}}
-        ray_serve.start("HeadOnly", http_options=options, controller_options=patience)
+        logging.getLogger("ray.serve").setLevel(QUIET["log_level"])
+        ray_serve.start("HeadOnly", options, logging_config=QUIET, controller_options=patience)
         ray_serve.run(build(to_dict(endpoint)), name=NAME, route_prefix="/", logging_config=QUIET)
         say_hello(arguments, shown or f"$(cat {token_file})", dashboard)
         threading.Event().wait()
