@@ -85,7 +85,7 @@ class DatasetTables:
     def tables(self) -> list[Table]:
         """All there are; in some nothing may stand."""
         methods = [{"name": name, **cell} for name, cell in self.cells.items()]
-        makers = (made.by_seed, made.likelihoods, made.generated, made.popularity)
+        makers = (made.deployed, made.by_seed, made.likelihoods, made.generated, made.popularity)
         shared = [make({"methods": methods}) for make in makers]
         return [
             self._titled("Claims", made.pairs({"pairs": self.pairs})),

@@ -55,7 +55,8 @@ def write_report(folder: Path, results: Results) -> str:
         "Trained": f"{len(trials)} {kind}" + (f" in {minutes} minutes" if minutes else ""),
         "Made": " ".join([origin.get("time", "")[:10], origin.get("machine", "")]).strip(),
     }
-    of_methods = (made.methods, made.by_seed, made.popularity, made.likelihoods, made.generated)
+    quality = (made.methods, made.deployed, made.by_seed, made.popularity)
+    of_methods = (*quality, made.likelihoods, made.generated)
     of_search = (made.confirm, figures.of_training, figures.of_trials, made.mattered, made.trials)
     sections = {
         "Methods": (figures.of_methods, *of_methods, made.orders, made.recommender),

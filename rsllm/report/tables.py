@@ -129,6 +129,19 @@ def methods(results: Results, only: Iterable[str] = ()) -> Table:
     )
 
 
+def deployed(results: Results) -> Table:
+    """What each method's lists are worth to users who choose from the whole catalogue."""
+    return Table(
+        "As deployed: lists of ten from the whole catalogue, without what was seen",
+        [
+            {"method": method["name"], **method["deployed"]}
+            for method in results["methods"]
+            if method.get("deployed")
+        ],
+        "deployed",
+    )
+
+
 def by_seed(results: Results) -> Table:
     """What each training seed of a method came to."""
     return Table(

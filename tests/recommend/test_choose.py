@@ -16,6 +16,8 @@ from rsllm.evaluate.deployed import list_metrics, lists_of, pasts_of, reach
 from rsllm.evaluate.rank import rank_catalogue
 from rsllm.recommend.choose import Remembering, chosen, deployed
 from rsllm.recommend.ranker import Ranker
+from rsllm.report.page import NOTES
+from rsllm.report.tables import deployed as deployed_table
 from rsllm.store.artifacts import Store
 
 
@@ -151,3 +153,22 @@ def test_asking_for_what_there_is_not(history_model: Ranker, tmp_path: object) -
     assert chosen(alone, store).by == "recommender"
     with pytest.raises(ConfigError, match="nothing to fuse"):
         chosen(alone, store, "fused")
+
+
+REACHED = ("coverage", "novelty", "popular")
+
+
+def test_a_report_shows_lists_as_deployed() -> None:
+    estimate = {"value": 0.5, "low": 0.4, "high": 0.6, "n": 8}
+    facts = {
+        "HR@10": estimate,
+        "NDCG@10": estimate,
+        "coverage": 0.3,
+        "novelty": 5.0,
+        "popular": 1.0,
+    }
+    methods = [{"name": "SASRec", "deployed": facts}, {"name": "RSLLM", "deployed": None}]
+    table = deployed_table({"methods": methods})
+    assert [row["method"] for row in table.rows] == ["SASRec"]
+    assert table.header == ["method", *facts]
+    assert table.note in NOTES
