@@ -193,4 +193,4 @@ def test_rendering_loads_neither_torch_nor_ray(tmp_path: Path) -> None:
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.stdout.splitlines()[-1] == "0 set()", done.stdout + done.stderr
-    assert "movielens-100k, not run yet: RSLLM; no stage 1 (direct hybrid);" in done.stdout
+    assert "movielens-100k  not run yet  RSLLM; no stage 1 (direct hybrid);" in done.stdout
