@@ -76,6 +76,11 @@ def bare_rate(ranker: Ranker, pasts: Sequence[Any], seconds: float) -> float:
     return done / spent
 
 
+def unambiguous(ranker: Ranker, past: Sequence[Any]) -> bool:
+    """Whether no id of a past is also a title, such as "187"."""
+    return not any(ranker.data.source_ids[item] in ranker.data.titles for item in past)
+
+
 @contextlib.contextmanager
 def server(model: str, ranker: str, flags: argparse.Namespace, log: Path) -> Iterator[Any]:
     """A server that is ready, and the client to ask it with."""
@@ -151,28 +156,34 @@ def summary(found: Sequence[Any], seconds: float) -> dict[str, Any]:
     """Rates, shares and milliseconds of what came back."""
     good = [one for one in found if one["status"] == 200]
     refused = [one for one in found if one["status"] == 429]
-    milliseconds = [1000 * one["seconds"] for one in good] or [float("nan")]
-    quantiles = {f"p{q}": round(float(np.percentile(milliseconds, q)), 1) for q in (50, 95, 99)}
+    milliseconds = [1000 * one["seconds"] for one in good]
+    quantiles = {f"p{q}": percentile(milliseconds, q) for q in (50, 95, 99)}
     return {
         "asked": len(found) / seconds,
         "goodput": len(good) / seconds,
         **quantiles,
         "degraded": sum(one["answer"]["degraded"] for one in good) / max(1, len(good)),
         "refused": len(refused) / max(1, len(found)),
-        "refusal_p95": 1000 * float(np.percentile([one["seconds"] for one in refused] or [0], 95)),
+        "refusal_p95": percentile([1000 * one["seconds"] for one in refused], 95),
         "failed": dict(Counter(str(o["status"]) for o in found if o["status"] not in (200, 429))),
     }
 
 
-def mebibytes(process: subprocess.Popen[bytes]) -> dict[str, float]:
-    """Resident memory of the server's processes by what they are."""
-    found: Counter[str] = Counter()
+def percentile(values: Sequence[float], of: float) -> float | None:
+    """One of them, or None of nothing."""
+    return round(float(np.percentile(values, of)), 1) if values else None
+
+
+def used(process: subprocess.Popen[bytes]) -> dict[str, tuple[float, float]]:
+    """Resident MiB and seconds on a core of the server's processes, and of this one."""
+    found = {"client": psutil.Process()}
     for child in psutil.Process(process.pid).children(recursive=True):
         with contextlib.suppress(psutil.Error):
             kind = re.search("ServeReplica:rsllm:(Api|Model)|ProxyActor", child.cmdline()[0])
             if kind:
-                found[kind[0].split(":")[-1]] += child.memory_info().rss / 2**20
-    return dict(found)
+                found[kind[0].split(":")[-1]] = child
+    seconds = {name: sum(own.cpu_times()[:2]) for name, own in found.items()}
+    return {n: (own.memory_info().rss / 2**20, seconds[n]) for n, own in found.items()}
 
 
 async def measure(
@@ -184,11 +195,17 @@ async def measure(
     found = await closed_loop(client, histories, seconds)
     own = [one for one in found if one["status"] == 200 and not one["answer"]["degraded"]]
     capacity = len(own) / seconds
-    levels, memory = [], [mebibytes(process)]
+    levels, before = [], used(process)
     for times in LEVELS:
         answered, spent = await open_loop(client, histories, times * capacity, seconds)
-        levels.append({"times": times, **summary(answered, spent)})
-        memory.append(mebibytes(process))
+        after = used(process)
+        costs = {
+            "mebibytes": {name: after[name][0] for name in after},
+            "core_ms": {n: 1000 * (after[n][1] - before[n][1]) / len(answered) for n in after},
+        }
+        levels.append({"times": times, **summary(answered, spent), **costs})
+        print(levels[-1], flush=True)
+        before = after
     under_way = [asyncio.create_task(ask(client, history)) for history in histories[:ENDED]]
     await asyncio.sleep(0.1)
     process.send_signal(signal.SIGTERM)
@@ -203,7 +220,6 @@ async def measure(
         "capacity": capacity,
         "capacity_p95": summary(found, seconds)["p95"],
         "levels": levels,
-        "mebibytes": memory,
         "ended": {
             "under_way": ENDED,
             "answered": sum(one["status"] == 200 for one in ended),
@@ -245,6 +261,7 @@ def main() -> None:
     for by in flags.ranker or ["recommender", "catalogue"]:
         own = rsllm.load(flags.model, storage=flags.storage, ranker=by, precision="fp32")
         pasts = [past[-own.window :] for past in [*own.pasts().values()][:400]]
+        pasts = [past for past in pasts if unambiguous(own, past)]
         histories = [[own.data.source_ids[item] for item in past] for past in pasts]
         bare = bare_rate(own, pasts, flags.seconds / 2)
         with server(own.name, by, flags, flags.out.with_suffix(".log")) as (process, client, wait):

@@ -126,13 +126,24 @@ class Desk:
 
 
 def listed(ranker: Ranker, ranked: Ranked) -> list[Item]:
-    """A list as the body of an answer."""
-    table = ranker.table(ranked)[["rank", "item_id", "title", "score", "source"]]
-    return [Item.model_validate(row) for row in table.to_dict("records")]
+    """A list as the body of an answer; `Ranker.table` says the same and takes ten times as long."""
+    ids, titles = ranker.data.source_ids, ranker.data.titles
+    trained = ranker.data.catalogue.counts_I[ranked.items] > 0
+    places = zip(ranked.items.tolist(), ranked.scores.tolist(), trained.tolist(), strict=True)
+    return [
+        Item(
+            rank=rank,
+            item_id=ids[item],
+            title=titles[item],
+            score=score,
+            source="interactions" if seen else "title",
+        )
+        for rank, (item, score, seen) in enumerate(places, 1)
+    ]
 
 
 def application(desk: Desk) -> FastAPI:
-    """The routes as an ASGI app; `rsllm.serve.guard.Guard` belongs before it."""
+    """The routes as an ASGI app; `rsllm.serve.guard` belongs before it."""
     app = FastAPIOffline(
         title="rsllm",
         version=__version__,

@@ -15,7 +15,9 @@ from rsllm.errors import RsllmError
 from rsllm.recommend.ranker import Ranked, Ranker
 
 MEMORY = 0.2
-"""What the newest pass counts in the mean time of a pass."""
+"""What the newest pass counts in the mean time of a question."""
+CAUTION = 0.8
+"""The part of the deadline that is promised, since passes differ."""
 Side = Literal["model", "against"]
 
 
@@ -41,6 +43,14 @@ class Reply(NamedTuple):
     pass_seconds: float = 0.0
 
 
+class Passed(NamedTuple):
+    """What a language model ranked, in a pass of so many seconds and questions."""
+
+    ranked: Ranked
+    seconds: float
+    questions: int
+
+
 def answers(ranker: Ranker, questions: Sequence[Question]) -> list[Ranked]:
     """What a ranker says to each question, whatever else is asked with it."""
     past_Q, items_Q, k_Q = zip(*questions, strict=True)
@@ -53,14 +63,13 @@ class Arm:
     """One side of the comparison, or all there is."""
 
     ranker: Ranker
-    ask: Callable[[Question], Awaitable[tuple[Ranked, float]]] | None = None
-    """A language model elsewhere: what it ranked, and the seconds of its pass. Without one the
-    ranker answers here."""
-    at_once: int = 1
-    """How many questions one pass answers, over all replicas."""
+    ask: Callable[[Question], Awaitable[Passed]] | None = None
+    """A language model elsewhere. Without one the ranker answers here."""
+    replicas: int = 1
+    """Of the language model."""
     waiting: int = 0
-    pass_seconds: float = 0.0
-    """The mean of late."""
+    question_seconds: float = 0.0
+    """What a question adds to a pass, the mean of late: the more that share one, the less."""
 
     @cached_property
     def fallback(self) -> Ranker | None:
@@ -75,21 +84,29 @@ class Arm:
         """
         if self.ask is None:
             return await self._here(self.ranker, question)
-        expected = self.pass_seconds * (1 + self.waiting / self.at_once)
-        if self.waiting and expected > deadline:  # with nobody before it, it may as well try
+        before = self.waiting / self.replicas
+        if before and self.question_seconds * (before + 1) > CAUTION * deadline:
             return await self._stand_in(question)
         start = time.monotonic()
         self.waiting += 1
         try:
             async with asyncio.timeout(deadline):
-                ranked, seconds = await self.ask(question)
-        except (TimeoutError, Late):
+                passed = await self.ask(question)
+        except TimeoutError:
+            self._learn(max(self.question_seconds, deadline / (before + 1)))
+            return await self._stand_in(question, time.monotonic() - start)
+        except Late:
             return await self._stand_in(question, time.monotonic() - start)
         finally:
             self.waiting -= 1
-        queue = max(0.0, time.monotonic() - start - seconds)
-        self.pass_seconds += (MEMORY if self.pass_seconds else 1.0) * (seconds - self.pass_seconds)
-        return Reply(ranked, self.ranker.by, False, queue, seconds)
+        queue = max(0.0, time.monotonic() - start - passed.seconds)
+        self._learn(passed.seconds / passed.questions)
+        return Reply(passed.ranked, self.ranker.by, False, queue, passed.seconds)
+
+    def _learn(self, seconds: float) -> None:
+        """Take a question's share of a pass into the mean."""
+        newest = MEMORY if self.question_seconds else 1.0
+        self.question_seconds += newest * (seconds - self.question_seconds)
 
     async def _stand_in(self, question: Question, waited: float = 0.0) -> Reply:
         if self.fallback is None:

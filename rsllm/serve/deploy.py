@@ -25,11 +25,11 @@ from rsllm.config.plain import from_dict
 from rsllm.errors import EvaluationError, RsllmError, require
 from rsllm.recommend.choose import validated
 from rsllm.recommend.load import load, locate
-from rsllm.recommend.ranker import Ranked, Ranker
+from rsllm.recommend.ranker import Ranker
 from rsllm.serve import LOOPBACK
 from rsllm.serve.app import Desk, application
-from rsllm.serve.arms import Arm, Late, Question, Reply, Side, answers
-from rsllm.serve.guard import Guard
+from rsllm.serve.arms import Arm, Late, Passed, Question, Reply, Side, answers
+from rsllm.serve.guard import MOST_AT_ONCE, Guard, Limit
 from rsllm.serve.tokens import read_token
 from rsllm.store.artifacts import Store, manifest, read_json, write_json
 
@@ -68,7 +68,7 @@ class Endpoint:
     precision: Precision = "auto"
     deadline_ms: Positive = 1000
     """After so long the recommender stands in for a language model."""
-    queue: Positive = 64
+    queue: Positive = MOST_AT_ONCE
     """Requests at once; the next one is refused."""
     replicas: Positive = 1
     """Of each language model."""
@@ -101,15 +101,15 @@ class Model:
         self.idle.set()
         self_test(self.ranker, Store.at(endpoint.storage), endpoint.precision)
 
-    async def rank(self, question: Question) -> tuple[Ranked, float]:
-        """The answer to one question, and the seconds of the pass that gave it."""
+    async def rank(self, question: Question) -> Passed:
+        """Answer one question in a pass with others."""
         # Ray would make batches of one out of what comes while a pass runs.
         await self.idle.wait()
-        found: tuple[Ranked, float] = await self.rank_batch(question)
+        found: Passed = await self.rank_batch(question)
         return found
 
     @serve.batch(max_batch_size=BATCH, batch_wait_timeout_s=BATCH_SECONDS)  # type: ignore[untyped-decorator]
-    async def rank_batch(self, questions: list[Question]) -> list[tuple[Ranked, float]]:
+    async def rank_batch(self, questions: list[Question]) -> list[Passed]:
         """Answer several at once, beside the event loop."""
         self.idle.clear()
         start = time.monotonic()
@@ -118,7 +118,7 @@ class Model:
         finally:
             self.idle.set()
         seconds = time.monotonic() - start
-        return [(ranked, seconds) for ranked in found]
+        return [Passed(ranked, seconds, len(found)) for ranked in found]
 
     async def check(self) -> bool:
         """Answer at all."""
@@ -174,7 +174,7 @@ class Api:
         arms = {side: Arm(endpoint.load(side)) for side in endpoint.sides}
         for side, model in self.models.items():
             arms[side].ask = partial(_ask, model)
-            arms[side].at_once = BATCH * endpoint.replicas
+            arms[side].replicas = endpoint.replicas
         main = arms["model"].ranker
         main.why = endpoint.why
         for arm in arms.values():
@@ -191,12 +191,9 @@ class Api:
                 note=self.note,
             )
         )
-        app.add_middleware(
-            Guard,
-            token=read_token(Path(endpoint.token_file)),
-            hosts=endpoint.hosts,
-            most=endpoint.queue,
-        )
+        app.add_middleware(Limit, most=endpoint.queue)
+        token = read_token(Path(endpoint.token_file))
+        app.add_middleware(Guard, token=token, hosts=endpoint.hosts)
         return app
 
     async def is_ready(self) -> bool:
@@ -223,10 +220,10 @@ class Api:
             self.took.observe(seconds, tags={"arm": side, "part": part})
 
 
-async def _ask(model: DeploymentHandle, question: Question) -> tuple[Ranked, float]:
+async def _ask(model: DeploymentHandle, question: Question) -> Passed:
     response = model.rank.remote(question)
     try:
-        found: tuple[Ranked, float] = await response
+        found: Passed = await response
     except asyncio.CancelledError:
         response.cancel()  # who does not wait any longer takes no place in a batch
         raise

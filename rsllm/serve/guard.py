@@ -13,6 +13,7 @@ from collections.abc import Collection
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -20,6 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from rsllm.serve.bodies import problem
 
 MOST_BYTES = 64 << 10
+MOST_AT_ONCE = 64
 BODY_SECONDS = 10.0
 """What a body may take to come; who sends a byte a minute holds no place."""
 OPEN, ASSETS = ("/healthz", "/readyz", "/docs", "/openapi.json"), "/static-offline-docs/"
@@ -27,20 +29,18 @@ OPEN, ASSETS = ("/healthz", "/readyz", "/docs", "/openapi.json"), "/static-offli
 
 
 class Guard:
-    """Refuses strangers, foreign pages, large bodies and floods; lets the others through."""
+    """Refuses strangers, foreign pages and large bodies; lets the others through."""
 
-    def __init__(self, app: ASGIApp, token: str, hosts: Collection[str], most: int) -> None:
+    def __init__(self, app: ASGIApp, token: str, hosts: Collection[str]) -> None:
         """Stand before an app.
 
         Args:
             app: what is guarded.
             token: what `Authorization: Bearer` has to name.
             hosts: names under which the endpoint may be asked; none: all.
-            most: how many requests are answered at once.
         """
-        self.app, self.hosts, self.most = app, hosts, most
+        self.app, self.hosts = app, hosts
         self.digest = hashlib.sha256(token.encode()).digest()
-        self.inside = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -59,19 +59,13 @@ class Guard:
                 refusal = problem(408, "slow_body", f"no body in {BODY_SECONDS:.0f} seconds")
             except OverflowError:
                 refusal = problem(413, "too_large", f"a body may have {MOST_BYTES} bytes")
-        if refusal is None and self.inside >= self.most and scope["path"] not in OPEN:
-            refusal = problem(429, "busy", "too many requests at once; try again", retry=1)
         if refusal is not None:
             await refusal(scope, receive, send)
             return
         # Every body is JSON, whatever curl -d calls it; what pages send is out already.
         own = MutableHeaders(scope=scope)
         own["content-type"] = "application/json"
-        self.inside += 1
-        try:
-            await self._answer(body, scope, receive, send)
-        finally:
-            self.inside -= 1
+        await self._answer(body, scope, receive, send)
 
     def _stranger(self, scope: Scope, headers: Headers) -> Response | None:
         if self.hosts:  # a page that was made to mean loopback by its own name server, or any page
@@ -106,6 +100,34 @@ class Guard:
             if started:
                 raise
             await problem(500, "failed", "our fault; the log says more")(scope, receive, send)
+
+
+class Limit:
+    """Refuses what comes while so many requests are answered already."""
+
+    def __init__(self, app: ASGIApp, most: int = MOST_AT_ONCE) -> None:
+        """Stand before an app."""
+        self.app, self.most, self.inside = app, most, 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request, or refuse it."""
+        if scope["type"] != "http" or scope["path"] in OPEN:
+            await self.app(scope, receive, send)
+            return
+        if self.inside >= self.most:
+            busy = problem(429, "busy", "too many requests at once; try again", retry=1)
+            await busy(scope, receive, send)
+            return
+        self.inside += 1
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            self.inside -= 1
+
+
+def at_the_door() -> list[Middleware]:
+    """The same limit in Ray's proxy, where a refusal costs no way to the replica and back."""
+    return [Middleware(Limit)]
 
 
 def _host(url: str) -> str:

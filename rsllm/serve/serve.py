@@ -22,12 +22,13 @@ from rsllm.store.artifacts import cache_root
 NAME = "rsllm"
 QUIET: Any = {"log_level": "WARNING", "enable_access_log": False}
 """Of what Ray logs, which comes to this terminal; its metrics count requests anyway."""
-PATIENCE = {
+AT_START = {
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "rsllm.serve.guard:at_the_door",
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "120",
     "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "60",
 }
-"""On busy cores a process takes longer to start than the few seconds after which Ray would start
-another one in its place, for ever."""
+"""What Ray Serve's own processes read. On busy cores a process takes longer to start than the few
+seconds after which Ray would start another one in its place, for ever."""
 CHOSEN = "{} ranks by {} ({})"
 
 
@@ -79,9 +80,9 @@ def serve(arguments: argparse.Namespace) -> None:
     )
     del main, rankers
     try:
-        patience = {"runtime_env": {"env_vars": PATIENCE}}
+        own = {"runtime_env": {"env_vars": AT_START}}
         logging.getLogger("ray.serve").setLevel(QUIET["log_level"])
-        ray_serve.start("HeadOnly", options, logging_config=QUIET, controller_options=patience)
+        ray_serve.start("HeadOnly", options, logging_config=QUIET, controller_options=own)
         ray_serve.run(build(to_dict(endpoint)), name=NAME, route_prefix="/", logging_config=QUIET)
         say_hello(arguments, shown or f"$(cat {token_file})", dashboard)
         threading.Event().wait()

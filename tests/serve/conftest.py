@@ -17,7 +17,7 @@ from rsllm.recommend.ranker import Ranker
 from rsllm.serve import LOOPBACK
 from rsllm.serve.app import Desk, application
 from rsllm.serve.arms import Arm
-from rsllm.serve.guard import Guard
+from rsllm.serve.guard import Guard, Limit
 from rsllm.store.artifacts import Store
 
 TOKEN = "a-token-that-is-long-enough"
@@ -50,7 +50,8 @@ def choice(made: tuple[Store, dict[str, str]]) -> Ranker:
 def guarded(desk: Desk, most: int = 8) -> Any:
     """The whole app, as a replica of Ray Serve has it."""
     app = application(desk)
-    app.add_middleware(Guard, token=TOKEN, hosts=LOOPBACK, most=most)
+    app.add_middleware(Limit, most=most)
+    app.add_middleware(Guard, token=TOKEN, hosts=LOOPBACK)
     return app
 
 

@@ -11,8 +11,8 @@ import pytest
 from serve.conftest import asker, guarded, plain_desk
 from small_data import TITLES
 
-from rsllm.recommend.ranker import Ranked, Ranker
-from rsllm.serve.arms import Arm, Late, Question, answers
+from rsllm.recommend.ranker import Ranker
+from rsllm.serve.arms import Arm, Late, Passed, Question, answers
 
 PAST = np.array([4, 9], np.int32)
 
@@ -25,21 +25,21 @@ def recommended(ranker: Ranker) -> list[int]:
     return replace(ranker, by="recommender").lists([PAST], 5)[0].items.tolist()
 
 
-def arm_of(ranker: Ranker, seconds: float) -> Arm:
-    """A language model elsewhere that answers, and says that its passes take so long."""
+def arm_of(ranker: Ranker, seconds: float, questions: int = 1) -> Arm:
+    """Two language models elsewhere that answer, and say how long a pass took of how many."""
 
-    async def ask(asked: Question) -> tuple[Ranked, float]:
-        return answers(ranker, [asked])[0], seconds
+    async def ask(asked: Question) -> Passed:
+        return Passed(answers(ranker, [asked])[0], seconds, questions)
 
-    return Arm(ranker, ask, at_once=4)
+    return Arm(ranker, ask, replicas=2)
 
 
-async def never(_: Question) -> tuple[Ranked, float]:
+async def never(_: Question) -> Passed:
     await asyncio.Event().wait()
     raise AssertionError
 
 
-async def dead(_: Question) -> tuple[Ranked, float]:
+async def dead(_: Question) -> Passed:
     raise Late("it died")
 
 
@@ -62,27 +62,31 @@ def test_where_it_is_late_or_dead_the_recommender_answers(
 
 @pytest.mark.parametrize(
     ("waiting", "deadline", "asked"),
-    [(0, 1.0, True), (4, 3.9, False), (4, 4.1, True), (6, 4.9, False), (6, 5.1, True)],
+    [(0, 0.1, True), (2, 4.9, False), (2, 5.1, True), (6, 9.9, False), (6, 10.1, True)],
 )
 def test_it_is_not_asked_where_the_queue_is_too_long(
     ranker: Ranker, waiting: int, deadline: float, asked: bool
 ) -> None:
-    """A pass takes two seconds and answers four: whoever finds six waits two passes and a half."""
+    """Two seconds a question: after six, three to each model, eight, of which ten are promised."""
     arm = arm_of(ranker, 2.0)
-    arm.waiting, arm.pass_seconds = waiting, 2.0
+    arm.waiting, arm.question_seconds = waiting, 2.0
     reply = asyncio.run(arm.answer(question(ranker), deadline))
     assert reply.degraded != asked
     assert arm.waiting == waiting
 
 
-def test_the_mean_pass_follows_the_newest_ones(ranker: Ranker) -> None:
-    arm = arm_of(ranker, 1.0)
+def test_it_learns_what_a_question_takes(ranker: Ranker) -> None:
+    """From passes that several share, the newest most, and from those that came too late."""
+    arm = arm_of(ranker, 4.0, questions=4)
     asyncio.run(arm.answer(question(ranker), 60.0))
-    assert arm.pass_seconds == 1.0
-    arm.ask = arm_of(ranker, 2.0).ask
-    for _ in range(30):
+    assert arm.question_seconds == 1.0
+    arm.ask = arm_of(ranker, 4.0, questions=2).ask
+    for _ in range(3):
         asyncio.run(arm.answer(question(ranker), 60.0))
-    assert arm.pass_seconds == pytest.approx(2.0 - 0.8**30)
+    assert arm.question_seconds == pytest.approx(2.0 - 0.8**3)
+    arm.ask, arm.question_seconds, arm.waiting = never, 0.001, 6
+    asyncio.run(arm.answer(question(ranker), 0.04))
+    assert arm.question_seconds == pytest.approx(0.8 * 0.001 + 0.2 * 0.04 / 4)
 
 
 def test_without_a_recommender_it_says_that_it_is_late(ranker: Ranker) -> None:

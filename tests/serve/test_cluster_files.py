@@ -18,6 +18,7 @@ from rsllm.config.plain import from_dict
 from rsllm.errors import ConfigError
 from rsllm.serve import LOOPBACK, deploy
 from rsllm.serve.deploy import Endpoint, build
+from rsllm.serve.serve import AT_START
 
 NAME = r"ray_(\w+?)(?:_total|_bucket|_sum|_count)?(?=[{\[)])"
 CLUSTER = Path(__file__).parents[2] / "cluster"
@@ -38,6 +39,8 @@ FILES = {
 @pytest.mark.parametrize("name", FILES)
 def test_ray_takes_the_file_and_the_application_its_arguments(name: str) -> None:
     config = ServeDeploySchema.model_validate(FILES[name])
+    own = config.controller_options.runtime_env["env_vars"]
+    assert own.items() <= AT_START.items()
     (application,) = config.applications
     assert import_attr(application.import_path) is build
     endpoint = from_dict(Endpoint, application.args)

@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ray._common.utils import import_attr
+from ray.serve._private.http_util import validate_http_proxy_callback_return
 from serve.conftest import AUTHORIZED, TOKEN, client
 from starlette.responses import PlainTextResponse
 
 from rsllm.errors import ConfigError
 from rsllm.serve import LOOPBACK, guard
-from rsllm.serve.guard import MOST_BYTES, Guard
+from rsllm.serve.guard import MOST_BYTES, Guard, Limit, at_the_door
+from rsllm.serve.serve import AT_START
 from rsllm.serve.tokens import make_token, read_token
 
 PATH = "/v1/recommend"
@@ -37,7 +40,7 @@ def with_echo(
 ) -> None:
     async def whole() -> None:
         echo = Echo()
-        async with client(Guard(echo, TOKEN, hosts, most)) as own:
+        async with client(Guard(Limit(echo, most), TOKEN, hosts)) as own:
             await run(echo, own)
 
     asyncio.run(whole())
@@ -162,6 +165,14 @@ def test_one_too_many_is_refused_until_there_is_room() -> None:
         assert (await own.post(PATH, headers=AUTHORIZED)).status_code == 200
 
     with_echo(run, most=2)
+
+
+def test_ray_puts_the_same_limit_before_its_proxy() -> None:
+    """By the name that its processes are given."""
+    path = AT_START["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"]
+    assert import_attr(path) is at_the_door
+    (middleware,) = validate_http_proxy_callback_return(at_the_door())
+    assert middleware.cls is Limit
 
 
 def test_a_token_is_for_its_owner_alone(tmp_path: Path) -> None:
