@@ -9,9 +9,10 @@ import asyncio
 import hashlib
 import hmac
 import logging
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from urllib.parse import urlsplit
 
+from ray.util.metrics import Counter
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect
@@ -105,9 +106,11 @@ class Guard:
 class Limit:
     """Refuses what comes while so many requests are answered already."""
 
-    def __init__(self, app: ASGIApp, most: int = MOST_AT_ONCE) -> None:
-        """Stand before an app."""
-        self.app, self.most, self.inside = app, most, 0
+    def __init__(
+        self, app: ASGIApp, most: int = MOST_AT_ONCE, note: Callable[[], None] = lambda: None
+    ) -> None:
+        """Stand before an app; `note` counts what is refused."""
+        self.app, self.most, self.note, self.inside = app, most, note, 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, or refuse it."""
@@ -115,6 +118,7 @@ class Limit:
             await self.app(scope, receive, send)
             return
         if self.inside >= self.most:
+            self.note()
             busy = problem(429, "busy", "too many requests at once; try again", retry=1)
             await busy(scope, receive, send)
             return
@@ -127,7 +131,8 @@ class Limit:
 
 def at_the_door() -> list[Middleware]:
     """The same limit in Ray's proxy, where a refusal costs no way to the replica and back."""
-    return [Middleware(Limit)]
+    refused = Counter("rsllm_refused", "Requests that were one too many.")
+    return [Middleware(Limit, note=refused.inc)]
 
 
 def _host(url: str) -> str:

@@ -16,7 +16,7 @@ from ray.serve.schema import ServeDeploySchema
 
 from rsllm.config.plain import from_dict
 from rsllm.errors import ConfigError
-from rsllm.serve import LOOPBACK, deploy
+from rsllm.serve import LOOPBACK, deploy, guard
 from rsllm.serve.deploy import Endpoint, build
 from rsllm.serve.serve import AT_START
 
@@ -83,7 +83,7 @@ def test_the_dashboard_asks_for_metrics_that_there_are() -> None:
             r"ray_(\w+?)(?:_total|_bucket|_sum|_count)?(?=[{\[)])", target["expr"]
         )
     }
-    source = inspect.getsource(deploy)
+    source = inspect.getsource(deploy) + inspect.getsource(guard)
     source += "".join(p.read_text() for p in Path(ray.serve.__file__).parent.rglob("*.py"))
     assert len(asked) >= 6
     assert [name for name in asked if name not in source] == []
