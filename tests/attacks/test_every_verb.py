@@ -42,7 +42,10 @@ READ_AS_ANYTHING: dict[str, list[str]] = {
     "plan cluster": ["plan", "--cluster", "FOLDER/config.json", *BACKBONE],
     "audit": ["audit", "FOLDER"],
     "evaluate": ["evaluate", "--predictions", "FOLDER/x", "--data", "FOLDER", "--storage", "STORE"],
+    "recommend": ["recommend", "FOLDER", "--storage", "FOLDER"],
+    "export": ["export", "FOLDER", "--to", "FOLDER/new", "--as", "peft", "--storage", "FOLDER"],
     "serve": ["serve", "FOLDER", "--storage", "FOLDER"],
+    "settings": ["settings", "FOLDER"],
     "runs show": ["runs", "show", "FOLDER", "--storage", "FOLDER"],
     "runs diff": ["runs", "diff", "FOLDER", "FOLDER", "--storage", "FOLDER"],
 }
