@@ -17,8 +17,16 @@ VERSIONS = {
     "evaluation": 1,
     "deployed": 1,
     "recommendations": 1,
+    "answer": 1,
 }
 """The versions by kind, sources before what is made of them."""
+OF_FINISHED_MODELS = ("deployed", "recommendations", "answer")
+"""Kinds that are made of a model which was trained and judged before."""
+
+
+def deciding_results() -> dict[str, int]:
+    """The versions on which it depends how a model is trained, and how good it is found to be."""
+    return {kind: number for kind, number in VERSIONS.items() if kind not in OF_FINISHED_MODELS}
 
 
 def decided_by(kind: str, inputs: Any) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from rsllm.pipeline import Pipeline
 from rsllm.prompts.templates import wording
 from rsllm.recommenders.embeddings import FILE as ITEM_TABLE
 from rsllm.store.artifacts import Store, provenance, read_json
-from rsllm.store.versions import VERSIONS
+from rsllm.store.versions import deciding_results
 from rsllm.study.claims import paired_tests
 from rsllm.study.grid import Dataset, Grid, GridArguments, datasets
 from rsllm.study.results import Cell, Entry, slug
@@ -33,9 +33,8 @@ from rsllm.study.variants import generate_on_first_seed_only, language_method, s
 from rsllm.train.assignment import STAGES
 from rsllm.train.health import warnings
 
-CODE = {**VERSIONS, "wording": wording()}
-"""What decides a cell beside its settings, its data and its backbone. A kind of artifact that came
-later decides nothing of it."""
+CODE = {**deciding_results(), "wording": wording()}
+"""What decides a cell beside its settings, its data and its backbone."""
 
 
 def fill(grid: Grid, arguments: GridArguments) -> dict[str, str]:
@@ -99,8 +98,7 @@ class Runner:
         cell = self.dataset.cell(name)
         if cell is None or cell["data"]["key"] != self.data.path.name:
             return None
-        code = cell.get("code") or {"": ""}
-        same = code.items() <= CODE.items()
+        same = cell.get("code") == CODE
         if same and cell["backbone"]:
             same = cell["backbone"] == self.pipeline.fingerprint
             same = same and cell["layout"]["precision"] == self.pipeline.layout.precision

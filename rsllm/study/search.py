@@ -37,7 +37,7 @@ from rsllm.pipeline import Pipeline
 from rsllm.prompts.templates import wording
 from rsllm.report.page import write_report
 from rsllm.store.artifacts import provenance, read_json
-from rsllm.store.versions import VERSIONS
+from rsllm.store.versions import deciding_results
 from rsllm.study.journal import COST, FILE, METRIC, Journal, as_config_error, check_space, storage
 from rsllm.study.journal import Space as Space
 from rsllm.study.journal import TrialRecord as TrialRecord
@@ -108,7 +108,7 @@ class Search:
             file.write_bytes(there)
         place = storage(file, self.optuna_storage)
         varied = to_dict(self.pipeline.experiment.anywhere)
-        base = content_hash([varied, VERSIONS, wording(), self.backbones])
+        base = content_hash([varied, deciding_results(), wording(), self.backbones])
         return Journal(place, self.name, base, self.space, self.cost, self.seed)
 
     def run(self, trials: int) -> list[TrialRecord]:
