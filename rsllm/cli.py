@@ -8,10 +8,10 @@ import threading
 from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args
 
 import rsllm
-from rsllm.config import Experiment
+from rsllm.config import Experiment, Precision
 from rsllm.config.plain import replace_in
 from rsllm.config.stages import RANKERS
 from rsllm.errors import ConfigError, RsllmError
@@ -25,6 +25,11 @@ EXIT_SECONDS = 20.0
 """What Ray has to end after an interruption, which may have come while it held a lock."""
 FILE: dict[str, Any] = {"type": Path, "metavar": "FILE"}
 SHARE: dict[str, Any] = {"type": float, "metavar": "P", "default": 0.0}
+RANKER: dict[str, Any] = {
+    "choices": ("auto", *RANKERS),
+    "default": "auto",
+    "help": "what ranks (default: what is best on validation users, as deployed)",
+}
 ACTIONS = {
     "ls": "list artifacts, runs that have not ended, and studies",
     "show": "say what decides an artifact, what it was made of, and how good it was",
@@ -132,16 +137,11 @@ def build_parser() -> argparse.ArgumentParser:
         help="CSV or Parquet with user_id, item_id, score and, for several draws, draw",
     )
     evaluate.add_argument("--export", help="write the candidate sets to score instead", **FILE)
-    recommend = add("recommend", "list items for histories, or for every user", _recommend)
-    _add_recommend_flags(recommend)
-    add_storage_flag(recommend)
-    export = add("export", "take a tuned model out of the store, for others to load", _export)
-    _add_export_flags(export)
+    _add_recommend_flags(add("recommend", "list items for histories, or everybody", _recommend))
+    _add_export_flags(add("export", "take a tuned model out of the store, for others", _export))
     runs = add("runs", "list, show, compare and clear what a store holds", _runs)
     _add_actions(runs.add_subparsers(dest="action", metavar="ACTION", required=True))
-    serve = add("serve", "answer over HTTP, on Ray Serve", _serve)
-    _add_serve_flags(serve)
-    add_storage_flag(serve)
+    _add_serve_flags(add("serve", "answer over HTTP, on Ray Serve", _serve))
     return parser
 
 
@@ -158,8 +158,16 @@ def _add_actions(actions: Any) -> None:
     gc.add_argument("--yes", action="store_true", help="remove it; without, it is listed")
 
 
-def _add_recommend_flags(parser: argparse.ArgumentParser) -> None:
+def _add_model_flags(parser: argparse.ArgumentParser) -> None:
+    """What is opened, what of it ranks, and how exactly."""
     parser.add_argument("model", metavar="MODEL", help="KIND/KEY of a trained model, or its folder")
+    parser.add_argument("--ranker", **RANKER)
+    parser.add_argument("--precision", choices=get_args(Precision), default="auto")
+    add_storage_flag(parser)
+
+
+def _add_recommend_flags(parser: argparse.ArgumentParser) -> None:
+    _add_model_flags(parser)
     who = parser.add_mutually_exclusive_group()
     who.add_argument(
         "--history", action="append", metavar="ITEM", help="repeatable: title or id, oldest first"
@@ -170,19 +178,12 @@ def _add_recommend_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--k", type=int, default=10, metavar="N", help="items each (default: 10)")
     parser.add_argument("--out", metavar="PATH", help="file (.csv, .parquet), folder or URI")
-    parser.add_argument(
-        "--ranker",
-        choices=("auto", *RANKERS),
-        default="auto",
-        help="what ranks (default: what is best on validation users, as deployed)",
-    )
     parser.add_argument("--include-seen", action="store_true", help="also items of the history")
     parser.add_argument("--only", help="choose from these items: one a line", **FILE)
     parser.add_argument("--never", help="leave out these items: one a line", **FILE)
     parser.add_argument(
         "--skip-unknown", action="store_true", help="leave out items that the data do not have"
     )
-    parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto")
     parser.add_argument("--workers", type=int, default=0, metavar="N", help="models side by side")
 
 
@@ -196,8 +197,7 @@ def _add_export_flags(parser: argparse.ArgumentParser) -> None:
     }
     text = "; ".join(f"{form}: {what}" for form, what in forms.items())
     parser.add_argument("--as", dest="form", choices=[*forms], required=True, help=text)
-    rankers, best = ("auto", *RANKERS), "what it ranks by (default: the best)"
-    parser.add_argument("--ranker", choices=rankers, default="auto", help=best)
+    parser.add_argument("--ranker", **RANKER)
     titles = "leave titles out; whoever loads it prepares the same data"
     parser.add_argument("--without-titles", action="store_true", help=titles)
     parser.add_argument("--public", action="store_true", help="on the hub; default: private")
@@ -205,7 +205,7 @@ def _add_export_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_serve_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL", help="KIND/KEY of a trained model, or its folder")
+    _add_model_flags(parser)
     parser.add_argument("--host", default="127.0.0.1", help="where it listens (default: 127.0.0.1)")
     parser.add_argument("--port", type=int, default=8000, metavar="N", help="(default: 8000)")
     parser.add_argument(
@@ -213,13 +213,6 @@ def _add_serve_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--certificate", help="of TLS, which other hosts than this need", **FILE)
     parser.add_argument("--key", help="of the certificate", **FILE)
-    parser.add_argument(
-        "--ranker",
-        choices=("auto", *RANKERS),
-        default="auto",
-        help="what ranks (default: what is best on validation users, as deployed)",
-    )
-    parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto")
     parser.add_argument("--replicas", type=int, default=1, metavar="N", help="models side by side")
     parser.add_argument(
         "--deadline-ms",

@@ -25,15 +25,23 @@ from rsllm.assets.catalogue import ASSETS, HUB_NAME, hub_name
 from rsllm.config import DataConfig
 from rsllm.config.plain import flat, to_dict
 from rsllm.errors import CheckpointError, ConfigError, require
-from rsllm.recommend.load import Exported, Tuned, is_exported, load, locate, recommender_of
-from rsllm.store.artifacts import MANIFEST, Store, commit_dir, manifest, read_json, seal, write_json
+from rsllm.recommend.load import (
+    LANGUAGE_MODELS,
+    Exported,
+    Tuned,
+    base_of,
+    is_exported,
+    load,
+    locate,
+    recommender_of,
+)
+from rsllm.store.artifacts import MANIFEST, Store, commit_dir, manifest, seal, write_json
 
 if TYPE_CHECKING:
     from rsllm.data.prepared import PreparedData
     from rsllm.recommend.ranker import Ranker
 
 Form = Literal["peft", "merged", "hub"]
-LANGUAGE_MODELS = ("stage-1", "stage-2")
 CARD = "README.md"
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 CHECKED_ROWS = 64
@@ -72,7 +80,7 @@ def export(
         CheckpointError: the model is damaged, or scores differently when it is merged.
     """
     store, folder = locate(model, storage)
-    whole = not (folder / ADAPTER[0]).exists()
+    whole = not base_of(folder)
     _require_exportable(folder, form, whole)
     if form == "hub":
         raw = manifest(store.local(store.root / "data" / manifest(folder)["inputs"]["data"]))
@@ -111,7 +119,7 @@ def _require_shareable(name: str, folder: Path, source: str, titles: bool) -> No
             f"the titles of {source} stay here ({ASSETS[source].licence}); give --without-titles,"
             " and whoever loads the model prepares the same data"
         )
-    base = _backbone(folder)
+    base = base_of(folder)
     require(
         not base or hub_name(base) != "",
         f"the backbone {base} is a folder of this machine, without which nobody can use the"
@@ -182,20 +190,14 @@ def _write_card(source: Path, folder: Path, place: str, prepare: str) -> None:
 
     from rsllm.report.card import LOADING, loading, save_card
 
-    card, adapter = ModelCard.load(source / CARD), (folder / ADAPTER[0]).exists()
+    card, base = ModelCard.load(source / CARD), base_of(folder)
     card.data.base_model = hub_name(card.data.base_model or "") or None
     card.data.datasets = [name for name in card.data.datasets or () if name in ASSETS] or None
-    card.data.library_name = "peft" if adapter else "transformers"
-    layers = manifest(source)["inputs"]["backbone"]["layers"] if adapter else 0
-    how: Any = {"backbone": _backbone(folder), "layers": layers, "prepare": prepare}
+    card.data.library_name = "peft" if base else "transformers"
+    layers = manifest(source)["inputs"]["backbone"]["layers"] if base else 0
+    how: Any = {"backbone": base, "layers": layers, "prepare": prepare}
     text, _, _ = card.text.partition(LOADING)
     save_card(folder, card.data, text, loading(place, card.data.library_name, **how))
-
-
-def _backbone(folder: Path) -> str:
-    """What an adapter stands on; empty where there is none."""
-    path = folder / ADAPTER[0]
-    return str(read_json(path)["base_model_name_or_path"]) if path.exists() else ""
 
 
 def _source(data: PreparedData) -> str:

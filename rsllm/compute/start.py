@@ -244,6 +244,16 @@ def _free_port() -> int:
     raise ConfigError(f"no port of {OTHER_PORTS} is free for the dashboard; end what listens there")
 
 
+def quiet_ray_data(level: int = logging.CRITICAL) -> Any:
+    """Ray Data's context; its progress bars, and what is below a level, stay off the terminal."""
+    from ray.data.context import DataContext
+
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(level)
+    return context
+
+
 def cluster_resources() -> Resources:
     """The CPUs and GPUs of the nodes that train: those with GPUs, if there are any."""
     import ray

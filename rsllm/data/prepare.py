@@ -16,7 +16,6 @@ stand in.
 # Axes: E events, U users, I items.
 
 import json
-import logging
 import shutil
 import tempfile
 from collections import Counter
@@ -260,18 +259,17 @@ def _configure_ray_data(*, here: bool) -> None:
         ConfigError: this node has no CPUs for it.
     """
     import ray
-    from ray.data.context import DataContext
 
-    context, node = DataContext.get_current(), ray.get_runtime_context().get_node_id()
+    from rsllm.compute.start import quiet_ray_data
+
+    context, node = quiet_ray_data(), ray.get_runtime_context().get_node_id()
     if here and not any(n["NodeID"] == node and n["Resources"].get("CPU") for n in ray.nodes()):
         raise ConfigError(
             "under a URI data is prepared on the driver's own node, where Ray has no CPUs; start it"
             " with --num-cpus"
         )
     context.execution_options.label_selector = {"ray.io/node-id": node} if here else None
-    context.enable_progress_bars = False
     context.execution_options.preserve_order = True
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
 
 
 def _each(

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +72,11 @@ def chosen(ranker: Ranker, store: Store, by: str = "auto") -> Ranker:
             by == "auto", f"{ranker.name} has one thing to rank by, and nothing to fuse it with"
         )
         return replace(ranker, why="it has nothing else to rank by")
-    make = partial(_write, ranker, USERS[ranker.language.scorer])
+    limit = USERS[ranker.language.scorer]
+
+    def make(folder: Path) -> None:
+        write_json(folder / FILE, deployed(ranker, "validation", limit))
+
     found = read_json(store.get("deployed", _inputs(ranker), make) / FILE)
     weighed = replace(ranker, weight=found["weight"])
     if by != "auto":
@@ -104,23 +107,20 @@ def _inputs(ranker: Ranker) -> dict[str, Any]:
     return facts | {"users": USERS[ranker.language.scorer]}
 
 
-def _write(ranker: Ranker, limit: int, folder: Path) -> None:
-    write_json(folder / FILE, deployed(ranker, "validation", limit))
-
-
-def deployed(ranker: Ranker, split: Split, limit: int = 0, weight: float = 0.0) -> dict[str, Any]:
+def deployed(ranker: Ranker, split: Split, limit: int = 0) -> dict[str, Any]:
     """Every ranker of a model on held-out users by the task as deployed.
+
+    For `fused` each half of the users is judged by the weight that is best for the other half.
 
     Args:
         ranker: the model.
         split: whose users; test users are opened by `rsllm.evaluate` alone.
         limit: at most so many users, 0 for all.
-        weight: of the recommender in `fused`. Without one it is chosen: each half of the users is
-            judged by the weight that is best for the other half.
 
     Returns:
         By ranker: "users", the `PER_USER` metrics of each user; "estimates", their means with
-        intervals; "reach", what the lists together recommend; and the "weight" that is best.
+        intervals; "reach", what the lists together recommend; and the "weight" that is best for
+        all, 0 where nothing is fused.
     """
     rows = fixed_sample(ranker.data.rows(split), limit)
     pasts, catalogue = pasts_of(rows, ranker.data), ranker.data.catalogue
@@ -131,14 +131,17 @@ def deployed(ranker: Ranker, split: Split, limit: int = 0, weight: float = 0.0) 
         language=language and Remembering(language, language.scorer, language.num_candidates),
     )
 
-    def lists(by: str, weight: float) -> list[Ints]:
-        own = replace(known, by=by, weight=weight)
-        return [ranked.items for ranked in own.lists(pasts, SIZE)]
+    open_items = [ranker.open_items(past) for past in pasts]
 
-    found = {by: lists(by, weight) for by in known.rankers if by != "fused"}
+    def lists(by: str, weight: float = 0.0) -> list[Ints]:
+        own = replace(known, by=by, weight=weight)
+        return [ranked.items for ranked in own.best(pasts, open_items, SIZE)]
+
+    found = {by: lists(by) for by in known.rankers if by != "fused"}
     users = {by: list_metrics(own, rows.target_R, catalogue) for by, own in found.items()}
+    weight = 0.0
     if "fused" in known.rankers:
-        tried = [lists("fused", w) for w in ([weight] if weight else WEIGHTS)]
+        tried = [lists("fused", weight) for weight in WEIGHTS]
         metrics = [list_metrics(own, rows.target_R, catalogue) for own in tried]
         value_WR = np.stack([own[DECIDES] for own in metrics])
         half_R = np.arange(len(rows)) % 2
@@ -149,7 +152,7 @@ def deployed(ranker: Ranker, split: Split, limit: int = 0, weight: float = 0.0) 
             for name in PER_USER
         }
         found["fused"] = [tried[best][row] for row, best in enumerate(best_R)]
-        weight = weight or WEIGHTS[int(value_WR.mean(axis=1).argmax())]
+        weight = WEIGHTS[int(value_WR.mean(axis=1).argmax())]
     return {
         "users": {by: {n: v.tolist() for n, v in own.items()} for by, own in users.items()},
         "estimates": {by: estimates(own) for by, own in users.items()},

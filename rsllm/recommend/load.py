@@ -20,21 +20,12 @@ from rsllm.assets.catalogue import (
     resolve_backbone,
 )
 from rsllm.compute.layout import Layout, Resources, cpu_has_bf16, lay_out
-from rsllm.config import (
-    BackboneConfig,
-    CatalogueConfig,
-    ComputeConfig,
-    Experiment,
-    Precision,
-    ProjectorConfig,
-    PromptConfig,
-    RecommenderConfig,
-    StageConfig,
-)
-from rsllm.config.plain import from_dict
+from rsllm.config import CatalogueConfig, ComputeConfig, Experiment, Precision, StageConfig
+from rsllm.config.plain import from_dict, replace_in
 from rsllm.errors import CheckpointError, ConfigError, require
 from rsllm.store.artifacts import Store, cache_root, manifest, read_json, staged
 from rsllm.store.versions import VERSIONS
+from rsllm.train.assignment import STAGES
 
 if TYPE_CHECKING:
     from rsllm.data.prepared import PreparedData
@@ -42,7 +33,8 @@ if TYPE_CHECKING:
     from rsllm.evaluate.metrics import Floats
     from rsllm.recommend.ranker import Ranker
 
-LOADABLE = ("recommender", "stage-1", "stage-2")
+LANGUAGE_MODELS = tuple(stage.kind for stage in STAGES.values() if stage.is_language_model)
+LOADABLE = ("recommender", *LANGUAGE_MODELS)
 ROWS_AT_ONCE = 32
 """Histories that the language model reads together, where whoever asks gives more."""
 
@@ -159,13 +151,11 @@ def _data_of(key: str, *stores: Store) -> Path:
 
 
 def here(precision: Precision = "auto") -> Layout:
-    """How this process computes: on its GPU if it has one, with the threads that torch has."""
-    import os
-
+    """How this process computes: on its GPU if it has one, else with the threads that torch has."""
     import torch
 
     gpus = int(torch.cuda.is_available())
-    own = Resources(cpus=len(os.sched_getaffinity(0)), gpus=gpus, bf16=cpu_has_bf16())
+    own = Resources(cpus=torch.get_num_threads(), gpus=gpus, bf16=cpu_has_bf16())
     return lay_out(ComputeConfig(precision=precision), own)
 
 
@@ -189,7 +179,7 @@ class Tuned:
     data: PreparedData
     layout: Layout
 
-    @property
+    @cached_property
     def stage(self) -> StageConfig:
         return from_dict(StageConfig, self.inputs["stage"])
 
@@ -222,12 +212,11 @@ class Tuned:
         from rsllm.evaluate.run import Method, load_objective
         from rsllm.prompts.templates import wording
 
-        adapter = self.folder / "adapter_config.json"  # without it every weight was tuned
-        named = read_json(adapter)["base_model_name_or_path"] if adapter.exists() else self.folder
-        source, known = str(named), self.inputs["backbone"]["source"]
+        base, known = base_of(self.folder), self.inputs["backbone"]["source"]
+        source = base or str(self.folder)
         backbone = resolve_backbone(source, commit=known.partition("@")[2])
         require(
-            not adapter.exists() or fingerprint(backbone) == known,
+            not base or fingerprint(backbone) == known,
             f"{self.folder} was tuned on another {source} than the one in {backbone}; bring that"
             " one back, or train it again",
         )
@@ -251,19 +240,21 @@ class Tuned:
 
     def _experiment(self, source: str) -> Experiment:
         """The settings that the artifact names, among the defaults of all others."""
-        plain = {name: value for name, value in self.inputs.items() if isinstance(value, dict)}
-        merged = not (self.folder / "adapter_config.json").exists()
-        form = {"source": source} | ({"tuning": "full"} if merged else {})
-        prompt = {name: value for name, value in plain["prompt"].items() if name != "wording"}
-        parts: dict[str, Any] = {
-            "backbone": from_dict(BackboneConfig, plain["backbone"] | form),
-            "prompt": from_dict(PromptConfig, prompt),
+        named = {name: self.inputs[name] for name in ("backbone", "prompt")}
+        named |= {
+            name: own for name in ("projector", "catalogue") if (own := self.inputs.get(name))
         }
-        if "projector" in plain:
-            parts["projector"] = from_dict(ProjectorConfig, plain["projector"])
-        if "catalogue" in plain:
-            parts["catalogue"] = from_dict(CatalogueConfig, plain["catalogue"])
-        return Experiment(**parts)
+        named["backbone"] = named["backbone"] | {"source": source}
+        if not base_of(self.folder):
+            named["backbone"]["tuning"] = "full"
+        named["prompt"] = {n: value for n, value in named["prompt"].items() if n != "wording"}
+        return replace_in(Experiment(), named)
+
+
+def base_of(folder: Path) -> str:
+    """The backbone that an adapter stands on; empty where every weight is in the folder."""
+    path = folder / "adapter_config.json"
+    return str(read_json(path)["base_model_name_or_path"]) if path.exists() else ""
 
 
 def recommender_of(inputs: dict[str, Any], store: Store) -> Path | None:
@@ -282,8 +273,8 @@ def _scores_of(folder: Path, data: PreparedData) -> Callable[[Rows], Floats]:
     from rsllm.evaluate.run import Method
     from rsllm.evaluate.scorers import catalogue_scorer
 
-    config = from_dict(RecommenderConfig, manifest(folder)["inputs"]["recommender"])
-    name, experiment = "recommender", Experiment(recommender=config)
+    name, settings = "recommender", manifest(folder)["inputs"]["recommender"]
+    experiment = replace_in(Experiment(), {name: settings})
     method = Method(name=name, scorer=name, experiment=experiment, artifact=str(folder))
     return catalogue_scorer(name).make(method, data)
 

@@ -55,12 +55,9 @@ def recommend(arguments: argparse.Namespace) -> None:
         print(tabulate(shown.to_dict("list"), headers="keys", floatfmt=".3f"))
         return
     lists = make_lists(task, ranker, store, arguments.workers)
-    _say_what_is_short(read_lists(lists)["user_id"].nunique(), sum(map(len, task.parts(ranker))))
+    asked = len(ranker.pasts() if histories is None else histories)
+    if short := asked - read_lists(lists)["user_id"].nunique():
+        print(f"{short} of {asked} users get no list: nothing is left to recommend")
     if arguments.out:
         write_out(lists, arguments.out)
     print(arguments.out or lists)
-
-
-def _say_what_is_short(listed: int, asked: int) -> None:
-    if listed < asked:
-        print(f"{asked - listed} of {asked} users get no list: nothing is left to recommend")

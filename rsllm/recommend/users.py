@@ -7,7 +7,6 @@ so a run that was killed goes on, and what is written does not depend on how man
 from __future__ import annotations
 
 import io
-import logging
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -142,14 +141,12 @@ def _ranked(
         yield from ((place, _parquet(task.table(ranker, part))) for place, part in enumerate(parts))
         torch.set_num_threads(before)
         return
-    import ray
     import ray.data
 
-    from rsllm.compute.start import cluster_resources, start_ray
+    from rsllm.compute.start import cluster_resources, quiet_ray_data, start_ray
 
     start_ray()
-    ray.data.DataContext.get_current().enable_progress_bars = False
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+    quiet_ray_data()
     found = cluster_resources()
     room = int(found.gpus) or max(1, int(found.cpus) // THREADS)
     asked = [

@@ -8,8 +8,9 @@ from typing import Any, cast
 
 import numpy as np
 import ray
-from ray.data import DataContext, ExecutionResources, TaskPoolStrategy
+from ray.data import ExecutionResources, TaskPoolStrategy
 
+from rsllm.compute.start import quiet_ray_data
 from rsllm.errors import RsllmError
 from rsllm.prompts.collate import Batch
 from rsllm.prompts.histories import HistoryBatch
@@ -45,8 +46,7 @@ def streamed(
 
 
 def _rows(batches: StepBatches, steps: Sequence[int], cpus: float) -> Iterator[dict[str, Any]]:
-    _quieten()
-    options = DataContext.get_current().execution_options
+    options = quiet_ray_data(logging.ERROR).execution_options
     options.preserve_order = True
     options.resource_limits = ExecutionResources.for_limits(object_store_memory=READY_BYTES)
     blocks = -(-len(steps) // POOL_STEPS)
@@ -63,7 +63,7 @@ def _rows(batches: StepBatches, steps: Sequence[int], cpus: float) -> Iterator[d
 
 def _encode(block: dict[str, Any], reference: list[Any]) -> dict[str, Any]:
     """Turn a block of step numbers into their batches, in the other process."""
-    _quieten()
+    quiet_ray_data(logging.ERROR)
     batches: StepBatches = _fetched(reference[0])
     encoded = np.empty(len(block["item"]), object)
     dropped = np.zeros(len(encoded), np.int64)
@@ -75,9 +75,3 @@ def _encode(block: dict[str, Any], reference: list[Any]) -> dict[str, Any]:
             encoded[row] = error
         dropped[row] = batches.num_dropped_items - before
     return {"batches": encoded, "dropped": dropped}
-
-
-def _quieten() -> None:
-    """Leave the log to training."""
-    DataContext.get_current().enable_progress_bars = False
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
