@@ -45,7 +45,7 @@ def files(store: Path) -> list[Path]:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--data", "movies"], "no asset is called 'movies'; choose one of movielens-100k"),
+        (["--data", "movies"], "no asset is called 'movies'; did you mean 'movielens-100k'?"),
         (["--backbone", "nope"], "backbone 'nope' is no local folder"),
         (["--budget", "nope"], "budget 'nope' is unknown; choose one of ['quick'"),
         (["--trials", "0"], "--trials is 0; a study needs at least 1"),

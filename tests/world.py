@@ -13,6 +13,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import deepspeed
 import pytest
 import torch
 import torch.distributed as dist
@@ -28,10 +29,11 @@ def group_of_one(folder: Path) -> Iterator[None]:
     """This process as the one rank of a process group, which meets in `folder`."""
     store = f"file://{folder}/store"
     dist.init_process_group("gloo", init_method=store, rank=0, world_size=1)
+    deepspeed.init_distributed("gloo")
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("LOCAL_RANK", "0")  # DeepSpeed asks for it; Ray Train sets it
         yield
-    dist.destroy_process_group()
+    deepspeed.comm.destroy_process_group()  # and its own groups, which the next world lacks
 
 
 def run_in_world(fn: Callable[..., Any], world_size: int, *args: Any) -> list[Any]:

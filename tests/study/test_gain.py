@@ -176,7 +176,7 @@ def test_adapters_come_with_a_card(folder: Path) -> None:
         (path,) = folder.glob(f"store/{stage}/[0-9a-f]*/README.md")
         assert "README.md" in manifest(path.parent, verify=True)["files"]
         text = path.read_text()
-        assert text.startswith("---\nbase_model: ")
+        assert text.startswith("---\nlibrary_name: peft\n")
         assert start in text
 
 

@@ -45,6 +45,9 @@ def test_text_of_strangers_is_inert(tmp_path: Path) -> None:
     assert all(re.match("#[a-z0-9-]+$", source) for source in page.sources)
     assert "<script>alert(1)</script>" in page.text
     written = (tmp_path / "page.md").read_text()
+    (code,) = re.findall(r"\n\n    (.*)\n\n", written)
+    assert code.startswith(HOSTILE), "a block of code needs no escapes"
+    written = written.replace(code, "")
     assert not set("<>`") & set(written)
     assert "](" not in written
     paper = (tmp_path / "tables.tex").read_text()
