@@ -14,6 +14,7 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import psutil
 import pytest
@@ -225,12 +226,13 @@ def test_a_ray_of_another_version_is_the_users_to_mend(
     with pytest.raises(RuntimeError, match="Version mismatch"):
         start.start_ray()
 
-    def time_out(**_: Any) -> None:
-        raise Exception("The current node timed out during startup. This could happen because")
-
-    monkeypatch.setattr(ray, "init", time_out)
-    with pytest.raises(ConfigError, match="this machine is too busy"):
-        start.start_ray()
+    for said, advice in (
+        ("The current node timed out during startup. This could happen", "machine is too busy"),
+        ("bind on address ('127.0.0.1', 8265): address already in use", "took port [0-9]+, on"),
+    ):
+        monkeypatch.setattr(ray, "init", Mock(side_effect=Exception(said)))
+        with pytest.raises(ConfigError, match=advice):
+            start.start_ray()
 
 
 def test_the_dashboard_has_a_port_that_ray_gives_to_no_process(

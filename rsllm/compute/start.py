@@ -45,6 +45,17 @@ OTHER_PORTS = range(20000, 32768)
 """Above those of Ray's workers, below those that the system hands out."""
 GPU_SECONDS, GPU_POLL_SECONDS = 1200.0, 15.0
 """How long a new node with a GPU may take, its set-up included."""
+NOT_STARTED = {
+    "timed out during startup": (
+        "Ray did not start within the 30 s that it gives itself: this machine is too busy. Give the"
+        " command again when less else runs"
+    ),
+    "address already in use": (
+        "another program took port {port}, on which Ray's dashboard was to listen. Give the command"
+        " again: it looks for a free one"
+    ),
+}
+"""By what Ray says when it cannot start, what the user can do."""
 interrupt_code = 128 + signal.SIGINT
 """Exit code of a process that was interrupted."""
 
@@ -86,11 +97,9 @@ def start_ray() -> str:
                     runtime_env=hooks,
                 )
             except Exception as error:
-                if "timed out during startup" in str(error):  # Ray has no error of its own for it
-                    raise ConfigError(
-                        "Ray did not start within the 30 s that it gives itself: this machine is"
-                        " too busy. Give the command again when less else runs"
-                    ) from error
+                for said, remedy in NOT_STARTED.items():  # Ray has no errors of its own for them
+                    if said in str(error):
+                        raise ConfigError(remedy.format(port=port)) from error
                 if running is None or not isinstance(error, RuntimeError):
                     raise
                 # A running Ray of another version, of Ray or of Python, is the user's to mend.
