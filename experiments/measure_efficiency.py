@@ -2,25 +2,29 @@
 
 The paper has a figure of efficiency per recommender, whose axes are not known. Here RSLLM on each
 recommender is trained on an eighth, a quarter, half and all of the samples, beside its twin without
-slots, the recommender alone on a 300th to all of its epochs, and with other ranks of LoRA. The
-figure shows HR@1 by samples, by tokens, by seconds of training and by trained numbers. gamma is 3,
-our ranking loss; --set stage2.loss.gamma=0 is the paper's.
+slots and its twin that learns at every position of a history, the recommender alone on a 300th to
+all of its epochs, and with other ranks of LoRA. The figure shows HR@1 by samples, by tokens, by
+seconds of training and by trained numbers. gamma is 3, our ranking loss; --set stage2.loss.gamma=0
+is the paper's.
 
     python experiments/measure_efficiency.py
     python experiments/measure_efficiency.py --budget hour --only SASRec --only "RSLLM (SASRec)"
     python experiments/measure_efficiency.py --budget hour --render
 
-Cost: 18 tuned methods a data set, together as long as 10 on all samples, see --help; recommenders
+Cost: 22 tuned methods a data set, together as long as 10 on all samples, see --help; recommenders
 take seconds. Expected: not known. Last measured: RSLLM on SASRec by samples and recommenders by
 epochs, on MovieLens, see experiments/results/measure_efficiency/.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 from rsllm.cli import run_script
 from rsllm.config import Experiment
 from rsllm.config.models import recommender_titles
 from rsllm.config.plain import replace_in
+from rsllm.config.presets import HISTORIES
 from rsllm.study.claims import Claim
 from rsllm.study.grid import Grid, run
 from rsllm.study.paper import BASE, RANKED
@@ -32,9 +36,15 @@ SHARES = {", 1/8": 8, ", 1/4": 4, ", 1/2": 2, "": 1}
 EPOCHS = {", 1/300": 300, ", 1/100": 100, ", 1/30": 30, ", 1/10": 10, "": 1}
 """And the part of the most epochs that a recommender may take."""
 RANKS = {", LoRA rank 4": 4, "": 16, ", LoRA rank 64": 64}
-TUNED = {f"RSLLM ({name})": {"recommender.model": model} for name, model in MODELS.items()}
-TEXT, MAIN = "text only", "RSLLM (SASRec)"
-SERIES = {**TUNED, TEXT: {"stage2.representation": "text"}}
+TUNED: dict[str, dict[str, Any]] = {
+    f"RSLLM ({name})": {"recommender.model": model} for name, model in MODELS.items()
+}
+TEXT, MAIN, HISTORY = "text only", "RSLLM (SASRec)", "RSLLM (SASRec), histories"
+SERIES: dict[str, dict[str, Any]] = {
+    **TUNED,
+    TEXT: {"stage2.representation": "text"},
+    HISTORY: {**HISTORIES, "stage2.loss.gamma": 0.0, **TUNED[MAIN]},
+}
 
 
 def entries(base: Experiment) -> list[Entry]:
@@ -50,22 +60,16 @@ def entries(base: Experiment) -> list[Entry]:
         for suffix, part in EPOCHS.items()
     ]
     for suffix, part in SHARES.items():
-        samples = {"stage2.samples": whole_steps(base.stage2.samples // part, base)}
-        found += [
-            Entry(name=name + suffix, settings={**settings, **samples})
-            for name, settings in SERIES.items()
-        ]
+        for name, settings in SERIES.items():
+            batch = settings.get("stage2.batch_size", base.stage2.batch_size)
+            steps = max(1, base.stage2.samples // part // batch)
+            samples = {"stage2.samples": steps * batch}
+            found.append(Entry(name=name + suffix, settings={**settings, **samples}))
     ranks = {suffix: rank for suffix, rank in RANKS.items() if suffix}
     return found + [
         Entry(name=MAIN + suffix, settings={**TUNED[MAIN], "backbone.lora_rank": rank})
         for suffix, rank in ranks.items()
     ]
-
-
-def whole_steps(samples: int, base: Experiment) -> int:
-    """As many samples as fill steps, one at least."""
-    size = base.stage2.batch_size
-    return max(size, samples // size * size)
 
 
 def better(text: str, first: str, second: str) -> Claim:
@@ -85,6 +89,10 @@ GRID = Grid(
         *(
             better(f"slots help at equal samples{suffix}", MAIN + suffix, TEXT + suffix)
             for suffix in SHARES
+        ),
+        *(
+            better(f"every position helps at equal prompts{s}", HISTORY + s, MAIN + s)
+            for s in SHARES
         ),
         better("a quarter of the samples with slots beats all on text", f"{MAIN}, 1/4", TEXT),
         better("twice the samples help", MAIN, f"{MAIN}, 1/2"),
