@@ -239,8 +239,10 @@ def read_histories(path: Path, items: Items, *, skip: bool = False) -> dict[str,
         UnknownItem: an item that the data do not have, with its line.
     """
     try:
-        columnar = path.suffix == ".parquet"
-        table = pd.read_parquet(path) if columnar else pd.read_csv(path, dtype=str)
+        if path.suffix == ".parquet":
+            table = pd.read_parquet(path)
+        else:  # "NA" and "null" are titles too
+            table = pd.read_csv(path, dtype=str, keep_default_na=False)
     except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
     name = next((column for column in ("item_id", "title") if column in table), None)
@@ -249,7 +251,8 @@ def read_histories(path: Path, items: Items, *, skip: bool = False) -> dict[str,
             f"{path} has the columns {', '.join(map(str, table.columns))}; histories need user_id,"
             " and item_id or title"
         )
-    empty_R = table[["user_id", name]].isna().any(axis=1).to_numpy()
+    names = table[["user_id", name]]
+    empty_R = (names.isna() | (names == "")).any(axis=1).to_numpy()
     if empty_R.any():
         raise DataError(f"{path}, row {empty_R.argmax() + 1}: user_id or {name} is empty")
     order_R = np.arange(len(table))

@@ -112,6 +112,7 @@ def test_histories_of_a_file(history_model: Ranker, tmp_path: Path) -> None:
         ("user,item_id\nu,i1\n", DataError, "has the columns user, item_id; histories need"),
         ("user_id,item_id\nu,i1\nu,\n", DataError, "row 2: user_id or item_id is empty"),
         ("user_id,item_id\nu,i1\nu,i77\n", UnknownItem, "row 2: no item is called 'i77'"),
+        ("user_id,title\nNA,null\n", UnknownItem, "row 1: no item is called 'null'"),
         ("user_id,item_id,timestamp\nu,i1,soon\n", DataError, "row 1: timestamp 'soon'"),
         ("", DataError, "cannot be read"),
     ],
