@@ -1,5 +1,5 @@
-"""Delimited text. Where each line is a record Arrow reads it; where quotes may say otherwise,
-Python's csv module does, which tells what is wrong with a record and where the next one begins.
+"""Delimited text. Arrow reads blocks in which every line is a record; where one is not, Python's
+csv module reads the block, and tells what is wrong with a record and where the next one begins.
 """
 
 import csv
@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.csv as pa_csv
 
@@ -28,19 +27,8 @@ ONE_LINE = ("user", "item", "time", "rating", "split")
 def spans_lines(file: RawFile, table: TableFormat) -> bool:
     """Whether some line holds half of a pair of quotes, so that only a reader from the file's
     beginning knows where its records begin."""
-    quote = table.quote.encode()
-    with file.open() as stream:
-        while block := stream.read(1 << 20):
-            if quote not in block:
-                continue
-            block += stream.readline()
-            if table.escape:
-                block = re.sub(re.escape(table.escape.encode()) + rb".", b"", block)
-            held = np.frombuffer(block, np.uint8)
-            ends, quotes = np.flatnonzero(held == 10), np.flatnonzero(held == quote[0])
-            if (np.searchsorted(quotes, ends) % 2).any() or len(quotes) % 2:
-                return True
-    return False
+    with file.open() as stream, io.TextIOWrapper(stream, "latin-1", newline="\n") as text:
+        return any(_has_odd_quotes(line, table) for line in text)
 
 
 def fields(text: str, table: TableFormat) -> list[str] | None:
@@ -61,94 +49,65 @@ def fields(text: str, table: TableFormat) -> list[str] | None:
 def read_delimited(chunk: Chunk, table: TableFormat, names: Sequence[str]) -> Iterator[Piece]:
     """The pieces of a chunk, in order; `names` are the columns of its file."""
     header = chunk.start == 0 and not table.header
-    marks = [mark.encode() for mark in (table.quote, table.escape) if mark]
     first, skipped, tail = 0, 0, b""
-    for piece in blocks(chunk, table.encoding):
+    for block in blocks(chunk, table.encoding):
         if header:  # the first line that says something, and the blank ones before it
-            lines = re.match(rb"(?:[ \r]*\n)*[^\n]*\n?", piece)
+            lines = re.match(rb"(?:[ \r]*\n)*[^\n]*\n?", block)
             assert lines, "any text begins with a line"
-            piece, skipped = piece[lines.end() :], lines.group().count(b"\n")
+            block, skipped = block[lines.end() :], lines.group().count(b"\n")
             first, header = skipped, False
-        piece, tail = tail + piece, b""
-        quoted = any(mark in piece for mark in marks)
-        if quoted and not _is_plain(piece, table):
-            parsed, tail = _by_record(piece, names, table, first)
-        else:
-            parsed = _by_line(piece, names, table, first, quoted=quoted)
+        block = tail + block
+        parsed, tail = _by_line(block, names, table, first), b""
+        if not parsed:
+            parsed, tail = _by_record(block, names, table, first)
         yield replace(parsed, num_lines=parsed.num_lines + skipped)
         first, skipped = first + parsed.num_lines, 0
     if tail:
         yield _by_record(tail, names, table, first, last=True)[0]
 
 
-def _is_plain(piece: bytes, table: TableFormat) -> bool:
-    """Whether each quote begins or ends a whole field of one line, so that nothing is to decide."""
-    separator, quote = table.separator.encode(), table.quote.encode()
-    escape = table.escape.encode()
-    if len(separator) > 1 or len(quote) != 1 or (escape and escape in piece):
-        return False
-    held = np.frombuffer(b"\n" + piece + b"\n", np.uint8)
-    quotes, ends = np.flatnonzero(held == quote[0]), np.flatnonzero(held == 10)
-    if len(quotes) % 2 or piece.count(b"\r") != piece.count(b"\r\n"):
-        return False
-    begin, end = quotes[::2], quotes[1::2]
-    fields_begin = np.isin(held[begin - 1], [*separator, 10]).all()
-    fields_end = np.isin(held[end + 1], [*separator, 10, 13]).all()
-    one_line = np.array_equal(np.searchsorted(ends, begin), np.searchsorted(ends, end))
-    return bool(fields_begin and fields_end and one_line)
-
-
-def _by_line(
-    piece: bytes, names: Sequence[str], table: TableFormat, first: int, *, quoted: bool
-) -> Piece:
-    """Lines of a record each, with whole quoted fields at most."""
-    separator = table.separator
-    num_lines = piece.count(b"\n") + bool(piece and not piece.endswith(b"\n"))
-    numbers: Sequence[int] = range(num_lines)
-    if piece.startswith((b"\n", b"\r\n")) or b"\n\n" in piece or b"\n\r\n" in piece:
-        lines = piece.split(b"\n")
-        numbers = [number for number in numbers if lines[number].strip(b" \r")]
-        piece = b"\n".join([lines[number] for number in numbers])
-    if not numbers:
-        return Piece(binary_table([], table), [], {}, num_lines)
+def _by_line(block: bytes, names: Sequence[str], table: TableFormat, first: int) -> Piece | None:
+    """Lines that are a record each, as Arrow reads them; None where there is anything to decide."""
+    quote, escape, separator = table.quote.encode(), table.escape.encode(), table.separator.encode()
+    blank = block.startswith((b"\n", b"\r\n")) or b"\n\n" in block or b"\n\r\n" in block
+    if blank or block.count(b"\r") != block.count(b"\r\n") or (escape and escape in block):
+        return None
+    quoted = bool(quote) and quote in block
+    if quoted:
+        # Every quote has to begin or end a whole field of one line.
+        ends = re.escape(separator) + rb"\n"
+        field = rb"%b(?<![^%b]%b)[^%b\n]*%b(?![^%b\r])" % (quote, ends, *3 * [quote], ends)
+        if len(separator) > 1 or 2 * len(re.findall(field, block)) != block.count(quote):
+            return None
     if len(separator) > 1:
-        piece = piece.replace(separator.encode(), UNIT_SEPARATOR.encode())
-        separator = UNIT_SEPARATOR
-    if b"\r" in piece:  # Arrow would end a line there: make it one of too many fields
-        piece = re.sub(rb"\r(?!\n|$)", separator.encode() * len(names), piece)
-    broken: dict[int, Fault] = {}
-
-    def refuse(row: Any) -> str:
-        text = row.text.replace(separator * len(names), "\r").replace(separator, table.separator)
-        broken[first + numbers[row.number - 1]] = (COUNT, text[:SHOWN])
-        return "skip"
-
-    reading = pa_csv.ReadOptions(column_names=names, use_threads=False, block_size=len(piece) + 1)
+        block = block.replace(separator, UNIT_SEPARATOR.encode())
+    reading = pa_csv.ReadOptions(column_names=names, use_threads=False, block_size=len(block) + 1)
     parsing = pa_csv.ParseOptions(
-        delimiter=separator,
+        delimiter=table.separator if len(separator) == 1 else UNIT_SEPARATOR,
         quote_char=table.quote if quoted else False,
         double_quote=False,
         ignore_empty_lines=False,
-        invalid_row_handler=refuse,
     )
     converting = pa_csv.ConvertOptions(
         check_utf8=False,
         column_types=dict.fromkeys(names, pa.binary()),
         include_columns=list(table.columns.values()),
     )
-    rows = pa_csv.read_csv(io.BytesIO(piece), reading, parsing, converting)
-    places: Sequence[int] = range(first, first + num_lines)
-    if broken or len(numbers) < num_lines:
-        places = [first + number for number in numbers if first + number not in broken]
-    broken = {line: fault for line, fault in broken.items() if fault[1].strip(" ")}  # not blank
-    return Piece(rows.rename_columns(list(table.columns)), places, broken, num_lines)
+    try:
+        rows = pa_csv.read_csv(io.BytesIO(block), reading, parsing, converting)
+    except pa.ArrowInvalid:  # a line has more fields or fewer, or there is none
+        return None
+    lines = range(first, first + len(rows))
+    return Piece(rows.rename_columns(list(table.columns)), lines, {}, len(rows))
 
 
 def _by_record(
-    piece: bytes, names: Sequence[str], table: TableFormat, first: int, *, last: bool = False
+    block: bytes, names: Sequence[str], table: TableFormat, first: int, *, last: bool = False
 ) -> tuple[Piece, bytes]:
     """Records whose quotes may be anywhere, and the beginning of one that goes on."""
-    lines = piece.decode(errors="surrogateescape").removesuffix("\n").split("\n")
+    lines = block.decode(errors="surrogateescape").split("\n")
+    if not lines[-1]:
+        lines.pop()
     places = [names.index(column) for column in table.columns.values()]
     single = [names.index(table.columns[role]) for role in ONE_LINE if role in table.columns]
     whole: dict[int, list[bytes]] = {}
@@ -159,11 +118,11 @@ def _by_record(
         if record and len(record) == len(names):
             whole[first + start] = [record[i].encode(errors="surrogateescape") for i in places]
         elif record != []:
-            torn = not record and table.quote in lines[start]
-            shown = lines[start].encode(errors="replace").decode()[:SHOWN]
+            torn = not record and table.quote and table.quote in lines[start]
+            shown = lines[start].rstrip("\r").encode(errors="replace").decode()[:SHOWN]
             broken[first + start] = (QUOTES if torn else COUNT, shown)
     left = "\n".join(lines[end:]).encode(errors="surrogateescape")
-    if left and piece.endswith(b"\n"):
+    if left and block.endswith(b"\n"):
         left += b"\n"
     return Piece(binary_table([*whole.values()], table), [*whole], broken, end), left
 

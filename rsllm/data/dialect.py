@@ -28,12 +28,9 @@ SEPARATORS = {".csv": ",;\t|", ".tsv": "\t,;|", ".tab": "\t,;|"}
 """Separators of fields, the likeliest first, by suffix."""
 QUOTES = (('"', ""), ('"', "\\"), ("", ""))
 """Quotes with what escapes them, the likeliest first."""
-_CHARACTERS = re.compile(
-    rb"[\xc2-\xdf][\x80-\xbf]|[\xe0-\xef][\x80-\xbf]{2}|[\xf0-\xf4][\x80-\xbf]{3}"
-)
-_NO_ASCII = re.compile(rb"[\x80-\xff]")
-_LINE = re.compile(rb"[^\n]*[\x80-\xff][^\n]*")
-_ONLY_1252 = {b.to_bytes() for b in range(0x80, 0xA0)}
+_NO_UTF8 = re.compile("[\udc80-\udcff]")
+"""How Python's "surrogateescape" holds the bytes 0x80 to 0xff that are no UTF-8."""
+_ONLY_1252 = re.compile("[\udc80-\udc9f]")
 """Bytes that are letters in windows-1252, and nothing in latin-1."""
 
 
@@ -108,7 +105,7 @@ def _encoding(files: Sequence[RawFile], *, whole: bool = True) -> tuple[str, str
     What is no UTF-8 is windows-1252 where it holds what only that has, or else latin-1. Beside it
     stands how much of a guess it is.
     """
-    characters, others, used, first = 0, 0, set[bytes](), b""
+    surplus, others, example, only_1252 = 0, 0, "", False
     for number, file in enumerate(files):
         with file.open() as stream:
             while block := stream.read(BLOCK_BYTES if whole else HEAD_BYTES):
@@ -116,23 +113,19 @@ def _encoding(files: Sequence[RawFile], *, whole: bool = True) -> tuple[str, str
                     return "utf-16", ""
                 if not block.isascii():
                     block += stream.readline()
-                    try:
-                        rest, letters = b"", len(block.decode())
-                    except UnicodeDecodeError:  # the pattern is slower by far
-                        rest, letters = _CHARACTERS.subn(b"", block)
-                    unread = _NO_ASCII.findall(rest)
-                    first = first or (_LINE.findall(rest)[0] if unread else b"")
-                    # How many bytes the letters of UTF-8 have too many.
-                    characters += len(block) - len(rest) - letters
-                    others += len(unread)
-                    used |= set(unread)
+                    text = block.decode(errors="surrogateescape")
+                    surplus += len(block) - len(text)  # bytes that letters of UTF-8 have beyond one
+                    if broken := _NO_UTF8.findall(text):
+                        others += len(broken)
+                        example = example or next(filter(_NO_UTF8.search, text.split("\n")))
+                        only_1252 |= bool(_ONLY_1252.search(text))
                 if not whole:
                     break
-    encoding = "cp1252" if used & _ONLY_1252 else "latin-1"
-    if others <= characters:
-        return "utf-8", " (as its letters beyond ASCII are)" if characters else ""
-    example = first.decode(encoding, "replace").strip()[:80]
-    return encoding, f" (a guess: {others:,} bytes are no UTF-8, such as in {example!r})"
+    if others <= surplus:
+        return "utf-8", " (as its letters beyond ASCII are)" if surplus else ""
+    encoding = "cp1252" if only_1252 else "latin-1"
+    line = example.encode(errors="surrogateescape").decode(encoding, "replace").strip()[:80]
+    return encoding, f" (a guess: {others:,} bytes are no UTF-8, such as in {line!r})"
 
 
 def _first_quoted(files: Sequence[RawFile], table: TableFormat) -> list[str]:

@@ -310,6 +310,11 @@ def test_undecodable_text(tmp_path: Path) -> None:
         Reject("ml-100k.inter", 4, "undecodable text at byte 4 of a field", "Andr\\xe9"),
     ]
     assert rows[-1][0] == "Andr\u00e9"
+    with (folder / "ml-100k.inter").open("ab") as file:
+        file.write(b"Andr\xe9\t1\t4\r\n")
+    _, again, more = read(folder, TableConfig(encoding="utf-8"))
+    assert (again, more[:2]) == (rows, rejects)
+    assert more[2] == Reject("ml-100k.inter", 6, "wrong column count", "Andr?\t1\t4")
 
 
 def test_undecodable_json_costs_one_line(tmp_path: Path) -> None:
