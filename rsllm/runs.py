@@ -20,17 +20,13 @@ from rsllm.config.plain import flat
 from rsllm.errors import CheckpointError, ConfigError, require
 from rsllm.evaluate.metrics import brief_metrics
 from rsllm.store.artifacts import MANIFEST, Mirror, Store, manifest
+from rsllm.store.remote import Remote
 from rsllm.store.versions import VERSIONS
 
 DAY, MIB = 86400.0, 1024**2
 MALFORMED = (
-    CheckpointError,
-    LookupError,
-    ValueError,
-    TypeError,
-    AttributeError,
-    ArithmeticError,
-    RecursionError,
+    *(CheckpointError, LookupError, ValueError, TypeError),
+    *(AttributeError, ArithmeticError, RecursionError),
 )
 """Errors that a damaged or foreign manifest, or a learning curve, can raise."""
 OUTCOMES = {"results.json", "page.html"}
@@ -260,7 +256,8 @@ def _stats(folder: Path) -> list[os.stat_result]:
 
 
 def _read(store: Store, name: str) -> Artifact | None:
-    stated = _bytes(store, f"{name}/{MANIFEST}")
+    files = Remote(store.location)  # fsspec reads folders too
+    stated = files.read(f"{name}/{MANIFEST}")
     if stated is None:
         return None
     try:
@@ -269,16 +266,16 @@ def _read(store: Store, name: str) -> Artifact | None:
         made = provenance.get("time", "1970-01-01T00:00:00Z")
         seconds = time.time() - timegm(time.strptime(made, "%Y-%m-%dT%H:%M:%SZ"))
         provenance["version"] = facts.get("version")
-        files = {file: int(fact["bytes"]) for file, fact in facts["files"].items()}
+        sizes = {file: int(fact["bytes"]) for file, fact in facts["files"].items()}
         keys = frozenset(re.findall(r"\b[0-9a-f]{16}\b", json.dumps(inputs)))
         if store.remote is None:
             manifest(store.root / name)
         settings = dict(flat(inputs))
-        artifact = Artifact(name, settings, keys, provenance, seconds / DAY, files)
+        artifact = Artifact(name, settings, keys, provenance, seconds / DAY, sizes)
     except MALFORMED:
         return Artifact(name)
     place = f"{name}/{facts.get('digest')}" if store.remote else name
-    return replace(artifact, validation=_validation(name, _bytes(store, f"{place}/training.json")))
+    return replace(artifact, validation=_validation(name, files.read(f"{place}/training.json")))
 
 
 def _validation(name: str, training: bytes | None) -> dict[str, float]:
@@ -316,18 +313,6 @@ def _names(store: Store, folder: str) -> list[str]:
     """The names in a folder of the store, complete or not."""
     below = Mirror(store.below(folder))
     return below.remote.names() if below.remote else below.names()
-
-
-def _bytes(store: Store, path: str) -> bytes | None:
-    """The content of a file of the store, or None if there is none."""
-    if store.remote is not None:
-        return store.remote.read(path)
-    try:
-        return (store.root / path).read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except OSError as error:
-        raise CheckpointError(f"{store.root / path} cannot be read: {error.strerror}") from error
 
 
 def _varying(sides: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -12,8 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.csv as pa_csv
 
-from rsllm.data.files import Chunk, RawFile, TableFormat
-from rsllm.data.pieces import SHOWN, Fault, Piece, binary_table, blocks
+from rsllm.data.files import SHOWN, Chunk, Fault, Piece, RawFile, TableFormat, blocks
 
 RECORD_BYTES = 1 << 20
 """Longest record of several lines; a quote that does not close costs its line and no more."""
@@ -124,7 +123,7 @@ def _by_record(
     left = "\n".join(lines[end:]).encode(errors="surrogateescape")
     if left and block.endswith(b"\n"):
         left += b"\n"
-    return Piece(binary_table([*whole.values()], table), [*whole], broken, end), left
+    return Piece.of(whole, table, broken, end), left
 
 
 def records(

@@ -14,9 +14,8 @@ import pyarrow as pa
 from rsllm.config import AUTO
 from rsllm.data import objects
 from rsllm.data.delimited import fields, records
-from rsllm.data.files import Chunk, RawFile, TableFormat
-from rsllm.data.pieces import blocks
-from rsllm.data.tables import columns_of, head, parquet, read
+from rsllm.data.files import Chunk, RawFile, TableFormat, blocks, head
+from rsllm.data.tables import columns_of, parquet, read_all
 from rsllm.data.values import as_text, time_units
 from rsllm.errors import ConfigError
 
@@ -147,19 +146,14 @@ def _time_unit(table: TableFormat, files: Sequence[RawFile]) -> str:
         if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
             return "milliseconds"
     alone = replace(table, columns={"time": name})
-    for file in files:
-        stop = parquet(file).num_row_groups if file.suffix == ".parquet" else None
-        for piece in read(Chunk(file, 0, stop), alone):
-            column = as_text(piece.columns["time"].combine_chunks(), {})
-            some = column[:: 1 + len(column) // SAMPLED_TIMES].to_pylist()
-            values = [value for value in some if value]
-            if not values:
-                continue
-            units = list(time_units(values))
-            left = [unit for unit in left if unit in units] or left or units
-            shown = shown or values[0]
-            if len(left) == 1 or "iso8601" in left:
-                return left[0]
+    for _, _, piece in read_all(files, alone):
+        column = as_text(piece.columns["time"].combine_chunks(), {})
+        values = list(filter(None, column[:: 1 + len(column) // SAMPLED_TIMES].to_pylist()))
+        units = list(time_units(values))
+        left = [unit for unit in left if unit in units] or left or units
+        shown = shown or next(iter(values), "")
+        if len(left) == 1 or "iso8601" in left:
+            return left[0]
     if len({unit.replace("%B", "%b") for unit in left}) > 1:
         raise ConfigError(
             f"{files[0].name} has times such as {shown!r}, which may be {' or '.join(left)}; say"

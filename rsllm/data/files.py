@@ -1,17 +1,30 @@
-"""Raw files wherever fsspec reaches: a local folder, a bucket, the inside of an archive."""
+"""Raw files wherever fsspec reaches, in a folder, a bucket or an archive, and the pieces of them
+that are read at once."""
 
+from __future__ import annotations
+
+import codecs
 import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from fnmatch import fnmatch
+from itertools import islice
 from pathlib import PurePosixPath
 from typing import Any, cast
 
 import fsspec
+import pyarrow as pa
 from fsspec.utils import infer_compression
 
 from rsllm.config import AUTO
 from rsllm.errors import ConfigError, DataError
+
+PIECE_BYTES = 8 << 20
+SHOWN = 80
+"""How many characters of a broken line are kept."""
+Fault = tuple[str, str]
+"""The reason why a line cannot be used, and the value at fault."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +113,52 @@ class Chunk:
     stop: int | None = None
 
 
+@dataclass(frozen=True)
+class Piece:
+    """Some lines of a chunk, parsed.
+
+    Attributes:
+        columns: one string (or bytes) column per role; a row for each whole record.
+        lines: number of each row's first line (row, in Parquet and JSON arrays), from 0 at the
+            start of the chunk.
+        broken: lines that are no rows.
+        num_lines: all lines of the piece, the header and blank ones too.
+    """
+
+    columns: pa.Table
+    lines: Sequence[int]
+    broken: dict[int, Fault] = field(default_factory=dict)
+    num_lines: int = 0
+
+    @classmethod
+    def of(
+        cls,
+        rows: Mapping[int, Sequence[bytes]],
+        table: TableFormat,
+        broken: dict[int, Fault],
+        num_lines: int,
+    ) -> Piece:
+        """Make a piece of rows of fields, one for each role of the table, by their line."""
+        columns = {role: [row[i] for row in rows.values()] for i, role in enumerate(table.columns)}
+        types = pa.schema(dict.fromkeys(columns, pa.binary()))
+        return cls(pa.table(columns, types), [*rows], broken, num_lines)
+
+
+@dataclass(frozen=True)
+class Reject:
+    """A raw line that cannot be used."""
+
+    file: str
+    line: int
+    """Line in the file (row, in Parquet), counted from 1, headers included."""
+    reason: str
+    value: str = ""
+    """The value at fault."""
+
+    def __str__(self) -> str:
+        return f"{self.reason}: {self.value!r} in {self.file}:{self.line}"
+
+
 def find_files(location: str, pattern: str) -> list[RawFile]:
     """The files of a folder or URI, or the one file that it names, if they match a pattern.
 
@@ -116,3 +175,51 @@ def find_files(location: str, pattern: str) -> list[RawFile]:
         paths = system.find(root, None if pattern == "**" else 1) if system.exists(root) else []
         names = {path.removeprefix(root).lstrip("/"): path for path in paths}
     return [RawFile(system, names[name], name) for name in sorted(names) if fnmatch(name, pattern)]
+
+
+def head(file: RawFile, encoding: str, count: int = 1) -> list[str]:
+    """The first lines of a text that say something, without their ends."""
+    with file.open() as stream, io.TextIOWrapper(stream, encoding, "replace", "\n") as text:
+        lines = (line.removeprefix("\ufeff").rstrip("\r\n") for line in text)
+        return list(islice((line for line in lines if line.strip()), count))
+
+
+def seekable(encoding: str) -> bool:
+    """Whether a newline is one byte that stands for nothing else, wherever reading begins."""
+    name = codecs.lookup(encoding).name
+    return not name.startswith(("utf-16", "utf-32", "utf-7", "iso2022", "hz"))
+
+
+def blocks(chunk: Chunk, encoding: str) -> Iterator[bytes]:
+    """Yield UTF-8 that ends at a line's end; a line belongs to the chunk with its first byte.
+
+    Bytes that are no text of the encoding stay what they are.
+
+    Raises:
+        DataError: there are such bytes in text of two bytes a character, whose lines nobody knows.
+    """
+    name = codecs.lookup(encoding).name
+    with chunk.file.open() as stream:
+        if not seekable(name):
+            text = io.TextIOWrapper(stream, name, newline="\n")
+            try:
+                while characters := text.read(PIECE_BYTES):
+                    yield (characters + text.readline()).removeprefix("\ufeff").encode()
+            except UnicodeError as error:
+                raise DataError(
+                    f"{chunk.file.name} is no {name} text ({error}); set its encoding"
+                ) from error
+            return
+        if chunk.start:  # the line that begins before it belongs to the chunk before it
+            stream.seek(chunk.start - 1)
+            stream.readline()
+        while chunk.stop is None or stream.tell() < chunk.stop:
+            left = PIECE_BYTES if chunk.stop is None else chunk.stop - stream.tell()
+            piece = stream.read(min(PIECE_BYTES, left))
+            if not piece:
+                return
+            if not piece.endswith(b"\n"):
+                piece += stream.readline()
+            if name not in ("utf-8", "utf-8-sig", "ascii"):
+                piece = piece.decode(name, "surrogateescape").encode("utf-8", "surrogateescape")
+            yield piece.removeprefix(codecs.BOM_UTF8)

@@ -10,9 +10,8 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any
 
-from rsllm.data import pieces
-from rsllm.data.files import Chunk, RawFile, TableFormat
-from rsllm.data.pieces import SHOWN, Fault, Piece, binary_table, blocks
+from rsllm.data import files
+from rsllm.data.files import SHOWN, Chunk, Fault, Piece, RawFile, TableFormat, blocks, head
 from rsllm.errors import DataError
 
 ROWS_PER_PIECE = 1 << 14
@@ -34,9 +33,7 @@ def names_in(file: RawFile, encoding: str) -> tuple[str, ...]:
     if is_array(file):
         rows = list(islice(_elements(file, encoding), NAMED))
     else:
-        with file.open() as stream, io.TextIOWrapper(stream, encoding, "replace", "\n") as text:
-            lines = (line.removeprefix("\ufeff") for line in text if line.strip())
-            rows = [_parse(line.encode(errors="replace")) for line in islice(lines, NAMED)]
+        rows = [_parse(line.encode(errors="replace")) for line in head(file, encoding, NAMED)]
     return tuple(dict.fromkeys(name for row in rows if isinstance(row, dict) for name in row))
 
 
@@ -83,7 +80,7 @@ def _piece(rows: Iterable[tuple[int, Any]], num_lines: int, table: TableFormat) 
             whole[number] = [text_of(row.get(name)).encode() for name in table.columns.values()]
         except UnicodeEncodeError:
             broken[number] = ("undecodable text: half of a surrogate pair", _shown(row))
-    return Piece(binary_table([*whole.values()], table), [*whole], broken, num_lines)
+    return Piece.of(whole, table, broken, num_lines)
 
 
 def _shown(value: Any) -> str:
@@ -107,7 +104,7 @@ def _elements(file: RawFile, encoding: str) -> Iterator[Any]:
     with file.open() as stream, io.TextIOWrapper(stream, encoding, newline="") as text:
         held, place, count, more = "", 0, 0, "yes"
         while more:
-            more = text.read(pieces.PIECE_BYTES)
+            more = text.read(files.PIECE_BYTES)
             held, place = held[place:] + more, 0
             while True:
                 gap = between.match(held, place)

@@ -22,7 +22,7 @@ from rsllm.config import DataConfig
 from rsllm.data import interactions, prepared, sequences
 from rsllm.data.files import Chunk
 from rsllm.data.hashing import UInt64s
-from rsllm.data.raw import Change, merged, read_interactions, titles_beside
+from rsllm.data.raw import Change, merged, read_interactions
 from rsllm.data.sequences import SPLITS, Bools, Catalogue, Events, Ints, Rows, Split
 from rsllm.data.sources import RawData
 from rsllm.errors import DataError
@@ -60,8 +60,8 @@ class Users:
 
 def read(job: Job, item_ids: pa.Array, task: tuple[int, Chunk]) -> Counts:
     """Deal the clean interactions of a chunk out to the groups; list the rejected lines."""
-    (number, chunk), config, source = task, job.config, job.data.source.interactions
-    split = {"split": pa.int8()} if "split" in source.columns else {}
+    (number, chunk), config, table = task, job.config, job.data.layout.interactions
+    split = {"split": pa.int8()} if "split" in table.columns else {}
     schema = pa.schema({"user": pa.string(), "item": pa.int32(), "time": pa.int64()} | split)
     counts = Counter[str]()
     rejects: list[tuple[int, str, str]] = []
@@ -70,29 +70,23 @@ def read(job: Job, item_ids: pa.Array, task: tuple[int, Chunk]) -> Counts:
     with ExitStack() as stack:
         files = [_dealt(job, group) / f"{number}.arrow" for group in range(config.num_shards)]
         writers = [stack.enter_context(pa.ipc.new_file(file, schema)) for file in files]
-        for clean in read_interactions(chunk, source, item_ids):
+        for clean in read_interactions(chunk, table, item_ids):
             rejects += [(line, *fault) for line, fault in clean.broken.items()]
             changes.append(clean.changes)
             counts.update(lines=clean.num_lines, used=len(clean.table), rejected=len(clean.broken))
-            table = clean.table
-            if "rating" in table.column_names:
-                table = table.filter(pa.compute.field("rating") >= config.min_rating)
-                counts["below_min_rating"] += len(clean.table) - len(table)
-            users = table["user"].combine_chunks()
+            rows = clean.table
+            if "rating" in rows.column_names:
+                rows = rows.filter(pa.compute.field("rating") >= config.min_rating)
+                counts["below_min_rating"] += len(clean.table) - len(rows)
+            users = rows["user"].combine_chunks()
             group_E = interactions.group_of(users, config.seed, config.num_shards)
-            dealt = table.select(schema.names).take(group_E.argsort(kind="stable"))
+            dealt = rows.select(schema.names).take(group_E.argsort(kind="stable"))
             bounds = np.bincount(group_E, minlength=config.num_shards).cumsum()
             for writer, stop, size in zip(writers, bounds, np.diff(bounds, prepend=0), strict=True):
                 writer.write_table(dealt.slice(stop - size, size))
-            if len(table):
-                times += pa.compute.min_max(table["time"]).as_py().values()
-    return {
-        "lines": 0,
-        **counts,
-        "rejects": rejects,
-        "times": times,
-        "changes": merged(changes),
-    }
+            if len(rows):
+                times += pa.compute.min_max(rows["time"]).as_py().values()
+    return {"lines": 0, **counts, "rejects": rejects, "times": times, "changes": merged(changes)}
 
 
 def _dealt(job: Job, group: int) -> Path:
@@ -126,11 +120,6 @@ def order(job: Job, item_hash_I: UInt64s, group: int) -> Counts:
     facts = {"id": ids, "hash": hash_U, "split": split_U}
     feather.write_feather(pa.table(facts), job.scratch / f"users-{group}")
     return {"duplicates": int((~kept_E).sum())}
-
-
-def read_titles(job: Job, task: tuple[int, Chunk]) -> Counts:
-    """Count how often the interactions of a chunk give an item which title."""
-    return {"titles": list(titles_beside(task[1], job.data.source.interactions).items())}
 
 
 def _read_events(job: Job, group: int) -> Events:

@@ -34,11 +34,11 @@ from tqdm import tqdm
 from rsllm.config import DataConfig
 from rsllm.config.data import plain_of_known
 from rsllm.data import account, passes, prepared, sources, synthetic
+from rsllm.data.files import Reject
 from rsllm.data.hashing import hash_strings
 from rsllm.data.interactions import time_cut, user_numbers
 from rsllm.data.passes import Job, Users
-from rsllm.data.raw import RawItems, merged, read_items, settle_titles
-from rsllm.data.rejects import Reject
+from rsllm.data.raw import RawItems, merged, read_items, settle_titles, titles_beside
 from rsllm.data.sequences import SPLITS, Bools, Catalogue, split_sizes
 from rsllm.data.tables import chunks_of
 from rsllm.errors import ConfigError, DataError
@@ -110,8 +110,8 @@ def raw_location(config: DataConfig, fetch: Callable[[str], Path]) -> Iterator[s
 def _with_split(config: DataConfig, data: sources.RawData) -> DataConfig:
     """The config with the split of the source, unless the user chose one."""
     if config.split == "auto":
-        return replace(config, split=data.source.split)
-    has_split = "split" in data.source.interactions.columns
+        return replace(config, split=data.layout.split)
+    has_split = "split" in data.layout.interactions.columns
     if config.split == "leave-one-out" or has_split == (config.split == "given"):
         return config
     if has_split:
@@ -148,16 +148,16 @@ def _run(job: Job, listed: Path) -> None:
 
 def _read(job: Job) -> tuple[RawItems, list[Reject], tuple[int, int], Counter[str]]:
     """Deal out the interactions: the catalogue, rejected lines, first and last time, counts."""
-    source = job.data.source
-    tasks = list(enumerate(chunks_of(job.data.interactions, source.interactions)))
-    if source.items:
-        items = read_items(job.data.items, source.items)
+    layout = job.data.layout
+    tasks = list(enumerate(chunks_of(job.data.interactions, layout.interactions)))
+    if layout.items:
+        items = read_items(job.data.items, layout.items)
     else:
         titles = Counter[tuple[str, ...]]()
-        for result in _each("titles", partial(passes.read_titles, job), tasks):
-            for texts, count in result["titles"]:
-                titles[tuple(texts)] += count
-        items = settle_titles(titles, source.interactions)
+        count = partial(titles_beside, table=layout.interactions)
+        for counted in _each("titles", lambda task: [*count(task[1]).items()], tasks):
+            titles.update({tuple(texts): number for texts, number in counted})
+        items = settle_titles(titles, layout.interactions)
     work = partial(passes.read, job, pa.array(items.ids, pa.string()))
     rejects, counts, before = [*items.rejects], Counter[str](), Counter[str]()
     times: list[int] = []
@@ -272,10 +272,8 @@ def _configure_ray_data(*, here: bool) -> None:
     context.execution_options.preserve_order = True
 
 
-def _each(
-    label: str, work: Callable[[Any], passes.Counts], tasks: Sequence[Any]
-) -> Iterator[dict[str, Any]]:
-    """Run `work` on every task with Ray Data; the results in the order of the tasks."""
+def _each(label: str, work: Callable[[Any], Any], tasks: Sequence[Any]) -> Iterator[Any]:
+    """Run `work` on every task with Ray Data; the results (of JSON) in the order of the tasks."""
     import ray.data
 
     def attempt(row: dict[str, Any]) -> dict[str, str]:

@@ -14,12 +14,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rsllm.data.files import Chunk, RawFile, TableFormat
-from rsllm.data.pieces import SHOWN, Fault, Piece
-from rsllm.data.rejects import Reject
+from rsllm.data.files import SHOWN, Chunk, Fault, RawFile, Reject, TableFormat
 from rsllm.data.sequences import SPLITS, Bools
 from rsllm.data.tables import read, read_all
-from rsllm.data.values import as_text, folded, folded_id, numbers, times
+from rsllm.data.values import as_text, folded, numbers, times
 from rsllm.errors import DataError
 
 TEXT = "text"
@@ -128,11 +126,11 @@ def _text_roles(table: TableFormat) -> list[str]:
     return [role for role in table.columns if role == "title" or role.startswith(TEXT)]
 
 
-def _texts(piece: Piece, table: TableFormat) -> tuple[dict[str, pa.Array], dict[int, str]]:
-    """The columns of a piece by role, and the reason of each row that is not all text."""
+def _texts(rows: pa.Table) -> tuple[dict[str, pa.Array], dict[int, str]]:
+    """The columns of some rows by role, and the reason of each row that is not all text."""
     no_text: dict[int, str] = {}
-    pairs = zip(table.columns, piece.columns.columns, strict=True)
-    return {role: as_text(column.combine_chunks(), no_text) for role, column in pairs}, no_text
+    columns = {role: rows[role].combine_chunks() for role in rows.column_names}
+    return {role: as_text(column, no_text) for role, column in columns.items()}, no_text
 
 
 def _ids(column: pa.Array, table: TableFormat) -> tuple[pa.Array, Bools, dict[str, Change]]:
@@ -159,7 +157,7 @@ def read_items(files: Sequence[RawFile], table: TableFormat) -> RawItems:
     rejects: list[Reject] = []
     rows_read, changes = 0, list[dict[str, Change]]()
     for file, first, piece in read_all(files, table):
-        columns, no_text = _texts(piece, table)
+        columns, no_text = _texts(piece.columns)
         ids, missing_R, folds = _ids(columns["item"], table)
         changes.append(folds)
         broken = dict(piece.broken)
@@ -193,15 +191,12 @@ def titles_beside(chunk: Chunk, table: TableFormat) -> Counter[tuple[str, ...]]:
     roles = ["item", *_text_roles(table)]
     for piece in read(chunk, table):
         rows = piece.columns.select(roles).group_by(roles).aggregate([([], "count_all")])
-        for row in rows.to_pylist():
-            count, texts = row.pop("count_all"), row.values()
-            try:
-                plain = [v.decode() if isinstance(v, bytes) else v for v in texts]
-            except UnicodeDecodeError:
-                continue
-            item = folded_id(plain[0]) if table.fold_ids else plain[0]
-            if item and item not in table.missing:
-                counts[item, *plain[1:]] += count
+        columns, no_text = _texts(rows.select(roles))
+        columns["item"], missing_R, _ = _ids(columns["item"], table)
+        texts_R = zip(*(column.to_pylist() for column in columns.values()), strict=True)
+        for row, (texts, count) in enumerate(zip(texts_R, rows["count_all"], strict=True)):
+            if row not in no_text and not missing_R[row]:
+                counts[texts] += count.as_py()
     return counts
 
 
@@ -223,7 +218,7 @@ def read_interactions(
 ) -> Iterator[Interactions]:
     """The interactions of a chunk with items of the catalogue, piece by piece."""
     for piece in read(chunk, table):
-        columns, no_text = _texts(piece, table)
+        columns, no_text = _texts(piece.columns)
         users, no_user_R, folds = _ids(columns["user"], table)
         items, no_item_R, more_folds = _ids(columns["item"], table)
         numbers_R = pc.index_in(items, value_set=item_ids)

@@ -57,8 +57,6 @@ class World:
     text_share: Share = 0.0
     """Share of users, evenly spread, who walk sagas; a half of the items is then on the cycle, else
     all."""
-    zipf: float = 1.0
-    """Exponent of the random items' popularity."""
 
 
 def write_world(folder: Path, **how: Any) -> Longs:
@@ -89,7 +87,7 @@ def write_world(folder: Path, **how: Any) -> Longs:
     titles = enumerate(numbered[:num_items] if parts > 1 else names, start=1)
     text = "".join(f"{item},{title}\n" for item, title in [("item", "title"), *titles])
     (folder / "titles.csv").write_text(text, encoding="ascii", newline="\n")
-    popularity_I = rng.permutation(np.arange(1, num_items + 1) ** -world.zipf).cumsum()
+    popularity_I = rng.permutation(1 / np.arange(1, num_items + 1)).cumsum()
     with (folder / "walks.csv").open("wb") as file:
         file.write(b"user,item,rating,time\n")
         for start in range(0, world.num_users, USERS_AT_ONCE):

@@ -4,9 +4,7 @@ A large file is cut into chunks that are read independently of each other; a chu
 pieces, and no line of it is lost: it is in a piece, blank, or in the piece's list of broken lines.
 """
 
-import io
 from collections.abc import Iterator, Sequence
-from itertools import islice
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -14,8 +12,7 @@ import pyarrow.parquet as pq
 
 from rsllm.data import objects
 from rsllm.data.delimited import fields, read_delimited, spans_lines
-from rsllm.data.files import Chunk, RawFile, TableFormat
-from rsllm.data.pieces import Piece, seekable
+from rsllm.data.files import Chunk, Piece, RawFile, TableFormat, head, seekable
 from rsllm.data.values import UNITS
 from rsllm.errors import ConfigError, DataError
 
@@ -100,13 +97,6 @@ def columns_of(file: RawFile, table: TableFormat) -> tuple[str, ...]:
             f"{file.name} has carriage returns for line ends; convert them to newlines"
         )
     return tuple(fields(line, table) or line.split(table.separator)) if line else ()
-
-
-def head(file: RawFile, encoding: str, count: int = 1) -> list[str]:
-    """The first lines of a text that say something, without their ends."""
-    with file.open() as stream, io.TextIOWrapper(stream, encoding, "replace", "\n") as text:
-        lines = (line.removeprefix("\ufeff").rstrip("\r\n") for line in text)
-        return list(islice((line for line in lines if line.strip()), count))
 
 
 def read_all(files: Sequence[RawFile], table: TableFormat) -> Iterator[tuple[RawFile, int, Piece]]:

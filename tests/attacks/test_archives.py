@@ -138,7 +138,7 @@ def test_a_payload_for_a_gguf_is_not_read(
 
 def read(uri: str) -> list[dict[str, bytes]]:
     raw = sources.find(uri, TABLE)
-    pieces = read_all(raw.interactions, raw.source.interactions)
+    pieces = read_all(raw.interactions, raw.layout.interactions)
     return [row for _, _, piece in pieces for row in piece.columns.to_pylist()]
 
 

@@ -99,7 +99,7 @@ def open_data(folder: Path) -> None:
 
 def read_raw(path: Path) -> list[Any]:
     raw = sources.find(str(path), TableConfig(user="user", item="item", time="time", title="title"))
-    return [piece for _, _, piece in read_all(raw.interactions, raw.source.interactions)]
+    return [piece for _, _, piece in read_all(raw.interactions, raw.layout.interactions)]
 
 
 def predict(folder: Path) -> None:

@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 
 from rsllm.config import TableConfig
 from rsllm.data import raw, sources
+from rsllm.data.files import Reject
 from rsllm.data.raw import RawItems
-from rsllm.data.rejects import Reject
 from rsllm.data.tables import chunks_of
 
 PLAIN = TableConfig()
@@ -79,19 +79,19 @@ def read(
 ) -> tuple[RawItems, list[Any], list[Reject]]:
     """Items, interactions (user, item id, rating, seconds) and rejects of a location."""
     data = sources.find(str(location), config)
-    chunks = chunks_of(data.interactions, data.source.interactions)
-    if data.source.items:
-        items = raw.read_items(data.items, data.source.items)
+    chunks = chunks_of(data.interactions, data.layout.interactions)
+    if data.layout.items:
+        items = raw.read_items(data.items, data.layout.items)
     else:
-        found = [raw.titles_beside(chunk, data.source.interactions) for chunk in chunks]
-        items = raw.settle_titles(sum(found[1:], found[0]), data.source.interactions)
+        found = [raw.titles_beside(chunk, data.layout.interactions) for chunk in chunks]
+        items = raw.settle_titles(sum(found[1:], found[0]), data.layout.interactions)
     rows: list[Any] = []
     rejects = list(items.rejects)
     first: dict[str, int] = {}
     for chunk in chunks:
         lines = 0
         ids = pa.array(items.ids)
-        for part in raw.read_interactions(chunk, data.source.interactions, ids):
+        for part in raw.read_interactions(chunk, data.layout.interactions, ids):
             rows += part.table.to_pylist()
             start = first.get(chunk.file.name, 0) + 1
             name = chunk.file.name

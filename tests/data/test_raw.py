@@ -28,9 +28,10 @@ from raw_folders import (
 )
 
 from rsllm.config import TableConfig
-from rsllm.data import pieces, sources, tables
+from rsllm.data import files, sources, tables
+from rsllm.data.account import check_rejects
+from rsllm.data.files import Reject
 from rsllm.data.raw import read_items
-from rsllm.data.rejects import Reject, check_rejects
 from rsllm.errors import ConfigError, DataError
 
 Write = Callable[[Path, list[str], dict[str, str]], Path]
@@ -66,24 +67,18 @@ def test_an_earlier_edition_is_latin_1(tmp_path: Path) -> None:
     (tmp_path / "users.dat").write_text("7::F::1::10::48067\n")
     (tmp_path / "movies.dat").write_bytes("3::Am\u00e9lie (2001)::Comedy\n".encode("latin-1"))
     data = sources.find(str(tmp_path), PLAIN)
-    assert data.source.name == "MovieLens-1M"
-    assert read_items(data.items, data.source.items).titles == ["Am\u00e9lie"]
+    assert data.layout.name == "MovieLens-1M"
+    assert read_items(data.items, data.layout.items).titles == ["Am\u00e9lie"]
 
 
 def test_typed_parquet_with_titles_beside(tmp_path: Path) -> None:
-    folder = write_parquet(tmp_path, [GOOD, "8\t3\t2.5\t0"], ITEMS)
+    folder = write_parquet(tmp_path / "data [v2] (new)", [GOOD, "8\t3\t2.5\t0"], ITEMS)
+    (folder / "_SUCCESS.csv").touch()
+    (folder / ".watched.parquet.crc").touch()
     items, rows, rejects = read(folder, TableConfig(rating="rating"))
     assert (items.ids, items.titles) == (["1", "3"], ["Toy Story (1995)", "Am\u00e9lie (2001)"])
     assert rows == [("7", "1", 4.0, 880000000), ("8", "3", 2.5, 0)]
     assert rejects == []
-
-
-@pytest.mark.parametrize("unit", ["seconds", "milliseconds", "iso8601"])
-def test_typed_times_have_no_unit(tmp_path: Path, unit: Any) -> None:
-    folder = write_parquet(tmp_path / "data [v2] (new)", [GOOD], ITEMS)
-    (folder / "_SUCCESS.csv").touch()
-    (folder / ".watched.parquet.crc").touch()
-    assert read(folder, TableConfig(time_unit=unit))[1] == [("7", "1", None, 880000000)]
 
 
 @pytest.mark.parametrize("typed", [True, False])
@@ -257,7 +252,7 @@ def test_every_line_is_used_or_rejected(
     folder = write(tmp_path_factory.mktemp("raw"), lines, ITEMS)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tables, "CHUNK_BYTES", size)
-        patch.setattr(pieces, "PIECE_BYTES", max(1, size // 3))
+        patch.setattr(files, "PIECE_BYTES", max(1, size // 3))
         _, rows, rejects = read(folder)
     first = 1 if write is write_grouplens else 2
     assert [(reject.line, reject.reason) for reject in rejects] == [

@@ -82,9 +82,7 @@ def test_oracles_score_what_is_known(tmp_path: Path, ray_cluster: str) -> None:
     """About 4,000 held-out rows; each oracle within three standard errors."""
     world = tmp_path / "world"
     settings = {"noise": 0.2, "text_share": 0.4}
-    cycle = write_world(
-        world, num_users=10_000, num_items=2000, length=12, seed=0, zipf=0.8, **settings
-    )
+    cycle = write_world(world, num_users=10_000, num_items=2000, length=12, seed=0, **settings)
     best = json.loads((world / "world.json").read_text())["best_HR@1"]
     store = Store.open(tmp_path / "store")
     data = PreparedData.open(prepare(DataConfig(source=str(world), num_draws=2), store, Path))

@@ -20,10 +20,10 @@ from raw_folders import read
 
 from rsllm.config import Experiment, TableConfig
 from rsllm.config.plain import replace_in
-from rsllm.data import delimited, pieces, raw, sources, tables
-from rsllm.data.files import TableFormat
+from rsllm.data import delimited, files, raw, sources, tables
+from rsllm.data.account import hint_of
+from rsllm.data.files import Reject, TableFormat
 from rsllm.data.raw import ARTICLES, ENTITIES, FOLDED, NAMELESS, YEARS
-from rsllm.data.rejects import Reject, hint_of
 from rsllm.errors import ConfigError, DataError
 
 NAMES = ("Amber Lantern", "Brisk Harbour", "Calm Meadow", "Dusty Compass", "Eager Violin")
@@ -331,7 +331,7 @@ def test_what_was_found_said_aloud_reads_the_same(tmp_path: Path, case: str) -> 
         words = shlex.split(line.partition(" (")[0])
         assert words[::2] == ["--set"] * (len(words) // 2)
         said |= dict(word.removeprefix("data.table.").split("=", 1) for word in words[1::2])
-    if found.items and found.source.name == "table":
+    if found.items and found.layout.name == "table":
         said.setdefault("items", found.items[0].name)
     again = sources.find(str(location), TableConfig(**said)).found
     assert all(line.startswith("(stars is not used;") for line in again.values())
@@ -370,7 +370,7 @@ def test_folding_is_counted_and_can_be_switched_off(tmp_path: Path) -> None:
     assert changes(tmp_path, TableConfig())[FOLDED] == (2 * len(EVENTS), "1.0")
     items, rows, rejects = read(tmp_path, TableConfig(fold_ids=False))
     assert (rows, len(rejects)) == ([], len(EVENTS))
-    table = sources.find(str(tmp_path), TableConfig(fold_ids=False)).source.interactions
+    table = sources.find(str(tmp_path), TableConfig(fold_ids=False)).layout.interactions
     assert hint_of(rejects[0], table, items.ids, "titles.csv") == (
         "; titles.csv has '4': --set data.table.fold_ids=true makes them one"
     )
@@ -382,8 +382,8 @@ def changes(location: Path, config: TableConfig) -> dict[str, Any]:
     data = sources.find(str(location), config)
     parts = [
         part.changes
-        for chunk in tables.chunks_of(data.interactions, data.source.interactions)
-        for part in raw.read_interactions(chunk, data.source.interactions, pa.array(items.ids))
+        for chunk in tables.chunks_of(data.interactions, data.layout.interactions)
+        for part in raw.read_interactions(chunk, data.layout.interactions, pa.array(items.ids))
     ]
     return raw.merged([items.changes, *parts])
 
@@ -511,7 +511,7 @@ def test_a_date_decides_wherever_it_stands(tmp_path: Path) -> None:
         },
     )
     assert (
-        sources.find(str(tmp_path), TableConfig()).source.interactions.time_unit == "%d/%m/%Y %H:%M"
+        sources.find(str(tmp_path), TableConfig()).layout.interactions.time_unit == "%d/%m/%Y %H:%M"
     )
 
 
@@ -548,8 +548,8 @@ def test_a_layout_of_ones_own_lies_anywhere(tmp_path: Path) -> None:
     write(tmp_path, files)
     layout = tmp_path / "elsewhere" / "books.toml"
     data = sources.find(str(tmp_path / "data"), TableConfig(), str(layout))
-    assert (data.source.name, data.source.split, data.known) == ("Books", "time", False)
-    assert data.source.interactions.columns["rating"] == "stars"
+    assert (data.layout.name, data.layout.split, data.known) == ("Books", "time", False)
+    assert data.layout.interactions.columns["rating"] == "stars"
     for wrong, message in (
         ("colums = { }", "says 'colums'; known are files, columns"),
         ("columns = 5", "columns is 5"),
@@ -571,7 +571,7 @@ def test_the_pieces_a_file_is_read_in_change_nothing(tmp_path: Path) -> None:
     for size in (1, 7, 50, 1000):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(tables, "CHUNK_BYTES", size)
-            patch.setattr(pieces, "PIECE_BYTES", max(1, size // 3))
+            patch.setattr(files, "PIECE_BYTES", max(1, size // 3))
             assert read(tmp_path) == whole
 
 
@@ -617,7 +617,7 @@ def test_no_line_is_lost_whatever_its_quotes(
         patch.setattr(delimited, "RECORD_BYTES", longest)
         found.append(_lines(folder, config))
         patch.setattr(tables, "CHUNK_BYTES", size)
-        patch.setattr(pieces, "PIECE_BYTES", max(1, size // 3))
+        patch.setattr(files, "PIECE_BYTES", max(1, size // 3))
         found.append(_lines(folder, config))
     assert found[0] == found[1]
     numbers, broken, spans, _ = found[0]
@@ -638,7 +638,7 @@ def _lines(
     broken: set[int] = set()
     spans: list[tuple[int, int]] = []
     found: list[dict[str, bytes]] = []
-    for _, first, piece in tables.read_all(data.interactions, data.source.interactions):
+    for _, first, piece in tables.read_all(data.interactions, data.layout.interactions):
         rows = piece.columns.to_pylist()
         found += rows
         for line, row in zip(piece.lines, rows, strict=True):
@@ -663,7 +663,7 @@ def test_what_python_writes_is_read_back(
     )
     found = [
         row["title"].decode()
-        for _, _, piece in tables.read_all(table.interactions, table.source.interactions)
+        for _, _, piece in tables.read_all(table.interactions, table.layout.interactions)
         for row in piece.columns.to_pylist()
     ]
     assert found == [title for title, _ in texts]

@@ -18,9 +18,9 @@ from rsllm.config.data import TABS, SplitRule, table_flag
 from rsllm.config.plain import from_dict, to_dict
 from rsllm.data.delimited import fields
 from rsllm.data.dialect import provisional, settle
-from rsllm.data.files import RawFile, TableFormat, find_files
+from rsllm.data.files import RawFile, TableFormat, find_files, head
 from rsllm.data.raw import TEXT
-from rsllm.data.tables import check, columns_of, head
+from rsllm.data.tables import check, columns_of
 from rsllm.errors import ConfigError
 from rsllm.store.artifacts import MANIFEST
 
@@ -29,15 +29,12 @@ SUFFIXES = {".csv", ".tsv", ".tab", ".parquet", ".json", ".jsonl", ".ndjson"}
 ROLES: Mapping[str, Sequence[str]] = tomllib.loads(
     Path(__file__).with_name("roles.toml").read_text()
 )
-OWN = (
-    *("user", "item", "time", "rating", "title", "text", "split", "items", "item_id", "header"),
-    *("missing", "fold_ids", "domain"),
-)
-"""Settings of tables that known layouts say themselves."""
 READING = ("separator", "quote", "escape", "encoding", "time_unit")
+OF_TITLES = ("years", "move_articles", "unescape")
+"""Settings of tables that known layouts obey, beside those of reading; the others they say."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class RawLayout:
     """A raw layout.
 
@@ -71,14 +68,14 @@ class RawData:
     """A source and its files.
 
     Attributes:
-        source: with nothing left to find in the files.
+        layout: with nothing left to find in the files.
         interactions: files of them.
         items: files of the titles, if these do not stand beside the interactions.
         found: what was found by looking, as the settings that would say it, by file.
         known: whether it is a layout of ours, read as it says.
     """
 
-    source: RawLayout
+    layout: RawLayout
     interactions: Sequence[RawFile]
     items: Sequence[RawFile]
     found: Mapping[str, str]
@@ -86,7 +83,7 @@ class RawData:
 
     def key_of(self, config: DataConfig) -> dict[str, Any]:
         """The settings as plain data, with all that decides what is read in place of the table."""
-        plain, reading = to_dict(config), to_dict(self.source)
+        plain, reading = to_dict(config), to_dict(self.layout)
         for kind in ("interactions", "items"):
             (reading[kind] or {}).pop("remedy", None)
         del plain["layout"]
@@ -133,9 +130,11 @@ def find(location: str, config: TableConfig, layout: str = "") -> RawData:
         ConfigError: there is nothing, nothing of a known layout, files of several kinds, or no
             column where one is needed.
     """
-    usual = {"missing": DEFAULTS.missing, "fold_ids": DEFAULTS.fold_ids}
-    own = tuple(load_layouts(Path(layout).expanduser(), **usual)) if layout else ()
-    chosen = [name for name in OWN if getattr(config, name) != getattr(DEFAULTS, name)]
+    ids = {"missing": DEFAULTS.missing, "fold_ids": DEFAULTS.fold_ids}
+    own = tuple(load_layouts(Path(layout).expanduser(), **ids)) if layout else ()
+    usual = to_dict(DEFAULTS)
+    changed = [name for name, value in to_dict(config).items() if value != usual[name]]
+    chosen = [name for name in changed if name not in (*READING, *OF_TITLES)]
     if own and chosen:
         raise ConfigError(f"data.table.{chosen[0]} is for the layout {layout} to say; say it there")
     faults = []
@@ -223,11 +222,11 @@ def _recbole(location: str, config: TableConfig) -> RawData | None:
         usual["rating"] = next((name for name in columns if _plain(name) == "rating"), "")
     domain = "movie" if films else config.domain
     raw = _table_data(interactions, items, replace(config, **usual), domain)
-    source = replace(raw.source, name="RecBole")
+    layout = replace(raw.layout, name="RecBole")
     if films:
-        rated = replace(source.interactions, max_rating=5.0)
-        source = replace(source, family="movielens", split="user", interactions=rated)
-    return replace(raw, source=source, known=films and config == DEFAULTS)
+        rated = replace(layout.interactions, max_rating=5.0)
+        layout = replace(layout, family="movielens", split="user", interactions=rated)
+    return replace(raw, layout=layout, known=films and config == DEFAULTS)
 
 
 def _any_table(location: str, config: TableConfig) -> RawData | None:
@@ -278,15 +277,9 @@ def _table_data(
         fold_ids=config.fold_ids,
         strip_years=domain == "movie",
     )
-    layout = RawLayout(
-        name="table",
-        interactions=table,
-        domain=domain,
-        split="given" if config.split else "leave-one-out",
-    )
-    if items:
-        titles = replace(table, files=items[0].name, columns=item_columns, header=())
-        layout = replace(layout, items=titles)
+    titles = replace(table, files=items[0].name, columns=item_columns, header=()) if items else None
+    split: SplitRule = "given" if config.split else "leave-one-out"
+    layout = RawLayout("table", table, titles, domain=domain, split=split)
     raw = _settled(layout, files, items, config)
     in_items = {"item_id" if role == "item" else role: c for role, c in item_columns.items()}
     found = dict[str, str]()
