@@ -95,7 +95,7 @@ def read_artifacts(store: Store) -> list[Artifact]:
 
 
 def listing(store: Store) -> str:
-    """Tables of artifacts, of runs that have not ended, and of studies."""
+    """Return tables of artifacts, of runs that have not ended, and of studies."""
     artifacts, rows = read_artifacts(store), []
     for _, group in itertools.groupby(artifacts, lambda artifact: artifact.kind):
         kind = list(group)
@@ -125,7 +125,7 @@ def listing(store: Store) -> str:
 
 
 def details(store: Store, name: str) -> str:
-    """Tables of all that decides an artifact, its sources, its scores and its files."""
+    """Return tables of all that decides an artifact, its sources, its scores and its files."""
     artifacts = read_artifacts(store)
     artifact = find(artifacts, name, store)
     facts = {
@@ -156,7 +156,7 @@ def difference(store: Store, first: str, second: str) -> str:
 
 
 def clear(store: Store, *, days: float | None, remove: bool) -> str:
-    """A table of what nothing will read again; it is removed if told so.
+    """Return a table of what nothing will read again; it is removed if told so.
 
     That is what is damaged, checkpoints of runs that ended, and what was left half-written a day
     ago. What was ever judged stays, and what it was made of.
@@ -237,7 +237,7 @@ def _left_behind(
 
 
 def _runs(artifacts: Sequence[Artifact]) -> set[str]:
-    """The names of the runs that made them; what is damaged will be made again."""
+    """Return the names of the runs that made them; what is damaged will be made again."""
     return {artifact.name.replace("/", "-") for artifact in artifacts if artifact.files}
 
 
@@ -247,7 +247,7 @@ def _untouched(folder: Path) -> float:
 
 
 def _stats(folder: Path) -> list[os.stat_result]:
-    """The size and time of a folder and all that is in it, as long as it is there."""
+    """Return the size and time of a folder and all that is in it, as long as it is there."""
     stats = []
     with contextlib.suppress(OSError):
         for path in (folder, *folder.rglob("*")):
@@ -291,7 +291,7 @@ def _validation(name: str, training: bytes | None) -> dict[str, float]:
 
 
 def find(artifacts: Sequence[Artifact], name: str, store: Store) -> Artifact:
-    """The artifact that a path, a name, a key, or the beginning of either means.
+    """Return the artifact that a path, a name, a key, or the beginning of either means.
 
     Raises:
         ConfigError: none, or more than one.
@@ -310,7 +310,7 @@ def find(artifacts: Sequence[Artifact], name: str, store: Store) -> Artifact:
 
 
 def _names(store: Store, folder: str) -> list[str]:
-    """The names in a folder of the store, complete or not."""
+    """Return the names in a folder of the store, complete or not."""
     below = Mirror(store.below(folder))
     return below.remote.names() if below.remote else below.names()
 
@@ -322,13 +322,13 @@ def _varying(sides: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _word(value: Any, digits: int = 0) -> str:
-    """A value, exactly or of so many digits."""
+    """Return a value, exactly or of so many digits."""
     if isinstance(value, float):
         return f"{value:.{digits}g}" if digits else repr(value)
     return "-" if value is None else value if isinstance(value, str) else json.dumps(value)
 
 
 def _for_terminal(*tables: str) -> str:
-    """The tables, without any character that a terminal would take for a command."""
+    """Return the tables, without any character that a terminal would take for a command."""
     text = "\n\n".join(filter(None, tables))
     return "".join(char if char.isprintable() or char == "\n" else "?" for char in text)

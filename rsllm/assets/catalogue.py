@@ -50,7 +50,7 @@ ASSETS = TypeAdapter(dict[str, Asset]).validate_python(TABLE)
 
 
 def fetch(name: str, *, cache: Path | None = None, sources: Sequence[AssetSource] = ()) -> Path:
-    """The folder of an asset, downloaded and verified if the cache does not hold it yet.
+    """Return the folder of an asset, downloaded and verified if the cache does not hold it yet.
 
     A folder that is there already is checked by the sizes of its files only. `cache` holds the
     assets, `cache_root()` by default; `sources` are tried instead of the asset's own.
@@ -86,7 +86,7 @@ def fetch(name: str, *, cache: Path | None = None, sources: Sequence[AssetSource
 
 
 def own_sources(name: str, origin: Path) -> list[AssetSource]:
-    """An asset's sources whose files the user has in the folder `origin`, or brings by hand.
+    """Return an asset's sources whose files the user has in the folder `origin`, or brings by hand.
 
     Raises:
         ConfigError: no file of the asset would come from the folder.
@@ -98,7 +98,7 @@ def own_sources(name: str, origin: Path) -> list[AssetSource]:
 
 
 def resolve_backbone(source: str, *, commit: str = "", weights: bool = True) -> Path:
-    """The local folder of a backbone; `check_backbone` says whether it can be one.
+    """Return the local folder of a backbone; `check_backbone` says whether it can be one.
 
     Args:
         source: an asset name, a local folder in Hugging Face format, or `organisation/model`.
@@ -135,7 +135,7 @@ def backbone_here(folder: str, source: str) -> str:
 
 
 def hub_name(source: str) -> str:
-    """The hub's name of a backbone, or of what it was made of; empty if the hub has none."""
+    """Return the hub's name of a backbone, or of what it was made of; empty if the hub has none."""
     known = ASSETS[source].hub if source in ASSETS else source
     return known if HUB_NAME.fullmatch(known) and not Path(known).is_dir() else ""
 
@@ -169,7 +169,7 @@ def _sha256(path: Path, size: int, changed: int) -> str:
 def from_hub(
     name: str, files: Sequence[str], *, commit: str = "", ignore: Sequence[str] = ()
 ) -> Path:
-    """A model's files at one commit, in the hub's own cache.
+    """Return a model's files at one commit, in the hub's own cache.
 
     Args:
         name: organisation/model.

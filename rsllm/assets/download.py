@@ -138,7 +138,7 @@ def say(message: str) -> None:
 
 @contextlib.contextmanager
 def scratch(folder: Path) -> Iterator[Path]:
-    """A folder in `folder` that is removed at the end."""
+    """Yield a folder in `folder` that is removed at the end."""
     with tempfile.TemporaryDirectory(dir=folder, prefix=".") as place:
         yield Path(place)
 

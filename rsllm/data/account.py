@@ -17,7 +17,7 @@ from rsllm.data.files import Reject, TableFormat
 from rsllm.data.passes import Job, Users
 from rsllm.data.raw import ARTICLES, ENTITIES, FOLDED, YEARS, RawItems
 from rsllm.data.sequences import SPLITS, Catalogue
-from rsllm.data.values import folded_id, time_units
+from rsllm.data.values import fold_id, time_units
 from rsllm.errors import DataError
 
 DROPPED = ("below_min_rating", "duplicates", "outside_core", "beyond_max_history")
@@ -77,13 +77,13 @@ def check_rejects(
 
 
 def most_frequent(rejects: Sequence[Reject]) -> Reject:
-    """The first reject of the most frequent reason."""
+    """Return the first reject of the most frequent reason."""
     ((reason, _),) = Counter(reject.reason for reject in rejects).most_common(1)
     return next(reject for reject in rejects if reject.reason == reason)
 
 
 def hint_of(reject: Reject, table: TableFormat, ids: Sequence[str], items_file: str) -> str:
-    """The setting that would have the line read, as far as its value tells."""
+    """Return the setting that would have the line read, as far as its value tells."""
     match reject.reason:
         case "bad time":
             fits = [unit for unit in time_units([reject.value]) if unit != table.time_unit]
@@ -93,7 +93,7 @@ def hint_of(reject: Reject, table: TableFormat, ids: Sequence[str], items_file: 
         case "unknown item" if ids:
             near = next((i for i in ids if _letters(i) == _letters(reject.value)), "")
             own = f"{near!r}" if near else f"ids such as {ids[0]!r}"
-            fold = near == folded_id(reject.value) and near != reject.value
+            fold = near == fold_id(reject.value) and near != reject.value
             way = f": {table_flag('fold_ids', 'true')} makes them one" if fold else ""
             return f"; {items_file or 'the catalogue'} has {own}{way}"
         case reason if reason in (COUNT, QUOTES) and table.quote and table.quote in reject.value:
@@ -110,13 +110,13 @@ def hint_of(reject: Reject, table: TableFormat, ids: Sequence[str], items_file: 
 
 
 def _letters(item: str) -> str:
-    return folded_id(item.strip()).lstrip("0").casefold()
+    return fold_id(item.strip()).lstrip("0").casefold()
 
 
 def facts_of(
     job: Job, items: RawItems, catalogue: Catalogue, users: Users, counts: Counter[str]
 ) -> dict[str, Any]:
-    """The content of counts.json.
+    """Return the content of counts.json.
 
     Nothing is lost: what is read is used or rejected, what is used is kept or dropped by a named
     filter, and what is kept is a row's target or history only.
@@ -146,7 +146,7 @@ def facts_of(
 
 
 def describe(facts: Mapping[str, Any]) -> str:
-    """The facts as a table for the terminal, without counts of zero."""
+    """Return the facts as a table for the terminal, without counts of zero."""
     parts = {"raw lines": facts["raw"], "interactions": facts["interactions"]}
     parts |= {f"{split} rows": counts for split, counts in facts["rows"].items()}
     names = ("users", "items", "distinct_titles", "other_titles", "cold_items")

@@ -88,7 +88,7 @@ def accept(path: Path, checks: Sequence[str]) -> None:
 
 
 def _data_of(path: Path) -> Path:
-    """The prepared folder that an artifact is, or was made from."""
+    """Return the prepared folder that an artifact is, or was made from."""
     facts = manifest(path) if (path / MANIFEST).is_file() else {}
     if "inputs" not in facts:
         raise ConfigError(f"{path} is no artifact; name a folder that prepare, fit or train prints")
@@ -125,7 +125,7 @@ def refuse_leaks(findings: Sequence[Finding]) -> None:
 
 
 def table(findings: Sequence[Finding]) -> str:
-    """The findings for the terminal."""
+    """Return the findings for the terminal."""
     return tabulate(map(asdict, findings), headers="keys")
 
 
@@ -283,7 +283,7 @@ def own_history(splits: dict[Split, Rows], data: PreparedData) -> Finding:
 
 
 def order_artefact(events: Events) -> Finding:
-    """Whether pairs of items stand in one order for all users: then order is not of time.
+    """Tell whether pairs of items stand in one order for all users: then order is not of time.
 
     LLaRA's LastFM rows follow one global order, which a rule that learns nothing exploits. (So
     does a synthetic world without noise, whose users all walk one cycle.)
@@ -356,7 +356,7 @@ def ancestry(path: Path, data: PreparedData) -> Iterator[Finding]:
 
 
 def _interactions(data: PreparedData, split: Split) -> pd.DataFrame:
-    """The targets of a split by what the raw data calls them."""
+    """Return the targets of a split by what the raw data calls them."""
     rows = data.rows(split)
     users, items = np.array(data.user_ids()), np.array(data.source_ids)
     columns = {"user": users[rows.user_R], "item": items[rows.target_R], "time": rows.time_R}

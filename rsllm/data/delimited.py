@@ -24,14 +24,14 @@ ONE_LINE = ("user", "item", "time", "rating", "split")
 
 
 def spans_lines(file: RawFile, table: TableFormat) -> bool:
-    """Whether some line holds half of a pair of quotes, so that only a reader from the file's
+    """Tell whether some line holds half of a pair of quotes, so that only a reader from the file's
     beginning knows where its records begin."""
     with file.open() as stream, io.TextIOWrapper(stream, "latin-1", newline="\n") as text:
         return any(_has_odd_quotes(line, table) for line in text)
 
 
 def fields(text: str, table: TableFormat) -> list[str] | None:
-    """The fields of a record; none where its quotes or line ends are broken."""
+    """Return the fields of a record; none where its quotes or line ends are broken."""
     quote, escape, text = table.quote, table.escape, text.rstrip("\r")
     if not (quote and quote in text) and not (escape and escape in text):
         return None if "\r" in text else text.split(table.separator)
@@ -46,7 +46,7 @@ def fields(text: str, table: TableFormat) -> list[str] | None:
 
 
 def read_delimited(chunk: Chunk, table: TableFormat, names: Sequence[str]) -> Iterator[Piece]:
-    """The pieces of a chunk, in order; `names` are the columns of its file."""
+    """Yield the pieces of a chunk, in order; `names` are the columns of its file."""
     header = chunk.start == 0 and not table.header
     first, skipped, tail = 0, 0, b""
     for block in blocks(chunk, table.encoding):
@@ -74,8 +74,8 @@ def _by_line(block: bytes, names: Sequence[str], table: TableFormat, first: int)
     quoted = bool(quote) and quote in block
     if quoted:
         # Every quote has to begin or end a whole field of one line.
-        ends = re.escape(separator) + rb"\n"
-        field = rb"%b(?<![^%b]%b)[^%b\n]*%b(?![^%b\r])" % (quote, ends, *3 * [quote], ends)
+        mark, ends = re.escape(quote), re.escape(separator) + rb"\n"
+        field = rb"%b(?<![^%b]%b)[^%b\n]*%b(?![^%b\r])" % (mark, ends, *3 * [mark], ends)
         if len(separator) > 1 or 2 * len(re.findall(field, block)) != block.count(quote):
             return None
     if len(separator) > 1:
@@ -160,7 +160,7 @@ def _has_odd_quotes(line: str, table: TableFormat) -> bool:
 
 
 def _closing(lines: Sequence[str], start: int, table: TableFormat) -> int | None:
-    """The line after the next one with an odd number of quotes, if it is near enough."""
+    """Return the line after the next one with an odd number of quotes, if it is near enough."""
     size = len(lines[start])
     for place in range(start + 1, len(lines)):
         size += 1 + len(lines[place])

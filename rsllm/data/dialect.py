@@ -33,8 +33,8 @@ _ONLY_1252 = re.compile("[\udc80-\udc9f]")
 """Bytes that are letters in windows-1252, and nothing in latin-1."""
 
 
-def provisional(table: TableFormat, file: RawFile) -> TableFormat:
-    """The table as the beginning of a file has it: enough to read its columns."""
+def first_look(table: TableFormat, file: RawFile) -> TableFormat:
+    """Return the table as the beginning of a file has it: enough to read its columns."""
     if file.suffix == ".parquet":
         return replace(table, separator="", quote="", escape="", encoding="utf-8")
     if table.encoding == AUTO:
@@ -53,7 +53,7 @@ def provisional(table: TableFormat, file: RawFile) -> TableFormat:
 
 
 def settle(table: TableFormat, files: Sequence[RawFile]) -> tuple[TableFormat, dict[str, str]]:
-    """The table with nothing left to find, and what was found, by setting.
+    """Return the table with nothing left to find, and what was found, by setting.
 
     What the files do not show, such as an encoding of theirs beyond ASCII, is not found.
 
@@ -61,7 +61,7 @@ def settle(table: TableFormat, files: Sequence[RawFile]) -> tuple[TableFormat, d
         ConfigError: times that may be of several formats, and mean different times.
         DataError: a file that cannot be opened.
     """
-    first, found, noted = provisional(table, files[0]), dict[str, str](), dict[str, str]()
+    first, found, noted = first_look(table, files[0]), dict[str, str](), dict[str, str]()
     if table.separator == AUTO and first.separator:
         found["separator"] = first.separator
     if table.encoding == AUTO and files[0].suffix != ".parquet":

@@ -87,7 +87,7 @@ class RawFile:
         return path.with_suffix("").suffix if self.compression else path.suffix
 
     def open(self, compression: str | None = "infer") -> Any:
-        """A stream of its uncompressed bytes.
+        """Return a stream of its uncompressed bytes.
 
         Raises:
             DataError: it cannot be opened, such as a link or a device in an archive.
@@ -160,7 +160,7 @@ class Reject:
 
 
 def find_files(location: str, pattern: str) -> list[RawFile]:
-    """The files of a folder or URI, or the one file that it names, if they match a pattern.
+    """Return the files of a folder or URI, or the one file that it names, if they match a pattern.
 
     Raises:
         ConfigError: a URI of a kind that is unknown or needs another package, a damaged archive.
@@ -178,14 +178,14 @@ def find_files(location: str, pattern: str) -> list[RawFile]:
 
 
 def head(file: RawFile, encoding: str, count: int = 1) -> list[str]:
-    """The first lines of a text that say something, without their ends."""
+    """Return the first lines of a text that say something, without their ends."""
     with file.open() as stream, io.TextIOWrapper(stream, encoding, "replace", "\n") as text:
         lines = (line.removeprefix("\ufeff").rstrip("\r\n") for line in text)
         return list(islice((line for line in lines if line.strip()), count))
 
 
 def seekable(encoding: str) -> bool:
-    """Whether a newline is one byte that stands for nothing else, wherever reading begins."""
+    """Tell whether a newline is one byte that stands for nothing else, wherever reading begins."""
     name = codecs.lookup(encoding).name
     return not name.startswith(("utf-16", "utf-32", "utf-7", "iso2022", "hz"))
 

@@ -25,7 +25,7 @@ def stream_seed(seed: int, stream: str) -> int:
 
 
 def mix64(bits: UInt64s) -> UInt64s:
-    """The output function of SplitMix64 (Steele, Lea and Flood 2014), a bijection."""
+    """Apply the output function of SplitMix64 (Steele, Lea and Flood 2014), a bijection."""
     bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return bits ^ (bits >> np.uint64(31))
@@ -37,7 +37,7 @@ def entry(keys: UInt64s, number: NDArray[np.integer]) -> UInt64s:
 
 
 def stream(keys_R: UInt64s, start: int, size: int) -> UInt64s:
-    """Numbers `start` to `start + size` of each key's SplitMix64 stream. [R, size]."""
+    """Return numbers `start` to `start + size` of each key's SplitMix64 stream. [R, size]."""
     return entry(keys_R[:, None], np.arange(start, start + size))
 
 

@@ -64,7 +64,7 @@ class Histories:
     def windows(
         self, places: Sequence[tuple[int, int]], seed: int
     ) -> list[tuple[int, Ints, np.uint64]]:
-        """The windows at (epoch, number): user, items, and a random key of their own.
+        """Return the windows at (epoch, number): user, items, and a random key of their own.
 
         Where a sequence does not fill its windows, how much of the room its first one leaves free
         is drawn anew each epoch, so that cuts fall elsewhere.

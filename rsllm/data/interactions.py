@@ -54,7 +54,7 @@ def in_order(
 
 
 def distinct(events: Events, policy: Duplicates) -> Bools:
-    """A mask of the ordered events to keep.
+    """Return a mask of the ordered events to keep.
 
     `event` keeps one of equal user, item and time; `first` and `last` one of equal user and item;
     `keep` all.
@@ -77,7 +77,7 @@ def core(events: Events, kept_I: Bools, min_user_events: int) -> Bools:
 
 
 def most_recent(events: Events, number: int) -> Bools:
-    """The last `number` events of each user; 0 keeps all."""
+    """Return the last `number` events of each user; 0 keeps all."""
     return (from_end(events) < number) | (number == 0)
 
 
@@ -87,7 +87,7 @@ def time_bins(time_E: NDArray[np.int64], earliest: int, latest: int) -> NDArray[
 
 
 def time_cut(counts: NDArray[np.int64], share: float, earliest: int, latest: int) -> int:
-    """The first time before which at least `share` of the events lie; `counts` per bin."""
+    """Return the first time before which at least `share` of the events lie; `counts` per bin."""
     bins = int(np.searchsorted(counts.cumsum(), share * counts.sum(), "left")) + 1
     return earliest + -(-bins * (latest - earliest + 1000) // TIME_BINS)
 

@@ -21,7 +21,7 @@ NAMED = 1000
 
 
 def is_array(file: RawFile) -> bool:
-    """Whether a JSON file is one array, not an object a line."""
+    """Tell whether a JSON file is one array, not an object a line."""
     if file.suffix not in SUFFIXES:
         return False
     with file.open() as stream:
@@ -29,7 +29,7 @@ def is_array(file: RawFile) -> bool:
 
 
 def names_in(file: RawFile, encoding: str) -> tuple[str, ...]:
-    """The names that the first thousand objects of a file have."""
+    """Return the names that the first thousand objects of a file have."""
     if is_array(file):
         rows = list(islice(_elements(file, encoding), NAMED))
     else:
@@ -38,7 +38,7 @@ def names_in(file: RawFile, encoding: str) -> tuple[str, ...]:
 
 
 def read_objects(chunk: Chunk, table: TableFormat) -> Iterator[Piece]:
-    """The pieces of a chunk, in order."""
+    """Yield the pieces of a chunk, in order."""
     if is_array(chunk.file):
         elements = enumerate(_elements(chunk.file, table.encoding))
         while some := list(islice(elements, ROWS_PER_PIECE)):
@@ -53,7 +53,7 @@ def read_objects(chunk: Chunk, table: TableFormat) -> Iterator[Piece]:
 
 
 def _parse(line: bytes) -> Any:
-    """The value that a line holds, or else the fault of it."""
+    """Return the value that a line holds, or else the fault of it."""
     try:
         text = line.decode()
     except UnicodeDecodeError as error:
@@ -69,7 +69,7 @@ def _parse(line: bytes) -> Any:
 
 
 def _piece(rows: Iterable[tuple[int, Any]], num_lines: int, table: TableFormat) -> Piece:
-    """The rows that are objects as columns of bytes, and the faults of the others."""
+    """Return the rows that are objects as columns of bytes, and the faults of the others."""
     whole: dict[int, list[bytes]] = {}
     broken: dict[int, Fault] = {}
     for number, row in rows:

@@ -22,7 +22,7 @@ from rsllm.config import DataConfig
 from rsllm.data import interactions, prepared, sequences
 from rsllm.data.files import Chunk
 from rsllm.data.hashing import UInt64s
-from rsllm.data.raw import Change, merged, read_interactions
+from rsllm.data.raw import Change, read_interactions, sum_changes
 from rsllm.data.sequences import SPLITS, Bools, Catalogue, Events, Ints, Rows, Split
 from rsllm.data.sources import RawData
 from rsllm.errors import DataError
@@ -86,7 +86,13 @@ def read(job: Job, item_ids: pa.Array, task: tuple[int, Chunk]) -> Counts:
                 writer.write_table(dealt.slice(stop - size, size))
             if len(rows):
                 times += pa.compute.min_max(rows["time"]).as_py().values()
-    return {"lines": 0, **counts, "rejects": rejects, "times": times, "changes": merged(changes)}
+    return {
+        "lines": 0,
+        **counts,
+        "rejects": rejects,
+        "times": times,
+        "changes": sum_changes(changes),
+    }
 
 
 def _dealt(job: Job, group: int) -> Path:

@@ -38,7 +38,7 @@ from rsllm.data.files import Reject
 from rsllm.data.hashing import hash_strings
 from rsllm.data.interactions import time_cut, user_numbers
 from rsllm.data.passes import Job, Users
-from rsllm.data.raw import RawItems, merged, read_items, settle_titles, titles_beside
+from rsllm.data.raw import RawItems, read_items, settle_titles, sum_changes, titles_beside
 from rsllm.data.sequences import SPLITS, Bools, Catalogue, split_sizes
 from rsllm.data.tables import chunks_of
 from rsllm.errors import ConfigError, DataError
@@ -54,7 +54,7 @@ def prepare(
     fetch: Callable[[str], Path],
     start_ray: Callable[[], object] = lambda: None,
 ) -> Path:
-    """The prepared folder of `config`, made unless the store has it.
+    """Return the prepared folder of `config`, made unless the store has it.
 
     Args:
         config: what to prepare, and how.
@@ -108,7 +108,7 @@ def raw_location(config: DataConfig, fetch: Callable[[str], Path]) -> Iterator[s
 
 
 def _with_split(config: DataConfig, data: sources.RawData) -> DataConfig:
-    """The config with the split of the source, unless the user chose one."""
+    """Return the config with the split of the source, unless the user chose one."""
     if config.split == "auto":
         return replace(config, split=data.layout.split)
     has_split = "split" in data.layout.interactions.columns
@@ -122,7 +122,7 @@ def _with_split(config: DataConfig, data: sources.RawData) -> DataConfig:
 
 
 def _run(job: Job, listed: Path) -> None:
-    """All passes; `listed` takes the rejected lines."""
+    """Run all passes; `listed` takes the rejected lines."""
     job.scratch.mkdir()
     items, rejects, span, counts = _read(job)
     account.refuse(job, items, rejects, counts, listed)
@@ -170,12 +170,12 @@ def _read(job: Job) -> tuple[RawItems, list[Reject], tuple[int, int], Counter[st
         before[name] += result["lines"]
         times += result.pop("times")
         counts.update(result)
-    items = replace(items, changes=merged(changes))
+    items = replace(items, changes=sum_changes(changes))
     return items, rejects, (min(times, default=0), max(times, default=0)), counts
 
 
 def _core(job: Job, num_items: int, span: tuple[int, int], counts: Counter[str]) -> Bools:
-    """The items that stay: in a k-core all users and items have enough interactions."""
+    """Return the items that stay: in a k-core all users and items have enough interactions."""
     config, kept_I = job.config, np.ones(num_items, bool)
     groups, before = range(config.num_shards), counts["used"] - counts["below_min_rating"]
     while True:

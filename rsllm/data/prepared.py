@@ -99,7 +99,7 @@ class PreparedData:
         return int(self.config["num_draws"])
 
     def user_ids(self) -> list[str]:
-        """The id that the raw data has for each user.
+        """Return the id that the raw data has for each user.
 
         Raises:
             ConfigError: no user is here.
@@ -108,7 +108,7 @@ class PreparedData:
         return list(read_table(self.path / USERS, "users")["source_id"].to_pylist())
 
     def rows(self, split: Split, draw: int = 0) -> Rows:
-        """The rows of a split by user and position; only `rows("test")` opens the test file.
+        """Return the rows of a split by user and position; only `rows("test")` opens the test file.
 
         Raises:
             ConfigError: no user is here.
@@ -148,7 +148,7 @@ class PreparedData:
 
 
 def candidates_file(folder: Path, split: Split, draw: int) -> Path:
-    """The file of one draw of a split's candidate sets."""
+    """Return the file of one draw of a split's candidate sets."""
     return folder / "candidates" / f"{split}-{draw}.parquet"
 
 
@@ -164,7 +164,7 @@ def write_items(
 
 
 def row_columns(rows: Rows) -> list[Any]:
-    """The columns of rows, for `to_table`."""
+    """Return the columns of rows, for `to_table`."""
     history = _to_lists(rows.history_RH)
     return [rows.user_R, rows.position_R, history, rows.target_R, rows.time_R]
 
@@ -179,7 +179,7 @@ def write_sets(path: Path, rows: Rows, make: Callable[[Rows], Ints], step: int) 
 
 
 def to_table(kind: str, columns: Sequence[Any]) -> pa.Table:
-    """Columns as a table of one of the folder's schemas."""
+    """Return columns as a table of one of the folder's schemas."""
     arrays = [c if isinstance(c, pa.Array) else pa.array(c) for c in columns]
     return pa.Table.from_arrays(arrays, schema=_SCHEMAS[kind])
 
@@ -191,7 +191,7 @@ def write_table(path: Path, kind: str, columns: Sequence[Any]) -> None:
 
 
 def table_writer(path: Path, kind: str) -> pq.ParquetWriter:
-    """A writer of a file in several goes."""
+    """Return a writer of a file in several goes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     return pq.ParquetWriter(path, _SCHEMAS[kind], compression="zstd", write_page_checksum=True)
 
@@ -217,7 +217,7 @@ def read_table(path: Path, kind: str) -> pa.Table:
 
 
 def _read_parts(folder: Path, kind: str) -> pa.Table:
-    """All parts, by user; a user is in one part, in order."""
+    """Return all parts, by user; a user is in one part, in order."""
     parts = [read_table(part, kind) for part in sorted(folder.glob("part-*.parquet"))]
     table = pa.concat_tables(parts)
     return table.take(table["user"].to_numpy().argsort(kind="stable")).combine_chunks()
@@ -226,7 +226,7 @@ def _read_parts(folder: Path, kind: str) -> pa.Table:
 def _sets_of(rows: Rows, drawn: pa.Table, name: str) -> Ints:
     if not np.array_equal(drawn["user"].to_numpy(), rows.user_R):
         raise DataError(f"the {name} are of other rows; prepare the data again")
-    return _padded(drawn["candidates"])
+    return _pad(drawn["candidates"])
 
 
 def _to_lists(padded_RN: Ints) -> pa.ListArray:
@@ -235,7 +235,7 @@ def _to_lists(padded_RN: Ints) -> pa.ListArray:
     return pa.ListArray.from_arrays(offsets, padded_RN[filled_RN])
 
 
-def _padded(lists: pa.ChunkedArray, width: int = 0) -> Ints:
+def _pad(lists: pa.ChunkedArray, width: int = 0) -> Ints:
     column = lists.combine_chunks()
     length_R = column.value_lengths().to_numpy()
     padded_RN = np.full((len(column), width or int(length_R.max(initial=0))), NO_ITEM, np.int32)
@@ -248,6 +248,6 @@ def to_rows(table: pa.Table, window: int) -> Rows:
     table = table.combine_chunks()
     names = ("user", "position", "target", "time")
     user_R, position_R, target_R, time_R = (table[name].to_numpy() for name in names)
-    history_RH = _padded(table["history"], window)
+    history_RH = _pad(table["history"], window)
     length_R = (history_RH != NO_ITEM).sum(axis=1, dtype=np.int32)
     return Rows(user_R, position_R, history_RH, length_R, target_R, time_R)

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from rsllm.data.files import SHOWN, Chunk, Fault, RawFile, Reject, TableFormat
 from rsllm.data.sequences import SPLITS, Bools
 from rsllm.data.tables import read, read_all
-from rsllm.data.values import as_text, folded, numbers, times
+from rsllm.data.values import as_text, fold_ids, numbers, times
 from rsllm.errors import DataError
 
 TEXT = "text"
@@ -47,7 +47,7 @@ class RawItems:
 
     @classmethod
     def of(cls, titles: Mapping[str, tuple[str, str]], *more: Any, **facts: Any) -> RawItems:
-        """The items with their clean titles, beside which the raw ones stand."""
+        """Return the items with their clean titles, beside which the raw ones stand."""
         ids = sorted(titles, key=lambda item: (len(item), item))
         return cls(ids, [titles[item][0] for item in ids], *more, **facts)
 
@@ -78,7 +78,7 @@ def clean_title(
     move_articles: bool = True,
     unescape: bool = False,
 ) -> str:
-    """The title as prompts show it: one line, no year, article in front.
+    """Return the title as prompts show it: one line, no year, article in front.
 
     ``"Matrix, The (1999)"`` becomes ``"The Matrix"``; alternative titles in parentheses stay and
     get the same treatment. A title that is empty or a placeholder becomes ``"item <id>"``.
@@ -92,8 +92,8 @@ def clean_title(
     return f"item {item}" if name in _PLACEHOLDERS else name
 
 
-def titled(texts: Sequence[str], item: str, table: TableFormat) -> str:
-    """An item's clean title, with its further texts in parentheses."""
+def item_title(texts: Sequence[str], item: str, table: TableFormat) -> str:
+    """Return an item's clean title, with its further texts in parentheses."""
     how = {name: getattr(table, name) for name in ("strip_years", "move_articles", "unescape")}
     first, *more = texts
     words = [clean_title(text, "", **how) for text in more if text.strip()]
@@ -101,8 +101,8 @@ def titled(texts: Sequence[str], item: str, table: TableFormat) -> str:
     return f"{title} ({', '.join(words)})" if words else title
 
 
-def merged(changes: Sequence[Mapping[str, Change]]) -> dict[str, Change]:
-    """The sum of the changes of several parts."""
+def sum_changes(changes: Sequence[Mapping[str, Change]]) -> dict[str, Change]:
+    """Return the sum of the changes of several parts."""
     total: dict[str, Change] = {}
     for what, (count, example) in (pair for part in changes for pair in part.items()):
         before = total.get(what, (0, example))
@@ -111,7 +111,7 @@ def merged(changes: Sequence[Mapping[str, Change]]) -> dict[str, Change]:
 
 
 def _title_changes(titles: Mapping[str, tuple[str, str]], table: TableFormat) -> dict[str, Change]:
-    """The changes that cleaning makes to titles (clean and raw, by item), or might make."""
+    """Return the changes that cleaning makes to titles (clean and raw, by item), or might make."""
     raw = [title for _, title in titles.values()]
     changed = {
         YEARS: [title for title in raw if table.strip_years and _YEAR.search(title.strip())],
@@ -127,7 +127,7 @@ def _text_roles(table: TableFormat) -> list[str]:
 
 
 def _texts(rows: pa.Table) -> tuple[dict[str, pa.Array], dict[int, str]]:
-    """The columns of some rows by role, and the reason of each row that is not all text."""
+    """Return the columns of some rows by role, and the reason of each row that is not all text."""
     no_text: dict[int, str] = {}
     columns = {role: rows[role].combine_chunks() for role in rows.column_names}
     return {role: as_text(column, no_text) for role, column in columns.items()}, no_text
@@ -138,7 +138,7 @@ def _ids(column: pa.Array, table: TableFormat) -> tuple[pa.Array, Bools, dict[st
     changes: dict[str, Change] = {}
     plain = column
     if table.fold_ids:
-        plain, folded_R = folded(column)
+        plain, folded_R = fold_ids(column)
         if folded_R.any():
             changed = column.filter(pa.array(folded_R))
             changes[FOLDED] = (len(changed), pc.min(changed).as_py())
@@ -147,7 +147,7 @@ def _ids(column: pa.Array, table: TableFormat) -> tuple[pa.Array, Bools, dict[st
 
 
 def read_items(files: Sequence[RawFile], table: TableFormat) -> RawItems:
-    """The titles of all items, one row each; of an item's rows the first one counts.
+    """Return the titles of all items, one row each; of an item's rows the first one counts.
 
     Raises:
         DataError: no usable row.
@@ -168,7 +168,7 @@ def read_items(files: Sequence[RawFile], table: TableFormat) -> RawItems:
                 shown = ", ".join([item, *texts])[:SHOWN]
                 broken[line] = (no_text.get(row, "empty id"), shown)
                 continue
-            title = titled(texts, item, table)
+            title = item_title(texts, item, table)
             if item in titles:
                 before, raw = titles[item]
                 what = "repeated item" if title == before else "item with a second title"
@@ -182,7 +182,7 @@ def read_items(files: Sequence[RawFile], table: TableFormat) -> RawItems:
         at = f"; {rejects[0]}" if rejects else ""
         raise DataError(f"{files[0].name} has no usable row{at}; is it the right file?")
     changes.append(_title_changes(titles, table))
-    return RawItems.of(titles, rejects, rows_read, changes=merged(changes))
+    return RawItems.of(titles, rejects, rows_read, changes=sum_changes(changes))
 
 
 def titles_beside(chunk: Chunk, table: TableFormat) -> Counter[tuple[str, ...]]:
@@ -204,7 +204,7 @@ def settle_titles(counts: Mapping[tuple[str, ...], int], table: TableFormat) -> 
     """One title per item: the most frequent one, of equally frequent ones the first by alphabet."""
     by_title: dict[str, dict[str, tuple[int, str]]] = {}
     for (item, *texts), count in counts.items():
-        title, held = titled(texts, item, table), by_title.setdefault(item, {})
+        title, held = item_title(texts, item, table), by_title.setdefault(item, {})
         before = held.get(title, (0, texts[0]))
         held[title] = (before[0] + count, min(before[1], texts[0]))
     best = {item: min(held, key=lambda t: (-held[t][0], t)) for item, held in by_title.items()}
@@ -216,7 +216,7 @@ def settle_titles(counts: Mapping[tuple[str, ...], int], table: TableFormat) -> 
 def read_interactions(
     chunk: Chunk, table: TableFormat, item_ids: pa.Array
 ) -> Iterator[Interactions]:
-    """The interactions of a chunk with items of the catalogue, piece by piece."""
+    """Yield the interactions of a chunk with items of the catalogue, piece by piece."""
     for piece in read(chunk, table):
         columns, no_text = _texts(piece.columns)
         users, no_user_R, folds = _ids(columns["user"], table)
@@ -247,5 +247,5 @@ def read_interactions(
             value = columns[role][row].as_py()
             broken[piece.lines[row]] = (no_text.get(row, reason), value[:SHOWN])
         rows = pa.table(clean).filter(pa.array(~bad_R))
-        changes = merged([folds, more_folds])
+        changes = sum_changes([folds, more_folds])
         yield Interactions(rows, dict(sorted(broken.items())), piece.num_lines, changes)

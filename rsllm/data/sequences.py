@@ -36,7 +36,7 @@ class Events:
     """Milliseconds since 1970."""
 
     def take(self, index: NDArray[np.integer] | Bools | slice) -> Events:
-        """The events at `index`, or where a mask is true."""
+        """Return the events at `index`, or where a mask is true."""
         return Events(self.user_E[index], self.item_E[index], self.time_E[index])
 
 
@@ -67,7 +67,7 @@ class Catalogue:
         return cls(title_keys_I, eligible[first], counts_I)
 
     def keys(self, items: Ints) -> Ints:
-        """The title of each item; padding stays."""
+        """Return the title of each item; padding stays."""
         return np.where(items >= 0, self.title_keys_I[items], np.int32(NO_ITEM))
 
     def weights(self) -> NDArray[np.float64]:
@@ -106,14 +106,14 @@ class Rows:
         return len(self.target_R)
 
     def take(self, index: NDArray[np.integer] | NDArray[np.bool_] | slice) -> Rows:
-        """The rows at `index` (or where a mask is true), in its order."""
+        """Return the rows at `index` (or where a mask is true), in its order."""
         arrays: list[Any] = [None if a is None else a[index] for a in vars(self).values()]
         return Rows(*arrays)
 
     def shuffled(self, seed: int) -> Rows:
-        """The same rows, each history in a random order that depends on which row it is."""
+        """Return the same rows, each history in a random order that depends on which row it is."""
         key_R = entry(entry(mix64(np.array([seed], np.uint64)), self.user_R), self.position_R)
-        return replace(self, history_RH=_shuffled(key_R, self.history_RH))
+        return replace(self, history_RH=_shuffle(key_R, self.history_RH))
 
     def histories(self, i: int) -> Ints:
         """Row i's history without padding, oldest first."""
@@ -223,7 +223,7 @@ def draw_candidates(
         pool = _Pool(keys_R[rows], seen_RX, catalogue, sampling)
         negatives_RN = pool.all() if full else pool.draw(size)
         whole_RC = np.column_stack([target_R[rows], negatives_RN])
-        chunks.append(_shuffled(mix64(keys_R[rows]), whole_RC))
+        chunks.append(_shuffle(mix64(keys_R[rows]), whole_RC))
     candidates_RC = np.concatenate(chunks)
     used = (candidates_RC != NO_ITEM).any(axis=0)
     return candidates_RC[:, used] if full and len(keys_R) else candidates_RC
@@ -234,11 +234,11 @@ def draw_from_pools(keys_R: UInt64s, pool_RP: Ints, target_R: Ints, num_candidat
 
     A pool has at least `num_candidates` - 1 titles, none of them the target's.
     """
-    negatives_RN = _shuffled(keys_R, pool_RP)[:, : num_candidates - 1]
-    return _shuffled(mix64(keys_R), np.column_stack([target_R, negatives_RN]))
+    negatives_RN = _shuffle(keys_R, pool_RP)[:, : num_candidates - 1]
+    return _shuffle(mix64(keys_R), np.column_stack([target_R, negatives_RN]))
 
 
-def _shuffled(keys_R: UInt64s, items_RX: Ints) -> Ints:
+def _shuffle(keys_R: UInt64s, items_RX: Ints) -> Ints:
     """Each row's items in a random order of its key, padding last."""
     place_RX = stream(keys_R, 0, items_RX.shape[1])
     place_RX[items_RX == NO_ITEM] = np.iinfo(np.uint64).max
@@ -264,7 +264,7 @@ class _Pool:
         history = self.excluded_RX.shape[1] - 1
         num_draws = 2 * size + history + SPARE_DRAWS
         drawn_RJ = self._places(stream(self.keys_R, 0, num_draws))
-        good_RJ = ~(_repeated(drawn_RJ) | _is_in(drawn_RJ, self.excluded_RX))
+        good_RJ = ~(_repeats(drawn_RJ) | _is_in(drawn_RJ, self.excluded_RX))
         number_RJ = good_RJ.cumsum(axis=1)
         good_RJ &= number_RJ <= size
         missing_R = number_RJ[:, -1] < size
@@ -310,7 +310,7 @@ class _Pool:
         return order_RT[:, : self.size]
 
 
-def _repeated(drawn_RJ: Ints) -> Bools:
+def _repeats(drawn_RJ: Ints) -> Bools:
     """True where a row's value stood in an earlier column."""
     order_RJ = drawn_RJ.argsort(axis=1, kind="stable")
     sorted_RJ = np.take_along_axis(drawn_RJ, order_RJ, axis=1)

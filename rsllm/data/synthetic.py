@@ -109,7 +109,7 @@ def write_world(folder: Path, **how: Any) -> Longs:
 
 
 def best_scores(world: World) -> dict[str, float]:
-    """The expected HR@1 of oracles on the last step of held-out users, by what they know.
+    """Return the expected HR@1 of oracles on the last step of held-out users, by what they know.
 
     Each names the walk's next item if it can tell it and it is a candidate, and guesses evenly
     otherwise; none uses popularity. A walk's next item is the target with probability 1 - noise,

@@ -68,7 +68,7 @@ def check(files: Sequence[RawFile], table: TableFormat) -> None:
 
 
 def parquet(file: RawFile) -> pq.ParquetFile:
-    """A Parquet file, open.
+    """Return a Parquet file, open.
 
     Raises:
         DataError: it is none, or not whole.
@@ -112,7 +112,7 @@ def read_all(files: Sequence[RawFile], table: TableFormat) -> Iterator[tuple[Raw
 
 
 def read(chunk: Chunk, table: TableFormat) -> Iterator[Piece]:
-    """The pieces of a chunk, in order."""
+    """Yield the pieces of a chunk, in order."""
     if chunk.file.suffix == ".parquet":
         yield from _read_parquet(chunk, table)
     elif chunk.file.suffix in objects.SUFFIXES:

@@ -31,7 +31,7 @@ _FLOAT_ID = r"^(-?[0-9]+)\.0$"
 
 
 def as_text(column: pa.Array, no_text: dict[int, str]) -> pa.Array:
-    """A column as strings; `no_text` takes the rows that are no UTF-8, and why."""
+    """Return a column as strings; `no_text` takes the rows that are no UTF-8, and why."""
     try:
         return column.cast(pa.string())
     except pa.ArrowInvalid:
@@ -45,7 +45,7 @@ def as_text(column: pa.Array, no_text: dict[int, str]) -> pa.Array:
     return pa.array(values)
 
 
-def folded(ids: pa.Array) -> tuple[pa.Array, Bools]:
+def fold_ids(ids: pa.Array) -> tuple[pa.Array, Bools]:
     """Ids without the ".0" of floats, and which of them had it."""
     if not pc.any(pc.ends_with(ids, ".0")).as_py():
         return ids, np.zeros(len(ids), bool)
@@ -53,13 +53,13 @@ def folded(ids: pa.Array) -> tuple[pa.Array, Bools]:
     return plain, np.asarray(pc.not_equal(plain, ids))
 
 
-def folded_id(text: str) -> str:
+def fold_id(text: str) -> str:
     """One id without the ".0" of floats."""
     return re.sub(_FLOAT_ID, r"\1", text)
 
 
 def numbers(column: pa.Array) -> tuple[NDArray[np.float64], Bools]:
-    """The values of a column, and which of them are no finite numbers."""
+    """Return the values of a column, and which of them are no finite numbers."""
     try:
         values_R = np.asarray(column.cast(pa.float64()))
     except pa.ArrowInvalid:
@@ -68,7 +68,7 @@ def numbers(column: pa.Array) -> tuple[NDArray[np.float64], Bools]:
 
 
 def times(column: pa.Array, unit: str) -> tuple[NDArray[np.int64], Bools]:
-    """Milliseconds since 1970, and which values are no time between then and 2106."""
+    """Return milliseconds since 1970, and which values are no time between then and 2106."""
     if unit in UNITS:
         time_R, bad_R = numbers(column)
         time_R = time_R * UNITS[unit]

@@ -36,7 +36,7 @@ MANIFEST = "manifest.json"
 
 
 def cache_root() -> Path:
-    """The folder of what a node fetched: `$RSLLM_CACHE`, or the user's cache folder."""
+    """Return the folder of what a node fetched: `$RSLLM_CACHE`, or the user's cache folder."""
     root = Path(os.environ.get("RSLLM_CACHE") or platformdirs.user_cache_path("rsllm"))
     return root.expanduser().absolute()
 
@@ -179,7 +179,7 @@ def _read_manifest(folder: Path) -> tuple[dict[str, Any], dict[str, tuple[int, s
 
 
 def not_on_storage(location: str) -> ConfigError:
-    """The error for an artifact that this node cannot see."""
+    """Return the error for an artifact that this node cannot see."""
     return ConfigError(
         f"{location} is not on storage that {platform.node()} sees; give --storage a folder that"
         " every node of the cluster mounts, or a URI, such as s3://bucket/path"
@@ -222,17 +222,17 @@ class Mirror:
         return cache_root() / "stores" / scheme / path.lstrip("/") if separator else Path(scheme)
 
     def below(self, name: str) -> str:
-        """The location of one of the folders."""
+        """Return the location of one of the folders."""
         return f"{self.location}/{name}"
 
     def names(self) -> list[str]:
-        """The names of all folders, sorted; at a URI, of those that are complete."""
+        """Return the names of all folders, sorted; at a URI, of those that are complete."""
         if self.remote is None:
             return sorted(path.name for path in self.root.glob("[!.]*"))
         return [name for name in self.remote.names() if self.remote.read(f"{name}/{MANIFEST}")]
 
     def fetch(self, name: str) -> bool:
-        """Whether there is such a folder; a copy is on this node then, compared hash by hash.
+        """Tell whether there is such a folder; a copy is on this node then, compared hash by hash.
 
         Raises:
             CheckpointError: what is at the URI is damaged.
@@ -291,7 +291,7 @@ class Store(Mirror):
 
     @classmethod
     def at(cls, location: str | Path) -> Store:
-        """A store to read from, which may not be there."""
+        """Return a store to read from, which may not be there."""
         text = str(location)
         return cls(text.rstrip("/") if "://" in text else str(Path(text).expanduser().absolute()))
 
@@ -313,7 +313,7 @@ class Store(Mirror):
         return self.root / kind / content_hash(decided_by(kind, inputs))
 
     def name(self, path: Path) -> str:
-        """The name, KIND/KEY, by which all nodes know an artifact."""
+        """Return the name, KIND/KEY, by which all nodes know an artifact."""
         return "/".join(path.parts[-2:])
 
     def local(self, path: str | Path) -> Path:
@@ -329,11 +329,11 @@ class Store(Mirror):
         return here
 
     def holds(self, path: Path) -> bool:
-        """Whether an artifact exists; if so it is on this node now."""
+        """Tell whether an artifact exists; if so it is on this node now."""
         return (path / MANIFEST).exists() or self.fetch(self.name(path))
 
     def get(self, kind: str, inputs: Any, make: Callable[[Path], Any]) -> Path:
-        """The artifact's folder; `make(staging)` fills it if it does not exist yet."""
+        """Return the artifact's folder; `make(staging)` fills it if it does not exist yet."""
 
         def commit() -> None:
             with self.commit(kind, inputs) as staging:
@@ -389,7 +389,7 @@ class Store(Mirror):
             file_lock.release()
 
     def holder(self, name: str) -> str:
-        """The process that holds a lock; empty if none on this machine does any more."""
+        """Return the process that holds a lock; empty if none on this machine does any more."""
         path = self.root / "locks" / f"{name}.lock"
         try:
             if path.exists():

@@ -47,14 +47,14 @@ class Remote:
             raise ConfigError(f"storage {error}; {remedy}") from error
 
     def read(self, path: str) -> bytes | None:
-        """The bytes of a file, or None if there is none."""
+        """Return the bytes of a file, or None if there is none."""
         none = contextlib.suppress(FileNotFoundError, NotADirectoryError)
         with self._system() as (system, root), none:
             return bytes(system.cat_file(f"{root}/{path}"))
         return None
 
     def names(self) -> list[str]:
-        """The names in the folder at the URI, sorted; none if there is no such folder."""
+        """Return the names in the folder at the URI, sorted; none if there is no such folder."""
         with self._system() as (system, root), contextlib.suppress(FileNotFoundError):
             entries = system.ls(root, detail=False)
             return sorted(entry.rstrip("/").rsplit("/", 1)[-1] for entry in entries)

@@ -30,5 +30,5 @@ def deciding_results() -> dict[str, int]:
 
 
 def decided_by(kind: str, inputs: Any) -> dict[str, Any]:
-    """The facts whose hash is an artifact's key."""
+    """Return the facts whose hash is an artifact's key."""
     return {"version": VERSIONS.get(kind), "inputs": inputs}

@@ -78,8 +78,15 @@ def two_hours_on(time: int) -> str:
 AMELIE = "Am\u00e9lie"
 PAIRS = [(user, item, str(time)) for user, item, time in EVENTS]
 ITEMS = list(TITLES.items())
-SAME: dict[str, tuple[Files, dict[str, Any], dict[str, str]]] = {
-    "RecBole with title:token": (
+
+
+def case(files: Files, config: Any = (), titles: Any = ()) -> tuple[Files, Any, Any]:
+    """Files that hold the log, the settings to read them by, and titles that differ in them."""
+    return files, dict(config), dict(titles)
+
+
+SAME = {
+    "RecBole with title:token": case(
         {
             "Toys.inter": text(
                 [(u, i, "4.0", t) for u, i, t in PAIRS],
@@ -87,11 +94,9 @@ SAME: dict[str, tuple[Files, dict[str, Any], dict[str, str]]] = {
                 ("user_id:token", "item_id:token", "rating:float", "timestamp:float"),
             ).encode(),
             "Toys.item": text(ITEMS, "\t", ("item_id:token", "title:token")).encode(),
-        },
-        {},
-        {},
+        }
     ),
-    "RecBole with names of its own": (
+    "RecBole with names of its own": case(
         {
             "s.inter": text(
                 PAIRS, "\t", ("user_id:token", "product_id:token", "timestamp:float")
@@ -99,52 +104,39 @@ SAME: dict[str, tuple[Files, dict[str, Any], dict[str, str]]] = {
             "s.item": text(
                 [(title, item) for item, title in ITEMS], "\t", ("app_name:token_seq", "id:token")
             ).encode(),
-        },
-        {},
-        {},
+        }
     ),
-    "items in a folder with an id of their own": (
+    "items in a folder with an id of their own": case(
         {
             "ratings.csv": text(PAIRS, header=("userId", "movieId", "timestamp")).encode(),
             "films.csv": text(ITEMS, header=("id", "title")).encode(),
-        },
-        {},
-        {},
+        }
     ),
-    "items by settings": (
+    "items by settings": case(
         {
             "a.csv": text(PAIRS, header=("x", "y", "z")).encode(),
             "b/films.csv": text(ITEMS, header=("key", "said")).encode(),
         },
         {"user": "x", "item": "y", "time": "z", "items": "b", "item_id": "key", "title": "said"},
-        {},
     ),
-    "quoted line breaks": (
+    "quoted line breaks": case(
         {
             "r.csv": quoted(
                 [(*row, 'Good.\r\nWould buy again, ""maybe"".') for row in ROWS],
                 header=(*HEADER, "review"),
             ).encode()
-        },
-        {},
-        {},
+        }
     ),
-    "quoted line breaks in titles": (
-        {"r.csv": quoted(titled(i3="Calm\nMeadow")).encode()},
-        {},
-        {},
-    ),
-    "titles that begin with a quote in a TSV": (
+    "quoted line breaks in titles": case({"r.csv": quoted(titled(i3="Calm\nMeadow")).encode()}),
+    "titles that begin with a quote in a TSV": case(
         {"p.tsv": text(titled(i2='"Brisk" Harbour', i5='"Eager Violin'), "\t").encode()},
         {},
         {"2": '"Brisk" Harbour', "5": '"Eager Violin'},
     ),
-    "a TSV that is quoted": (
-        {"p.tsv": quoted(titled(i2="Brisk\tHarbour"), delimiter="\t").encode()},
-        {},
-        {},
+    "a TSV that is quoted": case(
+        {"p.tsv": quoted(titled(i2="Brisk\tHarbour"), delimiter="\t").encode()}
     ),
-    "semicolons, CRLF and quotes in windows-1252": (
+    "semicolons, CRLF and quotes in windows-1252": case(
         {
             "r.csv": quoted(
                 titled(i2="Caf\u00e9 \u20ac; part 2"), delimiter=";", quoting=csv.QUOTE_ALL
@@ -153,26 +145,24 @@ SAME: dict[str, tuple[Files, dict[str, Any], dict[str, str]]] = {
         {},
         {"2": "Caf\u00e9 \u20ac; part 2"},
     ),
-    "the same, declared": (
+    "the same, declared": case(
         {"r.csv": quoted(titled(i2="Caf\u00e9; 2"), delimiter=";").encode("cp1252")},
         {"encoding": "cp1252", "separator": ";"},
         {"2": "Caf\u00e9; 2"},
     ),
-    "a byte order mark and semicolons": (
+    "a byte order mark and semicolons": case(
         {"r.csv": text(titled(i2="Caf\u00e9"), ";", end="\r\n").encode("utf-8-sig")},
         {},
         {"2": "Caf\u00e9"},
     ),
-    "a byte order mark with UTF-8 by another name": (
-        {"r.csv": text().encode("utf-8-sig")},
-        {"encoding": "UTF8"},
-        {},
+    "a byte order mark with UTF-8 by another name": case(
+        {"r.csv": text().encode("utf-8-sig")}, {"encoding": "UTF8"}
     ),
-    "tabs in a CSV": ({"r.csv": text(ROWS, "\t").encode()}, {}, {}),
-    "bars": ({"r.csv": text(ROWS, "|").encode()}, {}, {}),
-    "two colons in one file of any name": ({"r.txt": text(ROWS, "::").encode()}, {}, {}),
-    "UTF-16 of a spreadsheet": ({"r.csv": text(ROWS, "\t", end="\r\n").encode("utf-16")}, {}, {}),
-    "a backslash before a quote": (
+    "tabs in a CSV": case({"r.csv": text(ROWS, "\t").encode()}),
+    "bars": case({"r.csv": text(ROWS, "|").encode()}),
+    "two colons in one file of any name": case({"r.txt": text(ROWS, "::").encode()}),
+    "UTF-16 of a spreadsheet": case({"r.csv": text(ROWS, "\t", end="\r\n").encode("utf-16")}),
+    "a backslash before a quote": case(
         {
             "r.csv": text(
                 [(*row[:3], f'"{row[3]}"') for row in titled(i2='Brisk \\"B, C\\" Harbour')]
@@ -181,71 +171,60 @@ SAME: dict[str, tuple[Files, dict[str, Any], dict[str, str]]] = {
         {},
         {"2": 'Brisk "B, C" Harbour'},
     ),
-    "single quotes, declared": (
+    "single quotes, declared": case(
         {"r.csv": quoted(titled(i2="Brisk, Harbour"), quotechar="'").encode()},
         {"quote": "'"},
         {"2": "Brisk, Harbour"},
     ),
-    "no header": (
-        {"r.csv": text(header=()).encode()},
-        {"header": ("user", "item", "at", "name")},
-        {},
+    "bars around fields, declared": case(
+        {"r.csv": quoted(titled(i2="Brisk, Harbour"), quotechar="|").encode()},
+        {"quote": "|"},
+        {"2": "Brisk, Harbour"},
     ),
-    "blank lines": (
-        {"r.csv": text().replace("\n1,", "\n\n1,").replace("\n2,", "\n  \n2,").encode() + b"\n\n"},
-        {},
-        {},
+    "no header": case(
+        {"r.csv": text(header=()).encode()}, {"header": ("user", "item", "at", "name")}
     ),
-    "blank lines among quotes": (
+    "blank lines": case(
+        {"r.csv": text().replace("\n1,", "\n\n1,").replace("\n2,", "\n  \n2,").encode() + b"\n\n"}
+    ),
+    "blank lines among quotes": case(
         {
             "r.csv": b"\n"
             + quoted(titled(i2="Brisk\nHarbour")).replace("\r\n1,", "\r\n\r\n1,").encode()
-        },
-        {},
-        {},
+        }
     ),
-    "blank lines in JSON": (
-        {"p.jsonl": "\n\n".join(map(json.dumps, objects())).encode() + b"\n\n"},
-        {},
-        {},
+    "blank lines in JSON": case(
+        {"p.jsonl": "\n\n".join(map(json.dumps, objects())).encode() + b"\n\n"}
     ),
-    "one JSON array": ({"p.json": json.dumps(objects()).encode()}, {}, {}),
-    "JSON arrays in shards, printed": (
+    "one JSON array": case({"p.json": json.dumps(objects()).encode()}),
+    "JSON arrays in shards, printed": case(
         {
             f"{n}.json": json.dumps(objects(ROWS[n::3]), indent=1).encode("utf-8-sig")
             for n in range(3)
-        },
-        {},
-        {},
+        }
     ),
-    "a packed table beside packed items": (
+    "a packed table beside packed items": case(
         {
             "interactions.csv.gz": gzip.compress(text(PAIRS, header=HEADER[:3]).encode()),
             "items.csv.gz": gzip.compress(quoted(ITEMS, header=("item", "title")).encode()),
-        },
-        {},
-        {},
+        }
     ),
-    "ids that were floats here and there": (
+    "ids that were floats here and there": case(
         {
             "r.csv": text(
                 [(f"{u}.0", i if n % 2 else f"{i}.0", t, x) for n, (u, i, t, x) in enumerate(ROWS)]
             ).encode()
-        },
-        {},
-        {},
+        }
     ),
-    "floats where the items have whole numbers": (
+    "floats where the items have whole numbers": case(
         {
             "plays.csv": text(
                 [(f"{u}.0", f"{i}.0", f"{t}.0") for u, i, t in PAIRS], header=HEADER[:3]
             ).encode(),
             "titles.csv": text(ITEMS, header=("item_id", "title")).encode(),
-        },
-        {},
-        {},
+        }
     ),
-    "UTF-8 where MovieLens has latin-1": (
+    "UTF-8 where MovieLens has latin-1": case(
         {
             "u.data": text([(u, i, "4", t) for u, i, t in PAIRS], "\t", ()).encode(),
             "u.item": "".join(
@@ -255,7 +234,7 @@ SAME: dict[str, tuple[Files, dict[str, Any], dict[str, str]]] = {
         {},
         {"5": AMELIE},
     ),
-    "MovieLens-1M without its users": (
+    "MovieLens-1M without its users": case(
         {
             "ratings.dat": text([(u, i, "4", t) for u, i, t in PAIRS], "::", ()).encode(),
             "movies.dat": "".join(
@@ -265,41 +244,31 @@ SAME: dict[str, tuple[Files, dict[str, Any], dict[str, str]]] = {
         {},
         {"5": AMELIE},
     ),
-    "what is called as MovieLens calls it": (
+    "what is called as MovieLens calls it": case(
         {
             "ratings.csv": text(PAIRS, header=("reader", "isbn", "at")).encode(),
             "movies.csv": text(ITEMS, header=("isbn", "name")).encode(),
-        },
-        {},
-        {},
+        }
     ),
-    "milliseconds": ({"r.csv": text(dated(lambda t: f"{t}000")).encode()}, {}, {}),
-    "microseconds": ({"r.csv": text(dated(lambda t: f"{t}000000")).encode()}, {}, {}),
-    "nanoseconds": ({"r.csv": text(dated(lambda t: f"{t}000000000")).encode()}, {}, {}),
-    "ISO with Z": ({"r.csv": text(dated(utc("%Y-%m-%dT%H:%M:%SZ"))).encode()}, {}, {}),
-    "ISO with an offset": ({"r.csv": text(dated(two_hours_on)).encode()}, {}, {}),
-    "ISO with UTC": ({"r.csv": text(dated(utc("%Y-%m-%d %H:%M:%S UTC"))).encode()}, {}, {}),
-    "ISO with a comma": (
-        {"r.csv": text(dated(utc("%Y-%m-%d %H:%M:%S,000")), ";").encode()},
-        {},
-        {},
-    ),
-    "day, month, year": ({"r.csv": text(dated(utc("%d/%m/%Y %H:%M:%S"))).encode()}, {}, {}),
-    "month, day, year": ({"r.csv": text(dated(utc("%m/%d/%Y %I:%M:%S %p"))).encode()}, {}, {}),
-    "milliseconds and a rating nobody asked for": (
+    "milliseconds": case({"r.csv": text(dated(lambda t: f"{t}000")).encode()}),
+    "microseconds": case({"r.csv": text(dated(lambda t: f"{t}000000")).encode()}),
+    "nanoseconds": case({"r.csv": text(dated(lambda t: f"{t}000000000")).encode()}),
+    "ISO with Z": case({"r.csv": text(dated(utc("%Y-%m-%dT%H:%M:%SZ"))).encode()}),
+    "ISO with an offset": case({"r.csv": text(dated(two_hours_on)).encode()}),
+    "ISO with UTC": case({"r.csv": text(dated(utc("%Y-%m-%d %H:%M:%S UTC"))).encode()}),
+    "ISO with a comma": case({"r.csv": text(dated(utc("%Y-%m-%d %H:%M:%S,000")), ";").encode()}),
+    "day, month, year": case({"r.csv": text(dated(utc("%d/%m/%Y %H:%M:%S"))).encode()}),
+    "month, day, year": case({"r.csv": text(dated(utc("%m/%d/%Y %I:%M:%S %p"))).encode()}),
+    "milliseconds and a rating nobody asked for": case(
         {
             "r.csv": text(
                 [(*row[:2], f"{row[2]}000", row[3], "1") for row in ROWS], header=(*HEADER, "stars")
             ).encode()
-        },
-        {},
-        {},
+        }
     ),
-    "months by name": ({"r.tsv": text(dated(utc("%b %d, %Y %H:%M:%S")), "\t").encode()}, {}, {}),
-    "a format of its own": (
-        {"r.csv": text(dated(utc("%Y%m%d-%H%M%S"))).encode()},
-        {"time_unit": "%Y%m%d-%H%M%S"},
-        {},
+    "months by name": case({"r.tsv": text(dated(utc("%b %d, %Y %H:%M:%S")), "\t").encode()}),
+    "a format of its own": case(
+        {"r.csv": text(dated(utc("%Y%m%d-%H%M%S"))).encode()}, {"time_unit": "%Y%m%d-%H%M%S"}
     ),
 }
 
@@ -311,19 +280,19 @@ def write(folder: Path, files: Files) -> Path:
     return folder if len(files) > 1 else folder / next(iter(files))
 
 
-@pytest.mark.parametrize("case", SAME)
-def test_one_log_in_many_shapes(tmp_path: Path, case: str) -> None:
-    files, config, other_titles = SAME[case]
+@pytest.mark.parametrize("name", SAME)
+def test_one_log_in_many_shapes(tmp_path: Path, name: str) -> None:
+    files, config, other_titles = SAME[name]
     items, rows, rejects = read(write(tmp_path, files), TableConfig(**config))
     assert rejects == []
     assert dict(zip(items.ids, items.titles, strict=True)) == TITLES | other_titles
     assert sorted((user, item, time) for user, item, _, time in rows) == sorted(EVENTS)
 
 
-@pytest.mark.parametrize("case", SAME)
-def test_what_was_found_said_aloud_reads_the_same(tmp_path: Path, case: str) -> None:
+@pytest.mark.parametrize("name", SAME)
+def test_what_was_found_said_aloud_reads_the_same(tmp_path: Path, name: str) -> None:
     """The settings that are printed are those that would say it, file by file."""
-    files, config, _ = SAME[case]
+    files, config, _ = SAME[name]
     location = write(tmp_path, files)
     found = sources.find(str(location), TableConfig(**config))
     said = dict(config)
@@ -385,7 +354,7 @@ def changes(location: Path, config: TableConfig) -> dict[str, Any]:
         for chunk in tables.chunks_of(data.interactions, data.layout.interactions)
         for part in raw.read_interactions(chunk, data.layout.interactions, pa.array(items.ids))
     ]
-    return raw.merged([items.changes, *parts])
+    return raw.sum_changes([items.changes, *parts])
 
 
 @pytest.mark.parametrize("beside", [True, False])

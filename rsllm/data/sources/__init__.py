@@ -17,7 +17,7 @@ from rsllm.config import AUTO, DataConfig, Domain, TableConfig
 from rsllm.config.data import TABS, SplitRule, table_flag
 from rsllm.config.plain import from_dict, to_dict
 from rsllm.data.delimited import fields
-from rsllm.data.dialect import provisional, settle
+from rsllm.data.dialect import first_look, settle
 from rsllm.data.files import RawFile, TableFormat, find_files, head
 from rsllm.data.raw import TEXT
 from rsllm.data.tables import check, columns_of
@@ -59,7 +59,7 @@ class RawLayout:
     split: SplitRule = "leave-one-out"
 
     def patterns(self) -> list[str]:
-        """The files it needs."""
+        """Return the files it needs."""
         return [table.files for table in (self.interactions, self.items) if table]
 
 
@@ -91,7 +91,7 @@ class RawData:
 
 
 def load_layouts(path: Path, **usual: Any) -> Iterator[RawLayout]:
-    """The layouts that a TOML file describes; `usual` holds for tables that do not say it.
+    """Yield the layouts that a TOML file describes; `usual` holds for tables that do not say it.
 
     Raises:
         ConfigError: it cannot be read, or says something else than `RawLayout` has.
@@ -122,7 +122,7 @@ DEFAULTS = TableConfig()
 
 
 def find(location: str, config: TableConfig, layout: str = "") -> RawData:
-    """The raw files at a folder, file or URI, by the first layout that fits, or as a table.
+    """Return the raw files at a folder, file or URI, by the first layout that fits, or as a table.
 
     Only the beginnings of files are read until their columns are known to be there.
 
@@ -156,10 +156,10 @@ def find(location: str, config: TableConfig, layout: str = "") -> RawData:
 
 
 def _fault(layout: RawLayout, firsts: Sequence[RawFile]) -> str:
-    """The proof that the files of a layout only bear its names; empty if there is none."""
+    """Return the proof that the files of a layout only bear its names; empty if there is none."""
     tables = [table for table in (layout.interactions, layout.items) if table]
     for table, file in zip(tables, firsts, strict=True):
-        look = provisional(table, file)
+        look = first_look(table, file)
         names = columns_of(file, look)
         missing = [f"no column {name!r}" for name in look.columns.values() if name not in names]
         lines = head(file, look.encoding, 100) if table.header else []
@@ -173,12 +173,12 @@ def _fault(layout: RawLayout, firsts: Sequence[RawFile]) -> str:
 def _settled(
     layout: RawLayout, interactions: list[RawFile], items: list[RawFile], config: TableConfig
 ) -> RawData:
-    """The layout with what its files and the user's settings say."""
+    """Return the layout with what its files and the user's settings say."""
     found: dict[str, str] = {}
     for kind, files in (("items", items), ("interactions", interactions)):
         if files:
             table = replace(getattr(layout, kind), **_settings_of(config))
-            check(files, provisional(table, files[0]))
+            check(files, first_look(table, files[0]))
             settled, seen = settle(table, files)
             changed: dict[str, Any] = {kind: settled}
             layout = replace(layout, **changed)
@@ -188,14 +188,14 @@ def _settled(
 
 
 def _flag(name: str, value: str) -> str:
-    """A setting as the command line says it, with what was noted about it."""
+    """Return a setting as the command line says it, with what was noted about it."""
     value, space, note = value.partition(" (") if name == "encoding" else (value, "", "")
     value = TABS[0] if value == "\t" else value or "none"
     return f"{table_flag(name, value)}{space}{note}"
 
 
 def _settings_of(config: TableConfig) -> dict[str, Any]:
-    """The user's settings, as fields of `TableFormat`."""
+    """Return the user's settings, as fields of `TableFormat`."""
     chosen = {n: getattr(config, n) for n in READING if getattr(config, n) != AUTO}
     chosen |= {n: "" for n in ("quote", "escape") if chosen.get(n) == "none"}
     if chosen.get("separator") in TABS:
@@ -255,7 +255,7 @@ def _any_table(location: str, config: TableConfig) -> RawData | None:
 def _table_data(
     files: list[RawFile], items: list[RawFile], config: TableConfig, domain: Domain
 ) -> RawData:
-    """Tables whose columns bear the names that the settings say, or usual ones."""
+    """Return tables whose columns bear the names that the settings say, or usual ones."""
     names = _columns(files[0], config)
     columns = {role: _named(role, names, files[0], config) for role in ("user", "item", "time")}
     columns |= {r: getattr(config, r) for r in ("rating", "split") if getattr(config, r)}
@@ -293,23 +293,23 @@ def _table_data(
 
 def _columns(file: RawFile, config: TableConfig) -> tuple[str, ...]:
     table = TableFormat(files=file.name, columns={}, **_settings_of(config))
-    return columns_of(file, replace(provisional(table, file), header=config.header))
+    return columns_of(file, replace(first_look(table, file), header=config.header))
 
 
 def _plain(column: str) -> str:
-    """The column's name without case, punctuation and RecBole's type."""
+    """Return the column's name without case, punctuation and RecBole's type."""
     return re.sub(r"[\W_]", "", column.partition(":")[0].casefold())
 
 
 def _role(role: str, columns: Sequence[str]) -> str:
-    """The column with the likeliest of a role's usual names, or none."""
+    """Return the column with the likeliest of a role's usual names, or none."""
     usual = [*ROLES[role], *(ROLES["item"] if role == "item_id" else ())]
     by_name = {_plain(column): column for column in reversed(columns)}
     return next((by_name[_plain(name)] for name in usual if _plain(name) in by_name), "")
 
 
 def _named(role: str, columns: Sequence[str], file: RawFile, config: TableConfig) -> str:
-    """The column that a role has by the settings, or by a usual name.
+    """Return the column that a role has by the settings, or by a usual name.
 
     Raises:
         ConfigError: there is none; the message ends in the setting that names it.
@@ -343,7 +343,7 @@ def _item_files(location: str, config: TableConfig) -> list[RawFile]:
 
 
 def _tables(location: str) -> list[RawFile]:
-    """All files of a known kind that are not hidden; one that is named may be of any."""
+    """Return all files of a known kind that are not hidden; one that is named may be of any."""
     # An asset in the cache has its manifest beside it.
     files = [file for file in find_files(location, "**") if file.name != MANIFEST]
     names = [(file, PurePosixPath(file.name).name) for file in files]
