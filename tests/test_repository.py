@@ -22,9 +22,9 @@ SCRIPTS = sorted((ROOT / "experiments").rglob("*.py"))
 LAYERS = (
     {"__main__"},
     {"cli"},
-    {"study", "serve", "export", "recommend"},
+    {"study", "serve", "export", "plan", "recommend"},
     {"flags"},
-    {"pipeline", "plan", "doctor", "runs", "settings"},
+    {"pipeline", "doctor", "runs", "settings"},
     {"train"},
     {"report"},
     {"evaluate"},
