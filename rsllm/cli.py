@@ -375,8 +375,8 @@ def _run_stage(arguments: argparse.Namespace) -> None:
     if arguments.verb == "fit":
         _print_fit(path)
     if arguments.verb != "prepare":
-        how = recommend_command(path, arguments.storage)
-        print(f"a list for every user: {how}", file=sys.stderr)  # stdout ends in the path
+        # Standard output is for programs: it ends in the path.
+        print("a list for every user:", recommend_command(path, arguments.storage), file=sys.stderr)
     print(path)
 
 
