@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import html
 import json
+import re
+import shlex
 from pathlib import Path
 from typing import Any
 
 import jobs
 import numpy as np
+import pandas as pd
 import pytest
 from ranked_data import naive_best
 
+from rsllm.cli import main
 from rsllm.config import Experiment
 from rsllm.config.plain import from_dict
 from rsllm.data.prepared import PreparedData
@@ -35,13 +40,13 @@ SETTINGS = {
 
 
 def test_raw_files_become_a_model_that_reranks_what_its_recommender_names(
-    tiny_llm: Path, tmp_path: Path, trained_here: None
+    tiny_llm: Path, tmp_path: Path, trained_here: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     raw, store = tmp_path / "raw", tmp_path / "store"
     write_world(raw, num_users=60, num_items=70, length=9, noise=0.3, text_share=0.5, seed=0)
     words = [*jobs.SMALL, "--backbone", str(tiny_llm), "--storage", str(store), "--data", str(raw)]
     words += [word for path, value in SETTINGS.items() for word in ("--set", f"{path}={value}")]
-    jobs.run_here("experiments/train_rsllm.py", *words, "--only", "RSLLM + pointer")
+    said = jobs.run_here("experiments/train_rsllm.py", *words, "--only", "RSLLM + pointer")
     (path,) = (store / "studies").glob("*/results.json")
     results = json.loads(path.read_text())
     experiment = from_dict(Experiment, results["experiment"])
@@ -94,3 +99,11 @@ def test_raw_files_become_a_model_that_reranks_what_its_recommender_names(
     assert methods["recommender"]["metrics"]["HR@1"]["value"] == pytest.approx(np.mean(first))
     assert methods["RSLLM + pointer"]["n"] == len(tested) == 6
     assert any("what the recommender ranks highest" in note for note in results["notes"])
+
+    (shown,) = re.findall(r"^a list for every user: (.+)$", said, re.MULTILINE)
+    assert shown in html.unescape(path.with_name("report.html").read_text())
+    monkeypatch.chdir(tmp_path)
+    assert main([*shlex.split(shown)[1:], "--ranker", "pointer"]) == 0
+    lists = pd.read_csv("lists.csv")
+    assert lists["user_id"].nunique() == 60
+    assert f"stage-2/{next(iter(tuned)).name}" == lists["model"].unique().item()
