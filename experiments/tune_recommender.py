@@ -93,11 +93,14 @@ def main() -> None:
         records, top, experiment, fresh, arguments.storage, "recommender"
     )
     best = next(iter(ranked.values()))
+    settings = replace_in(experiment, best.overrides)
+    chosen = Pipeline(settings, arguments.storage, watched="recommender")
     publish(
         search.pipeline,
         search.name,
         records,
         best,
+        model=chosen.finished(),
         title=f"Tune {experiment.recommender.model}",
         question="Which width, depth, dropout, learning rate and L2 does it need?",
         confirm=confirm,

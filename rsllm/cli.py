@@ -14,7 +14,7 @@ import rsllm
 from rsllm.config import Experiment, Precision
 from rsllm.config.plain import replace_in
 from rsllm.config.stages import RANKERS
-from rsllm.errors import ConfigError, RsllmError
+from rsllm.errors import ConfigError, RsllmError, require
 from rsllm.flags import add_backbone_flag, add_setting_flags, add_storage_flag, overrides
 
 SAFE_FROM = {
@@ -117,6 +117,7 @@ def build_parser() -> argparse.ArgumentParser:
     settings.add_argument("--json", action="store_true", help="for programs")
     plan = add("plan", "say what training needs, takes and costs, and what fits", _plan)
     add_experiment_flags(plan)
+    plan.add_argument("--recommend", metavar="MODEL", help="what lists for all its users take")
     plan.add_argument("--cluster", help="Ray cluster file (default: this machine)", **FILE)
     plan.add_argument(
         "--title-tokens", type=float, default=8.0, metavar="N", help="mean length of a title"
@@ -304,8 +305,13 @@ def _settings(arguments: argparse.Namespace) -> None:
 def _plan(arguments: argparse.Namespace) -> None:
     from rsllm import plan
 
-    experiment = replace_in(Experiment(), overrides(arguments))
+    asked = overrides(arguments)
     path: Path | None = arguments.cluster
+    if arguments.recommend:
+        require(not asked and not path, "give --storage alone beside --recommend MODEL")
+        plan.plan_lists(arguments.recommend, arguments.storage)
+        return
+    experiment = replace_in(Experiment(), asked)
     machine = plan.read_cluster(path) if path else plan.this_machine()
     plan.plan(experiment, machine, arguments.title_tokens)
 
@@ -361,12 +367,16 @@ def _runs(arguments: argparse.Namespace) -> None:
 
 
 def _run_stage(arguments: argparse.Namespace) -> None:
+    from rsllm.flags import recommend_command
     from rsllm.pipeline import Pipeline
 
     experiment = replace_in(Experiment(), overrides(arguments))
     path = getattr(Pipeline(experiment, arguments.storage), arguments.verb)()
     if arguments.verb == "fit":
         _print_fit(path)
+    if arguments.verb != "prepare":
+        # Standard output is for programs: it ends in the path.
+        print("a list for every user:", recommend_command(path, arguments.storage), file=sys.stderr)
     print(path)
 
 

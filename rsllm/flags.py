@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
+import shutil
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rsllm.compute.start import start_ray
@@ -13,6 +17,7 @@ from rsllm.config import Experiment
 from rsllm.config.models import RECOMMENDERS
 from rsllm.config.plain import content_hash, parse_setting, replace_in, to_dict
 from rsllm.errors import ConfigError
+from rsllm.store.artifacts import Store
 
 if TYPE_CHECKING:
     from rsllm.train.assignment import Stage
@@ -104,11 +109,25 @@ def add_storage_flag(parser: argparse.ArgumentParser) -> None:
     """--storage, for verbs and scripts alike."""
     parser.add_argument(
         "--storage",
-        default=os.environ.get("RSLLM_STORAGE") or "rsllm-store",
+        default=_usual_storage(),
         metavar="DIR|URI",
         help="all artifacts and results: a folder that every node sees, or a URI, such as"
         " s3://bucket/path (RSLLM_STORAGE; default: rsllm-store)",
     )
+
+
+def _usual_storage() -> str:
+    return os.environ.get("RSLLM_STORAGE") or "rsllm-store"
+
+
+def recommend_command(model: Path, storage: str) -> str:
+    """What to type here to get a list for every user by a model of a storage."""
+    program = "rsllm"
+    if not shutil.which(program):  # its environment is not activated, as after `make tune`
+        program = os.path.relpath(Path(sys.executable).with_name(program))
+    store, usual = Store.at(storage), Store.at(_usual_storage())
+    where = [] if store == usual else ["--storage", store.location]
+    return shlex.join([program, "recommend", store.name(model), *where, "--out", "lists.csv"])
 
 
 def overrides(values: argparse.Namespace) -> dict[str, Any]:

@@ -1,21 +1,30 @@
-"""`rsllm plan`: what training needs, how long it takes and costs, before anything is launched."""
+"""`rsllm plan`: what training or lists for everybody need and take, before they are begun."""
 
 import math
 import os
-from dataclasses import dataclass
+import resource
+import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 from timeit import timeit
 from typing import Any
+
+from tabulate import tabulate
 
 from rsllm.assets.catalogue import resolve_backbone
 from rsllm.compute.layout import Resources, cpu_has_bf16, lay_out
 from rsllm.config import Experiment, Offload
 from rsllm.errors import ConfigError
 from rsllm.model.backbone import check_backbone
+from rsllm.recommend.choose import USERS, validated
+from rsllm.recommend.load import ROWS_AT_ONCE, open_ranker
+from rsllm.recommend.users import THREADS, Task, parquet, room
 from rsllm.train.memory import GIB, Shape, Step, check_fits, device_memory
 
 EFFICIENCY = 0.46
 """Training's share of the rate of a matrix product (benchmarks/train_step-2-cores.json)."""
+K = 10
+"""Items of a list, as `rsllm recommend` gives them unless told otherwise."""
 LABELS = ("gpus", "gpu-gibibytes", "sustained-teraflops", "dollars-per-hour")
 
 
@@ -67,6 +76,53 @@ def this_machine() -> Machine:
     return Machine(resources=total, memory=device_memory(gpus > 0), flops=flops)
 
 
+def plan_lists(model: str, storage: str) -> None:
+    """Print what lists for every user of a model's data take on this machine, by what ranks.
+
+    Some of the users are ranked for it, and all others taken to be like them.
+
+    Raises:
+        ConfigError: there is no such model, or none that could rank.
+    """
+    import torch
+
+    torch.set_num_threads(THREADS)
+    start = time.perf_counter()
+    opened, store = open_ranker(model, storage, "auto")
+    opening = time.perf_counter() - start
+    pasts, items = [*opened.pasts().items()], len(opened.data.titles)
+    sizes = [len(part) for part in Task.of(opened, K).parts(opened)]
+    there = Resources(cpus=os.cpu_count() or 1, gpus=torch.cuda.device_count())
+    workers, some = min(room(there), len(sizes)), min(ROWS_AT_ONCE, len(pasts))
+
+    def ranked(by: str, users: int) -> tuple[int, float]:
+        """The bytes of some users' lists, and the seconds that they took."""
+        task, start = Task.of(own := replace(opened, by=by), K), time.perf_counter()
+        return len(parquet(task.table(own, dict(pasts[:users])))), time.perf_counter() - start
+
+    rows, each = [], 0.0
+    for by in opened.rankers:
+        at_once, tables = (sizes[0], 1) if by == "recommender" else (ROWS_AT_ONCE, 2)
+        least, reading = ranked(by, 1)  # the first time a language model is read from disk, too
+        opening += reading
+        size, seconds = ranked(by, some)
+        each, grows = seconds / some, (size - least) / max(1, some - 1)
+        more = 8 * tables * items * (sizes[0] - some)  # the scores of a whole part
+        peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB, as Linux counts
+        passes = sum(math.ceil(size / at_once) for size in sizes)
+        written = (len(sizes) * (least - grows) + len(pasts) * grows) / 2**20
+        total = opening + each * len(pasts) / workers
+        rows.append([by, len(pasts), passes, total, (peak + more) / GIB, written])
+    header = ["ranker", "users", "passes", "seconds", "GiB per worker", "MiB written"]
+    print(
+        f"{opened.name}: lists of {K}, {workers} worker(s) of {THREADS} threads, by the rate of"
+        f" {some} users here\n{tabulate(rows, header, floatfmt=('', '', '', '.1f', '.2f', '.3f'))}"
+    )
+    if opened.language and len(rows) > 1 and not opened.exported and not validated(opened, store):
+        asked = min(USERS[opened.language.scorer], len(opened.data.rows("validation")))
+        print(f"choosing what ranks: {asked} validation users, {asked * each:.0f} s, once")
+
+
 def plan(experiment: Experiment, machine: Machine, title: float) -> None:
     """Print what the stages need and cost: a table for the one that needs most.
 
@@ -76,8 +132,6 @@ def plan(experiment: Experiment, machine: Machine, title: float) -> None:
     Raises:
         ConfigError: a layout or a backbone that cannot be, or a launch that is doomed.
     """
-    from tabulate import tabulate
-
     layout, source = lay_out(experiment.compute, machine.resources), experiment.backbone.source
     backbone = resolve_backbone(source, weights=False)
     check_backbone(backbone, experiment, weights=False)

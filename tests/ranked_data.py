@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import torch
 from small_data import TITLES, WINDOW
 
 from rsllm.config import Experiment
 from rsllm.config.plain import replace_in
 from rsllm.data.prepared import PreparedData
+from rsllm.data.sequences import Rows
 from rsllm.evaluate.candidates import write_candidates
+from rsllm.evaluate.rank import catalogue_scores
 from rsllm.recommenders import build, load, save
 from rsllm.recommenders.base import Recommender
 from rsllm.store.artifacts import commit_dir
@@ -47,3 +50,16 @@ def ranked_data(
     with commit_dir(folder, kind="data", inputs=inputs) as staging:
         write_candidates(staging, data.path, fitted, EXPERIMENT)
     return PreparedData.open(folder)
+
+
+def naive_best(model: Recommender, rows: Rows, row: int, data: PreparedData) -> list[int]:
+    """The eligible negatives of a row, the best first, by a loop over the catalogue."""
+    (scores,) = catalogue_scores(model, rows.take(np.array([row])))
+    titles = [title.casefold() for title in data.titles]
+    barred = {titles[item] for item in (*rows.histories(row), rows.target_R[row])}
+    allowed, met = [], set[str]()
+    for item, title in enumerate(titles):
+        if title not in barred and title not in met:
+            allowed.append(item)
+        met.add(title)
+    return sorted(allowed, key=lambda item: -scores[item])

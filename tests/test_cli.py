@@ -30,7 +30,7 @@ GOLDEN = {
     "fit": EXPERIMENT_FLAGS,
     "train": EXPERIMENT_FLAGS,
     "settings": ["--json", "PREFIX"],
-    "plan": sorted([*EXPERIMENT_FLAGS, "--cluster", "--title-tokens"]),
+    "plan": sorted([*EXPERIMENT_FLAGS, "--cluster", "--recommend", "--title-tokens"]),
     "doctor": ["--backbone", "--storage"],
     "audit": ["--accept", "DIR"],
     "evaluate": sorted([*EXPERIMENT_FLAGS, "--export", "--predictions", "--split"]),
@@ -91,8 +91,9 @@ def test_fit_says_how_much_surer_it_is_of_training_rows(
         "caser",
         16,
     )
-    shown = capsys.readouterr().out
-    assert shown == "HR@1    0.500 on validation, 0.750 on training rows\nartifact\n"
+    shown = capsys.readouterr()
+    assert shown.out == "HR@1    0.500 on validation, 0.750 on training rows\nartifact\n"
+    assert "rsllm recommend artifact --out lists.csv\n" in shown.err
 
 
 def test_verbs_and_flags_are_frozen() -> None:

@@ -7,7 +7,8 @@ capacity stands beside the rate of a bare loop in one process. Lists are compare
 Python gives. Last, requests are under way when the server is told to end.
 
 The client shares the cores with the server, so the capacity is that of both: `core_ms` says what a
-request costs each of them, and `lag_p95` by how much the client itself is late.
+request costs each of them, and `lag_p95` by how much the client itself is late. Where a client is
+as busy as the server, its own delay is all that one sees of refusals, so this one is a lean one.
 
     python experiments/benchmarks/serve.py stage-2/KEY --out results.json
 
@@ -20,6 +21,7 @@ import argparse
 import asyncio
 import contextlib
 import itertools
+import json
 import random
 import re
 import signal
@@ -31,6 +33,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import httpx
 import numpy as np
 import psutil
@@ -84,7 +87,7 @@ def unambiguous(ranker: Ranker, past: Sequence[Any]) -> bool:
 
 @contextlib.contextmanager
 def server(model: str, ranker: str, flags: argparse.Namespace, log: Path) -> Iterator[Any]:
-    """A server that is ready, and the client to ask it with."""
+    """A server that is ready, what a client of it is made with, and how long it took."""
     port = ["--port", str(flags.port), "--precision", "fp32"]
     command = [sys.executable, "-c", COMMAND, "serve", model, "--storage", flags.storage, *port]
     command += ["--ranker", ranker, "--deadline-ms", str(flags.deadline_ms)]
@@ -103,34 +106,35 @@ def server(model: str, ranker: str, flags: argparse.Namespace, log: Path) -> Ite
             if process.poll() is not None or time.perf_counter() - start > PATIENCE:
                 raise SystemExit(log.read_text())
             time.sleep(0.5)
-        client = httpx.AsyncClient(
-            base_url=address,
-            headers={"Authorization": f"Bearer {token.read_text().strip()}"},
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=64),
-            timeout=60,
-        )
-        yield process, client, time.perf_counter() - start
+        allowed = {"Authorization": f"Bearer {token.read_text().strip()}"}
+        how = {"base_url": address, "headers": allowed, "timeout": aiohttp.ClientTimeout(60)}
+        yield process, how, time.perf_counter() - start
     finally:
         token.unlink()
         process.terminate()
         process.wait(PATIENCE)
 
 
-async def ask(client: httpx.AsyncClient, history: list[str], due: float = 0.0) -> dict[str, Any]:
+async def ask(
+    client: aiohttp.ClientSession, history: list[str], due: float = 0.0
+) -> dict[str, Any]:
     """One answer, and the seconds since it was due, or else since it was asked."""
     sent = time.perf_counter()
     start = due or sent
     lag = 1000 * (sent - start)
     try:
-        found = await client.post("/v1/recommend", json={"history": history, "k": K})
-    except httpx.HTTPError as error:
+        async with client.post("/v1/recommend", json={"history": history, "k": K}) as found:
+            text = await found.read()
+    except (aiohttp.ClientError, TimeoutError) as error:
         seconds = time.perf_counter() - start
         return {"status": type(error).__name__, "seconds": seconds, "lag": lag}
-    seconds, answer = time.perf_counter() - start, found.json()
-    return {"status": found.status_code, "seconds": seconds, "lag": lag, "answer": answer}
+    seconds, answer = time.perf_counter() - start, json.loads(text)
+    return {"status": found.status, "seconds": seconds, "lag": lag, "answer": answer}
 
 
-async def closed_loop(client: httpx.AsyncClient, histories: Histories, seconds: float) -> list[Any]:
+async def closed_loop(
+    client: aiohttp.ClientSession, histories: Histories, seconds: float
+) -> list[Any]:
     """What came back while so many clients asked again and again."""
     end, found, turns = time.perf_counter() + seconds, [], itertools.cycle(histories)
 
@@ -143,7 +147,7 @@ async def closed_loop(client: httpx.AsyncClient, histories: Histories, seconds: 
 
 
 async def open_loop(
-    client: httpx.AsyncClient, histories: Histories, rate: float, seconds: float
+    client: aiohttp.ClientSession, histories: Histories, rate: float, seconds: float
 ) -> tuple[list[Any], float]:
     """What came back at a rate, which does not wait for answers, and how long it all took."""
     chance, turns = random.Random(0), itertools.cycle(histories)
@@ -192,9 +196,10 @@ def used(process: subprocess.Popen[bytes]) -> dict[str, tuple[float, float]]:
 
 
 async def measure(
-    process: Any, client: httpx.AsyncClient, ranker: Ranker, histories: Histories, seconds: float
+    process: Any, how: Any, ranker: Ranker, histories: Histories, seconds: float
 ) -> dict[str, Any]:
     """All that is asked of one server."""
+    client = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), **how)
     difference, same = await compare(client, ranker, histories[:COMPARED])
     alone = [await ask(client, history) for history in histories[:ALONE]]
     found = await closed_loop(client, histories, seconds)
@@ -216,7 +221,7 @@ async def measure(
     process.send_signal(signal.SIGTERM)
     start = time.perf_counter()
     ended = await asyncio.gather(*under_way)
-    await client.aclose()
+    await client.close()
     code = await asyncio.to_thread(process.wait, PATIENCE)
     return {
         "largest_score_difference": difference,
@@ -235,7 +240,7 @@ async def measure(
 
 
 async def compare(
-    client: httpx.AsyncClient, ranker: Ranker, histories: Histories
+    client: aiohttp.ClientSession, ranker: Ranker, histories: Histories
 ) -> tuple[float, bool]:
     """The largest difference of scores from those in Python, and whether all items are the same."""
     found = await asyncio.gather(*(ask(client, history) for history in histories))
@@ -269,8 +274,8 @@ def main() -> None:
         pasts = [past for past in pasts if unambiguous(own, past)]
         histories = [[own.data.source_ids[item] for item in past] for past in pasts]
         bare = bare_rate(own, pasts, flags.seconds / 2)
-        with server(own.name, by, flags, flags.out.with_suffix(".log")) as (process, client, wait):
-            found = asyncio.run(measure(process, client, own, histories, flags.seconds))
+        with server(own.name, by, flags, flags.out.with_suffix(".log")) as (process, how, wait):
+            found = asyncio.run(measure(process, how, own, histories, flags.seconds))
         ratio = {"bare_rate": bare, "ratio_to_bare": found["capacity"] / bare}
         results[by] = {"seconds_until_ready": wait, **ratio, **found}
     rows = [{"ranker": by, **level} for by, own in results.items() for level in own["levels"]]

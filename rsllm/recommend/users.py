@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
+from rsllm.compute.layout import Resources
 from rsllm.config import Precision
 from rsllm.config.plain import content_hash
 from rsllm.data.sequences import Ints
@@ -138,7 +139,7 @@ def _ranked(
     if len(parts) < 2:  # Ray takes longer to start
         before = torch.get_num_threads()
         torch.set_num_threads(THREADS)
-        yield from ((place, _parquet(task.table(ranker, part))) for place, part in enumerate(parts))
+        yield from ((place, parquet(task.table(ranker, part))) for place, part in enumerate(parts))
         torch.set_num_threads(before)
         return
     import ray.data
@@ -148,7 +149,6 @@ def _ranked(
     start_ray()
     quiet_ray_data()
     found = cluster_resources()
-    room = int(found.gpus) or max(1, int(found.cpus) // THREADS)
     asked = [
         {"place": place, "users": [*part], "pasts": [past.tolist() for past in part.values()]}
         for place, part in enumerate(parts)
@@ -156,7 +156,7 @@ def _ranked(
     rows = ray.data.from_items(asked, override_num_blocks=len(parts)).map_batches(
         _Actor,
         fn_constructor_args=(replace(task, histories=None), ranker.exported or task.model, storage),
-        compute=ray.data.ActorPoolStrategy(size=min(workers or room, len(parts))),
+        compute=ray.data.ActorPoolStrategy(size=min(workers or room(found), len(parts))),
         batch_size=1,
         num_gpus=1 if found.gpus >= 1 else 0,
         num_cpus=min(1.0, found.cpus / 2),  # Ray Data needs a share of its own
@@ -178,11 +178,17 @@ class _Actor:
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         pasts = [np.array(past, np.int32) for past in batch["pasts"][0]]
         part = dict(zip(batch["users"][0], pasts, strict=True))
-        content = _parquet(self.task.table(self.ranker, part))
+        content = parquet(self.task.table(self.ranker, part))
         return {"place": batch["place"], "content": [content]}
 
 
-def _parquet(table: pd.DataFrame) -> bytes:
+def room(there: Resources) -> int:
+    """How many models rank side by side."""
+    return int(there.gpus) or max(1, int(there.cpus) // THREADS)
+
+
+def parquet(table: pd.DataFrame) -> bytes:
+    """The bytes of a part's file."""
     buffer = io.BytesIO()
     table.to_parquet(buffer, index=False, compression="zstd")
     return buffer.getvalue()

@@ -29,13 +29,14 @@ DETAILS = ("samples", "seeds", "HR@5", "NDCG@10", "answers", "metric", "second",
 """Columns that a printed page has no room for; page.md has them."""
 
 
-def write_report(folder: Path, results: Results) -> str:
+def write_report(folder: Path, results: Results, recommend: str = "") -> str:
     """Write results.json, report.html, report.md, trials.csv and methods.csv.
 
     Args:
         folder: where; it must exist.
         results: of a study, see `rsllm.study.study`; `confirm`, `seeds`, `by_seed` of methods and
             `objectives` of trials may be missing.
+        recommend: the command that recommends with its best model.
 
     Returns:
         The tables for the terminal.
@@ -68,6 +69,7 @@ def write_report(folder: Path, results: Results) -> str:
         folder / "report",
         results,
         facts=facts,
+        recommend=recommend,
         verdicts=[results],
         sections={name: [make(results) for make in makers] for name, makers in sections.items()},
         notes=[*results["notes"], *filter(None, [results.get("layout")])],
@@ -112,6 +114,7 @@ def write_page(
         folder / "page",
         results,
         facts={**results["facts"], "Cells on file": done},
+        recommend="",
         verdicts=[{"about": f"{part.title}: {part.about}", "pairs": part.pairs} for part in known],
         sections={
             "Methods": [*drawn, *(table for part in known for table in part.tables)],

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import numpy as np
 from fastapi import Depends, FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
 from fastapi.security import HTTPBearer
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
@@ -88,8 +89,7 @@ class Desk:
         """The side that serves a user; nobody in particular is served by the model."""
         if not user or "against" not in self.arms:
             return "model"
-        names = (self.main.name, self.arms["against"].ranker.name)
-        return side_of(user, names, self.share)
+        return side_of(user, (self.main.name, self.arms["against"].ranker.name), self.share)
 
     async def answer(self, body: Asked, question: Question, skipped: Sequence[str | int]) -> Answer:
         """Have a question answered on the user's side."""
@@ -149,20 +149,23 @@ def application(desk: Desk) -> FastAPI:
         version=__version__,
         description="Recommendations of a trained model.",
         redoc_url=None,
-        responses=REFUSALS
-        | {status: told | {"model": Problem} for status, told in REFUSALS.items()},
+        responses={status: told | {"model": Problem} for status, told in REFUSALS.items()},
         strict_content_type=False,  # as curl -d sends it; pages elsewhere are kept out by the guard
     )
     _add_questions(app, desk)
     _add_facts(app, desk)
     _add_refusals(app)
+    for route in app.routes:
+        if isinstance(route, APIRoute):  # so that /docs lists sentences, not names of functions
+            route.summary, route.description = route.description, ""
     return app
 
 
 def _add_questions(app: FastAPI, desk: Desk) -> None:
-    token = [Depends(HTTPBearer(auto_error=False, description="The token of the endpoint."))]
+    token = HTTPBearer(auto_error=False, description="The token of the endpoint.")
+    ask: Any = {"dependencies": [Depends(token)], "tags": ["questions"]}
 
-    @app.post("/v1/recommend", dependencies=token)
+    @app.post("/v1/recommend", **ask)
     async def recommend(body: Recommend) -> Answer:
         """The best items after a history, of those that are not in it."""
         skipped: list[str | int] = []
@@ -175,7 +178,7 @@ def _add_questions(app: FastAPI, desk: Desk) -> None:
         question = Question(past, desk.main.open_items(past, allowed), body.k)
         return await desk.answer(body, question, skipped)
 
-    @app.post("/v1/rank", dependencies=token)
+    @app.post("/v1/rank", **ask)
     async def rank(body: Rank) -> Answer:
         """Your candidates after a history, best first."""
         skipped: list[str | int] = []
@@ -191,7 +194,7 @@ def _add_questions(app: FastAPI, desk: Desk) -> None:
         )
         return await desk.answer(body, Question(past, items, len(items)), skipped)
 
-    @app.get("/v1/similar/{item_id}", dependencies=token)
+    @app.get("/v1/similar/{item_id}", **ask)
     async def similar(item_id: str, k: K = 10) -> Neighbours:
         """The items most like one, by the cosine of their vectors."""
         if desk.main.items.known(item_id) is None:
@@ -199,18 +202,17 @@ def _add_questions(app: FastAPI, desk: Desk) -> None:
         table = await asyncio.to_thread(desk.main.similar, item_id, k)
         return Neighbours(items=[Neighbour.model_validate(row) for row in table.to_dict("records")])
 
-    @app.get("/v1/items", dependencies=token)
+    @app.get("/v1/items", **ask)
     async def items(
         title: Annotated[str, Query(min_length=1, max_length=MOST_CHARACTERS)], k: K = 10
     ) -> Matches:
         """Items whose titles contain a text, or else are written most like it."""
         found = await asyncio.to_thread(desk.main.items.search, title, k)
         ids, titles = desk.main.data.source_ids, desk.main.data.titles
-        named = [(ids[item], titles[item]) for item in found]
-        listed = [Found(rank=rank, item_id=i, title=t) for rank, (i, t) in enumerate(named, 1)]
-        return Matches(items=listed)
+        places = enumerate(found, 1)
+        return Matches(items=[Found(rank=r, item_id=ids[i], title=titles[i]) for r, i in places])
 
-    @app.get("/v1/model", dependencies=token)
+    @app.get("/v1/model", **ask)
     async def model() -> Model:
         """What is served, what made it, and how good it was on validation users."""
         main = desk.main
@@ -219,12 +221,12 @@ def _add_questions(app: FastAPI, desk: Desk) -> None:
 
 
 def _add_facts(app: FastAPI, desk: Desk) -> None:
-    @app.get("/healthz")
+    @app.get("/healthz", tags=["state"])
     async def healthz() -> State:
         """Whether it lives."""
         return State()
 
-    @app.get("/readyz")
+    @app.get("/readyz", tags=["state"])
     async def readyz() -> Ready:
         """Whether every model has passed its self-test and answers."""
         if not await desk.is_ready():

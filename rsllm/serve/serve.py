@@ -113,7 +113,8 @@ def http_options(arguments: argparse.Namespace) -> dict[str, Any]:
     for file in filter(None, (certificate, key)):
         require(file.is_file(), f"there is no file {file}")
     try:
-        socket.create_server((host, port), family=_family(host)).close()
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        socket.create_server((host, port), family=family).close()
     except OSError as error:
         raise ConfigError(
             f"--host {host} --port {port} cannot be listened to ({error.strerror})"
@@ -123,10 +124,6 @@ def http_options(arguments: argparse.Namespace) -> dict[str, Any]:
     if key:
         options |= {"ssl_keyfile": str(key.absolute()), "ssl_certfile": str(certificate.absolute())}
     return options
-
-
-def _family(host: str) -> socket.AddressFamily:
-    return socket.AF_INET6 if ":" in host else socket.AF_INET
 
 
 def token_of(given: Path | None) -> tuple[Path, str]:

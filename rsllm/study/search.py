@@ -33,6 +33,7 @@ from rsllm.data.prepared import PreparedData
 from rsllm.errors import CheckpointError, TrainingError, require
 from rsllm.evaluate.metrics import METRICS
 from rsllm.evaluate.rank import held_out
+from rsllm.flags import recommend_command
 from rsllm.pipeline import Pipeline
 from rsllm.prompts.templates import wording
 from rsllm.report.page import write_report
@@ -184,6 +185,7 @@ def publish(
     records: Sequence[TrialRecord],
     best: TrialRecord | None = None,
     *,
+    model: Path | None = None,
     cost: bool = False,
     **found: Any,
 ) -> Path:
@@ -194,6 +196,7 @@ def publish(
         name: of the study.
         records: the trials.
         best: the chosen one; without it the best score.
+        model: the artifact that the report says how to recommend with.
         cost: they were also to be cheap.
         found: further entries of results.json, or others than these.
 
@@ -215,7 +218,10 @@ def publish(
         "trials": trial_rows(records, cost=cost),
     }
     with results_folder(pipeline.store, name, "report.html") as folder:
-        print(write_report(folder, results | found) + "\n")
+        how = recommend_command(model, pipeline.store.location) if model else ""
+        print(write_report(folder, results | found, how) + "\n")
+        if how:
+            print(f"a list for every user: {how}")
     return folder
 
 

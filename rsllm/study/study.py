@@ -136,6 +136,7 @@ def run(study: Study, storage: str | Path) -> Path:
             study.name,
             tried,
             tried[0],
+            model=next(iter(twins.values()))[0].run(),
             title=study.title,
             question=study.question,
             layout=_describe(pipeline.layout),

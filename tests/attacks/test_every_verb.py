@@ -40,6 +40,7 @@ READ_AS_ANYTHING: dict[str, list[str]] = {
     "fit data": ["fit", "--data", "FOLDER", "--backbone", "FOLDER", "--storage", "STORE"],
     "train data": ["train", "--data", "FOLDER", "--backbone", "FOLDER", "--storage", "STORE"],
     "plan cluster": ["plan", "--cluster", "FOLDER/config.json", *BACKBONE],
+    "plan lists": ["plan", "--recommend", "FOLDER", "--storage", "STORE"],
     "audit": ["audit", "FOLDER"],
     "evaluate": ["evaluate", "--predictions", "FOLDER/x", "--data", "FOLDER", "--storage", "STORE"],
     "recommend": ["recommend", "FOLDER", "--storage", "FOLDER"],

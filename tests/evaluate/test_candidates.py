@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from ranked_data import EXPERIMENT, loaded, ranked_data
+from ranked_data import EXPERIMENT, loaded, naive_best, ranked_data
 from small_data import NUM_CANDIDATES, small_data
 
 from rsllm.config import DataConfig
 from rsllm.config.plain import replace_in
 from rsllm.data.audit import audit
 from rsllm.data.prepared import PreparedData
-from rsllm.data.sequences import NO_ITEM, Rows
+from rsllm.data.sequences import NO_ITEM
 from rsllm.errors import DataError
 from rsllm.evaluate import candidates
 from rsllm.evaluate.compare import per_user
@@ -54,19 +54,6 @@ def ranked(data: PreparedData) -> PreparedData:
 def recommenders(data: PreparedData) -> list[Recommender]:
     folder = data.path.parents[1] / "recommender"
     return [loaded(folder / f"ranked-{number}") for number in range(1 + FOLDS)]
-
-
-def naive_best(model: Recommender, rows: Rows, row: int, data: PreparedData) -> list[int]:
-    """The eligible negatives of a row, the best first, by a loop over the catalogue."""
-    (scores,) = catalogue_scores(model, rows.take(np.array([row])))
-    titles = [title.casefold() for title in data.titles]
-    barred = {titles[item] for item in (*rows.histories(row), rows.target_R[row])}
-    allowed, met = [], set[str]()
-    for item, title in enumerate(titles):
-        if title not in barred and title not in met:
-            allowed.append(item)
-        met.add(title)
-    return sorted(allowed, key=lambda item: -scores[item])
 
 
 @pytest.mark.parametrize("split", ["validation", "test"])

@@ -187,6 +187,17 @@ def test_report_holds_the_numbers_and_the_plots(tmp_path: Path) -> None:
     assert rows[3]["alpha"] == str(0.05 * 3)
 
 
+def test_a_report_says_how_to_recommend_with_what_it_chose(tmp_path: Path) -> None:
+    command = "rsllm recommend stage-2/0d67 --storage '/a b/<c>' --out lists.csv"
+    write_report(tmp_path, study(), command)
+    page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert command in page.text
+    assert f"\n\n    {command}\n\n" in (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert command not in (tmp_path / "results.json").read_text(), "it is of this machine"
+    write_report(tmp_path, study())
+    assert "lists.csv" not in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
 def test_a_claim_is_answered_with_its_uncertainty(tmp_path: Path) -> None:
     results = study()
     pair = results["pairs"][0] | {"claim": "tuning helps", "metric": "MRR"}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import shlex
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -12,8 +14,10 @@ import pandas as pd
 import pytest
 from small_data import TITLES
 
+from rsllm import plan
 from rsllm.cli import main
 from rsllm.errors import ConfigError, DataError
+from rsllm.flags import recommend_command
 from rsllm.recommend import users
 from rsllm.recommend.items import UnknownItem
 from rsllm.recommend.load import open_ranker
@@ -166,3 +170,67 @@ def test_what_cannot_be_loaded(made: tuple[Store, dict[str, str]], tmp_path: Pat
     with pytest.raises(ConfigError, match="means nothing in"):
         open_ranker("stage-2/ffff", store.location, "fp32")
     assert open_ranker(store.root / names["history"], tmp_path, "fp32")[0].name == names["history"]
+
+
+def test_a_plan_says_what_lists_will_need(
+    made: tuple[Store, dict[str, str]],
+    history_model: Ranker,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(users, "USERS_A_PART", 8)
+    monkeypatch.setattr(plan, "ROWS_AT_ONCE", 3)
+    store = Store.open(tmp_path / "store")
+    shutil.copytree(made[0].root, store.root, dirs_exist_ok=True)
+    shutil.rmtree(store.root / "deployed", ignore_errors=True)
+    before = {path.name for path in store.root.iterdir()}
+    name, said = made[1]["history"], ["plan", "--recommend", made[1]["history"]]
+    assert main([*said, "--storage", store.location]) == 0
+    first, header, _, *lines, last = capsys.readouterr().out.splitlines()
+    assert first.startswith(f"{name}: lists of 10")
+    assert header.split("  ")[-1].strip() == "MiB written"
+    rows = {row[0]: [float(value) for value in row[1:]] for row in map(str.split, lines)}
+    assert list(rows) == history_model.rankers
+    parts = [8, 8, 6]  # of 22 users
+    passes = sum(math.ceil(part / 3) for part in parts)
+    assert [row[:2] for row in rows.values()] == [[22, 3], [22, passes], [22, passes]]
+    assert all(seconds >= 0 < gibibytes for _, _, seconds, gibibytes, _ in rows.values())
+    asked = len(history_model.data.rows("validation"))
+    assert last.startswith(f"choosing what ranks: {asked} validation users")
+    assert {path.name for path in store.root.iterdir()} == before, "a plan leaves nothing behind"
+
+    monkeypatch.undo()
+    assert main([*said, "--storage", store.location]) == 0
+    planned = float(capsys.readouterr().out.splitlines()[-2].split()[-1])
+    own = replace(history_model, by="fused")
+    (part,) = make_lists(Task.of(own, 10), own, store).glob("*.parquet")
+    assert abs(planned - part.stat().st_size / 2**20) < 1e-3
+    for words in (["--set", "seed=1"], ["--cluster", "x.yaml"], ["--backbone", "x"]):
+        assert main([*said, *words]) == 2
+        assert "give --storage alone beside --recommend" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("activated", [True, False])
+def test_the_command_that_is_shown_works_as_it_is(
+    made: tuple[Store, dict[str, str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    activated: bool,
+) -> None:
+    """With the store in the usual place and elsewhere, in an activated environment and without."""
+    program = tmp_path / "bin" / "rsllm"
+    program.parent.mkdir()
+    program.touch(mode=0o700)
+    monkeypatch.setenv("PATH", str(program.parent) if activated else "")
+    for number, usual in enumerate([True, False]):
+        here = tmp_path / f"here-{number}"
+        store = Store.open(here / ("rsllm-store" if usual else "else where"))
+        shutil.copytree(made[0].root, store.root, dirs_exist_ok=True)
+        monkeypatch.chdir(here)
+        command = recommend_command(store.root / made[1]["recommender"], store.location)
+        found, *words = shlex.split(command)
+        assert ("--storage" in words) != usual
+        assert found == "rsllm" if activated else Path(found).is_file()
+        assert main(words) == 0
+        assert pd.read_csv("lists.csv")["user_id"].nunique() == 22

@@ -263,6 +263,10 @@ def test_the_documentation_loads_nothing_from_elsewhere(ask: Ask) -> None:
         assert ask("GET", link, headers={}).status_code == 200
     described = ask("GET", "/openapi.json", headers={}).json()
     assert {"/v1/recommend", "/v1/rank", "/v1/model", "/readyz"} <= set(described["paths"])
+    for path, methods in described["paths"].items():
+        (route,) = methods.values()
+        assert route["summary"].endswith("."), "a sentence, not the name of a function"
+        assert route["tags"] == ["questions" if path.startswith("/v1/") else "state"]
 
 
 def test_users_are_split_for_good_and_by_share(ranker: Ranker) -> None:
