@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any, NoReturn, get_args
 
 import rsllm
+from rsllm.compute.start import quieten
 from rsllm.config import Experiment, Precision
 from rsllm.config.plain import replace_in
 from rsllm.config.stages import RANKERS
 from rsllm.errors import ConfigError, RsllmError
 from rsllm.flags import add_backbone_flag, add_setting_flags, add_storage_flag, overrides
+from rsllm.terminal import say
 
 SAFE_FROM = {
     "torch": ((2, 10), "install 2.10 or newer (CVE-2025-32434, CVE-2026-24747: weights run code)"),
@@ -56,6 +58,7 @@ def run_script(main: Callable[[], None]) -> NoReturn:
 
 def _exit_code(run: Callable[[], None]) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as in workers, see `prepare_worker`
+    quieten()
     try:
         _refuse_unsafe_libraries()
         run()
@@ -302,6 +305,7 @@ def _settings(arguments: argparse.Namespace) -> None:
 
 
 def _plan(arguments: argparse.Namespace) -> None:
+    say("rsllm: loading PyTorch")
     from rsllm import plan
 
     experiment = replace_in(Experiment(), overrides(arguments))
@@ -311,12 +315,14 @@ def _plan(arguments: argparse.Namespace) -> None:
 
 
 def _doctor(arguments: argparse.Namespace) -> None:
+    say("rsllm: loading PyTorch and Ray")
     from rsllm import doctor
 
     doctor.report(doctor.examine(arguments.storage, arguments.backbone))
 
 
 def _recommend(arguments: argparse.Namespace) -> None:
+    say("rsllm: loading PyTorch")
     from rsllm.recommend.recommend import recommend
 
     recommend(arguments)

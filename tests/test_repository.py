@@ -33,7 +33,7 @@ LAYERS = (
     {"compute"},
     {"assets"},
     {"store"},
-    {"config", "errors"},
+    {"config", "errors", "terminal"},
 )
 LAYER = {part: depth for depth, parts in enumerate(LAYERS) for part in parts}
 
