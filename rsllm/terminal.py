@@ -30,7 +30,8 @@ class Progress(tqdm):  # type: ignore[misc]
         """Show the bar, or say the line; the first one says what begins."""
         if not self.plain:
             return bool(super().display(msg, pos))
-        say(str(self) if self.n else f"{self.desc}: {self.total:,}{self.unit}")
+        begins = f"{self.desc}: {self.total:,}{self.unit}" if self.total else self.desc
+        say(str(self) if self.n else begins)
         return True
 
     def close(self) -> None:

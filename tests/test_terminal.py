@@ -6,8 +6,6 @@ import logging
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator
-from typing import Any
 
 import pytest
 
@@ -36,32 +34,33 @@ def test_what_is_quick_says_only_that_it_begins(capsys: pytest.CaptureFixture[st
     with Progress(total=2, desc="recommend", unit=" users") as shown:
         shown.update(2)
     assert capsys.readouterr().err == "recommend: 2 users\n"
+    with Progress(desc="download", unit="B") as shown:  # of a size that nobody says
+        shown.update(2)
+    assert capsys.readouterr().err == "download\n"
 
 
-@pytest.fixture
-def loggers() -> Iterator[None]:
-    """Loggers without the filters of the test."""
-    names = ("DeepSpeed", "ray._private.authentication.authentication_token_setup")
-    before = {name: list(logging.getLogger(name).filters) for name in names}
-    yield
-    for name, filters in before.items():
-        logging.getLogger(name).filters = filters
-
-
-def test_what_libraries_say_to_developers_is_kept_back(loggers: None, caplog: Any) -> None:
-    """Ray's own function warns, so that another wording of a later Ray is noticed."""
+def test_what_libraries_say_to_developers_is_kept_back() -> None:
+    """Ray's own functions warn, so that another wording of a later Ray is noticed."""
     from ray._private.authentication import authentication_token_setup as ray_token
 
-    with warnings.catch_warnings(record=True) as shown:
-        warnings.simplefilter("always")
-        quieten()
-        warnings.warn("is deprecated", FutureWarning, stacklevel=1)
-        warnings.warn("of our own", UserWarning, stacklevel=1)
-    ray_token._warn_token_auth_enabled()
-    ray_token._warn_token_auth_disabled()
+    logger, said = ray_token.logger, list[str]()
+    handler, before = logging.Handler(), list(logger.filters)
+    handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+    logger.addHandler(handler)
+    try:
+        with warnings.catch_warnings(record=True) as shown:
+            warnings.simplefilter("always")
+            quieten()
+            warnings.warn("is deprecated", FutureWarning, stacklevel=1)
+            warnings.warn("of our own", UserWarning, stacklevel=1)
+        ray_token._warn_token_auth_enabled()
+        ray_token._warn_token_auth_disabled()
+    finally:
+        logger.removeHandler(handler)
+        logger.filters = before
     assert [str(warning.message) for warning in shown] == ["of our own"]
-    (record,) = caplog.records
-    assert "is disabled" in record.getMessage()
+    (line,) = said
+    assert "is disabled" in line
 
 
 def test_deepspeed_is_imported_in_silence() -> None:
