@@ -85,7 +85,7 @@ def test_a_small_catalogue_gets_small_candidate_sets() -> None:
 
 @pytest.mark.ray
 def test_from_a_table_to_recommendations_and_a_report(
-    plays: Path, tiny_llm: Path, ray_cluster: str, capsys: pytest.CaptureFixture[str]
+    plays: Path, tiny_llm: Path, trained_here: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = [word for p, v in jobs.SETTINGS.items() for word in ("--set", f"{p}={v}")]
     assert main(words(plays, "--yes", "--backbone", str(tiny_llm), *settings)) == 0
