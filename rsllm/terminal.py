@@ -18,7 +18,7 @@ class Progress(tqdm):  # type: ignore[misc]
 
     def __init__(self, *rows: Any, **how: Any) -> None:
         self.plain = not sys.stderr.isatty()
-        line = "{desc}: {n_fmt} of {total_fmt}{unit}, {rate_fmt}, {remaining} left"
+        line = "{desc}: {n_fmt} of {total_fmt}{unit}, {rate_noinv_fmt}, {remaining} left"
         usual = {
             "bar_format": line if self.plain else None,
             "mininterval": LINE_SECONDS if self.plain else BAR_SECONDS,
