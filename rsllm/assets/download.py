@@ -145,9 +145,8 @@ def _download(url: str, target: Path) -> None:
         with answer as response, target.open("wb") as file:
             response.raise_for_status()
             total = int(response.headers.get("content-length", 0))
-            with Progress(
-                desc="download", total=total or None, unit="B", unit_scale=True, delay=1
-            ) as progress:
+            how = {"desc": "download", "unit": "B", "unit_scale": True}
+            with Progress(total=total or None, **how) as progress:
                 for block in response.iter_bytes(1 << 16):
                     file.write(block)
                     progress.update(len(block))
