@@ -11,11 +11,19 @@ from pathlib import Path
 from typing import Any, NoReturn, get_args
 
 import rsllm
+from rsllm.compute.start import quieten
 from rsllm.config import Experiment, Precision
 from rsllm.config.plain import replace_in
 from rsllm.config.stages import RANKERS
-from rsllm.errors import ConfigError, RsllmError, require
-from rsllm.flags import add_backbone_flag, add_setting_flags, add_storage_flag, overrides
+from rsllm.errors import ConfigError, RsllmError, did_you_mean, require
+from rsllm.flags import (
+    add_backbone_flag,
+    add_setting_flags,
+    add_settings_flags,
+    add_storage_flag,
+    overrides,
+)
+from rsllm.terminal import say
 
 SAFE_FROM = {
     "torch": ((2, 10), "install 2.10 or newer (CVE-2025-32434, CVE-2026-24747: weights run code)"),
@@ -36,6 +44,28 @@ ACTIONS = {
     "diff": "say what two artifacts differ in",
     "gc": "list or remove what nothing will read again",
 }
+FIRST = """three commands to begin with:
+  rsllm doctor             can this machine run it?
+  rsllm start plays.csv    from your own table to recommendations
+  rsllm settings           what can be changed"""
+EXAMPLES = {
+    "fetch": "movielens-100k",
+    "synthesize": "world/ --users 200 --items 100",
+    "start": "plays.csv --yes",
+    "prepare": "--data plays/ --set data.window=20",
+    "fit": "--data movielens-100k --recommender sasrec",
+    "train": "--config mine.toml --set stage2.samples=512",
+    "settings": "stage2.loss",
+    "plan": "--backbone Qwen/Qwen3-0.6B --cluster cluster/gpu.yaml",
+    "doctor": "--storage rsllm-store",
+    "audit": "rsllm-store/data/0d67",
+    "evaluate": "--data movielens-100k --predictions scores.csv",
+    "recommend": 'stage-2/0d67 --history "Titanic (1997)" --k 5',
+    "export": "stage-2/0d67 --as peft --to model/",
+    "runs": "show stage-2/0d67",
+    "serve": "stage-2/0d67 --port 8000",
+    "completion": "bash > ~/.local/share/bash-completion/completions/rsllm",
+}
 STAGES = {
     "prepare": "turn raw interactions into checked, sharded sequences and candidate sets",
     "fit": "train the recommender whose item embeddings the LLM will read",
@@ -45,7 +75,8 @@ STAGES = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; the exit code is 0, the error's own, or 130 (143) after Ctrl-C (SIGTERM)."""
-    arguments = build_parser().parse_args(argv)
+    parser = build_parser()
+    arguments = parser.parse_args((sys.argv[1:] if argv is None else argv) or ["--help"])
     return _exit_code(lambda: arguments.run(arguments))
 
 
@@ -56,6 +87,7 @@ def run_script(main: Callable[[], None]) -> NoReturn:
 
 def _exit_code(run: Callable[[], None]) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as in workers, see `prepare_worker`
+    quieten()
     try:
         _refuse_unsafe_libraries()
         run()
@@ -86,16 +118,32 @@ def _refuse_unsafe_libraries() -> None:
             raise ConfigError(f"{library} {found} is unsafe; {remedy}")
 
 
+class _Parser(argparse.ArgumentParser):
+    """Proposes the nearest of what it knows for a verb, or another choice, that it does not."""
+
+    def error(self, message: str) -> NoReturn:
+        if wrong := re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message):
+            message += did_you_mean(wrong[1], re.findall(r"[\w-]+", wrong[2]))
+        super().error(message)
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The verbs and their flags."""
-    parser = argparse.ArgumentParser(
-        prog="rsllm", description="LLM sequential recommendation, from interactions to results."
+    as_written = argparse.RawDescriptionHelpFormatter
+    parser = _Parser(
+        prog="rsllm",
+        description="LLM sequential recommendation, from interactions to results.",
+        epilog=FIRST,
+        formatter_class=as_written,
     )
     parser.add_argument("--version", action="version", version=f"rsllm {rsllm.__version__}")
     verbs = parser.add_subparsers(metavar="VERB", required=True)
 
     def add(verb: str, purpose: str, run: Callable[[argparse.Namespace], None]) -> Any:
-        added = verbs.add_parser(verb, help=purpose, description=purpose)
+        example = f"example: rsllm {verb} {EXAMPLES[verb]}"
+        added = verbs.add_parser(
+            verb, help=purpose, description=purpose, epilog=example, formatter_class=as_written
+        )
         added.set_defaults(run=run, verb=verb)
         return added
 
@@ -108,6 +156,7 @@ def build_parser() -> argparse.ArgumentParser:
     fetch.add_argument(
         "--from", dest="folder", type=Path, metavar="DIR", help="folder that has the files already"
     )
+    _add_start_flags(add("start", "go from your own table to recommendations", _start))
     _add_world_flags(add("synthesize", "write a world whose best score is known", _synthesize))
     for verb, purpose in STAGES.items():
         add_experiment_flags(add(verb, purpose, _run_stage))
@@ -143,6 +192,8 @@ def build_parser() -> argparse.ArgumentParser:
     runs = add("runs", "list, show, compare and clear what a store holds", _runs)
     _add_actions(runs.add_subparsers(dest="action", metavar="ACTION", required=True))
     _add_serve_flags(add("serve", "answer over HTTP, on Ray Serve", _serve))
+    completion = add("completion", "print what completes verbs and flags in a shell", _completion)
+    completion.add_argument("shell", choices=("bash", "zsh"))
     return parser
 
 
@@ -226,6 +277,14 @@ def _add_serve_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--share", help="of the users (default: 0.1)", **(SHARE | {"default": 0.1}))
 
 
+def _add_start_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", metavar="FILE", help="CSV, TSV, JSON or Parquet, or a folder")
+    parser.add_argument("--yes", action="store_true", help="do not ask before anything is computed")
+    add_backbone_flag(parser)
+    add_settings_flags(parser)
+    add_storage_flag(parser)
+
+
 def _add_world_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=Path, metavar="DIR", help="where to write it")
     parser.add_argument("--users", type=int, default=1000, metavar="N")
@@ -296,6 +355,21 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         print(f"{tables(judged)}\n{results}")
 
 
+def _start(arguments: argparse.Namespace) -> None:
+    from rsllm.start import start
+
+    changes = overrides(arguments)
+    if command := start(arguments.file, changes, arguments.storage, sure=arguments.yes):
+        recommend = build_parser().parse_args(command)
+        recommend.run(recommend)
+
+
+def _completion(arguments: argparse.Namespace) -> None:
+    import shtab
+
+    print(shtab.complete(build_parser(), arguments.shell))
+
+
 def _settings(arguments: argparse.Namespace) -> None:
     from rsllm.settings import settings
 
@@ -303,6 +377,7 @@ def _settings(arguments: argparse.Namespace) -> None:
 
 
 def _plan(arguments: argparse.Namespace) -> None:
+    say("rsllm: loading PyTorch")
     from rsllm import plan
 
     asked = overrides(arguments)
@@ -317,12 +392,14 @@ def _plan(arguments: argparse.Namespace) -> None:
 
 
 def _doctor(arguments: argparse.Namespace) -> None:
+    say("rsllm: loading PyTorch and Ray")
     from rsllm import doctor
 
     doctor.report(doctor.examine(arguments.storage, arguments.backbone))
 
 
 def _recommend(arguments: argparse.Namespace) -> None:
+    say("rsllm: loading PyTorch")
     from rsllm.recommend.recommend import recommend
 
     recommend(arguments)

@@ -4,7 +4,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from datetime import timedelta
 from functools import partial
@@ -17,7 +17,6 @@ import torch
 from packaging.requirements import Requirement
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-from tabulate import tabulate
 from torch.distributed import TCPStore, all_reduce, init_process_group  # type: ignore[attr-defined]
 
 from rsllm.assets.catalogue import fingerprint, resolve_backbone
@@ -34,48 +33,54 @@ Check = tuple[str, str, str, str]
 """A name, the finding, "ok", "warn" or "fail", and what to do about it."""
 
 
-def examine(storage: str | Path, backbone: str | None = None) -> list[Check]:
+def examine(storage: str | Path, backbone: str | None = None) -> Iterator[Check]:
     """Look at the installation, the storage and the cache, at Ray and at every node of it.
 
-    A backbone is looked at too, if there is one.
+    A backbone is looked at too, if there is one. Each check comes as soon as it is known.
 
     Joins the cluster that this process belongs to, or starts one here, as experiments do.
     """
-    checks = _attempt("versions", "install rsllm again", partial(_look_at_versions, "versions"))
+    look = partial(_look_at_versions, "versions")
+    versions, *_ = checks = [*_attempt("versions", "install rsllm again", look)]
+    yield from checks
     folders = {"cache (RSLLM_CACHE)": cache_root()}
     if "://" in str(storage):
-        checks += _attempt("storage", "choose another", partial(_look_at_uri, str(storage)))
+        yield from _attempt("storage", "choose another", partial(_look_at_uri, str(storage)))
     else:
         folders = {"storage": Path(storage)} | folders
     if backbone:
-        checks += _attempt("backbone", "see there", partial(_look_at_backbone, backbone))
+        yield from _attempt("backbone", "see there", partial(_look_at_backbone, backbone))
     for name, folder in folders.items():
-        checks += _attempt(name, "choose another", partial(_look_at_folder, name, folder))
+        yield from _attempt(name, "choose another", partial(_look_at_folder, name, folder))
     seen = [folder for folder in folders.values() if os.access(folder, os.W_OK)]
-    return checks + _attempt("ray", "RAY_ADDRESS and token", partial(_look_at_ray, checks[0], seen))
+    yield from _attempt("ray", "RAY_ADDRESS and token", partial(_look_at_ray, versions, seen))
 
 
-def report(checks: Sequence[Check]) -> None:
-    """Print the checks.
+def report(checks: Iterable[Check]) -> None:
+    """Print the checks as they come.
 
     Raises:
         RsllmError: one fails.
     """
-    header, widths = ["check", "finding", "", "what to do"], [None, 60, None, 40]
-    print(tabulate(checks, header, maxcolwidths=widths))
-    if failed := [name for name, _, verdict, _ in checks if verdict == "fail"]:
-        raise RsllmError(f"{len(failed)} of {len(checks)} checks failed: {', '.join(failed)}")
+    verdicts = []
+    for name, finding, verdict, remedy in checks:
+        print(f"{verdict:5} {name:22} {finding}", flush=True)
+        if remedy:
+            print(f"{'':5} {'':22} what to do: {remedy}", flush=True)
+        verdicts.append((name, verdict))
+    if failed := [name for name, verdict in verdicts if verdict == "fail"]:
+        raise RsllmError(f"{len(failed)} of {len(verdicts)} checks failed: {', '.join(failed)}")
 
 
 def _judge(name: str, finding: str, bad: object, remedy: str, verdict: str = "fail") -> Check:
     return (name, finding, verdict, remedy) if bad else (name, finding, "ok", "")
 
 
-def _attempt(name: str, remedy: str, look: Callable[[], list[Check]]) -> list[Check]:
+def _attempt(name: str, remedy: str, look: Callable[[], Iterable[Check]]) -> Iterator[Check]:
     try:
-        return look()
+        yield from look()
     except (RsllmError, ConnectionError, RayError, metadata.PackageNotFoundError) as error:
-        return [(name, str(error).strip().splitlines()[-1], "fail", remedy)]
+        yield (name, str(error).strip().splitlines()[-1], "fail", remedy)
 
 
 def _look_at_versions(name: str, expected: str = "") -> list[Check]:
@@ -107,16 +112,17 @@ def _look_at_backbone(source: str) -> list[Check]:
     return [_judge("backbone", finding, False, "")]
 
 
-def _look_at_ray(versions: Check, folders: Sequence[Path]) -> list[Check]:
-    checks = _look_at_access(start_ray())
+def _look_at_ray(versions: Check, folders: Sequence[Path]) -> Iterator[Check]:
+    yield from _look_at_access(start_ray())
     nodes = [node for node in ray.nodes() if node["Alive"]]
     with ExitStack() as stack:
         files = [stack.enter_context(tempfile.NamedTemporaryFile(dir=f)).name for f in folders]
         tasks = [_on(node, _look_around, node, versions[1], files) for node in nodes]
         for node, task in zip(nodes, tasks, strict=True):
             look = partial(ray.get, task, timeout=WAIT_SECONDS)
-            checks += _attempt(node["NodeManagerHostname"], "see ray status; is rsllm there?", look)
-    return checks + _send_round(nodes)
+            host = node["NodeManagerHostname"]
+            yield from _attempt(host, "see ray status; is rsllm there?", look)
+    yield from _send_round(nodes)
 
 
 def _look_at_access(dashboard: str) -> list[Check]:
@@ -147,7 +153,7 @@ def _look_around(node: dict[str, Any], versions: str, files: Sequence[str]) -> l
     ]
 
 
-def _send_round(nodes: Sequence[dict[str, Any]]) -> list[Check]:
+def _send_round(nodes: Sequence[dict[str, Any]]) -> Iterator[Check]:
     """One sum over workers on every node, at least two, by the network that training uses."""
     workers = max(2, len(nodes))
     store = TCPStore(ray.util.get_node_ip_address(), 0, is_master=True, wait_for_workers=False)

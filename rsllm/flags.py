@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from rsllm.compute.start import start_ray
 from rsllm.config import Experiment
 from rsllm.config.models import RECOMMENDERS
-from rsllm.config.plain import content_hash, parse_setting, replace_in, to_dict
+from rsllm.config.plain import content_hash, parse_setting, read_settings, replace_in, to_dict
 from rsllm.errors import ConfigError
 from rsllm.store.artifacts import Store
 
@@ -91,6 +91,11 @@ def add_setting_flags(parser: argparse.ArgumentParser, data_sets: Sequence[str] 
         metavar="MODEL",
         help=f"as tuned for the data: {', '.join(RECOMMENDERS)}",
     )
+    add_settings_flags(parser)
+
+
+def add_settings_flags(parser: argparse.ArgumentParser) -> None:
+    """--set, --config and --like, each of which wins over the next."""
     parser.add_argument(
         "--set",
         action="append",
@@ -98,6 +103,11 @@ def add_setting_flags(parser: argparse.ArgumentParser, data_sets: Sequence[str] 
         metavar="PATH=VALUE",
         help="any setting, such as stage2.loss.alpha=0.1; the value is JSON or plain text",
     )
+    parser.add_argument(
+        "--config", type=Path, metavar="FILE", help="TOML with settings, by the same names"
+    )
+    like = "start from the settings of a study or an artifact (KIND/KEY, or its folder)"
+    parser.add_argument("--like", metavar="ARTIFACT", help=like)
 
 
 def add_backbone_flag(parser: argparse.ArgumentParser) -> None:
@@ -131,15 +141,24 @@ def recommend_command(model: Path, storage: str) -> str:
 
 
 def overrides(values: argparse.Namespace) -> dict[str, Any]:
-    """What the flags set, by paths: `FLAGS` before `--set`, and that before a tuned recommender."""
+    """What the flags set, by paths.
+
+    `FLAGS` win over `--set`, then come `--config`, what a recommender was tuned to, and `--like`.
+    """
     given = {path: getattr(values, flag, None) for flag, path in FLAGS.items()}
-    tuned = {}
-    if values.recommender:
+    named = {path: value for path, value in given.items() if value is not None}
+    found: dict[str, Any] = {}
+    if values.like:
+        from rsllm.settings import settings_like
+
+        found |= settings_like(values.like, values.storage)
+    if model := named.get("recommender.model"):
         from rsllm.config.presets import preset
 
-        tuned = preset(values.recommender, values.data or "")
-    named = {path: value for path, value in given.items() if value is not None}
-    return tuned | dict(map(parse_setting, values.set)) | named
+        found |= preset(model, str(named.get("data.source", "")))
+    if values.config:
+        found |= read_settings(values.config)
+    return found | dict(map(parse_setting, values.set)) | named
 
 
 def parse(

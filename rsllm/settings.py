@@ -1,21 +1,27 @@
-"""`rsllm settings`: every setting there is, with its default, what it may be, and what it does."""
+"""`rsllm settings`: every setting there is, and those that an artifact was made with."""
 
 import ast
 import inspect
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from pydantic import TypeAdapter
 from tabulate import tabulate
 
 from rsllm import config
-from rsllm.config import Experiment
+from rsllm.config import Experiment, TableConfig
 from rsllm.config.plain import flat, to_dict
-from rsllm.errors import ConfigError, did_you_mean
+from rsllm.errors import ConfigError, did_you_mean, require
+from rsllm.runs import find, read_artifacts
+from rsllm.store.artifacts import MANIFEST, Store, manifest, read_json
 
 WIDTH = 60
+RESULTS = "results.json"
+SOURCES = {"data": ("data",), "start": ("stage-1",), "recommender": ("recommender", "items")}
+"""The inputs of an artifact that are artifacts with settings, and the kinds that they may be."""
 BOUNDS = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
 
 
@@ -72,6 +78,61 @@ def _choices(facts: dict[str, Any]) -> str:
         return " or ".join(_choices(one) for one in several)
     bounds = [f"{sign} {facts[name]:g}" for name, sign in BOUNDS.items() if name in facts]
     return " ".join([str(facts.get("type", facts.get("const", "any"))), *bounds])
+
+
+def settings_like(name: str, storage: str | Path) -> dict[str, Any]:
+    """The settings behind a study or an artifact, by dotted paths.
+
+    A study knows all of them, an artifact those that decide it and what it was made from.
+
+    Args:
+        name: KIND/KEY, the beginning of it, the name of a study, or a folder.
+        storage: where it is looked for, unless it is a folder.
+
+    Raises:
+        ConfigError: there is none of this name, or further data sets decide it.
+    """
+    store, path = Store.at(storage), Path(name)
+    for study in (path, store.root / "studies" / path.name):
+        if (study / RESULTS).exists():
+            return dict(flat(read_json(study / RESULTS)["experiment"]))
+    if not (path / MANIFEST).exists():
+        path = store.local(store.root / find(read_artifacts(store), name, store).name)
+    return dict(flat(_sections(path)))
+
+
+def _sections(folder: Path) -> dict[str, Any]:
+    """The sections of an `Experiment` that an artifact, or what it was made from, names."""
+    facts, found = manifest(folder), dict[str, Any]()
+    kind, inputs = facts["kind"], facts["inputs"]
+    require(not inputs.get("mixture"), f"{folder} has further data sets; --like cannot name them")
+    for source, kinds in SOURCES.items():
+        if isinstance(key := inputs.get(source), str):
+            paths = [p for of in kinds if (p := folder.parents[1] / of / key).is_dir()]
+            require(bool(paths), f"{folder} was made from {kinds[0]}/{key}, which is not here")
+            found |= _sections(paths[0])
+    named = ("backbone", "prompt", "projector", "catalogue", "recommender")
+    found |= {part: dict(inputs[part]) for part in named if isinstance(inputs.get(part), dict)}
+    found.get("prompt", {}).pop("wording", None)
+    if kind == "data":
+        found["data"] = {**inputs["config"], "table": _columns(inputs["config"]["table"])}
+    elif kind == "items":
+        found["recommender"] |= {"folds": len(inputs["folds"])}
+    elif "stage" in inputs:
+        found |= {kind.replace("-", ""): inputs["stage"]}
+        found |= {} if kind == "stage-1" or inputs.get("start") else {"stage1": {"samples": 0}}
+        found["evaluation"] = {"validation_rows": inputs["validation_rows"]}
+        del found["backbone"]["source"]  # its content, which is no name
+        adapter = folder / "adapter_config.json"
+        if adapter.exists():
+            found["backbone"]["source"] = read_json(adapter)["base_model_name_or_path"]
+    return found
+
+
+def _columns(table: Mapping[str, Any]) -> dict[str, str]:
+    """The columns of own data, by role; what else was found in its files is found again."""
+    columns = dict(table["interactions"]["columns"]) if "interactions" in table else {}
+    return {role: column for role, column in columns.items() if hasattr(TableConfig, role)}
 
 
 def settings(prefix: str = "", *, as_json: bool = False) -> str:

@@ -127,7 +127,7 @@ def test_fetch_verifies_commits_and_names_the_licence(
     assert facts["source"] == f"{site}/toy.zip"
     progress = capsys.readouterr().err
     assert "toy licence" in progress
-    assert "B/s" in progress
+    assert "\ndownload: " in progress
 
 
 def test_second_call_touches_neither_network_nor_files(site: str, toy: Any, tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import resource
+import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,16 +17,19 @@ import pytest
 
 import rsllm
 from rsllm import cli
-from rsllm.cli import _print_fit, build_parser, main, run_script
+from rsllm.cli import EXAMPLES, _print_fit, build_parser, main, run_script
 from rsllm.config import Experiment
-from rsllm.config.plain import replace_in
+from rsllm.config.plain import replace_in, to_dict
 from rsllm.config.presets import preset
 from rsllm.errors import DataError
 from rsllm.store.artifacts import write_json
 
-EXPERIMENT_FLAGS = ["--backbone", "--data", "--layout", "--recommender", "--set", "--storage"]
+EXPERIMENT_FLAGS = ["--backbone", "--config", "--data", "--layout", "--like", "--recommender"]
+EXPERIMENT_FLAGS += ["--set", "--storage"]
 GOLDEN = {
     "fetch": ["--from", "NAME"],
+    "start": ["--backbone", "--config", "--like", "--set", "--storage", "--yes", "FILE"],
+    "completion": ["None"],
     "synthesize": ["--items", "--length", "--noise", "--seed", "--text-share", "--users", "DIR"],
     "prepare": EXPERIMENT_FLAGS,
     "fit": EXPERIMENT_FLAGS,
@@ -295,3 +300,72 @@ def test_public_names_are_importable_and_others_refused() -> None:
     assert set(rsllm.__all__) <= set(dir(rsllm))
     with pytest.raises(AttributeError, match="Experimnt"):
         rsllm.Experimnt  # noqa: B018
+
+
+def test_without_a_verb_the_first_commands_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main([])
+    assert stop.value.code == 0
+    shown = capsys.readouterr().out
+    assert all(f"rsllm {first}" in shown for first in ("doctor", "start plays.csv", "settings"))
+
+
+def test_the_nearest_verb_and_choice_are_proposed(capsys: pytest.CaptureFixture[str]) -> None:
+    for words, nearest in ((["prepar"], "prepare"), (["completion", "bsh"], "bash")):
+        with pytest.raises(SystemExit) as stop:
+            main(words)
+        assert stop.value.code == 2
+        assert capsys.readouterr().err.strip().endswith(f"did you mean '{nearest}'?")
+
+
+def test_every_verb_has_an_example_that_can_be_typed() -> None:
+    (verbs,) = (a for a in build_parser()._actions if isinstance(a, argparse._SubParsersAction))
+    assert set(verbs.choices) == set(EXAMPLES)
+    for verb, example in EXAMPLES.items():
+        words = shlex.split(example.partition(" > ")[0])
+        assert build_parser().parse_args([verb, *words]).verb == verb
+        assert f"\nexample: rsllm {verb} {example}\n" in verbs.choices[verb].format_help()
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_a_shell_completes_verbs(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["completion", shell]) == 0
+    script = capsys.readouterr().out
+    assert "recommend" in script
+    assert "--config" in script
+    if there := shutil.which(shell):
+        subprocess.run([there, "-n"], input=script, text=True, check=True)
+
+
+def test_a_file_of_settings_wins_over_presets_and_set_wins_over_it(
+    runs: list[Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text(
+        'data.source = "synthetic"\n[recommender]\nwidth = 16\n[stage2]\nsamples = 8\n'
+        "[stage2.loss]\nalpha = 0.25\n"
+    )
+    words = ["--config", str(file), "--recommender", "caser", "--set", "stage2.samples=24"]
+    assert main(["train", *words]) == 0
+    changes = {"data.source": "synthetic", "recommender.width": 16}
+    changes |= {"stage2.samples": 24, "stage2.loss.alpha": 0.25}
+    ((_, experiment, _),) = runs
+    assert experiment == replace_in(Experiment(), preset("caser", "") | changes)
+    file.write_text("stage2.sample = 8\n")
+    assert main(["train", "--config", str(file)]) == 2
+    assert "did you mean 'stage2.samples'?" in capsys.readouterr().err
+    file.write_text("stage2: 8\n")
+    assert main(["train", "--config", str(file)]) == 2
+    assert f"--config {file} cannot be read as TOML" in capsys.readouterr().err
+
+
+def test_a_study_gives_its_settings(runs: list[Any], tmp_path: Path) -> None:
+    study = tmp_path / "studies" / "tune-1"
+    study.mkdir(parents=True)
+    changed = replace_in(Experiment(), {"data.window": 7, "stage2.samples": 8})
+    write_json(study / "results.json", {"experiment": to_dict(changed)})
+    for name in ("tune-1", str(study)):
+        words = ["train", "--like", name, "--storage", str(tmp_path), "--set", "data.window=9"]
+        assert main(words) == 0
+    expected = replace_in(changed, {"data.window": 9})
+    assert [experiment for _, experiment, _ in runs] == [expected, expected]

@@ -56,7 +56,7 @@ def install(folder: Path, name: str, version: str, *needs: str) -> None:
 
 @pytest.mark.ray
 def test_all_is_well_here(ray_cluster: str, tmp_path: Path, capsys: Any) -> None:
-    checks = examine(tmp_path / "store")
+    checks = [*examine(tmp_path / "store")]
     assert "fail" not in verdicts(checks).values(), checks
     report(checks)
     shown = capsys.readouterr().out
@@ -71,16 +71,16 @@ def test_nodes_that_do_not_answer_in_time(
     ray_cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(doctor, "WAIT_SECONDS", 0.001)
-    last = examine(tmp_path)[-2:]
+    last = [*examine(tmp_path)][-2:]
     assert [check[2] for check in last] == ["fail", "fail"]
     assert "timed out" in last[0][1]
 
 
 def test_a_bucket_is_reached_as_one(bucket: str) -> None:
-    found = doctor._attempt("storage", "choose another", partial(doctor._look_at_uri, bucket))
+    found = [*doctor._attempt("storage", "choose another", partial(doctor._look_at_uri, bucket))]
     assert verdicts(found) == {"storage": "ok"}
     unknown = partial(doctor._look_at_uri, "nowhere://bucket")
-    assert verdicts(doctor._attempt("storage", "choose another", unknown)) == {"storage": "fail"}
+    assert verdicts([*doctor._attempt("storage", "choose another", unknown)]) == {"storage": "fail"}
 
 
 def test_a_backbone_is_looked_at(random_llm: Path, tmp_path: Path) -> None:
@@ -106,7 +106,7 @@ def test_a_library_that_is_too_old(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_a_library_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     install(tmp_path, "rsllm", "9.0", "rsllm-nowhere>=1", "rsllm-extra; extra == 'dev'")
     monkeypatch.syspath_prepend(tmp_path)
-    checks = doctor._attempt("versions", "", partial(doctor._look_at_versions, "versions"))
+    checks = [*doctor._attempt("versions", "", partial(doctor._look_at_versions, "versions"))]
     assert verdicts(checks) == {"versions": "fail"}
     assert "rsllm-nowhere" in checks[0][1]
 

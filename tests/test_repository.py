@@ -22,6 +22,7 @@ SCRIPTS = sorted((ROOT / "experiments").rglob("*.py"))
 LAYERS = (
     {"__main__"},
     {"cli"},
+    {"start"},
     {"study", "serve", "export", "plan", "recommend"},
     {"flags"},
     {"pipeline", "doctor", "runs", "settings"},
@@ -33,7 +34,7 @@ LAYERS = (
     {"compute"},
     {"assets"},
     {"store"},
-    {"config", "errors"},
+    {"config", "errors", "terminal"},
 )
 LAYER = {part: depth for depth, parts in enumerate(LAYERS) for part in parts}
 
@@ -281,7 +282,7 @@ def test_package_stays_small() -> None:
     """It has grown by what real files, backbones and history prompts ask for; it is to shrink."""
     count = sum(map(code_lines, SOURCES))
     print(f"{count} lines of code in {len(SOURCES)} files")
-    assert count <= 14320
+    assert count <= 14550
 
 
 def test_imports_point_downwards() -> None:

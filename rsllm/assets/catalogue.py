@@ -15,7 +15,7 @@ from typing import Literal
 
 from pydantic import TypeAdapter
 
-from rsllm.assets.download import AssetSource, ByHand, OwnFolder, UrlZip, Wheel, say
+from rsllm.assets.download import AssetSource, ByHand, OwnFolder, UrlZip, Wheel
 from rsllm.config.plain import content_hash
 from rsllm.errors import ConfigError, DataError, did_you_mean
 from rsllm.store.artifacts import (
@@ -26,6 +26,7 @@ from rsllm.store.artifacts import (
     require_writable,
     sha256,
 )
+from rsllm.terminal import say
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 HUB_FOLDER = re.compile(r"/models--(?P<name>[^/]+)/snapshots/(?P<commit>[0-9a-f]+)$")

@@ -16,10 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, NamedTuple, Protocol
 
-from tqdm import tqdm
-
 from rsllm.errors import DataError
 from rsllm.store.artifacts import sha256
+from rsllm.terminal import Progress, say
 
 MAX_ARCHIVE_BYTES = 256 << 20
 MAX_MEMBERS = 10_000
@@ -131,11 +130,6 @@ class OwnFolder:
                 _copy_verified(content, file, folder)
 
 
-def say(message: str) -> None:
-    """Tell the user what goes on, on stderr."""
-    print(message, file=sys.stderr, flush=True)
-
-
 @contextlib.contextmanager
 def scratch(folder: Path) -> Iterator[Path]:
     """Yield a folder in `folder` that is removed at the end."""
@@ -151,7 +145,8 @@ def _download(url: str, target: Path) -> None:
         with answer as response, target.open("wb") as file:
             response.raise_for_status()
             total = int(response.headers.get("content-length", 0))
-            with tqdm(total=total or None, unit="B", unit_scale=True) as progress:
+            how = {"desc": "download", "unit": "B", "unit_scale": True}
+            with Progress(total=total or None, **how) as progress:
                 for block in response.iter_bytes(1 << 16):
                     file.write(block)
                     progress.update(len(block))

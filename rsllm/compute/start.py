@@ -11,6 +11,7 @@ import socket
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -19,11 +20,11 @@ from typing import Any
 import psutil
 from filelock import FileLock
 
-from rsllm.assets.download import say
 from rsllm.compute.layout import Layout, Resources, cpu_has_bf16, lay_out
 from rsllm.config import ComputeConfig
 from rsllm.errors import ConfigError, require
 from rsllm.store.artifacts import cache_root
+from rsllm.terminal import say
 
 WORKER_ENVIRONMENT = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
@@ -35,11 +36,14 @@ WORKER_ENVIRONMENT = {
 """Leaves the terminal to progress, warnings and errors (the print patch prints lines twice), and
 ends the group of a hung worker soon."""
 NO_WARNINGS = {
+    "DeepSpeed": "Setting accelerator to CPU",
+    "ray._private.authentication.authentication_token_setup": "to opt out",
     "ray._private.services": "Found multiple active Ray instances",
     "ray.train.v2._internal.execution.controller.placement_group_cleaner": "ontroller actor",
+    "ray.tune.utils.util": "may be a performance bottleneck",
 }
-"""Warnings that loggers of Ray repeat where a second Ray is on the machine, or where a trial was
-stopped early and is tidied up."""
+"""Warnings that loggers give where nothing is wrong: no GPU, a token, a second Ray on the machine,
+a trial that was stopped early and is tidied up, or a machine that is busy with training."""
 DASHBOARD_PORT = 8265
 OTHER_PORTS = range(20000, 32768)
 """Above those of Ray's workers, below those that the system hands out."""
@@ -76,9 +80,13 @@ def start_ray() -> str:
     import ray
 
     if not ray.is_initialized():
+        quieten()
         running = _running_ray()
         if running is None:
             _guard_token()
+        if not sys.stdout.isatty():  # Ray would colour what workers say in a file too
+            os.environ.setdefault("RAY_COLOR_PREFIX", "0")
+        say(f"rsllm: joining the Ray at {running}" if running else "rsllm: starting Ray here")
         hooks = {
             "env_vars": WORKER_ENVIRONMENT,
             "worker_process_setup_hook": prepare_worker,
@@ -228,12 +236,7 @@ def prepare_worker() -> None:
     for interface, addresses in psutil.net_if_addrs().items():
         if get_node_ip_address() in [address.address for address in addresses]:
             os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
-    for logger, text in NO_WARNINGS.items():
-
-        def is_other(record: logging.LogRecord, text: str = text) -> bool:
-            return text not in record.getMessage()
-
-        logging.getLogger(logger).addFilter(is_other)
+    quieten()
     show = sys.unraisablehook
 
     # Ray's handler of SIGTERM raises SystemExit while Ray tidies up; inside the callback of a weak
@@ -243,6 +246,18 @@ def prepare_worker() -> None:
             show(raised)
 
     sys.unraisablehook = show_errors
+
+
+def quieten() -> None:
+    """Keep from the user what libraries say to their own developers, or where nothing is wrong."""
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    for logger, text in NO_WARNINGS.items():
+
+        def is_other(record: logging.LogRecord, text: str = text) -> bool:
+            return text not in record.getMessage()
+
+        logging.getLogger(logger).addFilter(is_other)
 
 
 def _free_port() -> int:

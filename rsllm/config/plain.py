@@ -3,7 +3,9 @@
 import dataclasses
 import hashlib
 import json
+import tomllib
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from pydantic import TypeAdapter, ValidationError
@@ -61,6 +63,18 @@ def parse_setting(text: str) -> tuple[str, Any]:
         return path, json.loads(value)
     except ValueError:
         return path, value
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """The settings of a TOML file by dotted paths; tables in it are sections.
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
+    try:
+        return dict(flat(tomllib.loads(path.read_text("utf-8"))))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--config {path} cannot be read as TOML: {error}") from None
 
 
 def flat(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:

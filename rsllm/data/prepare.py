@@ -29,7 +29,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from pyarrow import feather
-from tqdm import tqdm
 
 from rsllm.config import DataConfig
 from rsllm.config.data import plain_of_known
@@ -43,9 +42,9 @@ from rsllm.data.sequences import SPLITS, Bools, Catalogue, split_sizes
 from rsllm.data.tables import chunks_of
 from rsllm.errors import ConfigError, DataError
 from rsllm.store.artifacts import Store, write_json
+from rsllm.terminal import Progress, say
 
 SYNTHETIC_WORLD = {"num_users": 120, "num_items": 60, "length": 16}
-PROGRESS_SECONDS = 5.0
 
 
 def prepare(
@@ -78,6 +77,9 @@ def prepare(
         def make(folder: Path) -> None:
             for name, settings in data.found.items():
                 print(f"{name} is read as {settings}", flush=True)
+            raw = [*data.interactions, *data.items]
+            mebibytes = sum(file.system.size(file.path) for file in raw) / 2**20
+            say(f"preparing {config.source}: {len(raw)} files, {mebibytes:,.1f} MiB")
             start_ray()
             _configure_ray_data(here=store.remote is not None)
             _run(Job(config, data, folder), rejects)
@@ -130,13 +132,13 @@ def _run(job: Job, listed: Path) -> None:
         raise DataError(f"{job.data.interactions[0].name} has no usable row; is it the right file?")
     groups = range(job.config.num_shards)
     order = partial(passes.order, job, hash_strings(items.ids, job.config.seed))
-    counts.update(_total(_each("order", order, groups)))
+    counts.update(_total(_each("sort", order, groups)))
     kept_I = _core(job, len(items.ids), span, counts)
     users = _number_users(job, span)
     number_I = np.where(kept_I, kept_I.cumsum() - 1, -1).astype(np.int32)
     counts.update(_total(_each("write", partial(passes.write, job, number_I, users), groups)))
     catalogue = _write_items(job, items, kept_I)
-    counts.update(_total(_each("hold out", partial(passes.hold_out, job, catalogue), SPLITS[1:])))
+    counts.update(_total(_each("candidates", partial(passes.hold_out, job, catalogue), SPLITS[1:])))
     _check_splits(counts, job.config)
     shutil.rmtree(job.scratch)
     if rejects:
@@ -179,7 +181,7 @@ def _core(job: Job, num_items: int, span: tuple[int, int], counts: Counter[str])
     config, kept_I = job.config, np.ones(num_items, bool)
     groups, before = range(config.num_shards), counts["used"] - counts["below_min_rating"]
     while True:
-        left = _total(_each("survey", partial(passes.survey, job, kept_I, span), groups))
+        left = _total(_each("count users", partial(passes.survey, job, kept_I, span), groups))
         size_I = sum(_survey(job, group)["items_I"] for group in groups)
         weak_I = kept_I & (size_I < config.min_item_events)
         if not weak_I.any() or not left["events"]:
@@ -283,9 +285,7 @@ def _each(label: str, work: Callable[[Any], Any], tasks: Sequence[Any]) -> Itera
             return {"result": "", "error": str(error)}
 
     rows = ray.data.range(len(tasks), override_num_blocks=max(1, len(tasks))).map(attempt)
-    shown = {"total": len(tasks), "unit": " parts", "leave": False}
-    slow = {"delay": PROGRESS_SECONDS, "mininterval": PROGRESS_SECONDS}
-    for row in tqdm(rows.iter_rows(), label, **shown, **slow):
+    for row in Progress(rows.iter_rows(), label, total=len(tasks), unit=" parts"):
         if row["error"]:
             raise DataError(row["error"])
         yield json.loads(row["result"])

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from rsllm.data.sequences import Ints, Rows, Split
 from rsllm.errors import require
@@ -23,6 +22,7 @@ from rsllm.evaluate.rank import fixed_sample
 from rsllm.evaluate.statistics import paired
 from rsllm.recommend.ranker import Ranker
 from rsllm.store.artifacts import Store, read_json, write_json
+from rsllm.terminal import Progress
 
 DECIDES = f"NDCG@{SIZE}"
 USERS = {"catalogue": 400, "pointer": 100, "likelihood": 100}
@@ -44,9 +44,8 @@ class Remembering:
 
     def __call__(self, rows: Rows) -> Floats:
         new = np.flatnonzero([number not in self.known for number in rows.user_R])
-        with tqdm(
-            total=len(new), desc=f"rank by {self.scorer}", unit=" users", delay=DELAY, leave=False
-        ) as shown:
+        what = f"rank by {self.scorer}"
+        with Progress(total=len(new), desc=what, unit=" users", delay=DELAY) as shown:
             for start in range(0, len(new), AT_ONCE):
                 some = rows.take(new[start : start + AT_ONCE])
                 self.known |= dict(zip(some.user_R.tolist(), self.score(some), strict=True))

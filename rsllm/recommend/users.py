@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from tqdm import tqdm
 
 from rsllm.compute.layout import Resources
 from rsllm.config import Precision
@@ -27,6 +26,7 @@ from rsllm.recommend.load import open_ranker
 from rsllm.recommend.ranker import ANY_UNSEEN, Filter, Ranker
 from rsllm.store.artifacts import MANIFEST, Store
 from rsllm.store.remote import Remote
+from rsllm.terminal import Progress
 
 KIND = "recommendations"
 USERS_A_PART = 256
@@ -115,7 +115,8 @@ def make_lists(task: Task, ranker: Ranker, store: Store, workers: int = 0) -> Pa
         files = [running / f"part-{number:05}.parquet" for number in range(len(parts))]
         waiting = [number for number, file in enumerate(files) if not file.exists()]
         left, total = sum(len(parts[n]) for n in waiting), sum(map(len, parts))
-        with tqdm(total=total, initial=total - left, desc="recommend", unit=" users") as shown:
+        done = total - left
+        with Progress(total=total, initial=done, desc="recommend", unit=" users") as shown:
             asked = [parts[number] for number in waiting]
             for place, content in _ranked(task, ranker, asked, store.location, workers):
                 half = files[waiting[place]].with_suffix(".half")

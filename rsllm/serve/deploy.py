@@ -18,7 +18,6 @@ from ray.serve.handle import DeploymentHandle
 from ray.util.metrics import Counter, Histogram
 from starlette.types import ASGIApp
 
-from rsllm.assets.download import say
 from rsllm.config import Precision
 from rsllm.config.checks import Share, settings
 from rsllm.config.plain import from_dict
@@ -32,6 +31,7 @@ from rsllm.serve.arms import Arm, Late, Passed, Question, Reply, Side, answers
 from rsllm.serve.guard import MOST_AT_ONCE, Guard, Limit
 from rsllm.serve.tokens import read_token
 from rsllm.store.artifacts import Store, manifest, read_json, write_json
+from rsllm.terminal import say
 
 BATCH = 8
 """Questions that a pass answers."""

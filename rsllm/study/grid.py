@@ -128,10 +128,11 @@ def parse(grid: Grid, description: str, script: Path) -> GridArguments:
     name, storage = budget_and_storage(values, grid.budgets)
     name = name or (next(iter(grid.budgets)) if values.render else default_budget(grid.budgets))
     usual = [source for source in paper.USUAL.get(name, ()) if source in grid.data]
-    data = values.data or usual or list(grid.data)
-    model = values.recommender
+    asked, model = values.data, values.recommender
     values.data = values.recommender = None
     settings = overrides(values) | ({"recommender.model": model} if model else {})
+    named = settings.pop("data.source", None)  # by --config, --like or --set
+    data = asked or ([named] if named else usual or list(grid.data))
     budget = grid.budgets[name]
     cells = Path(values.cells or script.resolve().parent / "results" / "cells")
     if not values.cells and not cells.is_dir():

@@ -26,6 +26,9 @@ from rsllm.train.assignment import Assignment
 from rsllm.train.watch import hear_sigterm
 from rsllm.train.worker import out_of_memory, work
 
+SHOWN_LETTERS = 24
+"""Of a run's name, which stands before each line that a worker prints."""
+
 
 def run(assignment: Assignment, *, name: str, storage: Path, callbacks: Sequence[Any] = ()) -> None:
     """Train one stage with Ray Train and wait for it; the workers commit the artifact.
@@ -116,10 +119,10 @@ class _Backend(_TorchBackend):  # type: ignore[misc]
 
 
 class _Named(ControllerCallback):  # type: ignore[misc]
-    """Makes Ray's dashboard and logs call the workers by their run."""
+    """Makes Ray's dashboard and logs call the workers by the beginning of their run's name."""
 
     def __init__(self, run: str) -> None:
-        self.run = run
+        self.run = run[:SHOWN_LETTERS]
 
     def after_controller_start(self, train_run_context: Any) -> None:
         run, worker = self.run, worker_group.RayTrainWorker

@@ -78,6 +78,7 @@ class LanguageTask:
     ) -> None:
         self.experiment, self.stage, self.data, self.model = experiment, stage, data, model
         self.name, self.autocast = name, autocast
+        self.doubted = set[str]()  # each doubt is printed once
         self.seed = stream_seed(stage.seed, name)
         folds = len(model.items.fold_tables) if model.items else 0
         sets = [self._set(data, model.encoder, 1.0, folds)]
@@ -177,7 +178,7 @@ class LanguageTask:
         return found
 
     def _health(self, objective: LanguageObjective | HistoryObjective) -> dict[str, float]:
-        """Of the first validation rows; doubts are printed."""
+        """Of the first validation rows; doubts are printed, each once."""
         probe, encoder = self.validation.take(slice(PROBE_ROWS)), self.model.encoder
         device = next(objective.parameters()).device
         if isinstance(objective, HistoryObjective):
@@ -191,8 +192,10 @@ class LanguageTask:
             plain = collate(rows, encoder, keys, all_branches=False)
             found = health(objective, plain.to(device))
         if dist.get_rank() == 0:
-            for doubt in warnings(found):
-                print(f"{self.name}: {doubt}", flush=True)
+            for name in [name for name in found if name not in self.doubted]:
+                for doubt in warnings({name: found[name]}):
+                    print(f"{self.name}: {doubt}", flush=True)
+                    self.doubted.add(name)
         return found
 
     def export(self, tensors: dict[str, Tensor], folder: Path) -> None:

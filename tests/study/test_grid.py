@@ -126,6 +126,18 @@ def test_flags(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         chosen(monkeypatch, tmp_path, "--budget", "full", "--seeds", "0")
 
 
+def test_the_data_of_a_file_of_settings_are_the_grids(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text('data.source = "mine"\n[stage2]\ncurriculum = true\n')
+    flags = ["--budget", "full", "--config", str(file)]
+    found = chosen(monkeypatch, tmp_path, *flags)
+    assert (found.data, found.settings) == (["mine"], {"stage2.curriculum": True})
+    assert chosen(monkeypatch, tmp_path, *flags, "--data", "toys").data == ["toys"]
+    assert chosen(monkeypatch, tmp_path, *shlex.split(found.command)[2:]) == found
+
+
 def test_cells_lie_beside_the_script_of_a_clone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

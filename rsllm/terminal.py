@@ -1,0 +1,41 @@
+"""What a user sees while something goes on: a bar on a terminal, plain lines in a file."""
+
+import sys
+from typing import Any
+
+from tqdm import tqdm
+
+LINE_SECONDS, BAR_SECONDS = 10.0, 0.5
+
+
+def say(message: str) -> None:
+    """Tell the user what goes on, on stderr."""
+    print(message, file=sys.stderr, flush=True)
+
+
+class Progress(tqdm):  # type: ignore[misc]
+    """How far a step is, with rate and time left; without a terminal, a line now and then."""
+
+    def __init__(self, *rows: Any, **how: Any) -> None:
+        self.plain = not sys.stderr.isatty()
+        line = "{desc}: {n_fmt} of {total_fmt}{unit}, {rate_noinv_fmt}, {remaining} left"
+        usual = {
+            "bar_format": line if self.plain else None,
+            "mininterval": LINE_SECONDS if self.plain else BAR_SECONDS,
+            "leave": False,
+        }
+        super().__init__(*rows, **usual | how)
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> bool:
+        """Show the bar, or say the line; the first one says what begins."""
+        if not self.plain:
+            return bool(super().display(msg, pos))
+        begins = f"{self.desc}: {self.total:,}{self.unit}" if self.total else self.desc
+        say(str(self) if self.n else begins)
+        return True
+
+    def close(self) -> None:
+        """Take the bar away; a line stays."""
+        if self.plain:
+            self.disable = True
+        super().close()
