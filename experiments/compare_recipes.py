@@ -107,7 +107,6 @@ def main() -> None:
         question="What makes a small language model learn from slots fastest?",
         base=base,
         twins=lambda nothing: {name: recipe(name, base.stage2.samples) for name in names},
-        twin_seed=0,
         num_seeds=arguments.seeds,
         claims=[Claim(name, PLAIN) for name in names if name != PLAIN],
         split="validation",

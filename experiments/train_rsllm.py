@@ -125,7 +125,6 @@ def main() -> None:
         question="Does RSLLM help, against its own twins, the recommender and other baselines?",
         base=arguments.experiment,
         twins=lambda nothing: {name: known[name] for name in names},
-        twin_seed=0,
         num_seeds=arguments.seeds,
         claims=CLAIMS,
         budget={"name": arguments.budget_name},

@@ -337,7 +337,7 @@ def _audit(arguments: argparse.Namespace) -> None:
 def _evaluate(arguments: argparse.Namespace) -> None:
     from rsllm.data.prepared import PreparedData
     from rsllm.pipeline import Pipeline
-    from rsllm.report.page import tables
+    from rsllm.report.page import terminal_tables
     from rsllm.store.artifacts import write_json
     from rsllm.study import external
 
@@ -352,7 +352,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         judged = external.judge(path, data, arguments.split, pipeline.store)
         results = path.with_name(f"{path.stem}-{arguments.split}.json")
         write_json(results, judged)
-        print(f"{tables(judged)}\n{results}")
+        print(f"{terminal_tables(judged)}\n{results}")
 
 
 def _start(arguments: argparse.Namespace) -> None:

@@ -149,7 +149,6 @@ def train_and_judge(experiment: Experiment, storage: str, name: str) -> list[str
         question=f"What does a short tuning learn from {name}?",
         base=experiment,
         twins=lambda nothing: {own: {}},
-        twin_seed=0,
         claims=[Claim(own, "zero-shot", "tuning helps"), Claim(own, ALONE, TO_BEAT)],
     )
     report = run(study, storage) / "report.html"

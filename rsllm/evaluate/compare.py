@@ -12,7 +12,7 @@ import numpy as np
 from rsllm.data.prepared import PreparedData
 from rsllm.data.sequences import Rows
 from rsllm.errors import EvaluationError
-from rsllm.evaluate.deployed import PER_USER, list_metrics, reach
+from rsllm.evaluate.deployed import list_metrics, reach
 from rsllm.evaluate.metrics import (
     BUCKETS,
     METRICS,
@@ -33,17 +33,17 @@ FEWEST_USERS = 5
 
 def per_user(scores_DRC: np.ndarray, draws: Sequence[Rows]) -> dict[str, np.ndarray]:
     """Every ranking metric for every row, averaged over the draws of its candidates."""
-    asked = (len(draws), len(draws[0]))
-    if scores_DRC.shape[:2] != asked:
+    scored, expected = scores_DRC.shape[:2], (len(draws), len(draws[0]))
+    if scored != expected:
         raise EvaluationError(
-            f"{scores_DRC.shape[0]} draws of {scores_DRC.shape[1]} rows were scored, but"
-            f" {asked[0]} of {asked[1]} are asked for"
+            f"{scored[0]} draws of {scored[1]} rows were scored, but {expected[0]} of {expected[1]}"
+            " are asked for"
         )
-    found = [
+    metrics_D = [
         rank_metrics(target_ranks(scores_RC, target_places(rows)))
         for scores_RC, rows in zip(scores_DRC, draws, strict=True)
     ]
-    return {name: np.mean([metrics[name] for metrics in found], axis=0) for name in found[0]}
+    return {name: np.mean([each[name] for each in metrics_D], axis=0) for name in metrics_D[0]}
 
 
 def over_seeds(
@@ -55,8 +55,13 @@ def over_seeds(
 
 def stack_seeds(scores_SDRC: Sequence[np.ndarray], draws: Sequence[Rows]) -> dict[str, np.ndarray]:
     """`per_user` of one method's scores, one array a seed, as [S, R]; {} of none."""
-    found = [per_user(scores_DRC, draws) for scores_DRC in scores_SDRC]
-    return {name: np.stack([metrics[name] for metrics in found]) for name in METRICS if found}
+    return _stack([per_user(scores_DRC, draws) for scores_DRC in scores_SDRC])
+
+
+def _stack(metrics_S: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Metrics of one value per user, one mapping a seed, as [S, R]; those that all seeds have."""
+    names = [name for name in METRICS if metrics_S and all(name in each for each in metrics_S)]
+    return {name: np.stack([each[name] for each in metrics_S]) for name in names}
 
 
 def method_table(
@@ -85,7 +90,7 @@ def method_table(
             },
             "likelihood_metrics": estimates(over_seeds(group, draws, "likelihood_DRC")) or None,
             "per_token_metrics": estimates(over_seeds(group, draws, "per_token_DRC")) or None,
-            "catalogue_metrics": estimates(whole_catalogue(group)) or None,
+            "catalogue_metrics": estimates(_stack([o.catalogue for o in group])) or None,
             "deployed": _deployed(group, draws[0], data),
             "by_popularity": by_popularity(over_seeds(group, draws), draws[0], data),
             "generation": {
@@ -100,13 +105,6 @@ def method_table(
     ]
 
 
-def whole_catalogue(group: Sequence[Outcome]) -> dict[str, np.ndarray]:
-    """Metrics among all titles that could be candidates, as [S, R]; {} of what does not say."""
-    parts = [outcome.catalogue for outcome in group]
-    known = [name for name in METRICS if all(name in part for part in parts)]
-    return {name: np.stack([part[name] for part in parts]) for name in known}
-
-
 def estimates(vectors: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """Means with intervals, of metrics of one value per user, or [S, R] of several seeds."""
     return {name: asdict(mean_interval(values)) for name, values in vectors.items()}
@@ -117,10 +115,8 @@ def _deployed(group: Sequence[Outcome], rows: Rows, data: PreparedData) -> dict[
     lists = [outcome.lists_RK for outcome in group if outcome.lists_RK is not None]
     if len(lists) < len(group):
         return None
-    catalogue = data.catalogue
-    found = [list_metrics([*lists_RK], rows.target_R, catalogue) for lists_RK in lists]
-    per_user = {name: np.stack([own[name] for own in found]) for name in PER_USER}
-    return {**estimates(per_user), **reach([*lists[0]], catalogue)}
+    metrics_S = [list_metrics([*lists_RK], rows.target_R, data.catalogue) for lists_RK in lists]
+    return {**estimates(_stack(metrics_S)), **reach([*lists[0]], data.catalogue)}
 
 
 def by_popularity(
@@ -150,9 +146,9 @@ def _judged(answers: Sequence[str], rows: Rows, data: PreparedData, rule: str) -
         first_T = np.unique(keys_I, return_index=True)[1]
         titles_RC = [[data.titles[item] for item in first_T]] * len(answered)
         places = keys_I[answered.target_R].tolist()
-    asked = list(zip(titles_RC, places, strict=True))
-    judged = [judge(answer, *row) for answer, row in zip(answers, asked, strict=True)]
-    perfect = [judge(titles[place], titles, place) for titles, place in asked]
+    targets = list(zip(titles_RC, places, strict=True))
+    judged = [judge(answer, *row) for answer, row in zip(answers, targets, strict=True)]
+    perfect = [judge(titles[place], titles, place) for titles, place in targets]
     valid_R, hit_R = np.array(judged, dtype=np.float64).T
     valid_hits = hit_R[valid_R == 1]
     return {

@@ -247,8 +247,8 @@ def score_keys(keys: ItemKeys, rows: Rows) -> Floats:
     keys.eval()
     histories = history_rows(rows)
     whole = Whole.of(histories, None, np.ones(keys.num_items))
-    asked, keys_XK = whole.asked(histories).to(keys.popularity_I.device), keys()
-    scores_BI = keys.last_scores(keys.shortcut(asked, keys_XK), keys_XK, asked)
+    batch, keys_XK = whole.asked(histories).to(keys.popularity_I.device), keys()
+    scores_BI = keys.last_scores(keys.shortcut(batch, keys_XK), keys_XK, batch)
     return np.asarray(scores_BI.double().cpu().numpy())
 
 

@@ -257,8 +257,8 @@ def _language_scores(
         scores["orders"] = rank.reordered_scores(score, draws[0], orders)
     if config.generation_rows < 0 or method.shuffle_titles:
         return scores, None
-    asked = rank.fixed_sample(draws[0], config.generation_rows)
-    return scores, {decoding: answers(asked, decoding) for decoding in config.decoding}
+    answered = rank.fixed_sample(draws[0], config.generation_rows)
+    return scores, {decoding: answers(answered, decoding) for decoding in config.decoding}
 
 
 def load_objective(

@@ -11,7 +11,7 @@ from huggingface_hub import ModelCardData
 
 import rsllm
 from rsllm.assets.catalogue import ASSETS, hub_name
-from rsllm.config import REPRESENTATIONS, BackboneConfig, Experiment
+from rsllm.config import REPRESENTATIONS, Experiment
 from rsllm.config.plain import to_dict
 from rsllm.data.prepared import PreparedData
 from rsllm.evaluate.metrics import BUCKETS, METRICS
@@ -82,20 +82,16 @@ def write_card(
         machine=platform.machine(),
         precision=precision,
     )
-    sources = [part.config["source"] for part, _ in data]
-    save_card(folder, _for_the_hub(backbone, sources), text, loading(name))
-
-
-def _for_the_hub(backbone: BackboneConfig, sources: Sequence[str]) -> ModelCardData:
-    """What the hub reads; it refuses a backbone or a data set that has no name of its kind."""
-    return ModelCardData(
-        base_model=hub_name(backbone.source) or None,
+    # The hub refuses a backbone or a data set that has no name of its kind.
+    facts = ModelCardData(
+        base_model=hub_name(source) or None,
         library_name="peft" if backbone.tuning == "lora" else "transformers",
         license="other",
         license_name="of-backbone-and-data",
         tags=["rsllm", "sequential-recommendation", backbone.tuning],
-        datasets=[source for source in sources if source in ASSETS] or None,
+        datasets=[p.config["source"] for p, _ in data if p.config["source"] in ASSETS] or None,
     )
+    save_card(folder, facts, text, loading(name))
 
 
 def save_card(folder: Path, facts: ModelCardData, text: str, last: str) -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from rsllm.evaluate.metrics import brief_metrics
-from rsllm.report import tables as made
+from rsllm.report import tables
 from rsllm.report.tables import Table, show
 
 Cell = Mapping[str, Any]
@@ -54,7 +54,7 @@ class DatasetTables:
     @property
     def methods(self) -> Table:
         """Every entry's metrics, with published ones in columns of their own."""
-        elsewhere = [name for found in self.published.values() for name in found]
+        elsewhere = [name for figures in self.published.values() for name in figures]
         known = {*self.cells, *elsewhere}
         names = [n for n in dict.fromkeys([*self.entries, *elsewhere]) if n in known]
         levels = {"HR@1": self.chance}
@@ -71,44 +71,29 @@ class DatasetTables:
             judged = (cell["generation"] or {}).get("free", {}).get("LLaRA", {})
             row |= {"HitRatio@1": judged.get("hits_of_all")}
             row |= {"ValidRatio": judged.get("ValidRatio"), "answers": judged.get("n")}
-        for source, found in self.published.items():
-            if figures := found.get(name):
-                row[f"{source}: {' / '.join(figures)}"] = " / ".join(map(show, figures.values()))
+        for publication, methods in self.published.items():
+            if figures := methods.get(name):
+                column = f"{publication}: {' / '.join(figures)}"
+                row[column] = " / ".join(map(show, figures.values()))
         return row
 
     @property
     def claims(self) -> Table:
         """Each claim in the metric that decides it."""
-        return self._titled("Claims", made.pairs({"pairs": made.claimed(self.pairs)}))
+        table = tables.pairs({"pairs": tables.claimed(self.pairs)})
+        return replace(table, title=f"Claims, {self.title}")
 
     @property
     def tables(self) -> list[Table]:
         """All there are; in some nothing may stand."""
-        methods = [{"name": name, **cell} for name, cell in self.cells.items()]
-        makers = (made.deployed, made.by_seed, made.likelihoods, made.generated, made.popularity)
-        shared = [make({"methods": methods}) for make in makers]
-        return [
-            self._titled("Claims", made.pairs({"pairs": self.pairs})),
-            self.methods,
-            self._titled("Doubts about trainings", self._doubts()),
-            *(self._titled(table.title, table) for table in shared),
-            self._titled("Cost and provenance", self._cost()),
-        ]
-
-    def _titled(self, title: str, table: Table) -> Table:
-        return replace(table, title=f"{title}, {self.title}")
-
-    def _doubts(self) -> Table:
-        rows = [
+        results = {"methods": [{"name": name, **cell} for name, cell in self.cells.items()]}
+        doubts = [
             {"method": name, "seed": seed, "doubt": doubt}
             for name, cell in self.cells.items()
-            for seed, doubts in zip(cell["seeds"], cell.get("doubts", ()), strict=False)
-            for doubt in doubts
+            for seed, each in zip(cell["seeds"], cell.get("doubts", ()), strict=False)
+            for doubt in each
         ]
-        return Table("", rows, "doubts")
-
-    def _cost(self) -> Table:
-        rows = [
+        cost = [
             {"method": name, "training, s": cell.get("seconds"), "tokens": _whole(cell, "tokens")}
             | {"trained": cell.get("trainable"), "ranking, s": cell["ranking_seconds"]}
             | {"precision": cell["layout"]["precision"] if cell["backbone"] else None}
@@ -116,7 +101,18 @@ class DatasetTables:
             | {name: cell["provenance"][name] for name in ("machine", "rsllm")}
             for name, cell in self.cells.items()
         ]
-        return Table("", rows, "spent")
+        others = [
+            Table("Doubts about trainings", doubts, "doubts"),
+            tables.deployed(results),
+            tables.by_seed(results),
+            tables.likelihoods(results),
+            tables.generated(results),
+            tables.popularity(results),
+            Table("Cost and provenance", cost, "spent"),
+        ]
+        claims = replace(tables.pairs({"pairs": self.pairs}), title=f"Claims, {self.title}")
+        titled = [replace(table, title=f"{table.title}, {self.title}") for table in others]
+        return [claims, self.methods, *titled]
 
 
 def _whole(cell: Cell, name: str) -> int | None:

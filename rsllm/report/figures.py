@@ -14,7 +14,7 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import MaxNLocator
 
 from rsllm.evaluate.metrics import compared_metrics
-from rsllm.report import trials as facts
+from rsllm.report import trials as searched
 from rsllm.report.datasets import DatasetTables
 from rsllm.report.tables import Results, show
 
@@ -44,7 +44,7 @@ class Intervals(NamedTuple):
 
     title: str
     label: str
-    found: Mapping[str, Mapping[str, float]]
+    estimates: Mapping[str, Mapping[str, float]]
     chance: float | None
     published: Mapping[str, Mapping[str, Any]]
     """Metrics of others, by publication and method."""
@@ -123,15 +123,15 @@ def of_training(results: Results) -> Markup | None:
 def of_trials(results: Results) -> Markup | None:
     """The score of each trial by its number, by what it tried and, where that counted, its cost."""
     search, trials = results["search"], results["trials"]
-    metric, known = search["metric"], facts.scored(trials, search["metric"])
+    metric, known = search["metric"], searched.scored(trials, search["metric"])
     if not known or "name" in known[0]:
         return None
     rows = []
     for trial in known:
         goals = (trial.get("objectives") or {}).items()
-        costs = {goal: value for goal, value in goals if not facts.rising(goal)}
+        costs = {goal: value for goal, value in goals if not searched.rising(goal)}
         rows.append(({"trial": trial["number"], **trial["parameters"], **costs}, trial))
-    names = facts.names([row for row, _ in rows])
+    names = searched.names([row for row, _ in rows])
 
     def fill(canvas: Canvas) -> None:
         down, first = math.ceil(len(names) / COLUMNS), None
@@ -142,7 +142,7 @@ def of_trials(results: Results) -> Markup | None:
             first = first or axis
             kept = [(row[name], trial) for row, trial in rows if row.get(name) is not None]
             numbers = [value for value, _ in kept]
-            numeric = facts.numeric(numbers)
+            numeric = searched.numeric(numbers)
             for value, trial in kept:
                 label, colour = _marked(trial, search)
                 point = value if numeric else _short(str(value)), trial[metric]
@@ -152,7 +152,7 @@ def of_trials(results: Results) -> Markup | None:
             if place == 1:  # there is no trial between two trials
                 axis.xaxis.set_major_locator(MaxNLocator(integer=True))
             elif numeric:
-                axis.set_xscale("log" if facts.spans_decades(numbers) else "linear")
+                axis.set_xscale("log" if searched.spans_decades(numbers) else "linear")
                 _plain_numbers(axis)
             axis.set_xlabel(_short(name))
             axis.tick_params(labelleft=place % COLUMNS == 1)
@@ -167,9 +167,9 @@ def of_grid(panels: Sequence[DatasetTables], curves: Curves) -> Fill:
         labels = list(dict.fromkeys(chain(*curves.values())))
         rows: list[list[Axes]] = [[] for _ in panels]
         for row, panel in zip(rows, panels, strict=True):
-            for cost, of in curves.items():
+            for cost, named in curves.items():
                 lines = []
-                for name, entries in of.items():
+                for name, entries in named.items():
                     cells = [panel.cells[e] for e in entries if panel.cells.get(e, {}).get(cost)]
                     cells.sort(key=lambda cell: float(cell[cost]))
                     points = [(cell[cost], cell["metrics"][METRIC]) for cell in cells]
@@ -189,21 +189,21 @@ def draw_intervals(canvas: Canvas, panels: Sequence[Intervals]) -> None:
     """Draw a panel beside the other, a row for each method, the best on top and marked."""
 
     def best(name: str) -> float:
-        return max(panel.found[name]["value"] for panel in panels if name in panel.found)
+        return max(panel.estimates[name]["value"] for panel in panels if name in panel.estimates)
 
-    names = sorted({n: None for panel in panels for n in panel.found}, key=best, reverse=True)
+    names = sorted({n: None for panel in panels for n in panel.estimates}, key=best, reverse=True)
     canvas.set_size_inches(WIDTH * len(panels) + 2, ROW * len(names) + 1.3)
     (axes,) = canvas.subplots(1, len(panels), sharey=True, squeeze=False)
     for axis, panel in zip(axes, panels, strict=True):
-        first = max(panel.found, key=lambda name: panel.found[name]["value"])
-        for name, found in panel.found.items():
+        first = max(panel.estimates, key=lambda name: panel.estimates[name]["value"])
+        for name, estimate in panel.estimates.items():
             marker, colour = ("D", ACCENT) if name == first else ("o", SERIES)
             place = names.index(name)
-            axis.errorbar(found["value"], place, xerr=_error([found]), fmt=marker, color=colour)
-            end = (found["high"], place)
-            axis.annotate(f"{found['value']:.3f}", end, (5, 0), color=colour, **BESIDE)
-        for marker, (publication, of) in zip("sPX^", panel.published.items(), strict=False):
-            figures = [(of.get(name, {}).get(PUBLISHED), place) for place, name in enumerate(names)]
+            value, high = estimate["value"], estimate["high"]
+            axis.errorbar(value, place, xerr=_error([estimate]), fmt=marker, color=colour)
+            axis.annotate(f"{value:.3f}", (high, place), (5, 0), color=colour, **BESIDE)
+        for marker, (publication, rows) in zip("sPX^", panel.published.items(), strict=False):
+            figures = [(rows.get(n, {}).get(PUBLISHED), place) for place, n in enumerate(names)]
             if points := [figure for figure in figures if isinstance(figure[0], float)]:
                 style = {"color": QUIET, "fillstyle": "none"}
                 label = f"{publication}: {PUBLISHED}"
@@ -229,9 +229,9 @@ def _draw_curves(canvas: Canvas, rows: Sequence[Sequence[Axes]]) -> None:
         axis.set(title=title, xlabel=x, ylabel=y, xscale="log" if cost else "linear")
         ends = []
         for points, label, colour in lines:
-            places, found = zip(*points, strict=True)
-            values = [end["value"] if isinstance(end, Mapping) else end for end in found]
-            error = _error(found) if isinstance(found[0], Mapping) else None
+            places, heights = zip(*points, strict=True)
+            values = [each["value"] if isinstance(each, Mapping) else each for each in heights]
+            error = _error(heights) if isinstance(heights[0], Mapping) else None
             width = 1.8 if label else 0.8
             axis.errorbar(places, values, error, fmt="o-", color=colour, label=label, lw=width)
             if len(points) == 1 and label:
@@ -254,7 +254,7 @@ def _plain_numbers(axis: Any) -> None:
     axis.xaxis.set_minor_formatter("")
 
 
-def _marked(trial: facts.Trial, search: Mapping[str, Any]) -> tuple[str, str]:
+def _marked(trial: searched.Trial, search: Mapping[str, Any]) -> tuple[str, str]:
     """What a trial's line or point is called, if it is to stand out, and its colour."""
     number = trial["number"]
     if "name" in trial:

@@ -15,12 +15,11 @@ import pandas as pd
 from markupsafe import Markup
 from tabulate import LATEX_ESCAPE_RULES, tabulate
 
-import rsllm.report.tables as made
 from rsllm.evaluate.metrics import brief_metrics
-from rsllm.report import figures
+from rsllm.report import figures, tables
 from rsllm.report.datasets import DatasetTables
 from rsllm.report.figures import Curves
-from rsllm.report.tables import Results, Table, inert, show
+from rsllm.report.tables import OLD_WORDS, Results, Table, inert, show
 from rsllm.report.templates import inert_text, render
 from rsllm.store.artifacts import write_json
 
@@ -45,7 +44,8 @@ def write_report(folder: Path, results: Results, recommend: str = "") -> str:
     trials = [{**trial, **trial["parameters"]} for trial in results["trials"]]
     _write_csv(folder / "trials.csv", trials, leave_out=["parameters", "curve"])
     _write_csv(folder / "methods.csv", list(map(_method_row, results["methods"])))
-    results = {**results, "pairs": made.in_todays_words(results["pairs"])}
+    pairs = [{**p, "verdict": OLD_WORDS.get(p["verdict"], p["verdict"])} for p in results["pairs"]]
+    results = {**results, "pairs": pairs}
     kind = "variants" if any("name" in trial for trial in trials) else "trials"
     data, minutes = results["data"], results["budget"].get("minutes")
     source = (results["experiment"].get("data") or data).get("source", data.get("source"))
@@ -56,14 +56,14 @@ def write_report(folder: Path, results: Results, recommend: str = "") -> str:
         "Trained": f"{len(trials)} {kind}" + (f" in {minutes} minutes" if minutes else ""),
         "Made": " ".join([origin.get("time", "")[:10], origin.get("machine", "")]).strip(),
     }
-    quality = (made.methods, made.deployed, made.by_seed, made.popularity)
-    of_methods = (*quality, made.likelihoods, made.generated)
-    of_search = (made.confirm, figures.of_training, figures.of_trials, made.mattered, made.trials)
+    quality = (tables.methods, tables.deployed, tables.by_seed, tables.popularity)
+    answers = (tables.likelihoods, tables.generated, tables.orders)
+    training = (tables.confirm, figures.of_training, figures.of_trials, tables.mattered)
     sections = {
-        "Methods": (figures.of_methods, *of_methods, made.orders, made.recommender),
-        "Comparisons": (made.pairs,),
-        kind.capitalize(): (*of_search, made.front, made.health),
-        "Cost": (made.cost,),
+        "Methods": (figures.of_methods, *quality, *answers, tables.recommender),
+        "Comparisons": (tables.pairs,),
+        kind.capitalize(): (*training, tables.trials, tables.front, tables.health),
+        "Cost": (tables.cost,),
     }
     _write(
         folder / "report",
@@ -75,7 +75,7 @@ def write_report(folder: Path, results: Results, recommend: str = "") -> str:
         notes=[*results["notes"], *filter(None, [results.get("layout")])],
         details={part: results[part] for part in ("budget", "data", "experiment", "provenance")},
     )
-    return tables(results)
+    return terminal_tables(results)
 
 
 def write_page(
@@ -108,8 +108,8 @@ def write_page(
     details = {}
     for part in known:
         first = next(iter(part.cells.values()))
-        made_by = {"data": first["data"], "versions": first["provenance"]}
-        details[part.title] = {**made_by, "common": part.common, "settings": part.settings}
+        origin = {"data": first["data"], "versions": first["provenance"]}
+        details[part.title] = {**origin, "common": part.common, "settings": part.settings}
     _write(
         folder / "page",
         results,
@@ -125,16 +125,17 @@ def write_page(
     )
     papers = [table for part in known for table in (part.methods, part.claims) if table]
     (folder / "tables.tex").write_text("\n\n".join(map(latex, papers)) + "\n", encoding="utf-8")
-    shown = [table for part in known for table in part.tables] + [missing]
-    return "\n\n".join(as_text(table) for table in shown if table)
+    every = [table for part in known for table in part.tables] + [missing]
+    return "\n\n".join(as_text(table) for table in every if table)
 
 
-def tables(results: Results) -> str:
+def terminal_tables(results: Results) -> str:
     """The trials, if there are any, the methods and the paired tests, for the terminal."""
-    searched = (made.recommender, made.trials, made.front) if "search" in results else ()
-    methods = partial(made.methods, only=brief_metrics())
-    makers = (*searched, made.confirm, methods, made.generated, made.orders, made.pairs)
-    return "\n\n".join(as_text(table) for make in makers if (table := make(results)))
+    search = (tables.recommender, tables.trials, tables.front) if "search" in results else ()
+    methods = partial(tables.methods, only=brief_metrics())
+    others = (tables.confirm, methods, tables.generated, tables.orders, tables.pairs)
+    every = [make(results) for make in (*search, *others)]
+    return "\n\n".join(as_text(table) for table in every if table)
 
 
 def as_text(table: Table) -> str:
@@ -160,13 +161,13 @@ def latex(table: Table) -> str:
 
 
 def _write(
-    path: Path, results: Results, sections: Mapping[str, Sequence[Any]], **shown: Any
+    path: Path, results: Results, sections: Mapping[str, Sequence[Any]], **context: Any
 ) -> None:
     """Write a page as HTML and as Markdown, which has no figures; what is empty is left out."""
-    kept = {name: some for name, of in sections.items() if (some := [*filter(None, of)])}
-    tools = {"made": made, "grid": markdown, "texts": NOTES}
+    kept = {name: some for name, parts in sections.items() if (some := [*filter(None, parts)])}
+    tools = {"tables": tables, "grid": markdown, "texts": NOTES}
     for kind in ("html", "md"):
-        text = render(f"page.{kind}", results=results, sections=kept, **shown, **tools)
+        text = render(f"page.{kind}", results=results, sections=kept, **context, **tools)
         path.with_suffix(f".{kind}").write_text(text, encoding="utf-8")
 
 

@@ -39,9 +39,9 @@ class Table:
 
     def scale(self, column: str) -> tuple[float, float]:
         """From the lowest to the highest end of a column's intervals, its level included."""
-        found = [row[column] for row in self.rows if isinstance(row.get(column), Mapping)]
-        ends = [cell[end] for cell in found for end in ("low", "high")]
-        ends += [v for name, v in (self.levels or {}).items() if name == column]
+        cells = [row[column] for row in self.rows if isinstance(row.get(column), Mapping)]
+        ends = [cell[end] for cell in cells for end in ("low", "high")]
+        ends += [level for name, level in (self.levels or {}).items() if name == column]
         return min(ends), max(ends)
 
 
@@ -190,42 +190,33 @@ def likelihoods(results: Results) -> Table:
 
 def generated(results: Results) -> Table:
     """A row per method, decoding and rule of validity."""
-    return Table(
-        "Generated answers",
-        [
-            {"method": method["name"], "decoding": decoding, "rule": rule, **judged}
-            for method in results["methods"]
-            for decoding, rules in _answers(method).items()
-            for rule, judged in rules.items()
-        ],
-        "generated",
-    )
-
-
-def _answers(method: Mapping[str, Any]) -> Mapping[str, Any]:
-    """By decoding and rule; the first files hold free answers under LLaRA's rule alone."""
-    found = method["generation"] or {}
-    return {"free": {"LLaRA": found}} if "n" in found else found
+    rows = []
+    for method in results["methods"]:
+        answers = method["generation"] or {}
+        if "n" in answers:  # the first files hold free answers under LLaRA's rule alone
+            answers = {"free": {"LLaRA": answers}}
+        for decoding, rules in answers.items():
+            for rule, judged in rules.items():
+                rows.append({"method": method["name"], "decoding": decoding, "rule": rule} | judged)
+    return Table("Generated answers", rows, "generated")
 
 
 def orders(results: Results) -> Table:
     """How much the order of the candidates decides."""
-    found = [(m["name"], m.get("candidate_orders")) for m in results["methods"]]
-    rows = [{"method": name, **values} for name, values in found if values]
+    rows = [
+        {"method": method["name"], **method["candidate_orders"]}
+        for method in results["methods"]
+        if method.get("candidate_orders")
+    ]
     return Table("Order of the candidates", rows, "orders")
-
-
-def in_todays_words(pairs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Paired tests, with verdicts as they are called today."""
-    return [{**pair, "verdict": OLD_WORDS.get(pair["verdict"], pair["verdict"])} for pair in pairs]
 
 
 def claimed(pairs: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """One test of each claim: in the metric that decides, which comes first."""
-    found: dict[Any, Mapping[str, Any]] = {}
+    deciding: dict[Any, Mapping[str, Any]] = {}
     for pair in pairs:
-        found.setdefault((pair.get("claim"), pair["first"], pair["second"]), pair)
-    return list(found.values())
+        deciding.setdefault((pair.get("claim"), pair["first"], pair["second"]), pair)
+    return list(deciding.values())
 
 
 def pairs(results: Results) -> Table:
@@ -251,10 +242,10 @@ def confirm(results: Results) -> Table:
     return Table(
         "Validation MRR on fresh seeds",
         [
-            {"setting": found["name"], "search": found["search_score"], "mean": found["mean"]}
-            | {"samples in the search": found.get("search_samples"), "now": found.get("samples")}
-            | {f"seed {s}": v for s, v in zip(found["seeds"], found["scores"], strict=True)}
-            for found in results.get("confirm") or ()
+            {"setting": row["name"], "search": row["search_score"], "mean": row["mean"]}
+            | {"samples in the search": row.get("search_samples"), "now": row.get("samples")}
+            | {f"seed {s}": v for s, v in zip(row["seeds"], row["scores"], strict=True)}
+            for row in results.get("confirm") or ()
         ],
         "confirm",
     )
@@ -273,23 +264,21 @@ def recommender(results: Results) -> Table:
 
 def cost(results: Results) -> Table:
     """What training took, of each variant or of the search, and ranking of each method."""
-    tried: dict[str, list[Any]] = {}
+    trained: dict[str, list[Any]] = {}
     for trial in results["trials"]:
-        tried.setdefault(trial.get("name", "search"), []).append(trial)
-    seconds = {method["name"]: method["seconds"] for method in results["methods"]}
-    rows = [
-        {"what": what, **_training(tried.get(what, ())), "ranking, s": seconds.get(what)}
-        for what in dict.fromkeys([*tried, *seconds])
-    ]
+        trained.setdefault(trial.get("name", "search"), []).append(trial)
+    ranking = {method["name"]: method["seconds"] for method in results["methods"]}
+    rows = []
+    for name in dict.fromkeys([*trained, *ranking]):
+        group = trained.get(name, [])
+        ends = [end for trial in group for end in trial["curve"][-1:]]
+        tokens = sum(end.get("tokens_per_second", 0) * end.get("seconds", 0) for end in ends)
+        training = {
+            "trials": len(group),
+            "samples": sum(trial["samples"] for trial in group),
+            "tokens": round(tokens),
+            "training, s": sum(trial["seconds"] for trial in group),
+        }
+        spent = {kind: value or None for kind, value in training.items()}
+        rows.append({"what": name, **spent, "ranking, s": ranking.get(name)})
     return Table("Cost", rows, "cost")
-
-
-def _training(trained: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    ends = [end for trial in trained for end in trial["curve"][-1:]]
-    found = {
-        "trials": len(trained),
-        "samples": sum(trial["samples"] for trial in trained),
-        "tokens": round(sum(e.get("tokens_per_second", 0) * e.get("seconds", 0) for e in ends)),
-        "training, s": sum(trial["seconds"] for trial in trained),
-    }
-    return {name: value or None for name, value in found.items()}

@@ -27,20 +27,23 @@ def importance(trials: Sequence[Trial], metric: str) -> dict[str, float]:
 
     PED-ANOVA (Watanabe et al. 2023, arXiv:2304.10255); {} where trials are too few.
     """
-    shown = scored(trials, metric)
-    if len(shown) < FEWEST:
+    known = scored(trials, metric)
+    if len(known) < FEWEST:
         return {}
     tuned = [
         {k: v if numeric([v]) else str(v) for k, v in t["parameters"].items() if v is not None}
-        for t in shown
+        for t in known
     ]
     ranges = {name: _range([v[name] for v in tuned if name in v]) for name in names(tuned)}
-    made = [
-        create_trial(params=v, distributions={n: ranges[n] for n in v}, value=trial[metric])
-        for trial, v in zip(shown, tuned, strict=True)
-    ]
+    study = _study(
+        ["score"],
+        [
+            create_trial(params=v, distributions={n: ranges[n] for n in v}, value=trial[metric])
+            for trial, v in zip(known, tuned, strict=True)
+        ],
+    )
     evaluator = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=TOP)
-    return optuna.importance.get_param_importances(_study(["score"], made), evaluator=evaluator)
+    return optuna.importance.get_param_importances(study, evaluator=evaluator)
 
 
 def pareto_front(trials: Sequence[Trial]) -> list[Trial]:
@@ -49,8 +52,8 @@ def pareto_front(trials: Sequence[Trial]) -> list[Trial]:
     if not able:
         return []
     goals = list(able[0]["objectives"])
-    made = [create_trial(values=[t["objectives"][g] for g in goals]) for t in able]
-    return [able[best.number] for best in _study(goals, made).best_trials]
+    study = _study(goals, [create_trial(values=[t["objectives"][g] for g in goals]) for t in able])
+    return [able[best.number] for best in study.best_trials]
 
 
 def rising(goal: str) -> bool:

@@ -49,13 +49,13 @@ def judge(difference: Mapping[str, float], p: float, trainings: int) -> str:
 def adjust(rows: Sequence[Row]) -> list[Row]:
     """Add verdicts, and p-values adjusted for all rows that have one (Holm)."""
     adjusted = iter(holm([row["p"] for row in rows if "p" in row]))
-    found = []
+    judged = []
     for row in rows:
         if "p" in row:
             p = next(adjusted)
             row = row | {"p_holm": p, "verdict": judge(row["difference"], p, row["seeds"])}
-        found.append(row)
-    return found
+        judged.append(row)
+    return judged
 
 
 def paired_tests(

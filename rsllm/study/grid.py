@@ -45,7 +45,7 @@ class Grid:
 
     @property
     def names(self) -> list[str]:
-        """Of the entries."""
+        """The entries' names."""
         return [entry.name for entry in self.entries(self.base)]
 
 
@@ -80,7 +80,7 @@ class Dataset:
 
     @property
     def seeds(self) -> range:
-        """Of what is trained last: stage 2, or a recommender by itself."""
+        """Those of what is trained last: stage 2, or a recommender by itself."""
         first = self.experiment.stage2.seed
         return range(first, first + self.num_seeds)
 
@@ -98,21 +98,20 @@ def datasets(grid: Grid, arguments: GridArguments) -> Iterator[Dataset]:
     """The data sets; one that equals an earlier one under these settings is left out."""
     seen: list[Experiment] = []
     for name in arguments.data:
-        given = grid.data.get(name, {"data.source": name})
-        settings = {**arguments.budget.overrides, **given, **arguments.settings}
-        experiment = replace_in(grid.base, settings)
+        own = grid.data.get(name, {"data.source": name})
+        chosen = arguments.settings
+        experiment = replace_in(grid.base, {**arguments.budget.overrides, **own, **chosen})
         if experiment in seen:
             continue
         seen.append(experiment)
-        chosen = [e for e in grid.entries(experiment) if e.name in (arguments.only or grid.names)]
-        entries = {e.name: (e, _experiment(experiment, e, arguments.settings)) for e in chosen}
+        entries = {}
+        for entry in grid.entries(experiment):
+            if entry.name in (arguments.only or grid.names):
+                # Its recommender is as tuned for the data unless the user says otherwise.
+                model = entry.settings.get("recommender.model", experiment.recommender.model)
+                settings = {**preset(model, experiment.data.source), **chosen, **entry.settings}
+                entries[entry.name] = (entry, replace_in(experiment, settings))
         yield Dataset(name, experiment, entries, arguments.num_seeds, arguments.cells)
-
-
-def _experiment(base: Experiment, entry: Entry, chosen: Mapping[str, Any]) -> Experiment:
-    """An entry's own, its recommender as tuned for the data unless the user says otherwise."""
-    model = entry.settings.get("recommender.model", base.recommender.model)
-    return replace_in(base, {**preset(model, base.data.source), **chosen, **entry.settings})
 
 
 def parse(grid: Grid, description: str, script: Path) -> GridArguments:
@@ -158,44 +157,46 @@ def parse(grid: Grid, description: str, script: Path) -> GridArguments:
 def tables_on_file(
     grid: Grid, arguments: GridArguments, left_out: Mapping[str, str] | None = None
 ) -> list[DatasetTables]:
-    """All that is on file of a grid, as the user asked for it.
+    """All that is on file of a grid, for the data sets and entries that the user chose.
 
     Args:
         grid: the question.
         arguments: which part of it.
         left_out: why data sets and entries ("DATA: ENTRY") were not run.
     """
-    return [_tables(grid, dataset, left_out or {}) for dataset in datasets(grid, arguments)]
-
-
-def _tables(grid: Grid, dataset: Dataset, left_out: Mapping[str, str]) -> DatasetTables:
-    cells = {name: cell for name in dataset.entries if (cell := dataset.cell(name))}
-    sides = {(c.first, c.second) for c in grid.claims if {c.first, c.second} <= cells.keys()}
-    comparisons = {
-        p: dataset.cells.comparison(dataset.name, cells[p[0]], cells[p[1]]) for p in sides
-    }
-    source, common = dataset.experiment.data.source, to_dict(dataset.experiment)
-    label = paper.LABELS.get(source)
-    base = dict(flat(common))
-    return DatasetTables(
-        title=f"{dataset.name} ({label})" if label else dataset.name,
-        entries=list(dataset.entries),
-        cells=cells,
-        missing={
-            name: left_out.get(f"{dataset.name}: {name}", left_out.get(dataset.name, "not run yet"))
-            for name in dataset.entries
-            if name not in cells
-        },
-        pairs=compare_cells(grid.claims, cells, comparisons, source),
-        published={name: of[source] for name, of in grid.published.items() if source in of},
-        num_candidates=dataset.experiment.data.num_candidates,
-        common=common,
-        settings={
-            name: {"kind": entry.kind, "joined": entry.fused, **entry.judged}
-            | {path: value for path, value in flat(to_dict(own)) if value != base.get(path)}
-            for name, (entry, own) in dataset.entries.items()
-        },
-    )
+    parts, left_out = [], left_out or {}
+    for dataset in datasets(grid, arguments):
+        name, source = dataset.name, dataset.experiment.data.source
+        cells = {entry: cell for entry in dataset.entries if (cell := dataset.cell(entry))}
+        reasons = {
+            entry: left_out.get(f"{name}: {entry}", left_out.get(name, "not run yet"))
+            for entry in dataset.entries
+            if entry not in cells
+        }
+        sides = {(c.first, c.second) for c in grid.claims if {c.first, c.second} <= cells.keys()}
+        comparisons = {
+            (first, second): dataset.cells.comparison(name, cells[first], cells[second])
+            for first, second in sides
+        }
+        common, label = to_dict(dataset.experiment), paper.LABELS.get(source)
+        base = dict(flat(common))
+        part = DatasetTables(
+            title=f"{name} ({label})" if label else name,
+            entries=list(dataset.entries),
+            cells=cells,
+            missing=reasons,
+            pairs=compare_cells(grid.claims, cells, comparisons, source),
+            published={who: rows[source] for who, rows in grid.published.items() if source in rows},
+            num_candidates=dataset.experiment.data.num_candidates,
+            common=common,
+            settings={
+                name: {"kind": entry.kind, "joined": entry.fused, **entry.judged}
+                | {path: value for path, value in flat(to_dict(own)) if value != base.get(path)}
+                for name, (entry, own) in dataset.entries.items()
+            },
+        )
+        parts.append(part)
+    return parts
 
 
 def show(folder: Path, grid: Grid, arguments: GridArguments, left_out: Mapping[str, str]) -> str:

@@ -51,6 +51,18 @@ class TrialRecord:
     """One entry per validation."""
     error: str | None = None
 
+    @classmethod
+    def from_optuna(cls, trial: FrozenTrial) -> "TrialRecord":
+        """Read what a journal has written of a trial."""
+        notes = trial.user_attrs
+        return cls(
+            number=trial.number,
+            state=STATES[trial.state.name],
+            overrides=notes[OVERRIDES],
+            curve=[notes[key] for key in sorted(notes) if key.startswith(VALIDATION)],
+            error=notes.get(ERROR) or None,
+        )
+
     @property
     def end(self) -> dict[str, float]:
         """The last validation; empty before the first."""
@@ -94,8 +106,8 @@ def check_space(
             trial = study.ask()
             paths = json.loads(json.dumps(space(trial)))
             experiment = replace_in(search.experiment, paths)
-            unasked = sorted(guess.keys() - trial.params.keys())
-            require(not unasked, f"a first guess has {unasked}, which it does not ask for")
+            unknown = sorted(guess.keys() - trial.params.keys())
+            require(not unknown, f"a first guess has {unknown}, which it does not ask for")
             fixed = [path for path in paths if path.startswith("compute.")]
             require(not fixed, f"{fixed} changes no result; set it for all trials, with --set")
             ranked = experiment.data.candidates == "recommender" and "stage" in search.watched
@@ -161,9 +173,9 @@ class Journal:
             storage=place, study_name=name, load_if_exists=True, directions=directions
         )
         this = {"rsllm": rsllm.__version__, "experiment": base, "cost": cost}
-        made_by = self.study.user_attrs.get(MADE_BY, this)
+        origin = self.study.user_attrs.get(MADE_BY, this)
         with as_config_error(f"the study {name} is another; rename this one, or move that away"):
-            require(made_by == this, f"it is of {made_by}, not {this}")
+            require(origin == this, f"it is of {origin}, not {this}")
             for trial in self._own():
                 found, distributions = replay(space, trial.params)
                 same = found == trial.user_attrs[OVERRIDES] and distributions == trial.distributions
@@ -171,7 +183,7 @@ class Journal:
         self.study.set_user_attr(MADE_BY, this)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Nothing: Ray notes its searcher and callbacks, and a database may ask for a password."""
+        """Show Ray nothing: it writes its searcher down, and a database may have a password."""
         return {}
 
     def _own(self) -> list[FrozenTrial]:
@@ -194,8 +206,8 @@ class Journal:
             done = source.get_trials(states=(TrialState.COMPLETE,))
             for trial in done:
                 _, trial.distributions = replay(self.space, trial.params)
-                asked = trial.distributions.keys() == trial.params.keys()
-                require(asked, f"its trial {trial.number} has values {trial.params}")
+                same = trial.distributions.keys() == trial.params.keys()
+                require(same, f"its trial {trial.number} has values {trial.params}")
                 trial.user_attrs = {ORIGIN: f"trial {trial.number} of {source.study_name}"}
         self.study.add_trials(trial for trial in done if trial.user_attrs[ORIGIN] not in known)
 
@@ -206,7 +218,7 @@ class Journal:
 
     def records(self) -> list[TrialRecord]:
         """Its trials in order of creation."""
-        return [_record(trial) for trial in self._own()]
+        return [TrialRecord.from_optuna(trial) for trial in self._own()]
 
     def begin(self) -> tuple[int, dict[str, Any]]:
         """Number and overrides of the next trial: one whose driver died, or else a new one.
@@ -217,7 +229,12 @@ class Journal:
         running = self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
         left = [trial for trial in running if trial.number not in self._live]
         trial = optuna.Trial(self.study, left[0]._trial_id) if left else self.study.ask()
-        self.study.sampler = _sampler(self.cost, [self.seed, trial.number])
+        seed = int(content_hash([self.seed, trial.number])[:8], 16)
+        self.study.sampler = optuna.samplers.TPESampler(
+            seed=seed, n_startup_trials=5, multivariate=True, group=True, constant_liar=True
+        )
+        if self.cost:  # TPE models one objective well, NSGA-II a front
+            self.study.sampler = optuna.samplers.NSGAIISampler(seed=seed, population_size=10)
         with as_config_error("the search space"):
             overrides = self.space(trial)
         trial.set_user_attr(OVERRIDES, overrides)
@@ -253,24 +270,3 @@ class Journal:
             trial = self._live.pop(number)
             trial.set_user_attr(ERROR, error)
             self.study.tell(trial, state=TrialState.FAIL if error else TrialState.PRUNED)
-
-
-def _sampler(cost: bool, seeds: Sequence[int]) -> optuna.samplers.BaseSampler:
-    """NSGA-II for a front; else TPE over all values jointly, apart from what runs beside."""
-    seed = int(content_hash(list(seeds))[:8], 16)
-    if cost:
-        return optuna.samplers.NSGAIISampler(seed=seed, population_size=10)
-    return optuna.samplers.TPESampler(
-        seed=seed, n_startup_trials=5, multivariate=True, group=True, constant_liar=True
-    )
-
-
-def _record(trial: FrozenTrial) -> TrialRecord:
-    attributes = trial.user_attrs
-    return TrialRecord(
-        number=trial.number,
-        state=STATES[trial.state.name],
-        overrides=attributes[OVERRIDES],
-        curve=[attributes[key] for key in sorted(attributes) if key.startswith(VALIDATION)],
-        error=attributes.get(ERROR) or None,
-    )

@@ -16,10 +16,10 @@ from rsllm.config.plain import replace_in, to_dict
 from rsllm.data.prepared import PreparedData
 from rsllm.errors import RsllmError
 from rsllm.evaluate.compare import method_table, stack_seeds
-from rsllm.evaluate.fuse import choose_weight, combine_outcomes, combine_scores
+from rsllm.evaluate.fuse import combine_outcomes, combine_scores
 from rsllm.evaluate.metrics import compared_metrics
 from rsllm.evaluate.rank import held_out
-from rsllm.evaluate.run import Method, Outcome, evaluate, read_scores
+from rsllm.evaluate.run import Method, read_scores
 from rsllm.model.tuned import KEYS, TITLES
 from rsllm.pipeline import Pipeline
 from rsllm.prompts.templates import wording
@@ -29,8 +29,14 @@ from rsllm.store.versions import deciding_results
 from rsllm.study.claims import paired_tests
 from rsllm.study.grid import Dataset, Grid, GridArguments, datasets
 from rsllm.study.results import Cell, Entry, slug
-from rsllm.study.variants import generate_on_first_seed_only, language_method, stages, train
-from rsllm.train.assignment import STAGES
+from rsllm.study.variants import (
+    choose_fusion,
+    generate_on_first_seed_only,
+    judge,
+    language_method,
+    stages,
+    train,
+)
 from rsllm.train.health import warnings
 
 CODE = {**deciding_results(), "wording": wording()}
@@ -44,21 +50,23 @@ def fill(grid: Grid, arguments: GridArguments) -> dict[str, str]:
         What was left out, data sets and entries ("DATA: ENTRY"), each with its reason.
     """
     left_out = {}
+
+    def missing(name: str, experiment: Experiment) -> bool:
+        if reason := _absent(experiment, arguments.storage):
+            left_out[name] = reason
+            print(f"{name} is left out: {reason}", flush=True)
+        return bool(reason)
+
     for dataset in datasets(grid, arguments):
-        if dataset.name in grid.data and (reason := _absent(dataset.experiment, arguments.storage)):
-            left_out[dataset.name] = reason
-            print(f"{dataset.name} is left out: {reason}", flush=True)
+        if dataset.name in grid.data and missing(dataset.name, dataset.experiment):
             continue
         runner = Runner(dataset, arguments.storage)
         with runner.pipeline.store.lock(f"cells-{slug(dataset.name)}", wait=True):
             for name, (entry, experiment) in dataset.entries.items():
-                if runner.known(name):
+                place = f"{dataset.name}: {name}"
+                if runner.known(name) or (experiment.mixture and missing(place, experiment)):
                     continue
-                if experiment.mixture and (reason := _absent(experiment, arguments.storage)):
-                    left_out[f"{dataset.name}: {name}"] = reason
-                    print(f"{dataset.name}, {name} is left out: {reason}", flush=True)
-                    continue
-                print(f"\n{dataset.name}: {name}", flush=True)
+                print(f"\n{place}", flush=True)
                 cell = runner.measure(entry, experiment)
                 dataset.cells.write(dataset.name, dataset.key(name), slug(name), cell)
             for claim in grid.claims:
@@ -106,28 +114,46 @@ class Runner:
 
     def measure(self, entry: Entry, experiment: Experiment) -> Cell:
         """Train an entry on all seeds and judge it on the test rows."""
-        methods, cost = self._trained(entry, experiment)
-        methods = generate_on_first_seed_only([judged(method, entry.judged) for method in methods])
-        outcomes = self._evaluate(methods, "test")
-        fusion: dict[str, Any] = {}
-        names = [outcome.name for outcome in outcomes]
+        methods, cost = self._train(entry, experiment)
+        changed = [_under(method, entry.judged) for method in methods]
+        methods = generate_on_first_seed_only(changed)
+        outcomes = judge(methods, "test", self.pipeline, self.data)
+        predictions: dict[str, Any] = {"scores": [outcome.name for outcome in outcomes]}
         if entry.fused:
-            outcomes, fusion = self._fused(methods, outcomes, experiment)
+            fitted = str(Pipeline(experiment, self.storage).fit())
+            slots = methods[0].experiment
+            alone = Method(
+                name="recommender", scorer="recommender", experiment=slots, artifact=fitted
+            )
+            _, weight, curve = choose_fusion(alone, methods, self.pipeline, self.data)
+            (beside,) = judge([alone], "test", self.pipeline, self.data)
+            outcomes = [combine_outcomes(outcome, beside, weight) for outcome in outcomes]
+            predictions |= {"recommender": beside.name, "weight": weight}
+            predictions["validation MRR"] = asdict(curve[weight])
         draws = held_out(self.data, "test", experiment.evaluation.test_rows)
         (row,) = method_table({entry.name: outcomes}, draws, self.data)
         named = {"entry": row.pop("name"), "ranking_seconds": row.pop("seconds")}
+        facts = self.data.facts
+        counts = {n: v for n, v in facts["counts"].items() if isinstance(v, int | float | str)}
         return {
             **named,
             "key": self.dataset.key(entry.name),
             "kind": entry.kind,
             "judged": dict(entry.judged),
-            "seeds": list(self.dataset.seeds) if entry.seeded else [],
-            "data": self._described(),
+            "seeds": list(self.dataset.seeds) if entry.trained_by else [],
+            "data": {
+                "set": self.dataset.name,
+                "source": self.data.config["source"],
+                "split": self.data.config["split"],
+                "key": self.data.path.name,
+                "raw": facts["inputs"]["raw"],
+                "counts": counts,
+            },
             "backbone": self.pipeline.fingerprint if entry.is_language_model else "",
             **row,
             "gamma": experiment.stage2.loss.gamma if entry.kind == "tuned" else None,
             **cost,
-            "predictions": {"scores": names, **fusion},
+            "predictions": predictions,
             "experiment": to_dict(experiment),
             "layout": to_dict(self.pipeline.layout),
             "code": CODE,
@@ -139,68 +165,34 @@ class Runner:
         one, other = self.known(first), self.known(second)
         if not one or not other or self.dataset.cells.comparison(self.dataset.name, one, other):
             return
-        vectors = [self._vectors(cell["predictions"]) for cell in (one, other)]
-        if not all(vectors):
+        scores = [stored_scores(cell["predictions"], self.pipeline.store) for cell in (one, other)]
+        if not all(scores):
             return
+        draws = held_out(self.data, "test", scores[0][0].shape[1])
+        vectors = [stack_seeds(each, draws) for each in scores]
         tests = paired_tests(vectors[0], vectors[1], compared_metrics())
         seeds = [one["seeds"], other["seeds"]]
         found = {"n": one["n"], "seeds": seeds, "tests": tests, "provenance": provenance()}
         self.dataset.cells.write_comparison(self.dataset.name, one, other, found)
 
-    def _trained(self, entry: Entry, experiment: Experiment) -> tuple[list[Method], dict[str, Any]]:
+    def _train(self, entry: Entry, experiment: Experiment) -> tuple[list[Method], dict[str, Any]]:
         """The methods of an entry, one a seed, and what their training took."""
-        if not entry.seeded:
-            scorer: Any = "likelihood" if entry.is_language_model else entry.kind
-            return [Method(name=entry.name, scorer=scorer, experiment=experiment)], {}
+        scorer: Any = "likelihood" if entry.is_language_model else entry.kind
         watched: Any = entry.trained_by
+        if not watched:
+            return [Method(name=entry.name, scorer=scorer, experiment=experiment)], {}
         seeds = self.dataset.seeds
         (trained,) = train({entry.name: {}}, experiment, seeds, self.storage, watched).values()
-        return [_method(entry, pipeline) for pipeline in trained], training_cost(trained)
-
-    def _fused(
-        self, methods: Sequence[Method], outcomes: Sequence[Outcome], experiment: Experiment
-    ) -> tuple[list[Outcome], dict[str, Any]]:
-        """Joined with the recommender of the slots; its evaluation and the weight."""
-        fitted = Pipeline(experiment, self.storage).fit()
-        alone = _fitted("recommender", methods[0].experiment, fitted)
-        limit = experiment.evaluation.test_rows
-        both = [m.under({"evaluation.validation_rows": limit}) for m in (alone, *methods)]
-        single, *validated = self._evaluate(both, "validation")
-        weight, curve = choose_weight(validated, single, held_out(self.data, "validation", limit))
-        (beside,) = self._evaluate([alone], "test")
-        chosen = {"weight": weight, "validation MRR": asdict(curve[weight])}
-        joint = [combine_outcomes(outcome, beside, weight) for outcome in outcomes]
-        return joint, {"recommender": beside.name, **chosen}
-
-    def _evaluate(self, methods: Sequence[Method], split: Any) -> list[Outcome]:
-        speaks, pipeline = any(method.is_language_model for method in methods), self.pipeline
-        return evaluate(
-            methods,
-            split,
-            data=self.data.path,
-            backbone=pipeline.backbone if speaks else "",
-            fingerprint=pipeline.fingerprint if speaks else "",
-            layout=pipeline.layout,
-            store=pipeline.store,
-        )
-
-    def _vectors(self, predictions: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        """The metrics [S, R] of stored predictions; none if one of them is not in the store."""
-        scores = stored_scores(predictions, self.pipeline.store)
-        draws = held_out(self.data, "test", scores[0].shape[1]) if scores else []
-        return stack_seeds(scores, draws)
-
-    def _described(self) -> dict[str, Any]:
-        facts = self.data.facts
-        counts = {n: v for n, v in facts["counts"].items() if isinstance(v, int | float | str)}
-        return {
-            "set": self.dataset.name,
-            "source": self.data.config["source"],
-            "split": self.data.config["split"],
-            "key": self.data.path.name,
-            "raw": facts["inputs"]["raw"],
-            "counts": counts,
-        }
+        methods = []
+        for pipeline, seed in zip(trained, seeds, strict=True):
+            own, folder = pipeline.experiment, pipeline.run()
+            if entry.is_language_model:
+                methods.append(language_method(entry.name, own, own.stage2, folder))
+                continue
+            own = replace_in(own, {"stage2.seed": seed})  # where later seeds are told apart
+            method = Method(name=entry.name, scorer=scorer, experiment=own, artifact=str(folder))
+            methods.append(method)
+        return methods, training_cost(trained)
 
 
 def stored_scores(predictions: Mapping[str, Any], store: Store) -> list[np.ndarray]:
@@ -216,20 +208,7 @@ def stored_scores(predictions: Mapping[str, Any], store: Store) -> list[np.ndarr
     return [combine_scores(own_DRC, alone_DRC, predictions["weight"]) for own_DRC in scores]
 
 
-def _fitted(name: str, experiment: Experiment, folder: Path, scorer: Any = "recommender") -> Method:
-    return Method(name=name, scorer=scorer, experiment=experiment, artifact=str(folder))
-
-
-def _method(entry: Entry, pipeline: Pipeline) -> Method:
-    """What a pipeline trained; a recommender's seed stands where a language model's does."""
-    experiment, folder = pipeline.experiment, pipeline.run()
-    if entry.is_language_model:
-        return language_method(entry.name, experiment, experiment.stage2, folder)
-    seed = {"stage2.seed": getattr(experiment, STAGES[pipeline.watched].section).seed}
-    return _fitted(entry.name, replace_in(experiment, seed), folder, entry.kind)
-
-
-def judged(method: Method, changes: Mapping[str, Any]) -> Method:
+def _under(method: Method, changes: Mapping[str, Any]) -> Method:
     """A method under what holds in evaluation alone: settings by paths, and fields of `Method`."""
     paths = {name: value for name, value in changes.items() if "." in name}
     fields = {name: value for name, value in changes.items() if "." not in name}
@@ -240,20 +219,19 @@ def training_cost(trained: Sequence[Pipeline]) -> dict[str, Any]:
     """Means over the seeds, stage 1 included; of the last stage, how many numbers it trained, and
     what each seed's end gives reason to doubt."""
 
-    def spent(folder: Path) -> dict[str, float]:
-        end: dict[str, float] = read_json(folder / "training.json")["curve"][-1]
-        return end | {"tokens": end["tokens_per_second"] * end["seconds"]}
-
-    ends = [[spent(folder) for folder in stages(pipeline)] for pipeline in trained]
-    kinds = ("samples", "seconds", "tokens")
-    cost = {n: round(fmean(sum(end[n] for end in each) for each in ends), 1) for n in kinds}
-    files = stages(trained[0])[-1].glob("*.safetensors")
-    cost["trainable"] = sum(map(_numbers, (f for f in files if f.name != ITEM_TABLE)))
-    return cost | {"doubts": [warnings(each[-1]) for each in ends]}
-
-
-def _numbers(path: Path) -> int:
-    """How many numbers of a file were trained; vectors of items are made from them, or given."""
-    with safe_open(path, "np") as file:
-        names = [name for name in file.keys() if name not in (KEYS, TITLES)]  # noqa: SIM118
-        return sum(prod(file.get_slice(name).get_shape()) for name in names)
+    folders = [stages(pipeline) for pipeline in trained]
+    ends = [[read_json(f / "training.json")["curve"][-1] for f in own] for own in folders]
+    spent = {
+        "samples": [sum(end["samples"] for end in own) for own in ends],
+        "seconds": [sum(end["seconds"] for end in own) for own in ends],
+        "tokens": [sum(end["tokens_per_second"] * end["seconds"] for end in own) for own in ends],
+    }
+    cost: dict[str, Any] = {name: round(fmean(values), 1) for name, values in spent.items()}
+    cost["trainable"] = 0
+    for path in folders[0][-1].glob("*.safetensors"):
+        if path.name != ITEM_TABLE:
+            with safe_open(path, "np") as file:
+                # Vectors of items are made from trained numbers, or were trained elsewhere.
+                for name in set(file.keys()) - {KEYS, TITLES}:
+                    cost["trainable"] += prod(file.get_slice(name).get_shape())
+    return cost | {"doubts": [warnings(own[-1]) for own in ends]}

@@ -1,4 +1,4 @@
-"""What is shown of trials: the table that is printed whenever one reports, a report's, names."""
+"""Trials as people read them: the table printed at each report, a report's rows, and names."""
 
 import re
 from collections.abc import Collection, Mapping, Sequence
@@ -42,17 +42,15 @@ def _tuned(records: Sequence[TrialRecord]) -> list[dict[str, Any]]:
 
 def short_names(overrides: Mapping[str, Any], among: Collection[str] = ()) -> dict[str, Any]:
     """The tuned values by as much of the end of their paths as tells them from others."""
-    return {_end(path, {*overrides, *among}): value for path, value in overrides.items()}
-
-
-def _end(path: str, paths: Collection[str]) -> str:
-    parts = path.split(".")
-    for length in range(1, len(parts)):
-        end = ".".join(parts[-length:])
-        others = [o for o in paths if o != path and f".{o}".endswith(f".{end}")]
-        if end not in TAKEN and not others:
-            return end
-    return path
+    paths, named = {*overrides, *among}, {}
+    for path, value in overrides.items():
+        parts = path.split(".")
+        for start in reversed(range(len(parts))):
+            end = ".".join(parts[start:])
+            if end not in TAKEN and not any(f".{o}".endswith(f".{end}") for o in paths - {path}):
+                break
+        named[end] = value
+    return named
 
 
 def run_name(text: str, unique: Any) -> str:
@@ -63,23 +61,22 @@ def run_name(text: str, unique: Any) -> str:
 
 def trial_rows(records: Sequence[TrialRecord], *, cost: bool = False) -> list[dict[str, Any]]:
     """The trials of a report; `cost` names what they were to be good at."""
-    return [_trial_row(*pair, cost) for pair in zip(records, _tuned(records), strict=True)]
-
-
-def _trial_row(record: TrialRecord, tuned: Mapping[str, Any], cost: bool) -> dict[str, Any]:
-    row = {
-        "number": record.number,
-        "state": record.state,
-        "parameters": dict(tuned),
-        "samples": int(record.end.get("samples", 0)),
-        "seconds": round(record.end.get("seconds", 0.0), 1),
-        "curve": record.curve,
-        "MRR": record.score,
-        "error": record.error,
-    } | {name: record.end.get(name) for name in compared_metrics("MRR")[1:]}
-    if cost and record.end:
-        row["objectives"] = {"MRR": record.score, COST: record.end[COST]}
-    return row
+    rows = []
+    for record, tuned in zip(records, _tuned(records), strict=True):
+        row = {
+            "number": record.number,
+            "state": record.state,
+            "parameters": tuned,
+            "samples": int(record.end.get("samples", 0)),
+            "seconds": round(record.end.get("seconds", 0.0), 1),
+            "curve": record.curve,
+            "MRR": record.score,
+            "error": record.error,
+        } | {name: record.end.get(name) for name in compared_metrics("MRR")[1:]}
+        if cost and record.end:
+            row["objectives"] = {"MRR": record.score, COST: record.end[COST]}
+        rows.append(row)
+    return rows
 
 
 def summarise(

@@ -44,19 +44,14 @@ class Entry:
         return self.kind in ("tuned", "zero-shot")
 
     @property
-    def seeded(self) -> bool:
-        """Whether a seed changes it."""
-        return bool(self.trained_by)
-
-    @property
     def trained_by(self) -> str:
-        """The stage that trains it; nothing of what is not trained."""
+        """The stage that trains it, whose seed counts; nothing of what is not trained."""
         if self.is_language_model:
             return "stage2" if self.kind == "tuned" else ""
         return catalogue_scorer(self.kind).trained_by
 
     def key(self, experiment: Experiment, seeds: Sequence[int]) -> str:
-        """Of all that decides its numbers beside the data themselves."""
+        """A hash of all that decides its numbers beside the data themselves."""
         parts = to_dict(experiment)
         mixed = zip(experiment.mixture, parts["mixture"], strict=True)
         for holder, config in ((parts, experiment.data), *((p, m.data) for m, p in mixed)):
@@ -69,10 +64,11 @@ class Entry:
             decides = ["data", "backbone", "prompt", "evaluation"]
         elif parts["recommender"]["items"] == "title":
             decides = [*decides, "backbone", "prompt"]
-        made = [self.kind, dict(self.judged), self.fused, list(seeds) if self.seeded else []]
-        precision = experiment.compute.precision
-        asked = [precision] if self.is_language_model and precision != "auto" else []
-        return content_hash([*made, *asked, {name: parts[name] for name in decides}])
+        seeded = list(seeds) if self.trained_by else []
+        own = [self.kind, dict(self.judged), self.fused, seeded]
+        if self.is_language_model and experiment.compute.precision != "auto":
+            own.append(experiment.compute.precision)
+        return content_hash([*own, {name: parts[name] for name in decides}])
 
 
 @contextmanager
@@ -112,25 +108,22 @@ class Cells:
         write_json(path, value)
 
     def comparison(self, data: str, first: Cell, second: Cell) -> Cell | None:
-        """The comparison of two cells, unless it was made of others."""
-        found = self.read(data, _key(first, second))
-        return found if found and found["of"] == _of(first, second) else None
+        """The comparison of two cells, unless other predictions were compared."""
+        found = self.read(data, content_hash([first["key"], second["key"]]))
+        return found if found and found["of"] == _predictions(first, second) else None
 
-    def write_comparison(self, data: str, first: Cell, second: Cell, found: Cell) -> None:
+    def write_comparison(self, data: str, first: Cell, second: Cell, tests: Cell) -> None:
         """Put a comparison of two cells on file."""
-        named = {"first": first["entry"], "second": second["entry"]}
-        value = {**found, **named, "of": _of(first, second)}
-        self.write(data, _key(first, second), "--".join(map(slug, named.values())), value)
+        names = {"first": first["entry"], "second": second["entry"]}
+        value = {**tests, **names, "of": _predictions(first, second)}
+        key = content_hash([first["key"], second["key"]])
+        self.write(data, key, "--".join(map(slug, names.values())), value)
 
     def _path(self, data: str, key: str, name: str = "") -> Path:
         folder = self.root / slug(data)
         return next(folder.glob(f"*-{key}.json"), folder / f"{name}-{key}.json")
 
 
-def _key(first: Cell, second: Cell) -> str:
-    return content_hash([first["key"], second["key"]])
-
-
-def _of(first: Cell, second: Cell) -> list[Any]:
-    """The predictions that a comparison stands on."""
+def _predictions(first: Cell, second: Cell) -> list[Any]:
+    """What a comparison of two cells stands on."""
     return [first["predictions"], second["predictions"]]

@@ -1,7 +1,23 @@
-"""Ray Tune + Optuna over experiments: each trial is the watched stage under other settings.
+"""A search: Ray Tune runs the trials that a journal begins and ends.
 
-A trial is a driver that runs Ray Train and is idempotent: an artifact that exists is not trained
-again. `rsllm.study.journal` keeps what is known of the trials; what Ray notes of them is not used.
+**A trial starts** when Tune has room for it. `Journal.begin` draws its values, and `_trial` runs in
+an actor of its own, a driver that trains the watched stage under these values with Ray Train. It is
+idempotent: an artifact that exists is not trained again.
+
+**It reports** each validation to Tune. `_Notes` writes the report into the journal and prints the
+table of all trials. The last report names the artifact, whose whole curve is then read, and the
+journal ends the trial as finished.
+
+**It is stopped early** when ASHA finds it in the weaker half at one of its `_Rungs`. Tune completes
+a trial that the journal has not ended, which `_Notes` therefore ends as stopped. What it left of
+its training is removed once the search is done.
+
+**It fails** when its own code raises. The journal ends it with the reason, and nobody tries again.
+
+**It is killed** when its driver or its node dies. The journal leaves it running, so that it is
+begun once more, under the same number and values; if it dies again, it has failed. Where the whole
+search is killed, all trials that were running are begun again by the next `run`. Either way they go
+on from the newest whole checkpoint. What Ray noted of trials is thrown away and never read.
 """
 
 import logging
@@ -78,10 +94,10 @@ class Search:
     def __post_init__(self) -> None:
         _quieten()
         _ = self.backbones
-        there = not self.track or find_spec(self.track) is not None
-        require(there, f"--track {self.track} needs it: pip install rsllm[trackers]")
+        installed = not self.track or find_spec(self.track) is not None
+        require(installed, f"--track {self.track} needs it: pip install rsllm[trackers]")
         with as_config_error(f"--track {self.track}"):
-            for tracker in _trackers(self.track, self.name):
+            for tracker in self._trackers:
                 tracker.setup()
         with self.pipeline.store.lock(f"search-{self.name}", wait=False):
             for guess in self.first_guesses:
@@ -103,10 +119,10 @@ class Search:
     def journal(self) -> Journal:
         """What is known of its trials."""
         file, remote = self.folder / FILE, self.pipeline.store.remote
-        there = remote.read(f"studies/{self.name}/{FILE}") if remote else None
-        if there and not (file.exists() and file.stat().st_size >= len(there)):
+        shared = remote.read(f"studies/{self.name}/{FILE}") if remote else None
+        if shared and not (file.exists() and file.stat().st_size >= len(shared)):
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_bytes(there)
+            file.write_bytes(shared)
         place = storage(file, self.optuna_storage)
         varied = to_dict(self.pipeline.experiment.anywhere)
         base = content_hash([varied, deciding_results(), wording(), self.backbones])
@@ -122,7 +138,8 @@ class Search:
             ConfigError: more workers than the cluster has, or another process is at it.
             TrainingError: every trial failed.
         """
-        store = self.pipeline.store
+        base, store = self.pipeline.experiment, self.pipeline.store
+        watched = self.pipeline.watched
         with store.lock(f"search-{self.name}", wait=False):
             if known := self.journal.records():
                 print(f"continuing the search {self.name}\n{table(known, trials)}", flush=True)
@@ -131,26 +148,28 @@ class Search:
             records = [r for r in self.journal.records() if r.state != "running"]
             for record in records:
                 if record.state == "stopped":
-                    experiment = replace_in(self.pipeline.experiment, record.overrides)
-                    Pipeline(experiment, store.location, watched=self.pipeline.watched).discard()
+                    experiment = replace_in(base, record.overrides)
+                    Pipeline(experiment, store.location, watched=watched).discard()
         if not any(record.curve for record in records):
             reasons = "; ".join(sorted({str(record.error) for record in records}))
             raise TrainingError(f"every trial failed: {reasons}; more --trials try other values")
         return records
 
     def _tune(self, trials: int) -> None:
-        layout, store = self.pipeline.layout, self.pipeline.store
+        """Let Ray Tune run trials until so many have ended, or the last one's driver has died."""
         self.pipeline.prepare()
-        base, watched = self.pipeline.experiment, self.pipeline.watched
+        base, store = self.pipeline.experiment, self.pipeline.store
         shutil.rmtree(store.root / "ray" / self.name, ignore_errors=True)
-        trainable = tune.with_parameters(_trial, base=base, storage=store.location, watched=watched)
+        trainable = tune.with_parameters(
+            _trial, base=base, storage=store.location, watched=self.pipeline.watched
+        )
         trainable.__mixins__ = (_Named,)
-        name, notes = partial(_trial_name, self.name), _Notes(self, trials)
+        name = partial(_trial_name, self.name)
         tune.Tuner(
             tune.with_resources(trainable, {"CPU": DRIVER_CPUS}),
             tune_config=tune.TuneConfig(
                 num_samples=trials - self.journal.ended,
-                max_concurrent_trials=layout.concurrent_trials,
+                max_concurrent_trials=self.pipeline.layout.concurrent_trials,
                 search_alg=_Suggestions(self.journal),
                 scheduler=self._scheduler(),
                 trial_name_creator=name,
@@ -160,23 +179,163 @@ class Search:
                 name=self.name,
                 storage_path=str(store.root / "ray"),
                 verbose=0,
-                callbacks=[notes, *_trackers(self.track, self.name)],
+                callbacks=[_Notes(self, trials), *self._trackers],
             ),
         ).fit()
 
     def _scheduler(self) -> TrialScheduler:
-        """In its rungs counts what the trials of earlier drivers reported."""
-        base, stage = self.pipeline.experiment, self.pipeline.experiment.stage2
+        """ASHA, which has seen what the trials of earlier drivers reported; FIFO under a cost.
+
+        Its rungs are at validations before the last, and the first leaves every trial a sixth.
+        """
+        if self.cost:
+            return FIFOScheduler()
+        stage, recommender = self.pipeline.experiment.stage2, self.pipeline.experiment.recommender
         validations = min(stage.validations, stage.steps)
         if self.pipeline.watched == "recommender":
-            validations = math.ceil(base.recommender.max_epochs)
-        scheduler = FIFOScheduler() if self.cost else _scheduler(validations)
+            validations = math.ceil(recommender.max_epochs)
+        grace = max(1, validations // 6)
+        scheduler = _Rungs(
+            "validations", METRIC, "max", max_t=validations, grace_period=grace, reduction_factor=2
+        )
         for record in self.journal.records():
             earlier = SimpleNamespace(trial_id=f"{record.number} of an earlier driver")
             scheduler.on_trial_add(None, earlier)
             for entry in record.curve:
                 scheduler.on_trial_result(None, earlier, entry)
         return scheduler
+
+    @property
+    def _trackers(self) -> list[tune.Callback]:
+        """Ray's own; their environment variables say where they log to."""
+        if self.track == "mlflow":
+            from ray.air.integrations.mlflow import MLflowLoggerCallback
+
+            return [MLflowLoggerCallback(experiment_name=self.name)]
+        if self.track == "wandb":
+            from ray.air.integrations.wandb import WandbLoggerCallback
+
+            return [WandbLoggerCallback(project="rsllm", group=self.name)]
+        return []
+
+
+class _Suggestions(Searcher):  # type: ignore[misc]
+    """Starts trials: those that the journal begins."""
+
+    def __init__(self, journal: Journal) -> None:
+        super().__init__(metric=METRIC, mode="max")
+        self.journal = journal
+
+    def suggest(self, trial_id: str) -> dict[str, Any]:
+        number, overrides = self.journal.begin()
+        return {"number": number, "overrides": overrides}
+
+    def on_trial_complete(self, *args: Any, **more: Any) -> None:
+        """Leave it to `_Notes`, for a searcher does not learn why a trial failed."""
+
+    def save_to_dir(self, *args: Any, **more: Any) -> None:
+        """Write nothing, for the journal has it all."""
+
+
+def _trial(config: dict[str, Any], base: Experiment, storage: str, watched: Stage) -> None:
+    """Train what the trial's artifact lacks, reporting each validation, and say where it is."""
+    pipeline = Pipeline(
+        replace_in(base, config["overrides"]),
+        storage,
+        run_name=tune.get_context().get_trial_name(),
+        callbacks=[TuneReportCallback()],
+        watched=watched,
+    )
+    artifact = pipeline.finished() or pipeline.run()
+    last = read_json(artifact / "training.json")["curve"][-1]
+    tune.report(last | {"artifact": str(artifact)})
+
+
+class _Rungs(ASHAScheduler):  # type: ignore[misc]
+    def on_trial_result(self, controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """At its last report a trial has only its artifact to write, whatever rungs it missed."""
+        last = result["validations"] >= self._max_t
+        return self.CONTINUE if last else str(super().on_trial_result(controller, trial, result))
+
+
+class _Notes(tune.Callback):  # type: ignore[misc]
+    """Tells the journal, and the user, what becomes of the trials."""
+
+    def __init__(self, search: Search, total: int) -> None:
+        self.journal, self.store, self.folder = search.journal, search.pipeline.store, search.folder
+        self.total = total
+
+    def on_trial_result(self, *, trial: Any, result: dict[str, Any], **info: Any) -> None:
+        """Keep a validation, or all of them where the artifact is there."""
+        number = trial.config["number"]
+        if artifact := result.get("artifact"):
+            curve = read_json(self.store.local(artifact) / "training.json")["curve"]
+            self.journal.finish(number, list(map(_entry, curve)))
+        else:
+            self.journal.report(number, _entry(result))
+            self._print()
+        for name in [name for name in result if "@" in name]:  # which MLflow would refuse
+            result[name.replace("@", "_at_")] = result.pop(name)
+
+    def on_trial_complete(self, *, trial: Any, **info: Any) -> None:
+        """End a trial that was stopped early; one that finished has ended already."""
+        self.journal.end_unfinished(trial.config["number"])
+        self._print()
+
+    def on_trial_error(self, *, trial: Any, **info: Any) -> None:
+        """Begin a trial once more whose driver died; explain another failure and keep its log."""
+        number, log = trial.config["number"], Path(trial.error_file).read_text()
+        _, first, *lines = log.strip().splitlines()
+        # Ray heads an error of the trial's own code with "ray::"; without, its driver or node died.
+        if "ray::" not in first and self.journal.requeue(number):
+            print(f"the driver of trial {number} died; it goes on in a new one later", flush=True)
+            return
+        kept = self.folder / "failures" / f"trial-{number:03d}.txt"
+        kept.parent.mkdir(exist_ok=True)
+        kept.write_text(log)
+        error = next((line for line in reversed(lines) if re.match(r"[\w.]+(: |$)", line)), first)
+        self.journal.end_unfinished(number, error=re.sub(r"^[\w.]+: ", "", error))
+        self._print()
+        print(f"all that was said of it: {kept}", flush=True)
+
+    def _print(self) -> None:
+        print(table(self.journal.records(), self.total), flush=True)
+        with suppress(CheckpointError):  # it comes to the URI with the next one
+            self.store.share(f"studies/{self.folder.name}")
+
+
+def _entry(row: Mapping[str, Any]) -> dict[str, float]:
+    """rsllm's own metrics of a report, without what Tune adds."""
+    groups = ("loss", "contrast/", "health/", "prompts/", "tokens_per", METRIC, COST)
+    ours = (*groups, "step", "samples", "seconds", "data_wait", "checkpoint_share", "validations")
+    return {n: float(value) for n, value in row.items() if n in METRICS or n.startswith(ours)}
+
+
+class _Named(FunctionTrainable):  # type: ignore[misc]
+    """Make Ray's dashboard and logs call a trial's driver by the trial's name."""
+
+    def setup(self, config: dict[str, Any]) -> None:
+        super().setup(config)
+        self._name = self.trial_name
+
+
+def _trial_name(search: str, trial: Any) -> str:
+    """Number and tuned values, and what sets it apart from the trials of other searches."""
+    values = "-".join(
+        f"{name}_{value:.3g}" if isinstance(value, float) else f"{name}_{value}"
+        for name, value in short_names(trial.config["overrides"]).items()
+    )
+    return run_name(f"{trial.config['number']:03d}-{values}", search)
+
+
+def _quieten() -> None:
+    """Leave the terminal to the table of trials, and Ctrl-C to Python: Tune would go on."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+    logging.getLogger("ray.tune").setLevel(logging.WARNING)
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
+    os.environ["TUNE_PRINT_ALL_TRIAL_ERRORS"] = "0"
 
 
 def publish(
@@ -223,144 +382,3 @@ def publish(
         if how:
             print(f"a list for every user: {how}")
     return folder
-
-
-class _Named(FunctionTrainable):  # type: ignore[misc]
-    """Make Ray's dashboard and logs call a trial's driver by the trial's name."""
-
-    def setup(self, config: dict[str, Any]) -> None:
-        super().setup(config)
-        self._name = self.trial_name
-
-
-class _Suggestions(Searcher):  # type: ignore[misc]
-    """The journal's trials, for Tune to run."""
-
-    def __init__(self, journal: Journal) -> None:
-        super().__init__(metric=METRIC, mode="max")
-        self.journal = journal
-
-    def suggest(self, trial_id: str) -> dict[str, Any]:
-        number, overrides = self.journal.begin()
-        return {"number": number, "overrides": overrides}
-
-    def on_trial_complete(self, *args: Any, **more: Any) -> None:
-        """`_Notes` takes it, for a searcher is not told why a trial failed."""
-
-    def save_to_dir(self, *args: Any, **more: Any) -> None:
-        """There is nothing that the journal does not have."""
-
-
-class _Notes(tune.Callback):  # type: ignore[misc]
-    """Tells the journal, and the user, what becomes of the trials."""
-
-    def __init__(self, search: Search, total: int) -> None:
-        self.journal, self.store, self.folder = search.journal, search.pipeline.store, search.folder
-        self.total = total
-
-    def on_trial_result(self, *, trial: Any, result: dict[str, Any], **info: Any) -> None:
-        number = trial.config["number"]
-        if artifact := result.get("artifact"):
-            curve = read_json(self.store.local(artifact) / "training.json")["curve"]
-            self.journal.finish(number, list(map(_entry, curve)))
-        else:
-            self.journal.report(number, _entry(result))
-            self._print()
-        for name in [name for name in result if "@" in name]:  # which MLflow would refuse
-            result[name.replace("@", "_at_")] = result.pop(name)
-
-    def on_trial_complete(self, *, trial: Any, **info: Any) -> None:
-        self.journal.end_unfinished(trial.config["number"])
-        self._print()
-
-    def on_trial_error(self, *, trial: Any, **info: Any) -> None:
-        """Explain a failure, and keep all that was said of it; what lost its node goes on once."""
-        number, said = trial.config["number"], Path(trial.error_file).read_text()
-        _, first, *lines = said.strip().splitlines()
-        # Ray heads an error of the trial's own code with "ray::"; without, its driver or node died.
-        if "ray::" not in first and self.journal.requeue(number):
-            print(f"the driver of trial {number} died; it goes on in a new one later", flush=True)
-            return
-        kept = self.folder / "failures" / f"trial-{number:03d}.txt"
-        kept.parent.mkdir(exist_ok=True)
-        kept.write_text(said)
-        error = next((line for line in reversed(lines) if re.match(r"[\w.]+(: |$)", line)), first)
-        self.journal.end_unfinished(number, error=re.sub(r"^[\w.]+: ", "", error))
-        self._print()
-        print(f"all that was said of it: {kept}", flush=True)
-
-    def _print(self) -> None:
-        print(table(self.journal.records(), self.total), flush=True)
-        with suppress(CheckpointError):  # it comes to the URI with the next one
-            self.store.share(f"studies/{self.folder.name}")
-
-
-class _Rungs(ASHAScheduler):  # type: ignore[misc]
-    def on_trial_result(self, controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        """At its last report a trial has only its artifact to write, whatever rungs it missed."""
-        last = result["validations"] >= self._max_t
-        return self.CONTINUE if last else str(super().on_trial_result(controller, trial, result))
-
-
-def _scheduler(validations: int) -> TrialScheduler:
-    """Rungs at the validations before the last: the weaker half of the trials stops there.
-
-    The first one leaves every trial a sixth of its validations.
-    """
-    grace = max(1, validations // 6)
-    return _Rungs(
-        "validations", METRIC, "max", max_t=validations, grace_period=grace, reduction_factor=2
-    )
-
-
-def _trial_name(search: str, trial: Any) -> str:
-    """Number and tuned values, and what sets it apart from the trials of other searches."""
-    values = "-".join(
-        f"{name}_{value:.3g}" if isinstance(value, float) else f"{name}_{value}"
-        for name, value in short_names(trial.config["overrides"]).items()
-    )
-    return run_name(f"{trial.config['number']:03d}-{values}", search)
-
-
-def _trial(config: dict[str, Any], base: Experiment, storage: str, watched: Stage) -> None:
-    """One trial: train what its artifact lacks, and say where it is."""
-    pipeline = Pipeline(
-        replace_in(base, config["overrides"]),
-        storage,
-        run_name=tune.get_context().get_trial_name(),
-        callbacks=[TuneReportCallback()],
-        watched=watched,
-    )
-    artifact = pipeline.finished() or pipeline.run()
-    last = read_json(artifact / "training.json")["curve"][-1]
-    tune.report(last | {"artifact": str(artifact)})
-
-
-def _entry(row: Mapping[str, Any]) -> dict[str, float]:
-    """rsllm's own metrics of a report, without what Tune adds."""
-    groups = ("loss", "contrast/", "health/", "prompts/", "tokens_per", METRIC, COST)
-    ours = (*groups, "step", "samples", "seconds", "data_wait", "checkpoint_share", "validations")
-    return {n: float(value) for n, value in row.items() if n in METRICS or n.startswith(ours)}
-
-
-def _trackers(track: str, search: str) -> list[tune.Callback]:
-    """Ray's own; their environment variables say where they log to."""
-    if track == "mlflow":
-        from ray.air.integrations.mlflow import MLflowLoggerCallback
-
-        return [MLflowLoggerCallback(experiment_name=search)]
-    if track == "wandb":
-        from ray.air.integrations.wandb import WandbLoggerCallback
-
-        return [WandbLoggerCallback(project="rsllm", group=search)]
-    return []
-
-
-def _quieten() -> None:
-    """Leave the terminal to the table of trials, and Ctrl-C to Python: Tune would go on."""
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-    logging.getLogger("ray.tune").setLevel(logging.WARNING)
-    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
-    os.environ["TUNE_PRINT_ALL_TRIAL_ERRORS"] = "0"

@@ -20,10 +20,10 @@ from rsllm.config import SLOTTED, Experiment
 from rsllm.config.plain import content_hash, replace_in, to_dict
 from rsllm.data.prepared import PreparedData
 from rsllm.evaluate.compare import estimates, method_table, over_seeds
-from rsllm.evaluate.fuse import choose_weight, combine_outcomes
+from rsllm.evaluate.fuse import combine_outcomes
 from rsllm.evaluate.metrics import compared_metrics
 from rsllm.evaluate.rank import held_out
-from rsllm.evaluate.run import Method, evaluate
+from rsllm.evaluate.run import Method
 from rsllm.pipeline import Pipeline
 from rsllm.report.tables import show
 from rsllm.study.claims import Claim, compare
@@ -31,9 +31,11 @@ from rsllm.study.progress import trial_rows
 from rsllm.study.search import Search, Space, TrialRecord, publish
 from rsllm.study.variants import (
     Trained,
+    choose_fusion,
     compare_training,
     confirm_best,
     generate_on_first_seed_only,
+    judge,
     language_method,
     learning_curve,
     train,
@@ -49,6 +51,8 @@ is trained, and ranks, by the pointer."""
 ALONE = "recommender"
 KEYS = "keys alone"
 """What the catalogue scorer does before a language model reads anything."""
+FRESH = 1000
+"""Added to the seed of a search, so that the twins of its winner do not share the winner's luck."""
 WINNER = "the winner"
 """In a claim, whatever the first twin is called."""
 
@@ -72,10 +76,8 @@ class Study:
     """Comparisons among the methods by their names, the main one first."""
     split: Literal["validation", "test"] = "test"
     """Where methods are compared; on test, which is opened once, they may be claimed better."""
-    twin_seed: int = 1000
-    """Added to the seed of stage 2, so that twins do not share the winner's luck."""
     num_seeds: int = 1
-    """Seeds of stage 2 from there on; all that is compared is trained on each of them."""
+    """Seeds of stage 2; all that is compared is trained on each of them."""
     confirm_top: int = 1
     """Trials that are trained anew on fresh seeds, as many as `num_seeds`; the best mean on
     validation is the winner."""
@@ -96,8 +98,8 @@ class Study:
 
     @property
     def seeds(self) -> range:
-        """Of stage 2, for all that is compared; nothing is chosen under them."""
-        first = self.base.stage2.seed + self.twin_seed
+        """Those of stage 2 for all that is compared; nothing is chosen under them."""
+        first = self.base.stage2.seed + (FRESH if self.space else 0)
         return range(first, first + self.num_seeds)
 
 
@@ -121,36 +123,48 @@ def run(study: Study, storage: str | Path) -> Path:
             **study.search,
         )
         print(f"Ray dashboard: {start_ray()}  (its token: ray get-auth-token)", flush=True)
-        print(_describe(pipeline.layout), flush=True)
-        data = PreparedData.open(_announced("prepared data", pipeline.prepare))
-        recommender = _announced("recommender", pipeline.fit)
-        text = _announced("stage 1", pipeline.train_text) if study.base.stage1.steps else None
-        histories = study.base.stage2.prompts == "history"
-        keys = _announced("keys", pipeline.train_keys) if histories else None
-        found, twins, tried = _chosen(study, search, storage)
-        methods = _methods(study, recommender, keys, text, twins)
-        found |= _judged(study, pipeline, data, methods, twins, tried[0])
-        found["budget"] = {**study.budget, "minutes": round((time.monotonic() - start) / 60, 1)}
+        layout = _describe(pipeline.layout)
+        print(layout, flush=True)
+        steps = {"prepared data": pipeline.prepare, "recommender": pipeline.fit}
+        if study.base.stage1.steps:
+            steps["stage 1"] = pipeline.train_text
+        if study.base.stage2.prompts == "history":
+            steps["keys"] = pipeline.train_keys
+        artifacts = {}
+        for name, make in steps.items():
+            begun = time.monotonic()
+            artifacts[name] = make()
+            took = time.monotonic() - begun
+            print(f"{name}: {artifacts[name]} ({took:.0f} s)", flush=True)
+        searched, twins, records = _train(study, search, storage)
+        methods = _methods(study, artifacts, twins)
+        data = PreparedData.open(artifacts["prepared data"])
+        outcome = _judge(study, pipeline, data, methods, twins, records[0])
+        minutes = round((time.monotonic() - start) / 60, 1)
         return publish(
             pipeline,
             study.name,
-            tried,
-            tried[0],
+            records,
+            records[0],
             model=next(iter(twins.values()))[0].run(),
             title=study.title,
             question=study.question,
-            layout=_describe(pipeline.layout),
+            layout=layout,
             seeds=list(study.seeds),
-            **found,
+            budget={**study.budget, "minutes": minutes},
+            **searched,
+            **outcome,
         )
 
 
-def _chosen(
+def _train(
     study: Study, search: Search | None, storage: str | Path
 ) -> tuple[dict[str, Any], Trained, list[TrialRecord]]:
-    """The results' trials and what fresh seeds say of them, what is compared, and all trials.
+    """Search, confirm the best trials on fresh seeds, and train the twins of their winner.
 
-    The winner is first, its twins come next, and then whom it beat under the same seeds.
+    Returns:
+        What the report says of the trials; what is compared: the winner, its twins, and then whom
+        it beat; all trials, the winner first.
     """
     base = replace_in(study.base, study.twin_overrides)
     if search is None:
@@ -166,8 +180,8 @@ def _chosen(
     # Who is chosen among several owes its lead to the luck of these seeds, so it gets others.
     after = study.num_seeds if study.confirm_top > 1 else 0
     fresh = range(study.seeds.start + after, study.seeds.stop + after)
-    confirm, found = confirm_best(records, study.confirm_top, base, fresh, storage)
-    best, *beaten = found.values()
+    confirm, ranked = confirm_best(records, study.confirm_top, base, fresh, storage)
+    best, *beaten = ranked.values()
     print(f"\ntwins of trial {best.number}", flush=True)
     rivals = {f"trial {record.number}": record.overrides for record in beaten}
     twins = train({**study.twins(best.overrides), **rivals}, base, study.seeds, storage)
@@ -186,27 +200,20 @@ def _describe(layout: Layout) -> str:
     return text
 
 
-def _announced(what: str, make: Callable[[], Path]) -> Path:
-    start = time.monotonic()
-    path = make()
-    print(f"{what}: {path} ({time.monotonic() - start:.0f} s)", flush=True)
-    return path
-
-
 def _methods(
-    study: Study, fitted: Path, keys: Path | None, text_only: Path | None, twins: Trained
+    study: Study, artifacts: Mapping[str, Path], twins: Trained
 ) -> dict[str, list[Method]]:
-    """By name, one of each seed; what is not a twin has one seed."""
-    base = study.base
-    recommender = Method(name=ALONE, scorer="recommender", experiment=base, artifact=str(fitted))
+    """What is compared by name, one of each seed; what is not a twin has one seed."""
+    base, fitted = study.base, str(artifacts["recommender"])
+    recommender = Method(name=ALONE, scorer="recommender", experiment=base, artifact=fitted)
     whole = replace_in(base, {"backbone.layers": 0})  # a cut one cannot write titles untuned
     untuned = Method(name="zero-shot", scorer="likelihood", experiment=whole)
     methods = {method.name: [method] for method in (recommender, untuned)}
-    if keys:
+    if keys := artifacts.get("keys"):
         methods[KEYS] = [Method(name=KEYS, scorer="keys", experiment=base, artifact=str(keys))]
-    if text_only:
+    if text := artifacts.get("stage 1"):
         name = "text only" if base.stage1.representation == "text" else "stage 1"
-        methods[name] = [language_method(name, base, base.stage1, text_only)]
+        methods[name] = [language_method(name, base, base.stage1, text)]
     shuffle = {"projector.shuffle_items": True}
     for place, (name, twin) in enumerate(twins.items()):
         methods[name] = [
@@ -219,7 +226,7 @@ def _methods(
     return {name: generate_on_first_seed_only(group) for name, group in methods.items()}
 
 
-def _judged(
+def _judge(
     study: Study,
     pipeline: Pipeline,
     data: PreparedData,
@@ -227,30 +234,21 @@ def _judged(
     twins: Trained,
     best: TrialRecord,
 ) -> dict[str, Any]:
-    """All methods on the test split, after all choices.
+    """Compare all methods on the test split, after all choices.
 
     The winner also stands there joined with the recommender, by a weight chosen on validation.
     """
-    where: dict[str, Any] = {
-        "data": data.path,
-        "backbone": pipeline.backbone,
-        "fingerprint": pipeline.fingerprint,
-        "layout": pipeline.layout,
-        "store": pipeline.store,
-    }
     winner, limits = next(iter(twins)), study.base.evaluation
-    as_tested = {"evaluation.validation_rows": limits.test_rows}
-    both = [method.under(as_tested) for method in (*methods[ALONE], *methods[winner])]
-    alone, *validated = evaluate(both, "validation", **where)
-    weight, curve = choose_weight(validated, alone, held_out(data, "validation", limits.test_rows))
+    validated, weight, curve = choose_fusion(methods[ALONE][0], methods[winner], pipeline, data)
     note = (
         f"{winner} joined with the recommender adds its log-probabilities with the weight"
         f" {weight:.3g}, the best of {len(curve)} on {curve[weight].n} validation users: MRR"
         f" {show(asdict(curve[weight]))} there, {show(asdict(curve[0.0]))} without the recommender."
     )
+    every = [method for group in methods.values() for method in group]
+    judged = iter(judge(every, study.split, pipeline, data))
+    outcomes = {name: [next(judged) for _ in group] for name, group in methods.items()}
     draws = held_out(data, "validation", limits.validation_rows)
-    found = iter(evaluate([m for group in methods.values() for m in group], study.split, **where))
-    outcomes = {name: [next(found) for _ in group] for name, group in methods.items()}
     if study.split == "test":
         draws = held_out(data, "test", limits.test_rows)
         fused = [
@@ -264,7 +262,7 @@ def _judged(
     return {
         "split": study.split,
         "recommender": {
-            "validation": estimates(alone.expected),
+            "validation": estimates(validated.expected),
             study.split: estimates(outcomes[ALONE][0].expected),
         },
         "methods": method_table(outcomes, draws, data),

@@ -1,16 +1,20 @@
-"""Configurations trained anew, all on the same fresh seeds: which is best, and how sure is that?"""
+"""Variants of an experiment, trained on the same seeds, and judged: for studies and grids."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from rsllm.config import Experiment, StageConfig
 from rsllm.config.plain import replace_in, to_dict
-from rsllm.evaluate.run import SCORES_ONLY, Method
+from rsllm.data.prepared import PreparedData
+from rsllm.evaluate.fuse import choose_weight
+from rsllm.evaluate.rank import held_out
+from rsllm.evaluate.run import SCORES_ONLY, Method, Outcome, evaluate
+from rsllm.evaluate.statistics import Estimate
 from rsllm.pipeline import Pipeline, run_all
 from rsllm.store.artifacts import read_json
 from rsllm.study.journal import METRIC, TrialRecord
@@ -30,13 +34,14 @@ def train(
     watched: Stage = "stage2",
 ) -> Trained:
     """Train all variants (overrides of `base` by name) on all seeds of a stage, each once."""
-
-    def made(name: str, seed: int) -> Pipeline:
-        experiment = replace_in(base, {**variants[name], f"{STAGES[watched].section}.seed": seed})
-        named = run_name(f"{name}-seed-{seed}", to_dict(experiment))
-        return Pipeline(experiment, storage, run_name=named, watched=watched)
-
-    trained = {name: [made(name, seed) for seed in seeds] for name in variants}
+    trained: dict[str, list[Pipeline]] = {name: [] for name in variants}
+    for name, overrides in variants.items():
+        for seed in seeds:
+            seeded = {**overrides, f"{STAGES[watched].section}.seed": seed}
+            experiment = replace_in(base, seeded)
+            unique = run_name(f"{name}-seed-{seed}", to_dict(experiment))
+            pipeline = Pipeline(experiment, storage, run_name=unique, watched=watched)
+            trained[name].append(pipeline)
     everything = [pipeline for group in trained.values() for pipeline in group]
     if everything[0].layout.concurrent_trials > 1:
         run_all(everything)
@@ -62,12 +67,45 @@ def language_method(name: str, experiment: Experiment, stage: StageConfig, folde
 
 def generate_on_first_seed_only(group: Sequence[Method]) -> list[Method]:
     """A method under several seeds: later ones rank, and do not answer again."""
-
-    def scored(method: Method) -> Method:
+    judged = [group[0]]
+    for method in group[1:]:
         name = f"{method.name}, seed {method.experiment.stage2.seed}"
-        return replace(method.under(SCORES_ONLY), name=name)
+        judged.append(replace(method.under(SCORES_ONLY), name=name))
+    return judged
 
-    return [group[0], *map(scored, group[1:])]
+
+def judge(
+    methods: Sequence[Method],
+    split: Literal["validation", "test"],
+    pipeline: Pipeline,
+    data: PreparedData,
+) -> list[Outcome]:
+    """Evaluate methods on a pipeline's data; its backbone is asked for where one needs it."""
+    speaks = any(method.is_language_model for method in methods)
+    return evaluate(
+        methods,
+        split,
+        data=data.path,
+        backbone=pipeline.backbone if speaks else "",
+        fingerprint=pipeline.fingerprint if speaks else "",
+        layout=pipeline.layout,
+        store=pipeline.store,
+    )
+
+
+def choose_fusion(
+    alone: Method, methods: Sequence[Method], pipeline: Pipeline, data: PreparedData
+) -> tuple[Outcome, float, dict[float, Estimate]]:
+    """Weigh a recommender beside a language model, on as many validation users as are tested.
+
+    Returns:
+        What the recommender did there, its weight, and the validation MRR of every weight.
+    """
+    limit = alone.experiment.evaluation.test_rows
+    both = [method.under({"evaluation.validation_rows": limit}) for method in (alone, *methods)]
+    validated, *language = judge(both, "validation", pipeline, data)
+    rows = held_out(data, "validation", limit)
+    return validated, *choose_weight(language, validated, rows)
 
 
 def stages(pipeline: Pipeline) -> list[Path]:
@@ -78,19 +116,18 @@ def stages(pipeline: Pipeline) -> list[Path]:
 
 def learning_curve(trained: Sequence[Pipeline]) -> Curve:
     """The mean over the seeds, from the start of stage 1 on."""
+    curves: list[Curve] = []
+    for pipeline in trained:
+        curve: Curve = []
+        for folder in stages(pipeline):
+            before = {name: curve[-1][name] if curve else 0.0 for name in ("samples", "seconds")}
+            for entry in read_json(folder / "training.json")["curve"]:
+                curve.append(entry | {name: entry[name] + start for name, start in before.items()})
+        curves.append(curve)
     return [
         {n: fmean(p[n] for p in points) for n in sorted(set.intersection(*map(set, points)))}
-        for points in zip(*map(_curve, trained), strict=True)
+        for points in zip(*curves, strict=True)
     ]
-
-
-def _curve(pipeline: Pipeline) -> Curve:
-    curve: Curve = []
-    for folder in stages(pipeline):
-        before = {name: curve[-1][name] if curve else 0.0 for name in ("samples", "seconds")}
-        for entry in read_json(folder / "training.json")["curve"]:
-            curve.append(entry | {name: entry[name] + start for name, start in before.items()})
-    return curve
 
 
 def best_trials(records: Sequence[TrialRecord], top: int) -> dict[str, TrialRecord]:
@@ -101,11 +138,11 @@ def best_trials(records: Sequence[TrialRecord], top: int) -> dict[str, TrialReco
     """
     begun = [record for record in records if record.curve]
     tried = [record for record in begun if record.state != "failed"] or begun
-    ranked = sorted(tried, key=lambda r: (r.state != "finished", -(r.score or 0.0)))
-    new = [
-        r for at, r in enumerate(ranked) if r.overrides not in [o.overrides for o in ranked[:at]]
-    ]
-    return {f"trial {record.number}": record for record in new[:top]}
+    best: list[TrialRecord] = []
+    for record in sorted(tried, key=lambda r: (r.state != "finished", -(r.score or 0.0))):
+        if record.overrides not in [other.overrides for other in best]:
+            best.append(record)
+    return {f"trial {record.number}": record for record in best[:top]}
 
 
 def confirm_table(trained: Trained, searched: Mapping[str, TrialRecord]) -> list[dict[str, Any]]:
@@ -117,7 +154,7 @@ def confirm_table(trained: Trained, searched: Mapping[str, TrialRecord]) -> list
         seeds = [getattr(p.experiment, STAGES[p.watched].section).seed for p in group]
         row = {"name": name, "search_score": then.score, "seeds": seeds, "scores": scores}
         row |= {"search_samples": then.end["samples"], "samples": ends[0]["samples"]}
-        table.append(row | {"mean": fmean(scores), "lowest": min(scores), "highest": max(scores)})
+        table.append(row | {"mean": fmean(scores)})
     return table
 
 
@@ -133,12 +170,12 @@ def confirm_best(
 
     The first is flattered by these seeds if it was chosen among several.
     """
-    found = best_trials(records, top)
-    print(f"\nfresh seeds for {', '.join(found)}", flush=True)
-    again = {name: trial.overrides for name, trial in found.items()}
-    confirm = confirm_table(train(again, base, seeds, storage, watched), found)
+    best = best_trials(records, top)
+    print(f"\nfresh seeds for {', '.join(best)}", flush=True)
+    variants = {name: trial.overrides for name, trial in best.items()}
+    confirm = confirm_table(train(variants, base, seeds, storage, watched), best)
     confirm.sort(key=lambda row: -float(row["mean"]))
-    return confirm, {row["name"]: found[row["name"]] for row in confirm}
+    return confirm, {row["name"]: best[row["name"]] for row in confirm}
 
 
 def compare_training(trained: Trained, pair: Mapping[str, Any]) -> dict[str, Any]:
@@ -158,11 +195,9 @@ def compare_training(trained: Trained, pair: Mapping[str, Any]) -> dict[str, Any
     end = min(curve[-1]["seconds"] for curve in curves)
     if max(curve[0]["seconds"] for curve in curves) > end:
         return cost
-    one, other = (_interpolated(curve, pair["metric"], end) for curve in curves)
+    one, other = (
+        float(np.interp(end, [p["seconds"] for p in curve], [p[pair["metric"]] for p in curve]))
+        for curve in curves
+    )
     ahead = None if one == other else names[int(other > one)]
     return {**cost, "equal_seconds": {"seconds": end, "values": [one, other]}, "ahead": ahead}
-
-
-def _interpolated(curve: Curve, metric: str, seconds: float) -> float:
-    times, values = ([point[name] for point in curve] for name in ("seconds", metric))
-    return float(np.interp(seconds, times, values))

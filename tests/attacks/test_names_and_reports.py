@@ -25,7 +25,7 @@ from rsllm.data.audit import audit, table
 from rsllm.data.prepared import PreparedData
 from rsllm.errors import ConfigError
 from rsllm.flags import Budget, parse
-from rsllm.report.page import tables, write_report
+from rsllm.report.page import terminal_tables, write_report
 from rsllm.report.tables import show
 from rsllm.store.artifacts import Store, provenance
 from rsllm.study.external import export_candidates
@@ -103,7 +103,7 @@ def test_text_in_reports_is_inert(text: str, tmp_path: Path) -> None:
         cells = [cell for row in csv.reader(file) for cell in row]
     assert sum(text in cell for cell in cells) == 3
     assert not [cell for cell in cells if cell.lstrip()[:1] in set("=+-@")]
-    assert "\x1b" not in tables(results(text))
+    assert "\x1b" not in terminal_tables(results(text))
 
 
 def test_titles_in_exported_sets_are_inert(tmp_path: Path) -> None:

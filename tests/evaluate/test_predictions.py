@@ -18,7 +18,7 @@ from rsllm.data.sequences import NO_ITEM, Rows, Split
 from rsllm.errors import ConfigError, DataError
 from rsllm.evaluate.compare import per_user
 from rsllm.evaluate.rank import candidate_scores
-from rsllm.report.page import tables
+from rsllm.report.page import terminal_tables
 from rsllm.store.artifacts import Store, commit_dir, write_json
 from rsllm.study.external import export_candidates, judge, read_predictions
 
@@ -255,4 +255,4 @@ def test_judged_against_what_the_store_holds(
         ("flat (on 5 rows)", "five rows", 5),
     ] * 2
     assert found["pairs"][0]["verdict"] == "worse here"
-    assert "Methods on the test users" in tables(found)
+    assert "Methods on the test users" in terminal_tables(found)

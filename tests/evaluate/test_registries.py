@@ -18,7 +18,7 @@ from rsllm.evaluate.metrics import METRICS, Metric, expected_metrics, rank_metri
 from rsllm.evaluate.run import Method
 from rsllm.evaluate.scorers import CATALOGUE_SCORERS, CatalogueScorer, catalogue_scorer
 from rsllm.recommenders.rules import RULES
-from rsllm.report.page import tables, write_report
+from rsllm.report.page import terminal_tables, write_report
 from rsllm.study.claims import Claim, compare, compare_cells
 from rsllm.study.journal import TrialRecord
 from rsllm.study.progress import table, trial_rows
@@ -58,7 +58,7 @@ def test_a_metric_is_measured_searched_compared_and_shown(metric: None, tmp_path
     results = study()
     results["methods"][0]["metrics"][NEW] = estimate(0.123)
     results["trials"][0][NEW] = 0.321
-    assert "0.123" in tables(results)
+    assert "0.123" in terminal_tables(results)
     write_report(tmp_path, results)
     for name in ("report.html", "report.md"):
         text = (tmp_path / name).read_text()

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from rsllm.report.page import tables, write_report
+from rsllm.report.page import terminal_tables, write_report
 
 RESULTS = Path(__file__).parents[2] / "experiments" / "results"
 STUDIES = {
@@ -292,7 +292,7 @@ def test_hostile_text_is_inert(tmp_path: Path) -> None:
     assert "{{ 7 * 7 }}" in page.text
     assert all(row["error"] == "'" + HOSTILE for row in rows)
     assert all(name[0] not in "=+-@" for name in rows[0])
-    assert "\x1b" not in tables(results)
+    assert "\x1b" not in terminal_tables(results)
 
 
 def test_csv_quotes_formulas_but_not_numbers(tmp_path: Path) -> None:
@@ -341,11 +341,11 @@ def test_sparse_results_still_make_a_report(tmp_path: Path, change: Any) -> None
     page, rows = written(tmp_path, results)
     assert len(rows) == len(results["trials"])
     assert results["title"] in page.text
-    assert tables(results).count("\n") >= 3
+    assert terminal_tables(results).count("\n") >= 3
 
 
 def test_terminal_tables_rank_trials_and_state_verdicts() -> None:
-    text = tables(study())
+    text = terminal_tables(study())
     recommender, trials, methods, generated, orders, pairs = text.split("\n\n")
     assert "validation" in recommender
     assert [line.split()[0] for line in trials.splitlines()[3:]] == ["3", "1", "0", "2"]
@@ -359,9 +359,12 @@ def test_terminal_tables_rank_trials_and_state_verdicts() -> None:
 
 def test_terminal_shows_what_fresh_seeds_left_of_the_search() -> None:
     row = {"name": "trial 3", "seeds": [1000, 1001], "scores": [0.31, 0.35], "mean": 0.33}
-    results = study() | {"confirm": [row | {"lowest": 0.31, "highest": 0.35, "search_score": 0.41}]}
+    results = study() | {"confirm": [row | {"search_score": 0.41}]}
     results["pairs"][0] |= {"seconds": [120.5, 95.0], "ahead": "random"}
-    found = {table.splitlines()[0]: table.splitlines() for table in tables(results).split("\n\n")}
+    found = {
+        table.splitlines()[0]: table.splitlines()
+        for table in terminal_tables(results).split("\n\n")
+    }
     confirmed = found["Validation MRR on fresh seeds"]
     shown = "trial 3 0.41 0.33 0.31 0.35"
     assert " ".join(confirmed[3].split()) == shown
@@ -376,5 +379,5 @@ def test_metrics_stand_in_order_however_they_are_stored(tmp_path: Path) -> None:
         method["metrics"] = {name: estimate(0.4) for name in ("HR@1", "HR@10", "HR@5", "MRR")}
     page, _ = written(tmp_path, results)
     assert page.text.index("HR@5") < page.text.index("HR@10")
-    (header,) = [line for line in tables(results).splitlines() if "scorer" in line]
+    (header,) = [line for line in terminal_tables(results).splitlines() if "scorer" in line]
     assert header.split()[3:6] == ["HR@1", "HR@5", "MRR"]

@@ -13,7 +13,7 @@ import jobs
 import optuna
 import pytest
 
-from rsllm.study.journal import FILE, OVERRIDES, TrialRecord, _record
+from rsllm.study.journal import FILE, OVERRIDES, TrialRecord
 
 pytestmark = [pytest.mark.faults, pytest.mark.long]
 TRIALS = 4
@@ -40,7 +40,8 @@ def records(store: Path) -> list[TrialRecord]:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     backend = optuna.storages.journal.JournalFileBackend(str(journals[0]))
     study = optuna.load_study(study_name=None, storage=optuna.storages.JournalStorage(backend))
-    return [_record(trial) for trial in study.trials if OVERRIDES in trial.user_attrs]
+    begun = [trial for trial in study.trials if OVERRIDES in trial.user_attrs]
+    return list(map(TrialRecord.from_optuna, begun))
 
 
 def artifacts(store: Path) -> dict[Path, int]:

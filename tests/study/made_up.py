@@ -20,7 +20,7 @@ def estimate(value: float, n: int = 95) -> dict[str, Any]:
     return {"value": value, "low": value - 0.05, "high": value + 0.05, "n": n}
 
 
-def grid(*names: str, text: str = "made up", **more: Any) -> Grid:
+def small_grid(*names: str, text: str = "made up", **more: Any) -> Grid:
     """Of language models by these names, the first claimed to be better than the second."""
     entries = [Entry(name=n, settings={"stage2.samples": 8 * i}) for i, n in enumerate(names, 1)]
     settings = {
@@ -38,12 +38,13 @@ def grid(*names: str, text: str = "made up", **more: Any) -> Grid:
     return Grid(**{**settings, **more})
 
 
-def asked(folder: Path, of: Grid, **more: Any) -> GridArguments:
+def arguments_for(grid: Grid, folder: Path, **more: Any) -> GridArguments:
+    """What a user who chose all of a grid would have chosen, but for `more`."""
     settings = {
         "budget_name": "none",
         "budget": BUDGET,
         "settings": {},
-        "data": list(of.data),
+        "data": list(grid.data),
         "only": (),
         "num_seeds": 1,
         "storage": str(folder / "store"),
@@ -57,7 +58,7 @@ def asked(folder: Path, of: Grid, **more: Any) -> GridArguments:
 def cell(name: str, key: str, value: float = 0.4, **more: Any) -> dict[str, Any]:
     rule = {"n": 95, "ValidRatio": estimate(0.9), "hits_of_all": estimate(0.31)}
     rule |= {"hits_of_valid": estimate(0.35), "perfect_invalid": 0.0}
-    made = {
+    whole = {
         "entry": name,
         "key": key,
         "kind": "tuned",
@@ -89,24 +90,20 @@ def cell(name: str, key: str, value: float = 0.4, **more: Any) -> dict[str, Any]
         "layout": {"precision": "fp32"},
         "provenance": {"rsllm": "0", "machine": "none", "time": "now"},
     }
-    return made | more
+    return whole | more
 
 
 def comparison(value: float, p: float = 0.001, detectable: float = 0.08) -> dict[str, Any]:
-    found = {
-        "difference": estimate(value),
-        "p": p,
-        "test": "none",
-        "minimum_detectable": detectable,
-    }
-    return {"n": 95, "seeds": [[0], [0]], "tests": {"HR@1": found, "MRR": found}}
+    difference = {"difference": estimate(value), "p": p, "test": "none"}
+    test = difference | {"minimum_detectable": detectable}
+    return {"n": 95, "seeds": [[0], [0]], "tests": {"HR@1": test, "MRR": test}}
 
 
-def put_on_file(of: Grid, to: GridArguments, values: dict[str, float]) -> None:
+def put_on_file(grid: Grid, arguments: GridArguments, values: dict[str, float]) -> None:
     """A cell for each value, on every data set, and the comparison of the first two."""
-    for dataset in datasets(of, to):
-        made = {name: cell(name, dataset.key(name), value) for name, value in values.items()}
-        for name, one in made.items():
+    for dataset in datasets(grid, arguments):
+        cells = {name: cell(name, dataset.key(name), value) for name, value in values.items()}
+        for name, one in cells.items():
             dataset.cells.write(dataset.name, dataset.key(name), slug(name), one)
-        first, second, *_ = made.values()
+        first, second, *_ = cells.values()
         dataset.cells.write_comparison(dataset.name, first, second, comparison(0.2))

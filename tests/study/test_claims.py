@@ -33,8 +33,8 @@ def interval(low: float, high: float) -> dict[str, float]:
 )
 def test_verdict(low: float, high: float, p: float, verdict: str) -> None:
     """One training against one is never a better method; rules have no luck of training."""
-    told = [judge(interval(low, high), p, trainings) for trainings in (0, 1, 2)]
-    assert told == [verdict, verdict if "told" in verdict else f"{verdict} here", verdict]
+    verdicts = [judge(interval(low, high), p, trainings) for trainings in (0, 1, 2)]
+    assert verdicts == [verdict, verdict if "told" in verdict else f"{verdict} here", verdict]
 
 
 def test_lucky_seeds_of_equal_methods_are_seldom_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -54,7 +54,7 @@ def test_lucky_seeds_of_equal_methods_are_seldom_a_finding(monkeypatch: pytest.M
     assert np.mean([row["verdict"] != "cannot be told" for row in found]) <= 0.09
 
 
-def made(names: str) -> dict[str, Any]:
+def cells_of(names: str) -> dict[str, Any]:
     return {name: cell(name, name) for name in names}
 
 
@@ -71,7 +71,7 @@ def test_holm_is_over_the_claims_of_a_table_that_were_computed() -> None:
         ("a", "d"): comparison(0.2, p=0.03),
         ("b", "c"): comparison(0.2, p=0.001),  # nobody claims it
     }
-    rows = decided(claims, made("abcde"), comparisons, "here")
+    rows = decided(claims, cells_of("abcde"), comparisons, "here")
     # 3 x 0.01; 1 x 0.04, but not below 2 x 0.03.
     assert [row.get("p_holm") for row in rows] == pytest.approx([0.03, 0.06, 0.06, None])
     assert [row["verdict"] for row in rows] == [
@@ -80,14 +80,14 @@ def test_holm_is_over_the_claims_of_a_table_that_were_computed() -> None:
         "cannot be told",
         "not computed",
     ]
-    alone = decided(claims[1:2], made("ac"), comparisons, "here")
+    alone = decided(claims[1:2], cells_of("ac"), comparisons, "here")
     assert [row["p_holm"] for row in alone] == [0.04]
 
 
 def test_a_gain_is_that_of_the_same_data() -> None:
     claim = Claim("a", "b", gains={"here": 0.1})
     comparisons = {("a", "b"): comparison(0.01, p=0.8)}  # from -0.04 to 0.06, detectable 0.08
-    here, there = (decided([claim], made("ab"), comparisons, s) for s in ("here", "there"))
+    here, there = (decided([claim], cells_of("ab"), comparisons, s) for s in ("here", "there"))
     assert (here[0]["published gain"], here[0]["verdict"]) == (0.1, "cannot be told")
     assert here[0]["size"] == "smaller than published"
     assert (there[0]["published gain"], there[0]["verdict"]) == (None, "cannot be told")
@@ -98,7 +98,7 @@ def test_pairs_of_vectors() -> None:
     ranks = {"best": [1] * 12, "second": [2] * 12, "nearly": [2] + [1] * 11}
     claims = [Claim("best", "second", "the best wins"), Claim("second", "best")]
     claims.append(Claim("best", "nearly"))
-    vectors = {name: rank_metrics(np.array(of)) for name, of in ranks.items()}
+    vectors = {name: rank_metrics(np.array(own)) for name, own in ranks.items()}
     table = compare(vectors, claims, ["HR@1", "MRR"])
     assert [(e["first"], e["second"], e["metric"]) for e in table] == [
         (claim.first, claim.second, metric) for metric in ("HR@1", "MRR") for claim in claims
@@ -143,7 +143,7 @@ def test_seeds_are_those_of_the_trainings() -> None:
 def test_each_metric_is_corrected_by_itself() -> None:
     claims = [Claim("a", second) for second in "bc"]
     comparisons = {("a", second): comparison(0.2, p=0.03) for second in "bc"}
-    rows = compare_cells(claims, made("abc"), comparisons, "here")
+    rows = compare_cells(claims, cells_of("abc"), comparisons, "here")
     assert [row["metric"] for row in rows] == ["HR@1", "HR@1", "MRR", "MRR"]
     assert [row["p_holm"] for row in rows] == [0.06] * 4
 

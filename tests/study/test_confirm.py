@@ -169,7 +169,7 @@ def simulated(monkeypatch: pytest.MonkeyPatch, draw: int, top: int) -> tuple[lis
         confirm_top=top,
     )
     search: Any = SimpleNamespace(run=lambda trials: records)
-    _, twins, _ = study_module._chosen(asked_for, search, "nowhere")
+    _, twins, _ = study_module._train(asked_for, search, "nowhere")
     (_, chose), (names, compared) = asked
     assert names == list(twins) == ["best", "twin", *names[2:]]
     assert len(names) == 1 + top
@@ -202,8 +202,6 @@ def test_confirm_table_has_every_seed_beside_the_search(trained: dict[str, list[
         "name": "fast",
         "seeds": SEEDS,
         "scores": [0.4, 0.5],
-        "lowest": 0.4,
-        "highest": 0.5,
         "search_score": 0.6,
         "search_samples": 4,
         "samples": 16,

@@ -11,7 +11,7 @@ from typing import Any
 import jobs
 import pytest
 import torch
-from made_up import asked, cell, estimate
+from made_up import arguments_for, cell, estimate
 from safetensors.torch import load_file
 
 from rsllm.config import Experiment, LossConfig
@@ -42,18 +42,18 @@ def script(name: str) -> Grid:
 
 @pytest.mark.parametrize("name", ["explain_gain", "measure_efficiency"])
 def test_claims_and_curves_are_of_entries(name: str) -> None:
-    of = script(name)
-    assert len(set(of.names)) == len(of.names)
-    assert {name for c in of.claims for name in (c.first, c.second)} <= set(of.names)
-    drawn = {name for lines in of.curves.values() for names in lines.values() for name in names}
-    assert drawn == (set(of.names) if name == "measure_efficiency" else set())
+    grid = script(name)
+    assert len(set(grid.names)) == len(grid.names)
+    assert {name for c in grid.claims for name in (c.first, c.second)} <= set(grid.names)
+    drawn = {name for lines in grid.curves.values() for names in lines.values() for name in names}
+    assert drawn == (set(grid.names) if name == "measure_efficiency" else set())
 
 
 @pytest.mark.parametrize("budget", paper.BUDGETS)
 def test_what_is_spoilt_is_not_trained_again(budget: str, tmp_path: Path) -> None:
-    of = script("explain_gain")
-    to = asked(tmp_path, of, budget=paper.BUDGETS[budget], data=["movielens-100k"])
-    (dataset,) = datasets(of, to)
+    grid = script("explain_gain")
+    arguments = arguments_for(grid, tmp_path, budget=paper.BUDGETS[budget], data=["movielens-100k"])
+    (dataset,) = datasets(grid, arguments)
     whole = dataset.entries[WHOLE][1]
     same = {name for name, (_, experiment) in dataset.entries.items() if experiment == whole}
     assert {name for name in dataset.entries if name.startswith("RSLLM")} <= same
@@ -62,10 +62,10 @@ def test_what_is_spoilt_is_not_trained_again(budget: str, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("budget", ["quick", "hour", "full"])
 def test_points_differ_in_what_they_cost_alone(budget: str, tmp_path: Path) -> None:
-    of = script("measure_efficiency")
-    to = asked(tmp_path, of, budget=paper.BUDGETS[budget], data=["movielens-100k"])
-    (dataset,) = datasets(of, to)
-    for names in of.curves["samples"].values():
+    grid = script("measure_efficiency")
+    arguments = arguments_for(grid, tmp_path, budget=paper.BUDGETS[budget], data=["movielens-100k"])
+    (dataset,) = datasets(grid, arguments)
+    for names in grid.curves["samples"].values():
         each = [to_dict(dataset.entries[name][1]) for name in names]
         tuned = dataset.entries[names[0]][0].kind == "tuned"
         path = ("stage2", "samples") if tuned else ("recommender", "max_epochs")
@@ -79,14 +79,14 @@ def test_points_differ_in_what_they_cost_alone(budget: str, tmp_path: Path) -> N
 
 def test_a_figure_of_curves(tmp_path: Path) -> None:
     """Every known point stands where its cost and its HR@1 are."""
-    of = script("measure_efficiency")
-    to = asked(tmp_path, of, budget=paper.BUDGETS["hour"], data=["movielens-100k"])
-    (dataset,) = datasets(of, to)
-    for place, name in enumerate(of.names[:-1], start=1):
+    grid = script("measure_efficiency")
+    arguments = arguments_for(grid, tmp_path, budget=paper.BUDGETS["hour"], data=["movielens-100k"])
+    (dataset,) = datasets(grid, arguments)
+    for place, name in enumerate(grid.names[:-1], start=1):
         costs = {"samples": 10.0 * place, "seconds": 2.0 * place, "trainable": place}
-        made = cell(name, dataset.key(name), 0.02 * place, **costs)
-        dataset.cells.write(dataset.name, dataset.key(name), slug(name), made)
-    show(tmp_path, of, to, {})
+        one = cell(name, dataset.key(name), 0.02 * place, **costs)
+        dataset.cells.write(dataset.name, dataset.key(name), slug(name), one)
+    show(tmp_path, grid, arguments, {})
     figure = (tmp_path / "figure.svg").read_text()
     assert (tmp_path / "page.html").read_text().count("<svg") == 1
     for said in (
@@ -98,15 +98,17 @@ def test_a_figure_of_curves(tmp_path: Path) -> None:
         "text only",
     ):
         assert f"<!-- {said} -->" in figure
-    points = curves(tables_on_file(of, to), tmp_path, of)
-    text = {name: place for place, name in enumerate(of.names, start=1)}
+    points = curves(tables_on_file(grid, arguments), tmp_path, grid)
+    text = {name: place for place, name in enumerate(grid.names, start=1)}
     names = [f"text only{suffix}" for suffix in (", 1/8", ", 1/4", ", 1/2", "")]
     expected = [(10.0 * text[name], pytest.approx(0.02 * text[name])) for name in names]
     assert points["samples", "text only"] == expected
     assert len(points["trainable", "RSLLM (SASRec), by LoRA rank"]) == 2, "one is not on file"
 
 
-def curves(shown: Any, folder: Path, of: Grid) -> dict[tuple[str, str], list[tuple[float, float]]]:
+def curves(
+    parts: Any, folder: Path, grid: Grid
+) -> dict[tuple[str, str], list[tuple[float, float]]]:
     """The points that matplotlib was given, by axis and label."""
     from matplotlib.axes import Axes
 
@@ -114,13 +116,13 @@ def curves(shown: Any, folder: Path, of: Grid) -> dict[tuple[str, str], list[tup
     plain = Axes.errorbar
 
     def noted(self: Axes, x: Any, y: Any, *more: Any, **style: Any) -> Any:
-        column = list(of.curves)[self.get_subplotspec().colspan.start]
+        column = list(grid.curves)[self.get_subplotspec().colspan.start]
         found[column, style["label"]] = list(zip(x, y, strict=True))
         return plain(self, x, y, *more, **style)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Axes, "errorbar", noted)
-        write_figure(folder, of_grid(shown, of.curves))
+        write_figure(folder, of_grid(parts, grid.curves))
     return found
 
 
@@ -184,13 +186,13 @@ def test_buckets_stand_from_popular_to_cold(tmp_path: Path) -> None:
     """Files sort their keys; buckets of nobody are left out, those of few show how many."""
     estimates = {"HR@1": estimate(0.4), "MRR": estimate(0.5)}
     found = {"popular": {"n": 9} | estimates, "middle": {"n": 0}, "rare": {"n": 5} | estimates}
-    of = script("explain_gain")
-    to = asked(tmp_path, of, budget=paper.BUDGETS["hour"], data=["movielens-100k"])
-    (dataset,) = datasets(of, to)
-    made = cell(WHOLE, dataset.key(WHOLE), by_popularity=found | {"cold": {"n": 2}})
-    dataset.cells.write(dataset.name, dataset.key(WHOLE), slug(WHOLE), made)
-    (shown,) = tables_on_file(of, to)
-    (table,) = (table for table in shown.tables if table.title.startswith("By training"))
+    grid = script("explain_gain")
+    arguments = arguments_for(grid, tmp_path, budget=paper.BUDGETS["hour"], data=["movielens-100k"])
+    (dataset,) = datasets(grid, arguments)
+    one = cell(WHOLE, dataset.key(WHOLE), by_popularity=found | {"cold": {"n": 2}})
+    dataset.cells.write(dataset.name, dataset.key(WHOLE), slug(WHOLE), one)
+    (part,) = tables_on_file(grid, arguments)
+    (table,) = (table for table in part.tables if table.title.startswith("By training"))
     assert table.title.endswith("movielens-100k")
     assert table.rows == [
         {"method": WHOLE, "targets": "popular", "n": 9} | estimates,
@@ -212,12 +214,12 @@ def test_the_slot_rule_has_the_vectors_of_the_slots(folder: Path) -> None:
 @pytest.mark.ray
 def test_slots_are_probed_before_and_after_the_projector(folder: Path) -> None:
     (tuned,) = folder.glob("store/stage-2/[0-9a-f]*")
-    of = functions("probe_slots")
-    found = of["probe"](tuned)
+    probing = functions("probe_slots")
+    found = probing["probe"](tuned)
     inputs = manifest(tuned)["inputs"]
     data = PreparedData.open(folder / "store" / "data" / inputs["data"])
     vectors = ItemEmbeddings.load(tuned).standardised()
-    slots = of["projected"](tuned, vectors, inputs["projector"])
+    slots = probing["projected"](tuned, vectors, inputs["projector"])
     own = {name: t.double() for name, t in load_file(tuned / "projector.safetensors").items()}
 
     def layer(name: str, rows: torch.Tensor) -> torch.Tensor:
@@ -255,7 +257,7 @@ def test_cells_are_compared_on_the_users_left(folder: Path) -> None:
     known = {int(rows.user_R[round(place * last / 4)]) for place in range(5)}
     asked_for = [round(place * last / 11) for place in range(12)]
     means = []
-    for path, shown in zip(paths, found["cells"], strict=True):
+    for path, row in zip(paths, found["cells"], strict=True):
         (scored,) = json.loads(path.read_text())["predictions"]["scores"]
         file = folder / "store" / "evaluation" / scored / "scores.safetensors"
         hits: dict[int, list[bool]] = {0: [], 1: [], 2: []}
@@ -266,11 +268,11 @@ def test_cells_are_compared_on_the_users_left(folder: Path) -> None:
                 hits[place * 3 // len(scores)].append(sum(beaten) == len(scores) - 1)
         every = [hit for third in hits.values() for hit in third]
         means.append(sum(every) / len(every))
-        assert (shown["HR@1"]["n"], shown["HR@1"]["value"]) == (len(every), means[-1])
+        assert (row["HR@1"]["n"], row["HR@1"]["value"]) == (len(every), means[-1])
         for third, name in enumerate(("first third", "second third", "last third")):
-            assert (name in shown) == bool(hits[third])
+            assert (name in row) == bool(hits[third])
             if hits[third]:
-                assert shown[name]["value"] == pytest.approx(sum(hits[third]) / len(hits[third]))
+                assert row[name]["value"] == pytest.approx(sum(hits[third]) / len(hits[third]))
     assert 0 < len(every) < len(asked_for)
     assert found["pairs"][0]["difference"]["value"] == pytest.approx(means[0] - means[1])
     assert found["cells"][1]["differs"] == {"judged.evaluation.shuffle_history": True}

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_up import asked, grid
+from made_up import arguments_for, small_grid
 
 from rsllm.config import Experiment
 from rsllm.config.plain import replace_in, to_dict
@@ -68,10 +68,12 @@ def test_what_decides_a_cell(kind: Any) -> None:
 def test_settings_and_their_order(tmp_path: Path) -> None:
     """The budget's, the data's, the user's, the entry's; a preset of the data before the user's."""
     settings = {"recommender.model": "caser", "stage2.samples": 64}
-    of = grid("a", "b", data=paper.DATA, entries=lambda base: [Entry(name="a", settings=settings)])
+    grid = small_grid(
+        "a", "b", data=paper.DATA, entries=lambda base: [Entry(name="a", settings=settings)]
+    )
     user = {"recommender.dropout": 0.5, "stage2.samples": 32, "stage1.samples": 8}
-    to = asked(tmp_path, of, data=["llara-steam-sample"], settings=user)
-    (dataset,) = datasets(of, to)
+    arguments = arguments_for(grid, tmp_path, data=["llara-steam-sample"], settings=user)
+    (dataset,) = datasets(grid, arguments)
     _, experiment = dataset.entries["a"]
     found = to_dict(experiment)
     assert (found["data"]["source"], found["data"]["split"]) == ("llara-steam-sample", "given")
@@ -93,18 +95,21 @@ def test_a_cell_is_found_under_another_name(tmp_path: Path) -> None:
 
 def test_equal_data_sets_are_one(tmp_path: Path) -> None:
     data = {"one": {"data.window": 5}, "other": {"data.window": 6}, "one again": {"data.window": 5}}
-    of = grid("a", "b", data=data)
-    assert [dataset.name for dataset in datasets(of, asked(tmp_path, of))] == ["one", "other"]
-    user = asked(tmp_path, of, settings={"data.window": 4})
-    assert [dataset.name for dataset in datasets(of, user)] == ["one"]
+    grid = small_grid("a", "b", data=data)
+    assert [dataset.name for dataset in datasets(grid, arguments_for(grid, tmp_path))] == [
+        "one",
+        "other",
+    ]
+    user = arguments_for(grid, tmp_path, settings={"data.window": 4})
+    assert [dataset.name for dataset in datasets(grid, user)] == ["one"]
 
 
 def chosen(monkeypatch: pytest.MonkeyPatch, folder: Path, *flags: str) -> GridArguments:
     monkeypatch.setattr(sys, "argv", ["x.py", "--storage", str(folder / "store"), *flags])
     for name in ("RSLLM_BUDGET", "RSLLM_STORAGE"):
         monkeypatch.delenv(name, raising=False)
-    of = grid("a", "b", budgets=paper.BUDGETS, data=paper.DATA)
-    return parse(of, "", folder / "x.py")
+    grid = small_grid("a", "b", budgets=paper.BUDGETS, data=paper.DATA)
+    return parse(grid, "", folder / "x.py")
 
 
 def test_flags(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,10 +157,10 @@ def test_cells_lie_beside_the_script_of_a_clone(
 @pytest.mark.parametrize("name", SCRIPTS)
 @pytest.mark.parametrize("budget", ["quick", "full"])
 def test_an_experiment_compares_at_equal_samples(name: str, budget: str, tmp_path: Path) -> None:
-    of = script(name)
-    assert {each for c in of.claims for each in (c.first, c.second) if each} <= set(of.names)
-    to = asked(tmp_path, of, budget=paper.BUDGETS[budget], data=list(paper.DATA))
-    for dataset in datasets(of, to):
+    grid = script(name)
+    assert {each for c in grid.claims for each in (c.first, c.second) if each} <= set(grid.names)
+    arguments = arguments_for(grid, tmp_path, budget=paper.BUDGETS[budget], data=list(paper.DATA))
+    for dataset in datasets(grid, arguments):
         tuned = [
             experiment for entry, experiment in dataset.entries.values() if entry.kind == "tuned"
         ]
@@ -166,14 +171,14 @@ def test_an_experiment_compares_at_equal_samples(name: str, budget: str, tmp_pat
 
 
 def test_the_main_table_has_both_losses_and_published_gains() -> None:
-    of = script("reproduce_main_table")
-    entries = {entry.name: entry for entry in of.entries(of.base)}
-    assert len(of.names) == 7 + 2 * 8
+    grid = script("reproduce_main_table")
+    entries = {entry.name: entry for entry in grid.entries(grid.base)}
+    assert len(grid.names) == 7 + 2 * 8
     for name, entry in entries.items():
         if entry.kind == "tuned":
             gamma = entry.settings["stage2.loss.gamma"]
             assert gamma == (3.0 if name.endswith(" + ranking") else 0.0)
-    gains = {(c.first, c.second): c.gains for c in of.claims}
+    gains = {(c.first, c.second): c.gains for c in grid.claims}
     found = gains["RSLLM (Caser)", "Caser"]
     assert found == {
         "movielens-100k": 0.0876,
@@ -181,14 +186,16 @@ def test_the_main_table_has_both_losses_and_published_gains() -> None:
         "llara-lastfm": 0.2111,
     }
     assert gains["RSLLM (SASRec)", "LLaRA-like (SASRec)"] == {}
-    rsllm = of.published["RSLLM"]["movielens-100k"]
+    rsllm = grid.published["RSLLM"]["movielens-100k"]
     assert not [v for row in rsllm.values() for v in row.values() if isinstance(v, float)]
 
 
 def test_what_an_entry_sets_is_told_from_what_all_have(tmp_path: Path) -> None:
-    of = script("reproduce_main_table")
-    (shown,) = tables_on_file(of, asked(tmp_path, of, data=["movielens-100k, all users"]))
-    common, own = shown.common, shown.settings["LLaRA-like (SASRec) + ranking"]
+    grid = script("reproduce_main_table")
+    (part,) = tables_on_file(
+        grid, arguments_for(grid, tmp_path, data=["movielens-100k, all users"])
+    )
+    common, own = part.common, part.settings["LLaRA-like (SASRec) + ranking"]
     assert common["data"]["split"] == "leave-one-out"
     assert (common["stage2"]["loss"]["gamma"], own["stage2.loss.gamma"]) == (0.0, 3.0)
     assert (own["stage2.representation"], own["stage2.curriculum"]) == ("llara", True)

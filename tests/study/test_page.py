@@ -6,7 +6,7 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
-from made_up import asked, cell, estimate, grid, put_on_file
+from made_up import arguments_for, cell, estimate, put_on_file, small_grid
 
 from rsllm.report.page import latex, markdown
 from rsllm.report.tables import Table
@@ -35,10 +35,10 @@ class Page(HTMLParser):
 
 
 def test_text_of_strangers_is_inert(tmp_path: Path) -> None:
-    of = grid(f"{HOSTILE} a", f"{HOSTILE} b", f"{HOSTILE} c", text=HOSTILE)
-    to = asked(tmp_path, of, command=HOSTILE)
-    put_on_file(of, to, {f"{HOSTILE} a": 0.4, f"{HOSTILE} b": 0.2})
-    show(tmp_path, of, to, {})
+    grid = small_grid(f"{HOSTILE} a", f"{HOSTILE} b", f"{HOSTILE} c", text=HOSTILE)
+    arguments = arguments_for(grid, tmp_path, command=HOSTILE)
+    put_on_file(grid, arguments, {f"{HOSTILE} a": 0.4, f"{HOSTILE} b": 0.2})
+    show(tmp_path, grid, arguments, {})
     page = Page((tmp_path / "page.html").read_text())
     assert not page.tags & {"script", "iframe", "object", "link", "form"}
     assert not [name for name in page.names if name.startswith("on")]
@@ -60,16 +60,16 @@ def test_text_of_strangers_is_inert(tmp_path: Path) -> None:
 def test_latex_shows_what_stands_there() -> None:
     text = "a_b & 50% #1 {x} $y$"
     table = Table(text, [{"method": "x_1", "HR@1": estimate(0.4)}, {"method": text, "HR@1": None}])
-    shown = r"a\_b \& 50\% \#1 \{x\} \$y\$"
+    escaped = r"a\_b \& 50\% \#1 \{x\} \$y\$"
     lines = [re.sub(" +", " ", line.strip()) for line in latex(table).splitlines()]
-    assert rf"\caption{{{shown}}}" in lines
+    assert rf"\caption{{{escaped}}}" in lines
     start = lines.index(r"\toprule")
     assert lines[start - 1] == r"\begin{tabular}{ll}"
     assert lines[start + 1 : start + 6] == [
         r"method & HR@1 \\",
         r"\midrule",
         r"x\_1 & 0.400 [0.350, 0.450] \\",
-        rf"{shown} & - \\",
+        rf"{escaped} & - \\",
         r"\bottomrule",
     ]
     strange = latex(Table("\\input{a} ~^<|>", [{"method": "y"}]))
@@ -84,12 +84,12 @@ def test_published_figures_stand_apart(tmp_path: Path) -> None:
         "GPT-4": {"HitRatio@1": "unknown", "ValidRatio": "> 0.969"},
     }
     published = {"LLaRA": {"movielens-100k": figures}}
-    of, without = (grid("a", "b", "c", published=each) for each in (published, {}))
-    to = asked(tmp_path, of)
-    put_on_file(of, to, {"a": 0.4, "b": 0.2})
-    (shown,), (plain,) = tables_on_file(of, to), tables_on_file(without, to)
-    assert shown.pairs == plain.pairs
-    rows = {row["method"]: row for row in shown.methods.rows}
+    grid, without = (small_grid("a", "b", "c", published=each) for each in (published, {}))
+    arguments = arguments_for(grid, tmp_path)
+    put_on_file(grid, arguments, {"a": 0.4, "b": 0.2})
+    (part,), (plain,) = tables_on_file(grid, arguments), tables_on_file(without, arguments)
+    assert part.pairs == plain.pairs
+    rows = {row["method"]: row for row in part.methods.rows}
     assert list(rows) == ["a", "b", "GPT-4"]
     column = "LLaRA: HitRatio@1 / ValidRatio"
     assert rows["a"].pop(column) == "0.77 / 0.9"
@@ -97,19 +97,21 @@ def test_published_figures_stand_apart(tmp_path: Path) -> None:
     assert rows["GPT-4"] == {"method": "GPT-4", column: "unknown / > 0.969"}
     assert rows["a"]["HR@1"] == estimate(0.4)
     assert rows["a"]["HitRatio@1"] == estimate(0.31), "of all answers"
-    claim, _ = shown.pairs
+    claim, _ = part.pairs
     assert (claim["published gain"], claim["verdict"]) == (0.1, "better here")
 
 
 def test_the_page_says_what_was_run_and_what_was_not(tmp_path: Path) -> None:
     data = {"here": {}, "there": {"data.seed": 1}, "elsewhere": {"data.seed": 2}}
-    of = grid("a", "b", "c", data=data)
-    here = asked(tmp_path, of, data=["here"])
-    put_on_file(of, here, {"a": 0.4, "b": 0.2})
-    to = asked(tmp_path, of)
-    said = show(tmp_path, of, to, {"there": "it was not imported", "here: c": "no mixture"})
+    grid = small_grid("a", "b", "c", data=data)
+    here = arguments_for(grid, tmp_path, data=["here"])
+    put_on_file(grid, here, {"a": 0.4, "b": 0.2})
+    arguments = arguments_for(grid, tmp_path)
+    printed = show(
+        tmp_path, grid, arguments, {"there": "it was not imported", "here: c": "no mixture"}
+    )
     page = Page((tmp_path / "page.html").read_text()).text
-    for text in (said, page, (tmp_path / "page.md").read_text()):
+    for text in (printed, page, (tmp_path / "page.md").read_text()):
         words = " ".join(re.findall(r"[a-z;]+", text))
         assert "there it was not imported a; b; c" in words
         assert "elsewhere not run yet a; b; c" in words
@@ -130,37 +132,39 @@ def test_the_page_says_what_was_run_and_what_was_not(tmp_path: Path) -> None:
 
 
 def test_each_seed_and_what_is_doubtful_of_it_are_shown(tmp_path: Path) -> None:
-    of = grid("a", "b")
-    to = asked(tmp_path, of, num_seeds=2)
-    put_on_file(of, to, {"a": 0.4, "b": 0.2})
-    (dataset,) = datasets(of, to)
+    grid = small_grid("a", "b")
+    arguments = arguments_for(grid, tmp_path, num_seeds=2)
+    put_on_file(grid, arguments, {"a": 0.4, "b": 0.2})
+    (dataset,) = datasets(grid, arguments)
     by_seed = {"0": {"HR@1": estimate(0.31)}, "1": {"HR@1": estimate(0.49)}}
     doubts = {"seeds": [0, 1], "by_seed": by_seed, "doubts": [[], ["slots are long"]]}
     dataset.cells.write(dataset.name, dataset.key("a"), "a", cell("a", dataset.key("a"), **doubts))
-    said = show(tmp_path, of, to, {})
+    printed = show(tmp_path, grid, arguments, {})
     written = re.sub(" +", " ", (tmp_path / "page.md").read_text()).splitlines()
     assert "| a | 0 | 0.310 [0.260, 0.360] |" in written
     assert "| a | 1 | slots are long |" in written
     assert "Intervals are over users and seeds." in " ".join(written)
-    assert "slots are long" in said
+    assert "slots are long" in printed
 
 
 def test_a_label_stands_with_the_data(tmp_path: Path) -> None:
-    of = grid("a", "b", data={"lastfm": {"data.source": "llara-lastfm", "data.split": "given"}})
-    to = asked(tmp_path, of)
-    put_on_file(of, to, {"a": 0.4, "b": 0.2})
-    assert "lastfm (order artefact)" in show(tmp_path, of, to, {})
+    grid = small_grid(
+        "a", "b", data={"lastfm": {"data.source": "llara-lastfm", "data.split": "given"}}
+    )
+    arguments = arguments_for(grid, tmp_path)
+    put_on_file(grid, arguments, {"a": 0.4, "b": 0.2})
+    assert "lastfm (order artefact)" in show(tmp_path, grid, arguments, {})
 
 
 def test_a_comparison_of_other_predictions_is_not_shown(tmp_path: Path) -> None:
-    of = grid("a", "b")
-    to = asked(tmp_path, of)
-    put_on_file(of, to, {"a": 0.4, "b": 0.2})
-    (shown,) = tables_on_file(of, to)
-    (path,) = to.cells.root.glob(f"*/a-{next(datasets(of, to)).key('a')}.json")
+    grid = small_grid("a", "b")
+    arguments = arguments_for(grid, tmp_path)
+    put_on_file(grid, arguments, {"a": 0.4, "b": 0.2})
+    (part,) = tables_on_file(grid, arguments)
+    (path,) = arguments.cells.root.glob(f"*/a-{next(datasets(grid, arguments)).key('a')}.json")
     path.write_text(path.read_text().replace('"scores": [\n   "a"', '"scores": [\n   "other"'))
-    (again,) = tables_on_file(of, to)
-    assert [row["verdict"] for row in (*shown.pairs, *again.pairs)] == [
+    (changed,) = tables_on_file(grid, arguments)
+    assert [row["verdict"] for row in (*part.pairs, *changed.pairs)] == [
         "better here",
         "better here",
         "not computed",

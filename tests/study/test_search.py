@@ -29,8 +29,8 @@ from rsllm.pipeline import Pipeline
 from rsllm.prompts.templates import TEXTS
 from rsllm.store.versions import VERSIONS
 from rsllm.study import search as module
-from rsllm.study.journal import FILE, METRIC, OVERRIDES, TrialRecord, _record, check_space
-from rsllm.study.search import Search, Space, _entry, _scheduler, _trial_name, publish
+from rsllm.study.journal import FILE, METRIC, OVERRIDES, TrialRecord, check_space
+from rsllm.study.search import Search, Space, _entry, _trial_name, publish
 from rsllm.study.study import Study
 
 BASE = replace_in(
@@ -90,7 +90,8 @@ def records(store: Path) -> list[TrialRecord]:
     if not optuna.get_all_study_names(storage):  # made a moment after its file
         return []
     study = optuna.load_study(study_name=None, storage=storage)
-    return [_record(trial) for trial in study.trials if OVERRIDES in trial.user_attrs]
+    begun = [trial for trial in study.trials if OVERRIDES in trial.user_attrs]
+    return list(map(TrialRecord.from_optuna, begun))
 
 
 def artifacts(store: Path) -> dict[Path, int]:
@@ -389,16 +390,20 @@ def test_every_trial_fails(ray_cluster: str, made_up: Path, tmp_path: Path) -> N
     ("validations", "rungs"),
     [(2, [1]), (3, [1, 2]), (4, [1, 2]), (10, [1, 2, 4, 8]), (20, [3, 6, 12]), (1, [])],
 )
-def test_no_trial_is_stopped_at_its_last_report(validations: int, rungs: list[int]) -> None:
+def test_no_trial_is_stopped_at_its_last_report(
+    validations: int, rungs: list[int], tmp_path: Path
+) -> None:
     """Each trial is worse than those before it; the last one goes on from its last report."""
-    scheduler = _scheduler(validations)
+    epochs = replace_in(BASE, {"recommender.max_epochs": float(validations)})
+    pipeline = Pipeline(epochs, tmp_path, watched="recommender")
+    scheduler = make_search(tmp_path, pipeline=pipeline)._scheduler()
 
     def stops(number: int, *places: int) -> list[int]:
         trial = SimpleNamespace(trial_id=str(number))
         scheduler.on_trial_add(None, trial)
         entries = ({"validations": float(place), METRIC: -float(number)} for place in places)
-        told = [scheduler.on_trial_result(None, trial, entry) for entry in entries]
-        return [place for place, word in zip(places, told, strict=True) if word == "STOP"]
+        decisions = [scheduler.on_trial_result(None, trial, entry) for entry in entries]
+        return [place for place, word in zip(places, decisions, strict=True) if word == "STOP"]
 
     every = range(1, validations + 1)
     assert [stops(number, *every) for number in range(3)] == [[], rungs, rungs]

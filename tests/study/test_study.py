@@ -20,7 +20,7 @@ from rsllm.evaluate.fuse import WEIGHTS, combine_scores
 from rsllm.evaluate.rank import held_out
 from rsllm.evaluate.run import Method, Outcome
 from rsllm.evaluate.statistics import paired
-from rsllm.study import study
+from rsllm.study import study, variants
 from rsllm.study.claims import Claim
 from rsllm.study.search import TrialRecord
 from rsllm.study.study import Study
@@ -65,7 +65,7 @@ def test_the_winner_stands_beside_its_fusion_with_the_recommender(
 ) -> None:
     data = small_data(tmp_path / "small", num_held_out=NUM_ROWS)
     seen: list[tuple[list[str], str]] = []
-    monkeypatch.setattr(study, "evaluate", made_up(seen))
+    monkeypatch.setattr(variants, "evaluate", made_up(seen))
     names = ["recommender", "zero-shot", "best", "second best"]
     methods = {name: [made_up_method(name)] for name in names}
     asked = Study(
@@ -79,7 +79,7 @@ def test_the_winner_stands_beside_its_fusion_with_the_recommender(
         backbone="", fingerprint="", layout=None, store=SimpleNamespace()
     )
     best = TrialRecord(number=0, state="finished", overrides={}, curve=[{"score": 0.5}])
-    found = study._judged(asked, pipeline, data, methods, {"best": []}, best)
+    found = study._judge(asked, pipeline, data, methods, {"best": []}, best)
     assert seen == [(["recommender", "best"], "validation"), (names, "test")]
 
     joined = "best + recommender"
@@ -120,7 +120,7 @@ def test_a_pointer_also_stands_by_the_likelihood_of_titles(
             for o in found
         ]
 
-    monkeypatch.setattr(study, "evaluate", evaluate)
+    monkeypatch.setattr(variants, "evaluate", evaluate)
     names = ["recommender", "zero-shot", "best", "other"]
     asked = Study(
         title="made up",
@@ -134,7 +134,7 @@ def test_a_pointer_also_stands_by_the_likelihood_of_titles(
     )
     best = TrialRecord(number=0, state="finished", overrides={}, curve=[{"score": 0.5}])
     methods = {name: [made_up_method(name)] for name in names}
-    found = study._judged(asked, pipeline, data, methods, {"best": [], "other": []}, best)
+    found = study._judge(asked, pipeline, data, methods, {"best": [], "other": []}, best)
     pair = found["pairs"][0]
     assert (pair["first"], pair["claim"]) == ("best, by likelihood", "by its titles")
     draws = held_out(data, "test")
@@ -147,7 +147,7 @@ def test_seeds_are_averaged_and_share_one_weight(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = small_data(tmp_path / "small", num_held_out=NUM_ROWS)
-    monkeypatch.setattr(study, "evaluate", made_up([]))
+    monkeypatch.setattr(variants, "evaluate", made_up([]))
     seeds = {"best": 0, "best, seed 1": 1, "best, seed 22": 22}
     methods = {
         "recommender": [made_up_method("recommender")],
@@ -160,7 +160,7 @@ def test_seeds_are_averaged_and_share_one_weight(
         backbone="", fingerprint="", layout=None, store=SimpleNamespace()
     )
     best = TrialRecord(number=0, state="finished", overrides={}, curve=[{"score": 0.5}])
-    found = study._judged(asked, pipeline, data, methods, {"best": []}, best)
+    found = study._judge(asked, pipeline, data, methods, {"best": []}, best)
 
     def outcomes(split: str) -> tuple[Outcome, list[Outcome]]:
         alone, *group = made_up([])([*methods["recommender"], *methods["best"]], split)
@@ -205,7 +205,7 @@ def test_seeds_are_averaged_and_share_one_weight(
 
 def test_later_seeds_rank_but_do_not_answer(tmp_path: Path) -> None:
     base = replace_in(BASE, {"stage1.samples": 0, "evaluation.candidate_orders": 2})
-    seeds = (1000, 1001)
+    seeds = (0, 1)
     twin: Any = [
         SimpleNamespace(
             experiment=replace_in(base, {"stage2.seed": seed}), train=lambda: tmp_path / "artifact"
@@ -214,9 +214,9 @@ def test_later_seeds_rank_but_do_not_answer(tmp_path: Path) -> None:
     ]
     asked = Study(title="?", question="?", base=base, twins=lambda best: {"best": {}}, num_seeds=2)
     assert tuple(asked.seeds) == seeds
-    methods = study._methods(asked, tmp_path, None, None, {"best": twin, "other": twin})
+    methods = study._methods(asked, {"recommender": tmp_path}, {"best": twin, "other": twin})
     assert list(methods) == ["recommender", "zero-shot", "best", "best, shuffled slots", "other"]
-    assert [method.name for method in methods["best"]] == ["best", "best, seed 1001"]
+    assert [method.name for method in methods["best"]] == ["best", "best, seed 1"]
     for name in ("best", "best, shuffled slots", "other"):
         first, second = (method.experiment for method in methods[name])
         assert first.evaluation == base.evaluation
