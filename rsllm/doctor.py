@@ -160,7 +160,8 @@ def _send_round(nodes: Sequence[dict[str, Any]]) -> Iterator[Check]:
     where = (workers, store.host, store.port)
     tasks = [_on(nodes[rank % len(nodes)], _sum_ranks, rank, *where) for rank in range(workers)]
     remedy = "open all ports between nodes; GLOO_SOCKET_IFNAME=the interface that they share"
-    return _attempt("round trip", remedy, partial(ray.get, tasks[0], timeout=WAIT_SECONDS))
+    # Not returned: the workers meet at `store`, which lives as long as this function.
+    yield from _attempt("round trip", remedy, partial(ray.get, tasks[0], timeout=WAIT_SECONDS))
 
 
 def _sum_ranks(rank: int, workers: int, host: str, port: int) -> list[Check]:

@@ -91,7 +91,7 @@ def main() -> None:
             port = probe.getsockname()[1]
         where = {"include_dashboard": True, "dashboard_host": "127.0.0.1", "dashboard_port": port}
         ray.init(address="local", num_cpus=1, log_to_driver=False, **where)
-        print(json.dumps(examine(folder / "store")))
+        print(json.dumps([*examine(folder / "store")]))
         return
     dashboard = start_ray()
     ray.get(ray.remote(num_cpus=0)(lambda: print("a task")).remote())
