@@ -43,7 +43,12 @@ TEXT, MAIN, HISTORY = "text only", "RSLLM (SASRec)", "RSLLM (SASRec), histories"
 SERIES: dict[str, dict[str, Any]] = {
     **TUNED,
     TEXT: {"stage2.representation": "text"},
-    HISTORY: {**HISTORIES, "stage2.loss.gamma": 0.0, **TUNED[MAIN]},
+    HISTORY: {
+        **HISTORIES,
+        "stage2.batch_size": BASE.stage2.batch_size,
+        "stage2.loss.gamma": 0.0,
+        **TUNED[MAIN],
+    },
 }
 
 
@@ -60,11 +65,12 @@ def entries(base: Experiment) -> list[Entry]:
         for suffix, part in EPOCHS.items()
     ]
     for suffix, part in SHARES.items():
-        for name, settings in SERIES.items():
-            batch = settings.get("stage2.batch_size", base.stage2.batch_size)
-            steps = max(1, base.stage2.samples // part // batch)
-            samples = {"stage2.samples": steps * batch}
-            found.append(Entry(name=name + suffix, settings={**settings, **samples}))
+        batch = base.stage2.batch_size
+        samples = {"stage2.samples": max(1, base.stage2.samples // part // batch) * batch}
+        found += [
+            Entry(name=name + suffix, settings={**settings, **samples})
+            for name, settings in SERIES.items()
+        ]
     ranks = {suffix: rank for suffix, rank in RANKS.items() if suffix}
     return found + [
         Entry(name=MAIN + suffix, settings={**TUNED[MAIN], "backbone.lora_rank": rank})
@@ -100,7 +106,7 @@ GRID = Grid(
     ],
     notes=[
         "Every point is a training of its own, with its whole schedule; stage 1 is the same for all"
-        " tuned methods, and its samples, tokens and seconds count.",
+        " tuned methods, and its samples, tokens and seconds count; histories have none.",
         "No row comes twice before all training rows were seen, and fewer samples are the first of"
         " more, so they are fewer data. A whole recommender sees all rows, for several epochs; its"
         " parts are of the most that it may take, before which it stops by itself, and less than"
