@@ -258,7 +258,7 @@ def test_cells_are_compared_on_the_users_left(folder: Path) -> None:
     known = {int(rows.user_R[round(place * last / 4)]) for place in range(5)}
     asked_for = [round(place * last / 11) for place in range(12)]
     means = []
-    for path, row in zip(paths, found["cells"], strict=True):
+    for path, compared in zip(paths, found["cells"], strict=True):
         (scored,) = json.loads(path.read_text())["predictions"]["scores"]
         file = folder / "store" / "evaluation" / scored / "scores.safetensors"
         hits: dict[int, list[bool]] = {0: [], 1: [], 2: []}
@@ -269,11 +269,11 @@ def test_cells_are_compared_on_the_users_left(folder: Path) -> None:
                 hits[place * 3 // len(scores)].append(sum(beaten) == len(scores) - 1)
         every = [hit for third in hits.values() for hit in third]
         means.append(sum(every) / len(every))
-        assert (row["HR@1"]["n"], row["HR@1"]["value"]) == (len(every), means[-1])
+        assert (compared["HR@1"]["n"], compared["HR@1"]["value"]) == (len(every), means[-1])
         for third, name in enumerate(("first third", "second third", "last third")):
-            assert (name in row) == bool(hits[third])
+            assert (name in compared) == bool(hits[third])
             if hits[third]:
-                assert row[name]["value"] == pytest.approx(sum(hits[third]) / len(hits[third]))
+                assert compared[name]["value"] == pytest.approx(sum(hits[third]) / len(hits[third]))
     assert 0 < len(every) < len(asked_for)
     assert found["pairs"][0]["difference"]["value"] == pytest.approx(means[0] - means[1])
     assert found["cells"][1]["differs"] == {"judged.evaluation.shuffle_history": True}
