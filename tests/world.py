@@ -7,7 +7,7 @@ import os
 import secrets
 import tempfile
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -47,10 +47,13 @@ def run_in_world(fn: Callable[..., Any], world_size: int, *args: Any) -> list[An
     """
     if world_size not in _worlds:
         _worlds[world_size] = _world(world_size)
-    ranks = [rank.submit(_run, fn, args) for rank in _worlds[world_size]]
+    ranks = {process.submit(fn, *args): process for process in _worlds[world_size]}
+    for rank in as_completed(ranks):
+        if rank.exception():
+            ranks[rank].shutdown(wait=False)  # it ends, so that its peers do not wait for it
+            _worlds.pop(world_size, None)
     errors = [error for rank in ranks if isinstance(error := rank.exception(), Exception)]
     if errors:
-        del _worlds[world_size]  # who failed has left its group
         raise ExceptionGroup(f"{len(errors)} of {world_size} ranks failed", errors)
     return [rank.result() for rank in ranks]
 
@@ -68,11 +71,3 @@ def _join(rank: int, size: int, store: str) -> None:
     torch.set_num_threads(1)
     os.environ["LOCAL_RANK"] = str(rank)
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=size, timeout=TIMEOUT)
-
-
-def _run(fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:
-    try:
-        return fn(*args)
-    except BaseException:
-        dist.destroy_process_group()
-        raise

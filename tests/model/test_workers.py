@@ -94,7 +94,6 @@ def fail_on_last_rank() -> None:
 
 
 def test_a_failing_worker_fails_the_world() -> None:
-    """At once in a new world, hence three. In one that has worked, peers may wait in vain."""
     with pytest.raises(ExceptionGroup, match="3 of 3 ranks failed") as caught:
         run_in_world(fail_on_last_rank, 3)
     assert caught.group_contains(ValueError, match="the ranks add up to 6")
