@@ -19,6 +19,8 @@ tune: .venv/runtime
 ifneq ($(wildcard ../shared),)
 test: export RSLLM_TEST_ASSETS ?= $(abspath ../shared)
 endif
+# Threads that wait do not spin beside the processes that tests start.
+test faults: export OMP_WAIT_POLICY ?= passive
 test: .venv/dev
 	$(BIN)/python -m pytest $(TEST_ARGS)
 
