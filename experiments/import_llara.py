@@ -30,7 +30,7 @@ from rsllm import fetch
 from rsllm.assets.download import KnownFile, OwnFolder, scratch
 from rsllm.cli import run_script
 from rsllm.data.hashing import hash_strings
-from rsllm.data.raw import clean_title
+from rsllm.data.titles import clean_title
 from rsllm.errors import DataError
 
 Sequence = list[int]

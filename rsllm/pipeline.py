@@ -125,7 +125,7 @@ class Pipeline:
     @cached_property
     def _ranked(self) -> Path:
         """The same rows, with the titles that the recommender ranks highest as candidates."""
-        from rsllm.evaluate.candidates import POOL, write_candidates
+        from rsllm.evaluate.recommender_candidates import POOL, write_candidates
 
         data, fitted, store, experiment = self._data, self._fitted, self.store, self.experiment
         inputs = manifest(data)["inputs"]
@@ -182,7 +182,7 @@ class Pipeline:
 
         def work() -> None:
             from rsllm.data.prepared import PreparedData
-            from rsllm.model.titles import title_vectors
+            from rsllm.model.title_vectors import title_vectors
             from rsllm.recommenders.embeddings import ItemEmbeddings
 
             titles = PreparedData.open(store.local(data)).titles

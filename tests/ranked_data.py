@@ -12,8 +12,8 @@ from rsllm.config import Experiment
 from rsllm.config.plain import replace_in
 from rsllm.data.prepared import PreparedData
 from rsllm.data.sequences import Rows
-from rsllm.evaluate.candidates import write_candidates
 from rsllm.evaluate.rank import catalogue_scores
+from rsllm.evaluate.recommender_candidates import write_candidates
 from rsllm.recommenders import build, load, save
 from rsllm.recommenders.base import Recommender
 from rsllm.store.artifacts import commit_dir

@@ -10,6 +10,7 @@ import numpy as np
 from rsllm.config import DataConfig
 from rsllm.config.plain import to_dict
 from rsllm.data import prepared
+from rsllm.data.candidates import draw_candidates, row_keys
 from rsllm.data.prepared import PreparedData
 from rsllm.data.sequences import (
     SPLITS,
@@ -17,8 +18,6 @@ from rsllm.data.sequences import (
     Events,
     Rows,
     Split,
-    draw_candidates,
-    row_keys,
     user_targets,
     windows,
 )

@@ -21,8 +21,8 @@ from rsllm.config.plain import from_dict
 from rsllm.data.prepared import PreparedData
 from rsllm.data.sequences import NO_ITEM
 from rsllm.data.synthetic import write_world
-from rsllm.evaluate.candidates import POOL
 from rsllm.evaluate.rank import candidate_sets, catalogue_scores, held_out
+from rsllm.evaluate.recommender_candidates import POOL
 from rsllm.recommenders import load
 from rsllm.recommenders.base import Recommender
 from rsllm.store.artifacts import manifest

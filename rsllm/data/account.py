@@ -15,8 +15,9 @@ from rsllm.config.data import table_flag
 from rsllm.data.delimited import COUNT, QUOTES
 from rsllm.data.files import Reject, TableFormat
 from rsllm.data.passes import Job, Users
-from rsllm.data.raw import ARTICLES, ENTITIES, FOLDED, YEARS, RawItems
+from rsllm.data.raw import FOLDED, RawItems
 from rsllm.data.sequences import SPLITS, Catalogue
+from rsllm.data.titles import ARTICLES, ENTITIES, YEARS
 from rsllm.data.values import fold_id, time_units
 from rsllm.errors import DataError
 

@@ -19,12 +19,13 @@ import pyarrow as pa
 from pyarrow import feather
 
 from rsllm.config import DataConfig
-from rsllm.data import interactions, prepared, sequences
+from rsllm.data import candidates, interactions, prepared, sequences
 from rsllm.data.files import Chunk
 from rsllm.data.hashing import UInt64s
-from rsllm.data.raw import Change, read_interactions, sum_changes
+from rsllm.data.raw import read_interactions, sum_changes
 from rsllm.data.sequences import SPLITS, Bools, Catalogue, Events, Ints, Rows, Split
 from rsllm.data.sources import RawData
+from rsllm.data.titles import Change
 from rsllm.errors import DataError
 
 EVENTS_AT_ONCE = 1 << 18
@@ -223,8 +224,8 @@ def hold_out(job: Job, catalogue: Catalogue, split: Split) -> Counts:
     how = (catalogue, config.num_candidates, config.candidates)
 
     def drawn(some: Rows, draw: int) -> Ints:
-        keys_R = sequences.row_keys(config.seed, split, some.user_R, some.position_R, draw)
-        return sequences.draw_candidates(keys_R, some.history_RH, some.target_R, *how)
+        keys_R = candidates.row_keys(config.seed, split, some.user_R, some.position_R, draw)
+        return candidates.draw_candidates(keys_R, some.history_RH, some.target_R, *how)
 
     for draw in range(config.num_draws):
         path = prepared.candidates_file(job.folder, split, draw)

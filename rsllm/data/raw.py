@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import html
-import re
-import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,20 +14,13 @@ import pyarrow.compute as pc
 from rsllm.data.files import SHOWN, Chunk, Fault, RawFile, Reject, TableFormat
 from rsllm.data.sequences import SPLITS, Bools
 from rsllm.data.tables import read, read_all
+from rsllm.data.titles import Change, item_title, title_changes
 from rsllm.data.values import as_text, fold_ids, numbers, times
 from rsllm.errors import DataError
 
 TEXT = "text"
 """Start of the roles of further texts of an item."""
-_YEAR = re.compile(r"( ?\(([0-9]{4}|V|TV)\))+$")
-_ARTICLE = re.compile(r"(^|\()([^()]+), (The|An|A)(?= ?(?:[()]|$))")
-_ENTITY = re.compile(r"&(#[0-9]+|#x[0-9a-fA-F]+|[a-zA-Z]+[0-9]*);")
-_PLACEHOLDERS = {"unknown", "unkonwn", ""}
-"""MovieLens-100K's item 267 has no title; GroupLens and RecBole spell that differently."""
-FOLDED, YEARS, ARTICLES = "ids folded", "years taken off", "articles put first"
-ENTITIES, NAMELESS = "titles with HTML entities", "items without a title"
-Change = tuple[int, str]
-"""The number of values that were changed, or might be, and the first of them by alphabet."""
+FOLDED = "ids folded"
 
 
 @dataclass(frozen=True)
@@ -70,37 +60,6 @@ class Interactions:
     changes: dict[str, Change]
 
 
-def clean_title(
-    title: str,
-    item: str,
-    *,
-    strip_years: bool = True,
-    move_articles: bool = True,
-    unescape: bool = False,
-) -> str:
-    """Return the title as prompts show it: one line, no year, article in front.
-
-    ``"Matrix, The (1999)"`` becomes ``"The Matrix"``; alternative titles in parentheses stay and
-    get the same treatment. A title that is empty or a placeholder becomes ``"item <id>"``.
-    """
-    title = html.unescape(title) if unescape else title
-    visible = (" " if unicodedata.category(c) == "Cc" else c for c in title)
-    kept = "".join(c for c in visible if unicodedata.category(c) != "Cf")
-    name = " ".join(unicodedata.normalize("NFC", kept).split())
-    name = _YEAR.sub("", name) if strip_years else name
-    name = (_ARTICLE.sub(r"\1\3 \2", name) if move_articles else name).strip()
-    return f"item {item}" if name in _PLACEHOLDERS else name
-
-
-def item_title(texts: Sequence[str], item: str, table: TableFormat) -> str:
-    """Return an item's clean title, with its further texts in parentheses."""
-    how = {name: getattr(table, name) for name in ("strip_years", "move_articles", "unescape")}
-    first, *more = texts
-    words = [clean_title(text, "", **how) for text in more if text.strip()]
-    title = clean_title(first, item, **how)
-    return f"{title} ({', '.join(words)})" if words else title
-
-
 def sum_changes(changes: Sequence[Mapping[str, Change]]) -> dict[str, Change]:
     """Return the sum of the changes of several parts."""
     total: dict[str, Change] = {}
@@ -108,18 +67,6 @@ def sum_changes(changes: Sequence[Mapping[str, Change]]) -> dict[str, Change]:
         before = total.get(what, (0, example))
         total[what] = (before[0] + count, min(before[1], example))
     return total
-
-
-def _title_changes(titles: Mapping[str, tuple[str, str]], table: TableFormat) -> dict[str, Change]:
-    """Return the changes that cleaning makes to titles (clean and raw, by item), or might make."""
-    raw = [title for _, title in titles.values()]
-    changed = {
-        YEARS: [title for title in raw if table.strip_years and _YEAR.search(title.strip())],
-        ARTICLES: [title for title in raw if table.move_articles and _ARTICLE.search(title)],
-        ENTITIES: [title for title in raw if _ENTITY.search(title)],
-        NAMELESS: [clean for item, (clean, _) in titles.items() if clean == f"item {item}"],
-    }
-    return {what: (len(some), min(some)) for what, some in changed.items() if some}
 
 
 def _text_roles(table: TableFormat) -> list[str]:
@@ -181,7 +128,7 @@ def read_items(files: Sequence[RawFile], table: TableFormat) -> RawItems:
     if not titles:
         at = f"; {rejects[0]}" if rejects else ""
         raise DataError(f"{files[0].name} has no usable row{at}; is it the right file?")
-    changes.append(_title_changes(titles, table))
+    changes.append(title_changes(titles, table))
     return RawItems.of(titles, rejects, rows_read, changes=sum_changes(changes))
 
 
@@ -209,7 +156,7 @@ def settle_titles(counts: Mapping[tuple[str, ...], int], table: TableFormat) -> 
         held[title] = (before[0] + count, min(before[1], texts[0]))
     best = {item: min(held, key=lambda t: (-held[t][0], t)) for item, held in by_title.items()}
     titles = {item: (title, by_title[item][title][1]) for item, title in best.items()}
-    others, changes = sum(map(len, by_title.values())) - len(best), _title_changes(titles, table)
+    others, changes = sum(map(len, by_title.values())) - len(best), title_changes(titles, table)
     return RawItems.of(titles, other_titles=others, changes=changes)
 
 

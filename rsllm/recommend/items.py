@@ -10,8 +10,8 @@ from functools import cached_property
 import numpy as np
 
 from rsllm.data.prepared import PreparedData
-from rsllm.data.raw import clean_title
 from rsllm.data.sequences import Ints
+from rsllm.data.titles import clean_title
 from rsllm.errors import ConfigError
 
 NEAREST = 3

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 
 from rsllm.config import StageConfig
+from rsllm.data.candidates import draw_candidates, draw_from_pools, row_keys
 from rsllm.data.hashing import stream_seed
 from rsllm.data.histories import Histories
 from rsllm.data.prepared import PreparedData
-from rsllm.data.sequences import Rows, draw_candidates, draw_from_pools, row_keys
+from rsllm.data.sequences import Rows
 from rsllm.evaluate.rank import decision
 from rsllm.prompts.collate import Batch, Row, answer_tokens, collate
 from rsllm.prompts.encode import PromptEncoder

@@ -16,14 +16,12 @@ from small_data import NUM_CANDIDATES, TITLES, small_data
 
 from rsllm.data import audit as checks
 from rsllm.data.audit import accept, audit, refuse_leaks, table
+from rsllm.data.candidates import Sampling, draw_candidates, row_keys
 from rsllm.data.prepared import PreparedData
 from rsllm.data.sequences import (
     Catalogue,
     Events,
     Rows,
-    Sampling,
-    draw_candidates,
-    row_keys,
 )
 from rsllm.errors import ConfigError, DataError
 from rsllm.store.artifacts import MANIFEST, Store, read_json, seal

@@ -9,14 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rsllm.data.candidates import Sampling, draw_candidates, row_keys
 from rsllm.data.sequences import (
     Catalogue,
     Events,
     Ints,
-    Sampling,
-    draw_candidates,
     leave_one_out_targets,
-    row_keys,
     split_sizes,
     time_targets,
     user_targets,

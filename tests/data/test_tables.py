@@ -23,7 +23,8 @@ from rsllm.config.plain import replace_in
 from rsllm.data import delimited, files, raw, sources, tables
 from rsllm.data.account import hint_of
 from rsllm.data.files import Reject, TableFormat
-from rsllm.data.raw import ARTICLES, ENTITIES, FOLDED, NAMELESS, YEARS
+from rsllm.data.raw import FOLDED
+from rsllm.data.titles import ARTICLES, ENTITIES, NAMELESS, YEARS
 from rsllm.errors import ConfigError, DataError
 
 NAMES = ("Amber Lantern", "Brisk Harbour", "Calm Meadow", "Dusty Compass", "Eager Violin")

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rsllm.data.raw import clean_title
+from rsllm.data.titles import clean_title
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,9 @@ from model.small_models import make_model, save_bloom, save_mistral
 from small_data import NUM_CANDIDATES, TITLES, WINDOW, small_data
 
 from rsllm.config import LossConfig, PromptConfig, RecommenderConfig, Scorer
+from rsllm.data.candidates import draw_candidates, row_keys
 from rsllm.data.prepared import PreparedData
-from rsllm.data.sequences import Catalogue, Rows, draw_candidates, row_keys
+from rsllm.data.sequences import Catalogue, Rows
 from rsllm.errors import EvaluationError
 from rsllm.evaluate import rank
 from rsllm.evaluate.metrics import rank_metrics, target_ranks

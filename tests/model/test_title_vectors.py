@@ -10,8 +10,8 @@ import torch
 from small_models import TITLES
 
 from rsllm.config import PromptConfig
-from rsllm.model import titles
-from rsllm.model.titles import title_vectors
+from rsllm.model import title_vectors as titles
+from rsllm.model.title_vectors import title_vectors
 
 MANY = [f"{title} {number}" for number in range(7) for title in sorted(set(TITLES))]
 

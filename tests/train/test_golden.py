@@ -24,7 +24,7 @@ from rsllm.config import Experiment, PromptConfig
 from rsllm.config.plain import replace_in
 from rsllm.data.prepared import PreparedData
 from rsllm.evaluate.run import Method, _language_scores
-from rsllm.model.titles import title_vectors
+from rsllm.model.title_vectors import title_vectors
 from rsllm.store.versions import VERSIONS
 from rsllm.train.engine import Engine
 

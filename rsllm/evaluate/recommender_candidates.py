@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from rsllm.config import Experiment
-from rsllm.data import prepared, sequences
-from rsllm.data.sequences import CELLS_AT_ONCE, NO_ITEM, SPLITS, Ints, Rows, Split
+from rsllm.data import candidates, prepared
+from rsllm.data.candidates import CELLS_AT_ONCE
+from rsllm.data.sequences import NO_ITEM, SPLITS, Ints, Rows, Split
 from rsllm.evaluate.metrics import Floats
 from rsllm.evaluate.rank import eligible
 from rsllm.evaluate.run import Method
@@ -57,8 +58,8 @@ def write_candidates(
 
     def sets(rows: Rows, split: Split) -> Ints:
         first_RN = highest(scorers[0](rows), rows, data, size - 1)
-        keys_R = sequences.row_keys(seed, split, rows.user_R, rows.position_R, 0)
-        return sequences.draw_from_pools(keys_R, first_RN, rows.target_R, size)
+        keys_R = candidates.row_keys(seed, split, rows.user_R, rows.position_R, 0)
+        return candidates.draw_from_pools(keys_R, first_RN, rows.target_R, size)
 
     def write(out: Path, path: Path, make: Callable[[Rows], Ints]) -> None:
         rows = prepared.to_rows(prepared.read_table(path, "rows"), data.config["window"])

@@ -18,7 +18,7 @@ from rsllm.data.audit import audit
 from rsllm.data.prepared import PreparedData
 from rsllm.data.sequences import NO_ITEM
 from rsllm.errors import DataError
-from rsllm.evaluate import candidates
+from rsllm.evaluate import recommender_candidates as candidates
 from rsllm.evaluate.compare import per_user
 from rsllm.evaluate.rank import (
     CATALOGUE,
