@@ -46,6 +46,8 @@ def test_what_libraries_say_to_developers_is_kept_back() -> None:
     logger, said = ray_token.logger, list[str]()
     handler, before = logging.Handler(), list(logger.filters)
     handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+    level = logger.level
+    logger.setLevel(logging.WARNING)  # a Ray that was started before may have raised it
     logger.addHandler(handler)
     try:
         with warnings.catch_warnings(record=True) as shown:
@@ -57,6 +59,7 @@ def test_what_libraries_say_to_developers_is_kept_back() -> None:
         ray_token._warn_token_auth_disabled()
     finally:
         logger.removeHandler(handler)
+        logger.setLevel(level)
         logger.filters = before
     assert [str(warning.message) for warning in shown] == ["of our own"]
     (line,) = said
