@@ -26,7 +26,10 @@ _meeting_places = tempfile.TemporaryDirectory()
 
 @contextmanager
 def group_of_one(folder: Path) -> Iterator[None]:
-    """This process as the one rank of a process group, which meets in `folder`."""
+    """This process as the one rank of a process group, which meets in `folder`; once is enough."""
+    if dist.is_initialized():
+        yield
+        return
     store = f"file://{folder}/store"
     dist.init_process_group("gloo", init_method=store, rank=0, world_size=1)
     deepspeed.init_distributed("gloo")
