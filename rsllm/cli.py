@@ -18,10 +18,11 @@ from rsllm.config.stages import RANKERS
 from rsllm.errors import ConfigError, RsllmError, did_you_mean, require
 from rsllm.flags import (
     add_backbone_flag,
+    add_config_flags,
     add_setting_flags,
-    add_settings_flags,
     add_storage_flag,
     overrides,
+    recommend_command,
 )
 from rsllm.terminal import say
 
@@ -281,7 +282,7 @@ def _add_start_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", metavar="FILE", help="CSV, TSV, JSON or Parquet, or a folder")
     parser.add_argument("--yes", action="store_true", help="do not ask before anything is computed")
     add_backbone_flag(parser)
-    add_settings_flags(parser)
+    add_config_flags(parser)
     add_storage_flag(parser)
 
 
@@ -444,7 +445,6 @@ def _runs(arguments: argparse.Namespace) -> None:
 
 
 def _run_stage(arguments: argparse.Namespace) -> None:
-    from rsllm.flags import recommend_command
     from rsllm.pipeline import Pipeline
 
     experiment = replace_in(Experiment(), overrides(arguments))

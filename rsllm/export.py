@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from rsllm.assets.catalogue import ASSETS, HUB_NAME, hub_name
+from rsllm.assets.catalogue import ASSETS, HUB_NAME, base_of, hub_name
 from rsllm.config import DataConfig
 from rsllm.config.plain import flat, to_dict
 from rsllm.errors import CheckpointError, ConfigError, require
@@ -29,7 +29,6 @@ from rsllm.recommend.load import (
     LANGUAGE_MODELS,
     Exported,
     Tuned,
-    base_of,
     is_exported,
     load,
     locate,

@@ -91,10 +91,10 @@ def add_setting_flags(parser: argparse.ArgumentParser, data_sets: Sequence[str] 
         metavar="MODEL",
         help=f"as tuned for the data: {', '.join(RECOMMENDERS)}",
     )
-    add_settings_flags(parser)
+    add_config_flags(parser)
 
 
-def add_settings_flags(parser: argparse.ArgumentParser) -> None:
+def add_config_flags(parser: argparse.ArgumentParser) -> None:
     """--set, --config and --like, each of which wins over the next."""
     parser.add_argument(
         "--set",
@@ -130,14 +130,15 @@ def _usual_storage() -> str:
     return os.environ.get("RSLLM_STORAGE") or "rsllm-store"
 
 
-def recommend_command(model: Path, storage: str) -> str:
-    """What to type here to get a list for every user by a model of a storage."""
+def recommend_command(model: Path, storage: str, *asked: str) -> str:
+    """What to type here to get lists by a model of a storage, for every user unless told."""
     program = "rsllm"
     if not shutil.which(program):  # its environment is not activated, as after `make tune`
         program = os.path.relpath(Path(sys.executable).with_name(program))
     store, usual = Store.at(storage), Store.at(_usual_storage())
     where = [] if store == usual else ["--storage", store.location]
-    return shlex.join([program, "recommend", store.name(model), *where, "--out", "lists.csv"])
+    where += asked or ("--out", "lists.csv")
+    return shlex.join([program, "recommend", store.name(model), *where])
 
 
 def overrides(values: argparse.Namespace) -> dict[str, Any]:

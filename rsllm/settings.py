@@ -12,6 +12,7 @@ from pydantic import TypeAdapter
 from tabulate import tabulate
 
 from rsllm import config
+from rsllm.assets.catalogue import base_of
 from rsllm.config import Experiment, TableConfig
 from rsllm.config.plain import flat, to_dict
 from rsllm.errors import ConfigError, did_you_mean, require
@@ -123,9 +124,8 @@ def _sections(folder: Path) -> dict[str, Any]:
         found |= {} if kind == "stage-1" or inputs.get("start") else {"stage1": {"samples": 0}}
         found["evaluation"] = {"validation_rows": inputs["validation_rows"]}
         del found["backbone"]["source"]  # its content, which is no name
-        adapter = folder / "adapter_config.json"
-        if adapter.exists():
-            found["backbone"]["source"] = read_json(adapter)["base_model_name_or_path"]
+        if base := base_of(folder):
+            found["backbone"]["source"] = base
     return found
 
 

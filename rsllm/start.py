@@ -22,6 +22,7 @@ from rsllm.data.prepare import raw_location
 from rsllm.data.raw import read_interactions, read_items, settle_titles, titles_beside
 from rsllm.data.tables import chunks_of
 from rsllm.errors import DataError
+from rsllm.flags import recommend_command
 from rsllm.store.artifacts import Store, cache_root
 from rsllm.terminal import Progress, say
 
@@ -54,8 +55,8 @@ def start(file: str, changes: Mapping[str, Any], storage: str, *, sure: bool) ->
     place = Path(file).expanduser()
     source = str(place.absolute()) if place.exists() else file
     wanted = {"data.source": source, **HISTORIES, **SHORT, **changes}
-    titles = look(replace_in(Experiment(), wanted).data)
-    wanted = {**fitting(titles, replace_in(Experiment(), wanted).data), **wanted}
+    data = replace_in(Experiment(), wanted).data
+    wanted = {**fitting(look(data), data), **wanted}
     experiment, store = replace_in(Experiment(), wanted), Store.open(storage)
     config = store.root / f"start-{place.stem}.toml"
     where = f"--config {shlex.quote(str(config))} --storage {shlex.quote(storage)}"
@@ -110,10 +111,8 @@ def look(config: DataConfig) -> list[str]:
     if broken:
         print(f"  {broken:,} rows cannot be used; rsllm prepare says which")
     if data.layout.timed:
-        first, last = (
-            f"{datetime.fromtimestamp(t / 1000, UTC):%Y-%m-%d}" for t in (min(times), max(times))
-        )
-        print(f"  from {first} to {last}")
+        first, last = (datetime.fromtimestamp(t / 1000, UTC) for t in (min(times), max(times)))
+        print(f"  from {first:%Y-%m-%d} to {last:%Y-%m-%d}")
     print(f"  titles such as {'; '.join(items.titles[:3])}")
     return items.titles
 
@@ -142,7 +141,8 @@ def train_and_judge(experiment: Experiment, storage: str, name: str) -> list[str
     from rsllm.study.claims import Claim
     from rsllm.study.study import ALONE, Study, run
 
-    Pipeline(experiment, storage).check()
+    pipeline = Pipeline(experiment, storage)
+    pipeline.check()
     own = "RSLLM"
     study = Study(
         title=f"Start with {name}",
@@ -152,8 +152,7 @@ def train_and_judge(experiment: Experiment, storage: str, name: str) -> list[str
         claims=[Claim(own, "zero-shot", "tuning helps"), Claim(own, ALONE, TO_BEAT)],
     )
     report = run(study, storage) / "report.html"
-    pipeline = Pipeline(experiment, storage)
-    model, data = pipeline.store.name(pipeline.train()), PreparedData.open(pipeline.prepare())
-    words = ["recommend", model, "--users", data.user_ids()[0], "--k", "5", "--storage", storage]
-    print(f"report: {report}\n\nrsllm {shlex.join(words)}", flush=True)
-    return words
+    user, *_ = PreparedData.open(pipeline.prepare()).user_ids()
+    command = recommend_command(pipeline.train(), storage, "--users", user, "--k", "5")
+    print(f"report: {report}\n\n{command}", flush=True)
+    return shlex.split(command)[1:]

@@ -23,6 +23,7 @@ from rsllm.store.artifacts import (
     cache_root,
     commit_dir,
     manifest,
+    read_json,
     require_writable,
     sha256,
 )
@@ -133,6 +134,12 @@ def backbone_here(folder: str, source: str) -> str:
         return folder
     cached = HUB_FOLDER.search(folder)
     return str(resolve_backbone(source, commit=cached["commit"] if cached else ""))
+
+
+def base_of(folder: Path) -> str:
+    """The backbone that an adapter stands on; empty where every weight is in the folder."""
+    path = folder / "adapter_config.json"
+    return str(read_json(path)["base_model_name_or_path"]) if path.exists() else ""
 
 
 def hub_name(source: str) -> str:

@@ -14,6 +14,7 @@ from rsllm import runs
 from rsllm.assets.catalogue import (
     DECIDING,
     HUB_NAME,
+    base_of,
     fingerprint,
     from_hub,
     hub_version,
@@ -23,7 +24,7 @@ from rsllm.compute.layout import Layout, Resources, cpu_has_bf16, lay_out
 from rsllm.config import CatalogueConfig, ComputeConfig, Experiment, Precision, StageConfig
 from rsllm.config.plain import from_dict, replace_in
 from rsllm.errors import CheckpointError, ConfigError, require
-from rsllm.store.artifacts import Store, cache_root, manifest, read_json, staged
+from rsllm.store.artifacts import Store, cache_root, manifest, staged
 from rsllm.store.versions import VERSIONS
 from rsllm.train.assignment import STAGES
 
@@ -240,21 +241,13 @@ class Tuned:
 
     def _experiment(self, source: str) -> Experiment:
         """The settings that the artifact names, among the defaults of all others."""
-        named = {name: self.inputs[name] for name in ("backbone", "prompt")}
-        named |= {
-            name: own for name in ("projector", "catalogue") if (own := self.inputs.get(name))
-        }
+        parts = ("backbone", "prompt", "projector", "catalogue")
+        named = {part: self.inputs[part] for part in parts if self.inputs.get(part)}
         named["backbone"] = named["backbone"] | {"source": source}
         if not base_of(self.folder):
             named["backbone"]["tuning"] = "full"
         named["prompt"] = {n: value for n, value in named["prompt"].items() if n != "wording"}
         return replace_in(Experiment(), named)
-
-
-def base_of(folder: Path) -> str:
-    """The backbone that an adapter stands on; empty where every weight is in the folder."""
-    path = folder / "adapter_config.json"
-    return str(read_json(path)["base_model_name_or_path"]) if path.exists() else ""
 
 
 def recommender_of(inputs: dict[str, Any], store: Store) -> Path | None:
