@@ -1,12 +1,13 @@
 """How much of a short training is luck, and which recipe has the least of it?
 
 A search that compares trials of one seed each finds good seeds, if seeds differ more than settings
-do. Trains recipes on choice prompts (the paper's form) with our ranking loss, on several seeds and
-two budgets, and shows the spread of their validation MRR and the highest loss of a step over the
-median. Only validation is looked at.
+do. Trains recipes on choice prompts (the paper's form) with our ranking loss, and one on history
+prompts, on several seeds and two budgets. It shows the spread of their validation MRR, the highest
+loss of a step over the median, and how fast each learns. Only validation is looked at.
 
     python experiments/compare_seeds.py --budget quick            # 96 samples
-    python experiments/compare_seeds.py --budget long --set backbone.layers=12
+    python experiments/compare_seeds.py --budget long --set backbone.layers=12 --seeds 1 \
+        --only "free slots" --only "history prompts"              # learning curves by seconds
 
 Cost: see --help. Last measured: experiments/results/compare_seeds/.
 """
@@ -22,6 +23,7 @@ from rsllm.cli import run_script
 from rsllm.compute.start import start_ray
 from rsllm.config import Experiment
 from rsllm.config.plain import replace_in, to_dict
+from rsllm.config.presets import HISTORIES
 from rsllm.flags import Budget, parse
 from rsllm.report.figures import write_figure
 from rsllm.store.artifacts import Store, provenance, read_json, write_json
@@ -45,14 +47,26 @@ BUDGETS = {
         overrides={"stage2.samples": 96, "evaluation.validation_rows": 96},
     ),
     "long": Budget(
-        summary="1,000 samples: not yet run",
+        summary="1,024 samples: not yet run on five seeds",
         seeds=5,
-        overrides={"stage2.samples": 1000, "evaluation.validation_rows": 200},
+        overrides={
+            "stage2.samples": 1024,
+            "stage2.validations": 8,
+            "evaluation.validation_rows": 400,
+        },
     ),
 }
 RECIPES: dict[str, dict[str, Any]] = {
     "free slots": {"projector.bounded": False, "stage2.projector_learning_rate": 5e-3},
     "bounded slots": {"projector.bounded": True, "stage2.projector_learning_rate": 2e-3},
+    "slots that start at titles": {"projector.start": "titles"},
+    "small steps": {
+        "stage2.projector_learning_rate": 5e-4,
+        "stage2.lora_learning_rate": 2e-4,
+        "stage2.batch_size": 4,
+        "stage2.warmup_share": 0.25,
+    },
+    "history prompts": {**HISTORIES, "stage2.loss.gamma": 0.0},
 }
 """Free slots are the default; a step of AdamW is 30 % of their projector's weights."""
 
@@ -90,15 +104,20 @@ def main() -> None:
 
 
 def draw(figure: Any, curves: dict[str, list[list[dict[str, float]]]]) -> None:
-    """Draw a panel per recipe, a line per seed."""
-    figure.set_size_inches(3.2 * len(curves), 2.8)
-    axes = figure.subplots(1, len(curves), sharey=True, squeeze=False)[0]
-    for axis, (name, group) in zip(axes, curves.items(), strict=True):
+    """Draw a column per recipe, a line per seed: by samples, and by seconds on the same scale."""
+    figure.set_size_inches(3.2 * len(curves), 5.2)
+    above, below = figure.subplots(2, len(curves), sharex="row", sharey="row", squeeze=False)
+    for place, (name, group) in enumerate(curves.items()):
         for curve in group:
-            points = [(point["samples"], point["MRR"]) for point in curve]
-            axis.plot(*zip(*points, strict=True), "o-")
-        axis.set(title=name, xlabel="training samples")
-    axes[0].set_ylabel("validation MRR, a line per seed")
+            samples, seconds, mrr, hits = (
+                [point[key] for point in curve] for key in ("samples", "seconds", "MRR", "HR@1")
+            )
+            above[place].plot(samples, mrr, "o-")
+            below[place].plot(seconds, hits, "o-")
+        above[place].set(title=name, xlabel="training samples")
+        below[place].set(xlabel="seconds of training")
+    above[0].set_ylabel("validation MRR, a line per seed")
+    below[0].set_ylabel("validation HR@1")
 
 
 if __name__ == "__main__":

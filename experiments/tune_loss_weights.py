@@ -37,7 +37,7 @@ BASE = replace_in(
 
 BUDGETS = {
     "quick": Budget(
-        summary="18 min on 2 cores that did other work too: 5,200 next items a trial",
+        summary="16 min on 2 cores: 5,200 next items a trial",
         trials=3,
         seeds=1,
         overrides={

@@ -6,6 +6,7 @@ import re
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NoReturn, get_args
@@ -24,7 +25,7 @@ from rsllm.flags import (
     overrides,
     recommend_command,
 )
-from rsllm.terminal import say
+from rsllm.terminal import as_json, say
 
 SAFE_FROM = {
     "torch": ((2, 10), "install 2.10 or newer (CVE-2025-32434, CVE-2026-24747: weights run code)"),
@@ -152,11 +153,15 @@ def build_parser() -> argparse.ArgumentParser:
         add_setting_flags(added)
         add_storage_flag(added)
 
+    def add_json_flag(added: argparse.ArgumentParser) -> None:
+        added.add_argument("--json", action="store_true", help="for programs")
+
     fetch = add("fetch", "download data sets and backbones, or list them", _fetch)
     fetch.add_argument("names", nargs="*", metavar="NAME", help="asset; lists all without one")
     fetch.add_argument(
         "--from", dest="folder", type=Path, metavar="DIR", help="folder that has the files already"
     )
+    add_json_flag(fetch)
     _add_start_flags(add("start", "go from your own table to recommendations", _start))
     _add_world_flags(add("synthesize", "write a world whose best score is known", _synthesize))
     for verb, purpose in STAGES.items():
@@ -164,7 +169,7 @@ def build_parser() -> argparse.ArgumentParser:
     settings = add("settings", "list every setting: its default, and what it does", _settings)
     about = "beginning of a path, such as stage2.loss; lists all without one"
     settings.add_argument("prefix", nargs="?", default="", metavar="PREFIX", help=about)
-    settings.add_argument("--json", action="store_true", help="for programs")
+    add_json_flag(settings)
     plan = add("plan", "say what training needs, takes and costs, and what fits", _plan)
     add_experiment_flags(plan)
     plan.add_argument("--recommend", metavar="MODEL", help="what lists for all its users take")
@@ -172,13 +177,16 @@ def build_parser() -> argparse.ArgumentParser:
     plan.add_argument(
         "--title-tokens", type=float, default=8.0, metavar="N", help="mean length of a title"
     )
+    add_json_flag(plan)
     doctor = add("doctor", "check the installation, and the machine or its cluster", _doctor)
     add_storage_flag(doctor)
     add_backbone_flag(doctor)
+    add_json_flag(doctor)
     audit = add("audit", "look for leaks and biases in a prepared data set or a run", _audit)
     audit.add_argument("folder", type=Path, metavar="DIR", help="an artifact, as verbs print them")
     meant = "repeatable: note in the data that what this check finds is meant"
     audit.add_argument("--accept", action="append", default=[], metavar="CHECK", help=meant)
+    add_json_flag(audit)
     evaluate = add("evaluate", "judge another system's scores on our candidate sets", _evaluate)
     add_experiment_flags(evaluate)
     evaluate.add_argument("--split", choices=("validation", "test"), default="validation")
@@ -188,27 +196,34 @@ def build_parser() -> argparse.ArgumentParser:
         help="CSV or Parquet with user_id, item_id, score and, for several draws, draw",
     )
     evaluate.add_argument("--export", help="write the candidate sets to score instead", **FILE)
-    _add_recommend_flags(add("recommend", "list items for histories, or everybody", _recommend))
+    add_json_flag(evaluate)
+    recommend = add("recommend", "list items for histories, or everybody", _recommend)
+    _add_recommend_flags(recommend)
+    add_json_flag(recommend)
     _add_export_flags(add("export", "take a tuned model out of the store, for others", _export))
     runs = add("runs", "list, show, compare and clear what a store holds", _runs)
-    _add_actions(runs.add_subparsers(dest="action", metavar="ACTION", required=True))
+    actions = runs.add_subparsers(dest="action", metavar="ACTION", required=True)
+    for action in _add_actions(actions):
+        add_json_flag(action)
     _add_serve_flags(add("serve", "answer over HTTP, on Ray Serve", _serve))
     completion = add("completion", "print what completes verbs and flags in a shell", _completion)
     completion.add_argument("shell", choices=("bash", "zsh"))
     return parser
 
 
-def _add_actions(actions: Any) -> None:
+def _add_actions(actions: Any) -> list[argparse.ArgumentParser]:
+    """Add what `runs` does; returns the actions that only look."""
     parsers = [actions.add_parser(name, help=p, description=p) for name, p in ACTIONS.items()]
     for parser in parsers:
         add_storage_flag(parser)
-    _, show, diff, gc = parsers
+    listed, show, diff, gc = parsers
     name = "KIND/KEY, a key, the beginning of either, or a path"
     show.add_argument("names", nargs=1, metavar="NAME", help=name)
     diff.add_argument("names", nargs=2, metavar="NAME", help=name)
     days = "also what nothing has used for so long"
     gc.add_argument("--older-than", type=float, metavar="DAYS", help=days)
     gc.add_argument("--yes", action="store_true", help="remove it; without, it is listed")
+    return [listed, show]
 
 
 def _add_model_flags(parser: argparse.ArgumentParser) -> None:
@@ -297,6 +312,8 @@ def _add_world_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _fetch(arguments: argparse.Namespace) -> None:
+    from tabulate import tabulate
+
     from rsllm.assets import catalogue
     from rsllm.store import artifacts
 
@@ -304,9 +321,12 @@ def _fetch(arguments: argparse.Namespace) -> None:
         own = catalogue.own_sources(name, arguments.folder) if arguments.folder else ()
         print(catalogue.fetch(name, sources=own))
     if not arguments.names:
-        print(f"cache: {artifacts.cache_root()} (RSLLM_CACHE)")
-        for name, asset in catalogue.ASSETS.items():
-            print(f"{name:22}  {asset.kind:8}  {asset.licence}")
+        known = catalogue.known_assets()
+        if arguments.json:
+            print(as_json(known))
+        else:
+            print(f"cache: {artifacts.cache_root()} (RSLLM_CACHE)")
+            print(tabulate(known, "keys", "plain", maxcolwidths=[None] * 4 + [24, 40]))
 
 
 def _synthesize(arguments: argparse.Namespace) -> None:
@@ -331,7 +351,7 @@ def _audit(arguments: argparse.Namespace) -> None:
     if arguments.accept:
         accept(arguments.folder, arguments.accept)
     findings = audit(arguments.folder)
-    print(table(findings))
+    print(as_json(list(map(asdict, findings))) if arguments.json else table(findings))
     refuse_leaks(findings)
 
 
@@ -353,7 +373,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         judged = external.judge(path, data, arguments.split, pipeline.store)
         results = path.with_name(f"{path.stem}-{arguments.split}.json")
         write_json(results, judged)
-        print(f"{terminal_tables(judged)}\n{results}")
+        print(as_json(judged) if arguments.json else f"{terminal_tables(judged)}\n{results}")
 
 
 def _start(arguments: argparse.Namespace) -> None:
@@ -385,18 +405,19 @@ def _plan(arguments: argparse.Namespace) -> None:
     path: Path | None = arguments.cluster
     if arguments.recommend:
         require(not asked and not path, "give --storage alone beside --recommend MODEL")
-        plan.plan_lists(arguments.recommend, arguments.storage)
+        plan.plan_lists(arguments.recommend, arguments.storage, for_programs=arguments.json)
         return
     experiment = replace_in(Experiment(), asked)
     machine = plan.read_cluster(path) if path else plan.this_machine()
-    plan.plan(experiment, machine, arguments.title_tokens)
+    plan.plan(experiment, machine, arguments.title_tokens, for_programs=arguments.json)
 
 
 def _doctor(arguments: argparse.Namespace) -> None:
     say("rsllm: loading PyTorch and Ray")
     from rsllm import doctor
 
-    doctor.report(doctor.examine(arguments.storage, arguments.backbone))
+    checks = doctor.examine(arguments.storage, arguments.backbone)
+    doctor.report(checks, for_programs=arguments.json)
 
 
 def _recommend(arguments: argparse.Namespace) -> None:
@@ -434,8 +455,12 @@ def _runs(arguments: argparse.Namespace) -> None:
 
     store = Store.at(arguments.storage)
     match arguments.action:
+        case "ls" if arguments.json:
+            print(as_json(list(map(asdict, runs.read_artifacts(store)))))
         case "ls":
             print(runs.listing(store))
+        case "show" if arguments.json:
+            print(as_json(asdict(runs.find(runs.read_artifacts(store), *arguments.names, store))))
         case "show":
             print(runs.details(store, *arguments.names))
         case "diff":

@@ -25,12 +25,14 @@ from rsllm.config import Experiment
 from rsllm.errors import RsllmError
 from rsllm.model.backbone import check_backbone
 from rsllm.store.artifacts import Store, cache_root, require_writable
+from rsllm.terminal import as_json
 
 LIBRARIES = ["rsllm", "torch", "ray", "transformers", "deepspeed"]
 WAIT_SECONDS = 60
 """A node that does not answer for so long counts as lost."""
 Check = tuple[str, str, str, str]
 """A name, the finding, "ok", "warn" or "fail", and what to do about it."""
+FIELDS = ("check", "finding", "verdict", "remedy")
 
 
 def examine(storage: str | Path, backbone: str | None = None) -> Iterator[Check]:
@@ -56,20 +58,25 @@ def examine(storage: str | Path, backbone: str | None = None) -> Iterator[Check]
     yield from _attempt("ray", "RAY_ADDRESS and token", partial(_look_at_ray, versions, seen))
 
 
-def report(checks: Iterable[Check]) -> None:
-    """Print the checks as they come.
+def report(checks: Iterable[Check], *, for_programs: bool = False) -> None:
+    """Print the checks as they come, or for programs all of them as JSON.
 
     Raises:
         RsllmError: one fails.
     """
-    verdicts = []
-    for name, finding, verdict, remedy in checks:
+    seen = []
+    for check in checks:
+        seen.append(check)
+        name, finding, verdict, remedy = check
+        if for_programs:
+            continue
         print(f"{verdict:5} {name:22} {finding}", flush=True)
         if remedy:
             print(f"{'':5} {'':22} what to do: {remedy}", flush=True)
-        verdicts.append((name, verdict))
-    if failed := [name for name, verdict in verdicts if verdict == "fail"]:
-        raise RsllmError(f"{len(failed)} of {len(verdicts)} checks failed: {', '.join(failed)}")
+    if for_programs:
+        print(as_json([dict(zip(FIELDS, check, strict=True)) for check in seen]))
+    if failed := [name for name, _, verdict, _ in seen if verdict == "fail"]:
+        raise RsllmError(f"{len(failed)} of {len(seen)} checks failed: {', '.join(failed)}")
 
 
 def _judge(name: str, finding: str, bad: object, remedy: str, verdict: str = "fail") -> Check:

@@ -19,6 +19,7 @@ from rsllm.model.backbone import check_backbone
 from rsllm.recommend.choose import USERS, validated
 from rsllm.recommend.load import ROWS_AT_ONCE, open_ranker
 from rsllm.recommend.users import THREADS, Task, parquet, room
+from rsllm.terminal import as_json
 from rsllm.train.memory import GIB, Shape, Step, check_fits, device_memory
 
 EFFICIENCY = 0.46
@@ -76,7 +77,7 @@ def this_machine() -> Machine:
     return Machine(resources=total, memory=device_memory(gpus > 0), flops=flops)
 
 
-def plan_lists(model: str, storage: str) -> None:
+def plan_lists(model: str, storage: str, *, for_programs: bool = False) -> None:
     """Print what lists for every user of a model's data take on this machine, by what ranks.
 
     Some of the users are ranked for it, and all others taken to be like them.
@@ -114,6 +115,9 @@ def plan_lists(model: str, storage: str) -> None:
         total = opening + each * len(pasts) / workers
         rows.append([by, len(pasts), passes, total, (peak + more) / GIB, written])
     header = ["ranker", "users", "passes", "seconds", "GiB per worker", "MiB written"]
+    if for_programs:
+        print(as_json([dict(zip(header, row, strict=True)) for row in rows]))
+        return
     print(
         f"{opened.name}: lists of {K}, {workers} worker(s) of {THREADS} threads, by the rate of"
         f" {some} users here\n{tabulate(rows, header, floatfmt=('', '', '', '.1f', '.2f', '.3f'))}"
@@ -123,11 +127,14 @@ def plan_lists(model: str, storage: str) -> None:
         print(f"choosing what ranks: {asked} validation users, {asked * each:.0f} s, once")
 
 
-def plan(experiment: Experiment, machine: Machine, title: float) -> None:
+def plan(
+    experiment: Experiment, machine: Machine, title: float, *, for_programs: bool = False
+) -> None:
     """Print what the stages need and cost: a table for the one that needs most.
 
     Args:
         title: tokens of a title, on average.
+        for_programs: print JSON.
 
     Raises:
         ConfigError: a layout or a backbone that cannot be, or a launch that is doomed.
@@ -151,18 +158,25 @@ def plan(experiment: Experiment, machine: Machine, title: float) -> None:
     sizes = [[size / GIB for size in need.values()] for need in needs]
     rows = [[*way, *size, fit] for way, size, fit in zip(ways, sizes, fits, strict=True)]
     shape, whole = step.shape, step.whole
-    print(
-        f"{whole['parameters']:,} parameters, {whole['trained']:,} trained, {layout.precision}\n"
-        f"{name}, {shape.rows} rows of {shape.prompt + shape.branches} tokens: GiB per worker, of"
-        f" {machine.memory / GIB:.1f}\n"
-        + tabulate(rows, ["ZeRO", "offload", *needs[0], "fits"], floatfmt=".2f")
-    )
+    header = ["ZeRO", "offload", *needs[0], "fits"]
     flops = sum(stages[n].samples / s.shape.rows * s.whole["flops"] for n, s in steps.items())
     hours = flops / layout.workers / machine.flops / 3600
     nodes = math.ceil(layout.workers * machine.resources.nodes / max(1, machine.resources.gpus))
-    print(
-        f"training steps: {flops:.2e} operations, {hours:.1f} h on {layout.workers} workers"
-        f" ({hours * nodes * machine.price:.2f} dollars)"
-    )
+    dollars = hours * nodes * machine.price
+    if for_programs:
+        facts = {**whole, "precision": layout.precision, "stage": name, "workers": layout.workers}
+        facts |= {"tokens of a row": shape.prompt + shape.branches, "rows": shape.rows}
+        facts |= {"operations": flops, "hours": hours, "dollars": dollars}
+        facts["GiB per worker"] = [dict(zip(header, row, strict=True)) for row in rows]
+        print(as_json(facts))
+    else:
+        print(
+            f"{whole['parameters']:,} parameters, {whole['trained']:,} trained,"
+            f" {layout.precision}\n"
+            f"{name}, {shape.rows} rows of {shape.prompt + shape.branches} tokens: GiB per worker,"
+            f" of {machine.memory / GIB:.1f}\n{tabulate(rows, header, floatfmt='.2f')}\n"
+            f"training steps: {flops:.2e} operations, {hours:.1f} h on {layout.workers} workers"
+            f" ({dollars:.2f} dollars)"
+        )
     compute = experiment.compute
     check_fits(step.need(compute.zero_stage, compute.offload), name, machine.memory)

@@ -1,5 +1,6 @@
 """What a user sees while something goes on: a bar on a terminal, plain lines in a file."""
 
+import json
 import sys
 from typing import Any
 
@@ -11,6 +12,15 @@ LINE_SECONDS, BAR_SECONDS = 10.0, 0.5
 def say(message: str) -> None:
     """Tell the user what goes on, on stderr."""
     print(message, file=sys.stderr, flush=True)
+
+
+def as_json(value: Any) -> str:
+    """What `--json` prints; sets and numbers of numpy become lists and numbers."""
+    return json.dumps(value, indent=1, ensure_ascii=False, default=_plain)
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if hasattr(value, "item") else sorted(value)
 
 
 class Progress(tqdm):  # type: ignore[misc]

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import settings
 
 pytest_plugins = ["skips"]
+TESTS = Path(__file__).parent
 ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "OMP_NUM_THREADS": "1",  # the models are too small for two
@@ -33,6 +34,18 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ.update(ENVIRONMENT, RAY_TMPDIR=folder.name)  # apart from the user's own Ray
     settings.register_profile("any machine", deadline=None)  # a busy one is no failure
     settings.load_profile("any machine")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Side by side, one process has all tests of Ray, which mostly wait, and others a file each.
+
+    Those of Ray come first, because they take longest; they share one Ray.
+    """
+    items.sort(key=lambda item: item.get_closest_marker("ray") is None)
+    for item in items:
+        group = "ray" if item.get_closest_marker("ray") else str(item.path.relative_to(TESTS))
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(scope="session")

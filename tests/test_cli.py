@@ -27,7 +27,7 @@ from rsllm.store.artifacts import write_json
 EXPERIMENT_FLAGS = ["--backbone", "--config", "--data", "--layout", "--like", "--recommender"]
 EXPERIMENT_FLAGS += ["--set", "--storage"]
 GOLDEN = {
-    "fetch": ["--from", "NAME"],
+    "fetch": ["--from", "--json", "NAME"],
     "start": ["--backbone", "--config", "--like", "--set", "--storage", "--yes", "FILE"],
     "completion": ["None"],
     "synthesize": ["--items", "--length", "--noise", "--seed", "--text-share", "--users", "DIR"],
@@ -35,10 +35,10 @@ GOLDEN = {
     "fit": EXPERIMENT_FLAGS,
     "train": EXPERIMENT_FLAGS,
     "settings": ["--json", "PREFIX"],
-    "plan": sorted([*EXPERIMENT_FLAGS, "--cluster", "--recommend", "--title-tokens"]),
-    "doctor": ["--backbone", "--storage"],
-    "audit": ["--accept", "DIR"],
-    "evaluate": sorted([*EXPERIMENT_FLAGS, "--export", "--predictions", "--split"]),
+    "plan": sorted([*EXPERIMENT_FLAGS, "--cluster", "--json", "--recommend", "--title-tokens"]),
+    "doctor": ["--backbone", "--json", "--storage"],
+    "audit": ["--accept", "--json", "DIR"],
+    "evaluate": sorted([*EXPERIMENT_FLAGS, "--export", "--json", "--predictions", "--split"]),
     "serve": sorted(
         [
             *("--host", "--port", "--token-file", "--certificate", "--key", "--ranker"),
@@ -50,12 +50,12 @@ GOLDEN = {
         [
             *("--history", "--users", "--histories", "--k", "--out", "--ranker", "--workers"),
             *("--include-seen", "--only", "--never", "--skip-unknown", "--precision", "--storage"),
-            "MODEL",
+            *("--json", "MODEL"),
         ]
     ),
     "export": ["--as", "--public", "--ranker", "--storage", "--to", "--without-titles", "NAME"],
-    "runs ls": ["--storage"],
-    "runs show": ["--storage", "NAME"],
+    "runs ls": ["--json", "--storage"],
+    "runs show": ["--json", "--storage", "NAME"],
     "runs diff": ["--storage", "NAME"],
     "runs gc": ["--older-than", "--storage", "--yes"],
 }

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import TypeAdapter
 
@@ -49,6 +49,21 @@ class Asset:
 
 TABLE = tomllib.loads(Path(__file__).with_name("catalogue.toml").read_text())
 ASSETS = TypeAdapter(dict[str, Asset]).validate_python(TABLE)
+
+
+def known_assets() -> list[dict[str, Any]]:
+    """What can be fetched: how many MB, whether the cache has it, from where, and its licence."""
+    return [
+        {
+            "name": name,
+            "kind": asset.kind,
+            "MB": round(sum(f.bytes for f in getattr(asset.sources[0], "files", ())) / 1e6) or None,
+            "here": "yes" if (cache_root() / name / MANIFEST).exists() else "no",
+            "from": str(asset.sources[0]),
+            "licence": asset.licence,
+        }
+        for name, asset in ASSETS.items()
+    ]
 
 
 def fetch(name: str, *, cache: Path | None = None, sources: Sequence[AssetSource] = ()) -> Path:

@@ -209,8 +209,10 @@ def _convert_gguf(gguf: Path, folder: Path) -> None:
     import torch
     from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    from transformers import logging as of_transformers
 
     say("converting to safetensors")
+    of_transformers.disable_progress_bar()
     source = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
     how = {"quantization_config": GgufConfig(gguf_file=gguf.name, dequantize=True)}
     how |= {"dtype": torch.bfloat16, "output_loading_info": True}

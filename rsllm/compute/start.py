@@ -252,12 +252,12 @@ def quieten() -> None:
     """Keep from the user what libraries say to their own developers, or where nothing is wrong."""
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
-    for logger, text in NO_WARNINGS.items():
+    for logger in NO_WARNINGS:
+        logging.getLogger(logger).addFilter(_is_other)
 
-        def is_other(record: logging.LogRecord, text: str = text) -> bool:
-            return text not in record.getMessage()
 
-        logging.getLogger(logger).addFilter(is_other)
+def _is_other(record: logging.LogRecord) -> bool:
+    return NO_WARNINGS[record.name] not in record.getMessage()
 
 
 def _free_port() -> int:

@@ -12,6 +12,7 @@ RECOMMENDERS = {
     "gru4rec": "rsllm.recommenders.gru4rec:GRU4Rec",
     "caser": "rsllm.recommenders.caser:Caser",
     "sasrec": "rsllm.recommenders.sasrec:SASRec",
+    "esasrec": "rsllm.recommenders.esasrec:ESASRec",
 }
 """Every recommender's module and class. One of yours comes from a line here, or from an installed
 package with an entry point of the group `rsllm.recommenders`, which all nodes find."""
@@ -38,9 +39,9 @@ class RecommenderConfig:
     width: PositiveInt = 64
     """Width of item embeddings and hidden states."""
     num_blocks: PositiveInt = 1
-    """SASRec's blocks, GRU4Rec's layers; Caser has none."""
+    """Blocks of SASRec and eSASRec, GRU4Rec's layers; Caser has none."""
     num_heads: PositiveInt = 1
-    """SASRec's attention heads."""
+    """Attention heads of SASRec and eSASRec."""
     num_filters: PositiveInt = 16
     """Caser's horizontal filters of each height."""
     dropout: Share = 0.0551

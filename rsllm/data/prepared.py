@@ -1,7 +1,7 @@
 """The prepared folder: Parquet tables, written by `rsllm.data.prepare` and read here.
 
 items.parquet, users.parquet         source ids, titles, training interactions
-events/part-*.parquet                every kept interaction; only the audit reads them
+events/part-*.parquet                every kept interaction
 train/part-*.parquet                 rows: a history and the item that came next
 validation.parquet, test.parquet     held-out rows
 candidates/SPLIT-DRAW.parquet        candidate sets, row by row as in the split's file
@@ -23,7 +23,9 @@ from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from rsllm.config import Domain
 from rsllm.data.sequences import NO_ITEM, Catalogue, Events, Ints, Rows, Split
@@ -138,6 +140,19 @@ class PreparedData:
         table = _read_parts(self.path / "events", "events")
         return Events(*(table[name].to_numpy() for name in ("user", "item", "time")))
 
+    def times_before(self, rows: Rows) -> NDArray[np.int64]:
+        """When each row's user met the item before its target, in milliseconds since 1970. [R]
+
+        Raises:
+            ConfigError: no user is here.
+            DataError: a file is damaged or has another schema.
+        """
+        self._require_users()
+        asked = pa.array(np.unique(rows.user_R))
+        table = _read_parts(self.path / "events", "events", pc.field("user").isin(asked))
+        start_R = np.searchsorted(table["user"].to_numpy(), rows.user_R)
+        return np.asarray(table["time"].to_numpy()[start_R + rows.position_R - 1])
+
     def _require_users(self) -> None:
         """Refuse what an exported model brings along, which is items alone (`rsllm.export`)."""
         require(
@@ -216,10 +231,10 @@ def read_table(path: Path, kind: str) -> pa.Table:
         raise DataError(f"{path} is damaged ({error}); prepare the data again") from error
 
 
-def _read_parts(folder: Path, kind: str) -> pa.Table:
-    """Return all parts, by user; a user is in one part, in order."""
-    parts = [read_table(part, kind) for part in sorted(folder.glob("part-*.parquet"))]
-    table = pa.concat_tables(parts)
+def _read_parts(folder: Path, kind: str, wanted: pc.Expression | None = None) -> pa.Table:
+    """Return all parts, or their wanted lines, by user; a user is in one part, in order."""
+    parts = (read_table(part, kind) for part in sorted(folder.glob("part-*.parquet")))
+    table = pa.concat_tables(part if wanted is None else part.filter(wanted) for part in parts)
     return table.take(table["user"].to_numpy().argsort(kind="stable")).combine_chunks()
 
 

@@ -10,25 +10,21 @@ from typing import Any
 import numpy as np
 
 from rsllm.data.prepared import PreparedData
-from rsllm.data.sequences import Rows
+from rsllm.data.sequences import Bools, Rows
 from rsllm.errors import EvaluationError
 from rsllm.evaluate.deployed import list_metrics, reach
+from rsllm.evaluate.groups import FEWEST_USERS, target_groups
 from rsllm.evaluate.metrics import (
-    BUCKETS,
     METRICS,
     RULES,
     compared_metrics,
     order_bias,
-    popularity_buckets,
     rank_metrics,
     target_ranks,
 )
 from rsllm.evaluate.rank import candidate_sets, fixed_sample, presented_places, target_places
 from rsllm.evaluate.run import Outcome
 from rsllm.evaluate.statistics import mean_interval
-
-FEWEST_USERS = 5
-"""Of fewer users a bucket's metrics say nothing, and almost what each one did."""
 
 
 def per_user(scores_DRC: np.ndarray, draws: Sequence[Rows]) -> dict[str, np.ndarray]:
@@ -77,6 +73,7 @@ def method_table(
         draws: the rows with each draw of their candidates.
         data: what the rows are of.
     """
+    groups = target_groups(draws[0], data)
     return [
         {
             "name": name,
@@ -92,7 +89,7 @@ def method_table(
             "per_token_metrics": estimates(over_seeds(group, draws, "per_token_DRC")) or None,
             "catalogue_metrics": estimates(_stack([o.catalogue for o in group])) or None,
             "deployed": _deployed(group, draws[0], data),
-            "by_popularity": by_popularity(over_seeds(group, draws), draws[0], data),
+            "by_target": by_target(over_seeds(group, draws), groups),
             "generation": {
                 decoding: {rule: _judged(answers, draws[0], data, rule) for rule in RULES}
                 for decoding, answers in (group[0].answers or {}).items()
@@ -119,14 +116,12 @@ def _deployed(group: Sequence[Outcome], rows: Rows, data: PreparedData) -> dict[
     return {**estimates(_stack(metrics_S)), **reach([*lists[0]], data.catalogue)}
 
 
-def by_popularity(
-    vectors: Mapping[str, np.ndarray], rows: Rows, data: PreparedData
-) -> dict[str, Any]:
-    """By bucket of the targets: how many users, and where these are enough, metrics of [S, R]."""
-    bucket_R = popularity_buckets(data.catalogue.counts_I)[rows.target_R]
-    found: dict[str, Any] = {}
-    for bucket, name in enumerate(BUCKETS):
-        own_R = bucket_R == bucket
+def by_target(
+    vectors: Mapping[str, np.ndarray], groups: Mapping[str, Bools]
+) -> dict[str, dict[str, Any]]:
+    """By group of rows: how many users, and where these are enough, metrics of [S, R]."""
+    found: dict[str, dict[str, Any]] = {}
+    for name, own_R in groups.items():
         of_own = {metric: vectors[metric][:, own_R] for metric in compared_metrics()}
         enough = own_R.sum() >= FEWEST_USERS
         found[name] = {"n": int(own_R.sum()), **(estimates(of_own) if enough else {})}

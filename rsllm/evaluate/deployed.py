@@ -13,8 +13,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from rsllm.data.prepared import PreparedData
-from rsllm.data.sequences import NO_ITEM, Catalogue, Ints, Rows
-from rsllm.evaluate.metrics import BUCKETS, METRICS, Floats, popularity_buckets
+from rsllm.data.sequences import NO_ITEM, Bools, Catalogue, Ints, Rows
+from rsllm.evaluate.metrics import METRICS, Floats
 
 SIZE = 10
 """Items of a list."""
@@ -77,15 +77,20 @@ def reach(lists: Sequence[Ints], catalogue: Catalogue) -> Mapping[str, float]:
     Returns:
         "coverage": the share of the catalogue's titles that is recommended to anybody. "novelty":
         the mean of -log2(share of training interactions) of what is recommended, in bits (Zhou et
-        al. 2010, PNAS 107). "popular": the share of recommendations that are of the items which
-        make up a third of all training interactions.
+        al. 2010, PNAS 107). "popular": the share of recommendations that are of `popular_items`.
     """
     items_N = np.concatenate([*lists, np.empty(0, np.int32)]).astype(np.int32)
     items_N = items_N[items_N != NO_ITEM]
     share_I = (catalogue.counts_I + 1.0) / (catalogue.counts_I + 1.0).sum()
-    popular_I = popularity_buckets(catalogue.counts_I) == BUCKETS.index("popular")
     return {
         "coverage": len(np.unique(catalogue.keys(items_N))) / len(catalogue.representatives),
         "novelty": float(-np.log2(share_I[items_N]).mean()),
-        "popular": float(popular_I[items_N].mean()),
+        "popular": float(popular_items(catalogue.counts_I)[items_N].mean()),
     }
+
+
+def popular_items(counts_I: np.ndarray) -> Bools:
+    """Whether the items above each in popularity make up less than a third of all interactions."""
+    ordered_I = np.sort(counts_I)
+    up_to_I = ordered_I.cumsum()[np.searchsorted(ordered_I, counts_I, side="right") - 1]
+    return np.asarray(3 * (counts_I.sum() - up_to_I) < counts_I.sum())

@@ -51,7 +51,7 @@ class Metric(NamedTuple):
     brief: bool = False
     """Shown where room is short: in the terminal and on pages of cells. Files hold every metric."""
     compared: bool = False
-    """Tested in pairs, shown of each trial, and told by the popularity of the targets."""
+    """Tested in pairs, shown of each trial, and told by groups of the targets."""
     share: bool = False
     """Of users, each of whom it counts or not, so that its mean tells its interval."""
 
@@ -90,21 +90,6 @@ def compared_metrics(first: str = "HR@1") -> list[str]:
 def rank_metrics(ranks_R: Ints) -> dict[str, Floats]:
     """Every ranking metric by name, one value per user."""
     return {name: metric.of_ranks(ranks_R) for name, metric in METRICS.items()}
-
-
-BUCKETS = ("popular", "middle", "rare", "cold")
-"""Of targets, by their training interactions."""
-
-
-def popularity_buckets(counts_I: np.ndarray) -> np.ndarray:
-    """The place of each item in `BUCKETS`, by its training interactions. [I]
-
-    Popular: interactions with items above it make up less than a third of all; middle: less than
-    two thirds; rare: less than all; cold: it has none. Equally popular items share a bucket.
-    """
-    ordered_I, total = np.sort(counts_I), counts_I.sum()
-    up_to_I = ordered_I.cumsum()[np.searchsorted(ordered_I, counts_I, side="right") - 1]
-    return np.asarray(3 * (total - up_to_I) // total)
 
 
 def expected_metrics(

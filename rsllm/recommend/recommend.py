@@ -19,6 +19,7 @@ from rsllm.recommend.users import (
     read_names,
     write_out,
 )
+from rsllm.terminal import as_json
 
 SHOWN = ["user_id", "rank", "title", "score", "item_id", "source", "recommender_rank"]
 
@@ -46,13 +47,18 @@ def recommend(arguments: argparse.Namespace) -> None:
         never=read_names(arguments.never, items) if arguments.never else np.empty(0, np.int32),
     )
     ranker = chosen(opened, store, arguments.ranker)
-    print(f"{ranker.name} ranks by {ranker.by} ({ranker.why})", flush=True)
+    if not arguments.json:
+        print(f"{ranker.name} ranks by {ranker.by} ({ranker.why})", flush=True)
     how = {"allowed": allowed, "histories": histories, "precision": arguments.precision}
     task = Task.of(ranker, arguments.k, **how)
     if histories is not None and not arguments.histories and not arguments.out:
         shown = task.table(ranker, histories)[SHOWN]
         shown = shown.drop(columns="user_id") if arguments.history else shown
-        print(tabulate(shown.to_dict("list"), headers="keys", floatfmt=".3f"))
+        if arguments.json:
+            facts = {"model": ranker.name, "ranks by": ranker.by, "why": ranker.why}
+            print(as_json({**facts, "lists": shown.to_dict("records")}))
+        else:
+            print(tabulate(shown.to_dict("list"), headers="keys", floatfmt=".3f"))
         return
     lists = make_lists(task, ranker, store, arguments.workers)
     asked = len(ranker.pasts() if histories is None else histories)

@@ -10,46 +10,6 @@ from rsllm.config import RecommenderConfig
 from rsllm.recommenders.base import ItemVectors, Recommender, initialise
 
 
-class SASRec(Recommender):
-    """Causal self-attention over item and position embeddings (section III).
-
-    Differences from the paper:
-        - Positions count back from the most recent item instead of from the start of a padded
-          window, so a state does not depend on the padding.
-        - The loss is chosen (`rsllm.train.recommender`); the paper's is binary with one sampled
-          negative (section III-E), which the softmax over all items beats at no cost for
-          catalogues of some thousand items.
-        - One state per row, after its last item, since every prefix of a training user is a row
-          of its own; the paper takes a loss at each position of one row per user.
-    """
-
-    def __init__(self, items: ItemVectors, config: RecommenderConfig, window: int) -> None:
-        super().__init__(items, config, window)
-        self.positions = nn.Embedding(window, config.width)
-        self.dropout = nn.Dropout(config.dropout)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_blocks))
-        self.norm = nn.LayerNorm(config.width)
-        self.apply(initialise)
-
-    def forward(self, history_BH: Tensor, length_B: Tensor) -> Tensor:
-        """The state `[B, E]` after the last real item; see `Recommender.forward`.
-
-        Only the last real item needs an answer from the last block. Padding stands behind it,
-        where neither the causal mask nor the last item's own looks.
-        """
-        last_B = length_B - 1
-        age_BH = last_B[:, None] - torch.arange(history_BH.shape[1], device=history_BH.device)
-        position_BHE = self.positions(age_BH.clamp(min=0))
-        x_BHE = self.dropout(self.embed(history_BH, length_B) + position_BHE)
-        causal_HH = age_BH[0, :, None] <= age_BH[0]
-        for block in self.blocks[:-1]:
-            x_BHE = block(x_BHE, x_BHE, causal_HH)
-        last_B1E = x_BHE[torch.arange(len(last_B), device=last_B.device), last_B, None]
-        real_B11H = (age_BH >= 0)[:, None, None]
-        state_B1E: Tensor = self.norm(self.blocks[-1](last_B1E, x_BHE, real_B11H))
-        return state_B1E.squeeze(1)
-
-
 class Block(nn.Module):
     """Attention, then a point-wise feed-forward net, each as `x + dropout(f(norm(x)))`."""
 
@@ -93,3 +53,45 @@ class Block(nn.Module):
         )
         mixed_BQE: Tensor = self.out(mixed_BNQD.transpose(1, 2).flatten(2))
         return mixed_BQE
+
+
+class SASRec(Recommender):
+    """Causal self-attention over item and position embeddings (section III).
+
+    Differences from the paper:
+        - Positions count back from the most recent item instead of from the start of a padded
+          window, so a state does not depend on the padding.
+        - The loss is chosen (`rsllm.train.recommender`); the paper's is binary with one sampled
+          negative (section III-E), which the softmax over all items beats at no cost for
+          catalogues of some thousand items.
+        - One state per row, after its last item, since every prefix of a training user is a row
+          of its own; the paper takes a loss at each position of one row per user.
+    """
+
+    block: type[Block] = Block
+
+    def __init__(self, items: ItemVectors, config: RecommenderConfig, window: int) -> None:
+        super().__init__(items, config, window)
+        self.positions = nn.Embedding(window, config.width)
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(self.block(config) for _ in range(config.num_blocks))
+        self.norm = nn.LayerNorm(config.width)
+        self.apply(initialise)
+
+    def forward(self, history_BH: Tensor, length_B: Tensor) -> Tensor:
+        """The state `[B, E]` after the last real item; see `Recommender.forward`.
+
+        Only the last real item needs an answer from the last block. Padding stands behind it,
+        where neither the causal mask nor the last item's own looks.
+        """
+        last_B = length_B - 1
+        age_BH = last_B[:, None] - torch.arange(history_BH.shape[1], device=history_BH.device)
+        position_BHE = self.positions(age_BH.clamp(min=0))
+        x_BHE = self.dropout(self.embed(history_BH, length_B) + position_BHE)
+        causal_HH = age_BH[0, :, None] <= age_BH[0]
+        for block in self.blocks[:-1]:
+            x_BHE = block(x_BHE, x_BHE, causal_HH)
+        last_B1E = x_BHE[torch.arange(len(last_B), device=last_B.device), last_B, None]
+        real_B11H = (age_BH >= 0)[:, None, None]
+        state_B1E: Tensor = self.norm(self.blocks[-1](last_B1E, x_BHE, real_B11H))
+        return state_B1E.squeeze(1)

@@ -14,7 +14,8 @@ from rsllm.assets.catalogue import ASSETS, hub_name
 from rsllm.config import REPRESENTATIONS, Experiment
 from rsllm.config.plain import to_dict
 from rsllm.data.prepared import PreparedData
-from rsllm.evaluate.metrics import BUCKETS, METRICS
+from rsllm.evaluate.groups import GROUPS
+from rsllm.evaluate.metrics import METRICS
 from rsllm.evaluate.statistics import Estimate, mean_interval
 from rsllm.report.templates import render
 
@@ -77,7 +78,7 @@ def write_card(
         candidates=experiment.data.candidates,
         data=[_described(part, num_users) for part, num_users in data],
         validated=hits | {"MRR": mrr},
-        by_target={name: bucket for name in BUCKETS if (bucket := _bucket(validation, name))},
+        by_target={name: group for name in GROUPS if (group := _group(validation, name))},
         cost={"seconds": round(seconds), "tokens": round(tokens), "trained": num_trained},
         machine=platform.machine(),
         precision=precision,
@@ -132,10 +133,11 @@ def _licence(source: str) -> str:
     return ASSETS[source].licence if source in ASSETS else "as its owner states"
 
 
-def _bucket(validation: Mapping[str, float], name: str) -> dict[str, Any] | None:
+def _group(validation: Mapping[str, float], name: str) -> dict[str, Any] | None:
     """Return the metrics of users with such a target: None if there are none, and no values if
     they are too few."""
-    n, hits = round(validation[f"targets/{name}/n"]), validation.get(f"targets/{name}/HR@1")
+    n = round(validation.get(f"targets/{name}/n", 0))
+    hits = validation.get(f"targets/{name}/HR@1")
     if not n:
         return None
     hit = None if hits is None else _interval(hits, n)

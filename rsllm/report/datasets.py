@@ -107,7 +107,8 @@ class DatasetTables:
             tables.by_seed(results),
             tables.likelihoods(results),
             tables.generated(results),
-            tables.popularity(results),
+            tables.by_target(results),
+            tables.gains({"pairs": self.pairs}),
             Table("Cost and provenance", cost, "spent"),
         ]
         claims = replace(tables.pairs({"pairs": self.pairs}), title=f"Claims, {self.title}")

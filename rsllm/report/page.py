@@ -56,7 +56,7 @@ def write_report(folder: Path, results: Results, recommend: str = "") -> str:
         "Trained": f"{len(trials)} {kind}" + (f" in {minutes} minutes" if minutes else ""),
         "Made": " ".join([origin.get("time", "")[:10], origin.get("machine", "")]).strip(),
     }
-    quality = (tables.methods, tables.deployed, tables.by_seed, tables.popularity)
+    quality = (tables.methods, tables.deployed, tables.by_seed, tables.by_target)
     answers = (tables.likelihoods, tables.generated, tables.orders)
     training = (tables.confirm, figures.of_training, figures.of_trials, tables.mattered)
     sections = {

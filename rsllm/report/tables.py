@@ -5,12 +5,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rsllm.evaluate.metrics import BUCKETS, METRICS, brief_metrics, compared_metrics
+from rsllm.evaluate.groups import GROUPS
+from rsllm.evaluate.metrics import METRICS, brief_metrics, compared_metrics
 from rsllm.report.trials import importance, names, pareto_front, scored
 
 Results = Mapping[str, Any]
 OLD_WORDS = {"not distinguishable": "cannot be told"}
 """Verdicts in results of before, and what they are called now."""
+OLD_GROUPS = ("popular", "middle", "rare", "cold")
+"""Groups of targets in results of before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,17 +158,38 @@ def by_seed(results: Results) -> Table:
     )
 
 
-def popularity(results: Results) -> Table:
-    """How good each method is by how popular the targets are."""
+def by_target(results: Results) -> Table:
+    """How good each method is by groups of targets."""
     return Table(
-        "By training interactions of the target",
+        "By target",
         [
-            {"method": method["name"], "targets": bucket} | found
+            {"method": method["name"], "targets": group} | found
             for method in results["methods"]
-            for bucket in BUCKETS
-            if (found := (method.get("by_popularity") or {}).get(bucket)) and found["n"]
+            for group in (*GROUPS, *OLD_GROUPS)
+            if (found := _groups(method).get(group)) and found["n"]
         ],
-        "popularity",
+        "by_target",
+    )
+
+
+def _groups(method: Mapping[str, Any]) -> Mapping[str, Any]:
+    return method.get("by_target") or method.get("by_popularity") or {}
+
+
+def gains(results: Results) -> Table:
+    """Where the difference of each claim comes from, by groups of targets."""
+    return Table(
+        "Where a difference comes from",
+        [
+            {"claim": pair["claim"], "first": pair["first"], "second": pair["second"]}
+            | {"targets": group, "n": found["n"], "metric": pair["metric"]}
+            | {key: found[key] for key in ("difference", "p")}
+            for pair in claimed(results["pairs"])
+            for group in GROUPS
+            if (found := (pair.get("by_target") or {}).get(group))
+        ],
+        "gains",
+        levels={"difference": 0.0},
     )
 
 

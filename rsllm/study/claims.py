@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from rsllm.data.sequences import Bools
+from rsllm.evaluate.groups import FEWEST_USERS
 from rsllm.evaluate.metrics import compared_metrics
 from rsllm.evaluate.statistics import SIGNIFICANCE, holm, paired
 
@@ -65,6 +67,21 @@ def paired_tests(
     return {metric: asdict(paired(first[metric], second[metric])) for metric in metrics}
 
 
+def tests_by_target(
+    first: Mapping[str, np.ndarray], second: Mapping[str, np.ndarray], groups: Mapping[str, Bools]
+) -> dict[str, Row]:
+    """Compare two methods in each group of rows that has enough users."""
+    found = {}
+    for name, own_R in groups.items():
+        if (n := int(own_R.sum())) >= FEWEST_USERS:
+            one, other = (
+                {metric: np.atleast_2d(values)[:, own_R] for metric, values in vectors.items()}
+                for vectors in (first, second)
+            )
+            found[name] = {"n": n, **paired_tests(one, other, compared_metrics())}
+    return found
+
+
 def compare(
     vectors: Mapping[str, Mapping[str, np.ndarray]], claims: Sequence[Claim], metrics: Sequence[str]
 ) -> list[Row]:
@@ -113,11 +130,13 @@ def compare_cells(
             rows[main].append(row | _validity(cells[claim.first], claim.above))
         elif not compared:
             rows[main].append(row | {"metric": main, "verdict": NOT_COMPUTED})
-        tests = compared["tests"] if compared else {}
+        tests, by_target = ((compared or {}).get(part, {}) for part in ("tests", "by_target"))
         for metric in rows.keys() & tests.keys():
             gain = claim.gains.get(source) if metric == main else None
+            groups = {name: {"n": test["n"], **test[metric]} for name, test in by_target.items()}
             test = {**tests[metric], **row, "metric": metric, "published gain": gain}
-            rows[metric].append(test | {"size": size(test["difference"], gain)})
+            test |= {"size": size(test["difference"], gain), "by_target": groups}
+            rows[metric].append(test)
     return [row for group in rows.values() for row in adjust(group)]
 
 

@@ -17,6 +17,7 @@ from rsllm.data.prepared import PreparedData
 from rsllm.errors import RsllmError
 from rsllm.evaluate.compare import method_table, stack_seeds
 from rsllm.evaluate.fuse import combine_outcomes, combine_scores
+from rsllm.evaluate.groups import target_groups
 from rsllm.evaluate.metrics import compared_metrics
 from rsllm.evaluate.rank import held_out
 from rsllm.evaluate.run import Method, read_scores
@@ -26,7 +27,7 @@ from rsllm.prompts.templates import wording
 from rsllm.recommenders.embeddings import FILE as ITEM_TABLE
 from rsllm.store.artifacts import Store, provenance, read_json
 from rsllm.store.versions import deciding_results
-from rsllm.study.claims import paired_tests
+from rsllm.study.claims import paired_tests, tests_by_target
 from rsllm.study.grid import Dataset, Grid, GridArguments, datasets
 from rsllm.study.results import Cell, Entry, slug
 from rsllm.study.variants import (
@@ -163,7 +164,10 @@ class Runner:
     def compare(self, first: str, second: str) -> None:
         """Put a comparison on file, unless it is, or the predictions are not at hand."""
         one, other = self.known(first), self.known(second)
-        if not one or not other or self.dataset.cells.comparison(self.dataset.name, one, other):
+        if not one or not other:
+            return
+        filed = self.dataset.cells.comparison(self.dataset.name, one, other)
+        if filed and "by_target" in filed:  # which the first files lack
             return
         scores = [stored_scores(cell["predictions"], self.pipeline.store) for cell in (one, other)]
         if not all(scores):
@@ -173,6 +177,8 @@ class Runner:
         tests = paired_tests(vectors[0], vectors[1], compared_metrics())
         seeds = [one["seeds"], other["seeds"]]
         found = {"n": one["n"], "seeds": seeds, "tests": tests, "provenance": provenance()}
+        groups = target_groups(draws[0], self.data)
+        found["by_target"] = tests_by_target(vectors[0], vectors[1], groups)
         self.dataset.cells.write_comparison(self.dataset.name, one, other, found)
 
     def _train(self, entry: Entry, experiment: Experiment) -> tuple[list[Method], dict[str, Any]]:

@@ -22,14 +22,8 @@ from rsllm.data.hashing import stream_seed
 from rsllm.data.histories import Histories
 from rsllm.data.prepared import PreparedData
 from rsllm.data.sequences import Rows
-from rsllm.evaluate.compare import FEWEST_USERS
-from rsllm.evaluate.metrics import (
-    BUCKETS,
-    compared_metrics,
-    popularity_buckets,
-    rank_metrics,
-    target_ranks,
-)
+from rsllm.evaluate.groups import FEWEST_USERS, target_groups
+from rsllm.evaluate.metrics import compared_metrics, rank_metrics, target_ranks
 from rsllm.evaluate.rank import (
     catalogue_metrics,
     decision,
@@ -165,12 +159,10 @@ class LanguageTask:
         return rank_metrics(target_ranks(scores_RC, target_places(rows)))
 
     def _by_target(self, of_rows: Mapping[str, np.ndarray]) -> dict[str, float]:
-        """How sure the MRR is, and metrics by popularity of the target, for the card."""
+        """How sure the MRR is, and metrics by groups of targets, for the card."""
         mrr = mean_interval(of_rows["MRR"])
         found = {"targets/all/MRR_low": mrr.low, "targets/all/MRR_high": mrr.high}
-        bucket_R = popularity_buckets(self.data.catalogue.counts_I)[self.validation.target_R]
-        for bucket, name in enumerate(BUCKETS):
-            own_R = bucket_R == bucket
+        for name, own_R in target_groups(self.validation, self.data).items():
             found[f"targets/{name}/n"] = n = own_R.sum()
             if n >= FEWEST_USERS:
                 for metric in compared_metrics():

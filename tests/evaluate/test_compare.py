@@ -14,15 +14,9 @@ from rsllm.config.plain import replace_in
 from rsllm.data.prepared import PreparedData
 from rsllm.data.sequences import Rows
 from rsllm.errors import EvaluationError
-from rsllm.evaluate.compare import (
-    FEWEST_USERS,
-    estimates,
-    method_table,
-    over_seeds,
-    per_user,
-    popularity_buckets,
-)
-from rsllm.evaluate.metrics import BUCKETS, RULES
+from rsllm.evaluate.compare import by_target, estimates, method_table, over_seeds, per_user
+from rsllm.evaluate.groups import BY_COUNT, target_groups
+from rsllm.evaluate.metrics import RULES
 from rsllm.evaluate.rank import fixed_sample, presented_places, target_places
 from rsllm.evaluate.run import Method, Outcome
 from rsllm.evaluate.statistics import paired
@@ -87,35 +81,12 @@ def test_method_table(rows: Rows, data: PreparedData) -> None:
     assert other["likelihood_metrics"]["MRR"]["value"] == 0.5
 
 
-@pytest.mark.parametrize(
-    "counts",
-    [[5, 4, 3, 2, 2, 1, 0], [1, 1, 1, 1], [9, 0, 0], [2, 0, 7, 7, 7, 2, 2, 1], [10, 1, 1]],
-)
-def test_buckets_are_thirds_of_the_interactions(counts: list[int]) -> None:
-    expected = []
-    for count in counts:
-        above = sum(other for other in counts if other > count)
-        thirds = [above < sum(counts) / 3, above < 2 * sum(counts) / 3, count > 0, True]
-        expected.append(thirds.index(True))
-    assert popularity_buckets(np.array(counts)).tolist() == expected
-
-
-def test_metrics_by_popularity(rows: Rows, data: PreparedData) -> None:
-    """Against a loop; a bucket of few users shows how many they are, and no more."""
-    ranks = [[1] * 6 + [2] * 6, [1, 2, 4] * 4]
-    outcomes = [outcome("a", rows, of_seed) for of_seed in ranks]
+def test_metrics_by_target(rows: Rows, data: PreparedData) -> None:
+    outcomes = [outcome("a", rows, ranks) for ranks in ([1] * 6 + [2] * 6, [1, 2, 4] * 4)]
     (entry,) = method_table({"a": outcomes}, [rows], data)
-    buckets = popularity_buckets(data.catalogue.counts_I)
-    for number, name in enumerate(BUCKETS):
-        own = [i for i, target in enumerate(rows.target_R) if buckets[target] == number]
-        found = entry["by_popularity"][name]
-        assert found["n"] == len(own)
-        assert ("MRR" in found) == ("HR@1" in found) == (len(own) >= FEWEST_USERS)
-        if "MRR" in found:
-            mean = np.mean([1 / of_seed[i] for of_seed in ranks for i in own])
-            assert found["MRR"]["value"] == pytest.approx(mean)
-            assert found["MRR"]["n"] == len(own)
-    assert {len(found) for found in entry["by_popularity"].values()} == {1, 3}
+    expected = by_target(over_seeds(outcomes, [rows]), target_groups(rows, data))
+    assert entry["by_target"] == expected
+    assert sum(expected[name]["n"] for name in BY_COUNT) == NUM_ROWS
 
 
 def test_generated_answers_are_judged_on_the_rows_they_belong_to(

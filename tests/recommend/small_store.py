@@ -37,7 +37,6 @@ CURVE = {"HR@1": 0.4, "HR@5": 1.0, "HR@10": 1.0, "MRR": 0.5, "seconds": 1.0} | {
     "tokens_per_second": 1.0,
     "targets/all/MRR_low": 0.25,
     "targets/all/MRR_high": 0.75,
-    **{f"targets/{name}/n": 0.0 for name in ("popular", "middle", "rare", "cold")},
 }
 
 

@@ -12,7 +12,7 @@ from small_data import TITLES
 
 from rsllm.data.sequences import Rows
 from rsllm.errors import ConfigError
-from rsllm.evaluate.deployed import list_metrics, lists_of, pasts_of, reach
+from rsllm.evaluate.deployed import list_metrics, lists_of, pasts_of, popular_items, reach
 from rsllm.evaluate.rank import rank_catalogue
 from rsllm.recommend.choose import Remembering, chosen, deployed
 from rsllm.recommend.ranker import Ranker
@@ -63,6 +63,16 @@ def test_metrics_of_lists(history_model: Ranker) -> None:
     assert TITLES[7] == TITLES[3]
     twin = list_metrics([lists[0]], np.array([7], np.int32), catalogue)
     np.testing.assert_allclose(twin["NDCG@10"], [1 / math.log2(3)])
+
+
+@pytest.mark.parametrize(
+    "counts",
+    [[5, 4, 3, 2, 2, 1, 0], [1, 1, 1, 1], [9, 0, 0], [2, 0, 7, 7, 7, 2, 2, 1], [10, 1, 1]],
+)
+def test_popular_items_have_a_third_of_the_interactions(counts: list[int]) -> None:
+    above = [sum(other for other in counts if other > count) for count in counts]
+    expected = [each < sum(counts) / 3 for each in above]
+    assert popular_items(np.array(counts)).tolist() == expected
 
 
 def test_what_all_lists_reach(history_model: Ranker) -> None:

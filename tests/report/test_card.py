@@ -29,8 +29,9 @@ def written(folder: Path, data: PreparedData, *, source: str = "org/model") -> s
     experiment = replace_in(Experiment(), {**settings, "backbone.source": source})
     metrics = {"HR@1": 0.4, "HR@5": 1.0, "HR@10": 1.0, "tokens_per_second": 30.0, "seconds": 10.0}
     metrics |= {"MRR": 0.5, "targets/all/MRR_low": 0.25, "targets/all/MRR_high": 0.75}
-    metrics |= {"targets/popular/n": 0.0, "targets/middle/n": 5.0, "targets/rare/n": 4.0}
-    metrics |= {"targets/middle/HR@1": 0.4, "targets/middle/MRR": 0.625, "targets/cold/n": 1.0}
+    metrics |= {"targets/never trained on/n": 0.0, "targets/1 to 4 interactions/n": 5.0}
+    metrics |= {"targets/1 to 4 interactions/HR@1": 0.4, "targets/1 to 4 interactions/MRR": 0.625}
+    metrics |= {"targets/5 to 19 interactions/n": 4.0, "targets/20 interactions or more/n": 1.0}
     with commit_dir(folder / "artifact") as staging:
         write_card(
             staging,
@@ -67,10 +68,10 @@ def test_a_card_says_what_was_done(tmp_path: Path, data: PreparedData) -> None:
         "| MRR | 0.500 [0.250, 0.750] | 5 |",
         f"| middle | 0.400 [{interval.low:.3f}, {interval.high:.3f}] | 0.625 | 5 |",
         "| rare | too few users |  | 4 |",
-        "| cold | too few users |  | 1 |",
+        "| 20 interactions or more | too few users |  | 1 |",
     ):
         assert row in text
-    assert "| popular |" not in text
+    assert "never trained on" not in text
     for said in (
         "stage 2 on small",
         "after [RSLLM]",

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from rsllm.config import Experiment, LossConfig
 from rsllm.config.plain import from_dict, to_dict
 from rsllm.data.prepared import PreparedData
+from rsllm.evaluate.groups import BY_COUNT
 from rsllm.evaluate.rank import candidate_sets, score_candidates
 from rsllm.model import tuned
 from rsllm.model.objective import LanguageObjective
@@ -165,11 +166,11 @@ def test_one_training_is_judged_again(folder: Path) -> None:
     assert "shuffle_titles" not in inputs[WHOLE], "so that older keys stay"
     assert (cells[WHOLE]["generation"] is None, cells[TITLES]["generation"]) == (False, None)
     assert len(list(folder.glob(f"cells/*/rsllm--{slug(TITLES)}-*.json"))) == 1
-    buckets = cells[WHOLE]["by_popularity"]
-    assert sum(bucket["n"] for bucket in buckets.values()) == cells[WHOLE]["n"] == 12
+    groups = cells[WHOLE]["by_target"]
+    assert sum(groups[name]["n"] for name in BY_COUNT) == cells[WHOLE]["n"] == 12
     (page,) = folder.glob("store/studies/*/page.html")
     text = page.read_text()
-    for said in ("shuffled titles cost quality", "By training interactions of the target"):
+    for said in ("shuffled titles cost quality", "By target"):
         assert said in text
 
 
@@ -183,22 +184,23 @@ def test_adapters_come_with_a_card(folder: Path) -> None:
         assert start in text
 
 
-def test_buckets_stand_from_popular_to_cold(tmp_path: Path) -> None:
-    """Files sort their keys; buckets of nobody are left out, those of few show how many."""
+def test_groups_stand_in_their_order(tmp_path: Path) -> None:
+    """Files sort their keys; groups of nobody are left out, those of few show how many."""
     estimates = {"HR@1": estimate(0.4), "MRR": estimate(0.5)}
-    found = {"popular": {"n": 9} | estimates, "middle": {"n": 0}, "rare": {"n": 5} | estimates}
+    first, second, third, last = BY_COUNT
+    found = {first: {"n": 9} | estimates, second: {"n": 0}, third: {"n": 5} | estimates}
     grid = script("explain_gain")
     arguments = arguments_for(grid, tmp_path, budget=paper.BUDGETS["hour"], data=["movielens-100k"])
     (dataset,) = datasets(grid, arguments)
-    one = cell(WHOLE, dataset.key(WHOLE), by_popularity=found | {"cold": {"n": 2}})
+    one = cell(WHOLE, dataset.key(WHOLE), by_target={last: {"n": 2}} | found)
     dataset.cells.write(dataset.name, dataset.key(WHOLE), slug(WHOLE), one)
     (part,) = tables_on_file(grid, arguments)
-    (table,) = (table for table in part.tables if table.title.startswith("By training"))
+    (table,) = (table for table in part.tables if table.title.startswith("By target"))
     assert table.title.endswith("movielens-100k")
     assert table.rows == [
-        {"method": WHOLE, "targets": "popular", "n": 9} | estimates,
-        {"method": WHOLE, "targets": "rare", "n": 5} | estimates,
-        {"method": WHOLE, "targets": "cold", "n": 2},
+        {"method": WHOLE, "targets": first, "n": 9} | estimates,
+        {"method": WHOLE, "targets": third, "n": 5} | estimates,
+        {"method": WHOLE, "targets": last, "n": 2},
     ]
 
 

@@ -19,7 +19,7 @@ from world import run_in_world
 from rsllm.data.hashing import stream_seed
 from rsllm.data.prepared import PreparedData
 from rsllm.data.sequences import NO_ITEM
-from rsllm.evaluate.metrics import BUCKETS
+from rsllm.evaluate.groups import BY_COUNT
 from rsllm.evaluate.rank import decision
 from rsllm.model import tuned
 from rsllm.prompts.collate import PADDING, Batch, collate
@@ -329,18 +329,17 @@ def test_cached_gradients_contrast_the_whole_step(data: PreparedData, random_llm
     assert negatives[0] <= 1 < negatives[1] <= 3
 
 
-def test_validation_by_the_popularity_of_targets(
+def test_validation_by_groups_of_targets(
     data: PreparedData, random_llm: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stages, "FEWEST_USERS", 1)
     task = language_task(data, random_llm)
     found = task.validate(task.objective)
-    counts = data.catalogue.counts_I.tolist()
-    expected = dict.fromkeys(BUCKETS, 0)
-    for target in task.validation.target_R:
-        share_above = sum(count for count in counts if count > counts[target]) / sum(counts)
-        expected[BUCKETS[sum(3 * share_above >= third for third in (1, 2, 3))]] += 1
-    assert {name: found[f"targets/{name}/n"] for name in BUCKETS} == expected
+    counts = data.catalogue.counts_I[task.validation.target_R].tolist()
+    limits = {"1 to 4 interactions": range(1, 5), "5 to 19 interactions": range(5, 20)}
+    limits |= {"never trained on": range(1), "20 interactions or more": range(20, max(counts) + 1)}
+    expected = {name: sum(count in limits[name] for count in counts) for name in BY_COUNT}
+    assert {name: found[f"targets/{name}/n"] for name in BY_COUNT} == expected
     for metric in ("HR@1", "MRR"):
         parts = [n * found[f"targets/{name}/{metric}"] for name, n in expected.items() if n]
         assert sum(parts) / len(task.validation) == pytest.approx(found[metric])

@@ -1,0 +1,73 @@
+"""What verbs say with --json: what they say without, for programs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rsllm.assets.catalogue import ASSETS
+from rsllm.cli import main
+from rsllm.data.audit import audit
+from rsllm.recommend.ranker import Ranker
+from rsllm.store.artifacts import Store
+
+Made = tuple[Store, dict[str, str]]
+
+
+def said(capsys: pytest.CaptureFixture[str], *words: str) -> Any:
+    """What a verb printed; nothing but JSON may stand there."""
+    capsys.readouterr()
+    assert main([*words, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_assets(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("RSLLM_CACHE", str(tmp_path))
+    found = {asset["name"]: asset for asset in said(capsys, "fetch")}
+    assert found.keys() == ASSETS.keys()
+    movies = found["movielens-100k"]
+    assert (movies["MB"], movies["here"], movies["kind"]) == (2, "no", "data set")
+    assert movies["from"].startswith("https://files.grouplens.org/")
+
+
+def test_audit(capsys: pytest.CaptureFixture[str], made: Made) -> None:
+    store, names = made
+    folder = store.root / names["recommender"]
+    found = said(capsys, "audit", str(folder))
+    expected = [(finding.check, finding.verdict) for finding in audit(folder)]
+    assert [(each["check"], each["verdict"]) for each in found] == expected
+
+
+def test_runs(capsys: pytest.CaptureFixture[str], made: Made) -> None:
+    store, names = made
+    storage = ("--storage", store.location)
+    listed = said(capsys, "runs", "ls", *storage)
+    assert {*names.values()} <= {each["name"] for each in listed}
+    shown = said(capsys, "runs", "show", names["history"], *storage)
+    assert shown in listed
+    assert shown["settings"]["stage.prompts"] == "history"
+
+
+def test_lists(capsys: pytest.CaptureFixture[str], made: Made, history_model: Ranker) -> None:
+    store, names = made
+    titles = history_model.data.titles[:2]
+    asked = [word for title in titles for word in ("--history", title)]
+    words = ("recommend", names["history"], "--storage", store.location, "--ranker", "catalogue")
+    found = said(capsys, *words, "--precision", "fp32", "--k", "3", *asked)
+    assert (found["model"], found["ranks by"]) == (names["history"], "catalogue")
+    expected = history_model.recommend(titles, k=3)
+    assert [each["title"] for each in found["lists"]] == expected["title"].tolist()
+
+
+def test_plans(capsys: pytest.CaptureFixture[str], made: Made, random_llm: Path) -> None:
+    found = said(capsys, "plan", "--backbone", str(random_llm))
+    assert found["parameters"] > found["trained"] > 0
+    assert {way["fits"] for way in found["GiB per worker"]} <= {"yes", "no"}
+    store, names = made
+    lists = said(capsys, "plan", "--recommend", names["history"], "--storage", store.location)
+    assert {row["ranker"] for row in lists} == {"recommender", "catalogue"}
