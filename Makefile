@@ -22,7 +22,7 @@ endif
 # Threads that wait do not spin beside the processes that tests start.
 test faults: export OMP_WAIT_POLICY ?= passive
 test: .venv/dev
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder $(TEST_ARGS)
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadscope --no-loadscope-reorder $(TEST_ARGS)
 
 faults: .venv/dev
 	$(BIN)/python -m pytest tests/faults -m faults $(TEST_ARGS)

@@ -460,7 +460,8 @@ def _runs(arguments: argparse.Namespace) -> None:
         case "ls":
             print(runs.listing(store))
         case "show" if arguments.json:
-            print(as_json(asdict(runs.find(runs.read_artifacts(store), *arguments.names, store))))
+            found = runs.find(runs.read_artifacts(store), arguments.names[0], store)
+            print(as_json(asdict(found)))
         case "show":
             print(runs.details(store, *arguments.names))
         case "diff":

@@ -164,7 +164,12 @@ def plan(
     nodes = math.ceil(layout.workers * machine.resources.nodes / max(1, machine.resources.gpus))
     dollars = hours * nodes * machine.price
     if for_programs:
-        facts = {**whole, "precision": layout.precision, "stage": name, "workers": layout.workers}
+        facts: dict[str, Any] = {
+            **whole,
+            "precision": layout.precision,
+            "stage": name,
+            "workers": layout.workers,
+        }
         facts |= {"tokens of a row": shape.prompt + shape.branches, "rows": shape.rows}
         facts |= {"operations": flops, "hours": hours, "dollars": dollars}
         facts["GiB per worker"] = [dict(zip(header, row, strict=True)) for row in rows]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 import secrets
@@ -36,16 +37,29 @@ def pytest_configure(config: pytest.Config) -> None:
     settings.load_profile("any machine")
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Side by side, one process has all tests of Ray, which mostly wait, and others a file each.
+    """Files with tests of Ray come first: they take longest."""
+    items.sort(key=lambda item: not _asks_ray(item.nodeid))
 
-    Those of Ray come first, because they take longest; they share one Ray.
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Of several processes, one has all files with tests of Ray, the others a file each.
+
+    Tests of Ray mostly wait, and share one Ray: two side by side would be in each other's way.
     """
-    items.sort(key=lambda item: item.get_closest_marker("ray") is None)
-    for item in items:
-        group = "ray" if item.get_closest_marker("ray") else str(item.path.relative_to(TESTS))
-        item.add_marker(pytest.mark.xdist_group(group))
+    from xdist.scheduler import LoadScopeScheduling
+
+    class OneOfRay(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            return "Ray" if _asks_ray(nodeid) else nodeid.partition("::")[0]
+
+    return OneOfRay(config, log)
+
+
+@functools.cache
+def _asks_ray(nodeid: str) -> bool:
+    return "mark.ray" in (TESTS.parent / nodeid.partition("::")[0]).read_text()
 
 
 @pytest.fixture(scope="session")
