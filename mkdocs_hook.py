@@ -27,14 +27,14 @@ LINK = re.compile(r"\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)\s:#]+)(#[^)\s]*)?\)")
 CODE = {".py": "python", ".toml": "toml", ".yaml": "yaml"}
 PYTHON = {
     "Recommend": {
-        "rsllm.recommend.load.load": [],
+        "rsllm.load": [],
         "rsllm.recommend.ranker.Ranker": ["recommend", "rank", "similar", "explain"],
     },
     "Train": {
-        "rsllm.config.Experiment": [],
-        "rsllm.config.plain.replace_in": [],
-        "rsllm.pipeline.Pipeline": ["prepare", "fit", "train_keys", "train_text", "train"],
-        "rsllm.assets.catalogue.fetch": [],
+        "rsllm.Experiment": [],
+        "rsllm.replace_in": [],
+        "rsllm.Pipeline": ["prepare", "fit", "train_keys", "train_text", "train"],
+        "rsllm.fetch": [],
     },
     "Add a recommender": {
         "rsllm.recommenders.base.Recommender": ["forward", "scores", "embed", "item_table"],
@@ -51,13 +51,19 @@ PYTHON = {
     "Rank the whole catalogue": {"rsllm.evaluate.scorers.CatalogueScorer": []},
 }
 """What a program may lean on, and the members that are shown."""
+WIDE = """
+.md-grid { max-width: 74rem; }
+.md-typeset table:not([class]) th { min-width: 0; }
+.md-typeset table:not([class]) td:first-child code { white-space: nowrap; }
+"""
+"""Room for tables of ten columns, and names of settings on one line."""
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Put pages, and whatever they link to, in the place of what mkdocs found by itself."""
     found = Files([file for file in files if file.src_dir != config.docs_dir])
-    for name, text in (("commands", commands()), ("settings", settings()), ("python", python())):
-        found.append(File.generated(config, f"{name}.md", content=text))
+    for name, make in MADE.items():
+        found.append(File.generated(config, name, content=make()))
     for path in sorted(reached({ROOT / page for page in pages_in(config.nav)})):
         name = path.relative_to(ROOT).as_posix()
         if path.suffix in CODE:
@@ -69,7 +75,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Let links lead to the pages of code and of folders; of one to a bare folder its text stays."""
+    """Let links lead to pages of code and of folders; of one to a bare folder, keep the text."""
 
     def link(found: re.Match[str]) -> str:
         text, path, anchor = found[1], found[2], found[3] or ""
@@ -118,7 +124,7 @@ def code(name: str, text: str, language: str) -> str:
 
 def commands() -> str:
     """Every verb's help, as it is printed."""
-    os.environ["COLUMNS"] = "92"  # argparse breaks lines by the terminal's width
+    os.environ["COLUMNS"] = "100"  # argparse breaks lines by the terminal's width
     parts = [f"## {parser.prog}\n\n~~~~ text\n{parser.format_help()}~~~~\n" for parser in verbs()]
     return "\n".join(["# Commands\n", *parts])
 
@@ -144,8 +150,9 @@ def settings() -> str:
 
 def row(one: Setting) -> str:
     """A setting as a row of a table."""
-    default = f"`{one.default}`" if one.default not in ("", [], ()) else "empty"
-    return f"| `{one.path}` | {default} | {one.choices} | {one.about} |"
+    default = one.default if isinstance(one.default, str) else json.dumps(one.default)
+    shown = f"`{default}`" if default else "empty"
+    return f"| `{one.path}` | {shown} | {one.choices} | {one.about} |"
 
 
 def python() -> str:
@@ -157,3 +164,11 @@ def python() -> str:
             options = f"    options:\n      members: {json.dumps(members)}\n" if members else ""
             parts.append(f"::: {name}\n{options}")
     return "\n".join(parts)
+
+
+MADE = {
+    "commands.md": commands,
+    "settings.md": settings,
+    "python.md": python,
+    "wide.css": lambda: WIDE,
+}
