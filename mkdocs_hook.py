@@ -11,6 +11,7 @@ import json
 import os
 import re
 from collections.abc import Iterator
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -53,10 +54,10 @@ PYTHON = {
 """What a program may lean on, and the members that are shown."""
 WIDE = """
 .md-grid { max-width: 74rem; }
-.md-typeset table:not([class]) th { min-width: 0; }
+.md-typeset table:not([class]) :is(th, td) { min-width: 0; padding: 0.6em 0.9em; }
 .md-typeset table:not([class]) td:first-child code { white-space: nowrap; }
 """
-"""Room for tables of ten columns, and names of settings on one line."""
+"""Tables of ten columns find room, and a setting's name stands on one line."""
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -76,6 +77,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Let links lead to pages of code and of folders; of one to a bare folder, keep the text."""
+    if page.file.src_uri.startswith("experiments/"):
+        # Who searches for a word wants to know what it means, and then what came of it.
+        page.meta.setdefault("search", {"boost": 1e-4})
 
     def link(found: re.Match[str]) -> str:
         text, path, anchor = found[1], found[2], found[3] or ""
@@ -124,9 +128,12 @@ def code(name: str, text: str, language: str) -> str:
 
 def commands() -> str:
     """Every verb's help, as it is printed."""
-    os.environ["COLUMNS"] = "100"  # argparse breaks lines by the terminal's width
-    parts = [f"## {parser.prog}\n\n~~~~ text\n{parser.format_help()}~~~~\n" for parser in verbs()]
-    return "\n".join(["# Commands\n", *parts])
+    parts = ["# Commands\n"]
+    for parser in verbs():
+        # Lines would be as long as the terminal's.
+        parser.formatter_class = partial(parser.formatter_class, width=98)
+        parts.append(f"## {parser.prog}\n\n~~~~ text\n{parser.format_help()}~~~~\n")
+    return "\n".join(parts)
 
 
 def verbs() -> Iterator[argparse.ArgumentParser]:

@@ -43,7 +43,8 @@ def build(out: Path) -> None:
     """
     require(CONFIG.exists(), "the pages are made in a clone of rsllm; say `rsllm docs` in one")
     # mkdocs empties the folder that it writes to.
-    require(not out.exists() or not any(out.iterdir()), f"{out} is not empty; name a new folder")
+    empty = not out.exists() or (out.is_dir() and not any(out.iterdir()))
+    require(empty, f"{out} is no empty folder; name a new one")
     os.environ.setdefault("NO_MKDOCS_2_WARNING", "1")  # the theme's, of a version it does not take
     try:
         from mkdocs.commands.build import build as make

@@ -106,8 +106,9 @@ def test_what_else_can_be_wrong_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "mine").write_text("dear to me")
-    assert main(["docs", "--out", str(tmp_path)]) == 2
-    assert capsys.readouterr().err.endswith("is not empty; name a new folder\n")
+    for out in (tmp_path, tmp_path / "mine"):
+        assert main(["docs", "--out", str(out)]) == 2
+        assert capsys.readouterr().err.endswith(f"{out} is no empty folder; name a new one\n")
     monkeypatch.setattr(docs, "CONFIG", tmp_path / "mkdocs.yml")
     assert main(["docs"]) == 2
     assert capsys.readouterr().err.endswith("in a clone of rsllm; say `rsllm docs` in one\n")
