@@ -66,6 +66,7 @@ EXAMPLES = {
     "export": "stage-2/0d67 --as peft --to model/",
     "runs": "show stage-2/0d67",
     "serve": "stage-2/0d67 --port 8000",
+    "docs": "--out site/",
     "completion": "bash > ~/.local/share/bash-completion/completions/rsllm",
 }
 STAGES = {
@@ -206,6 +207,8 @@ def build_parser() -> argparse.ArgumentParser:
     for action in _add_actions(actions):
         add_json_flag(action)
     _add_serve_flags(add("serve", "answer over HTTP, on Ray Serve", _serve))
+    docs = add("docs", "show all pages about rsllm in a browser", _docs)
+    docs.add_argument("--out", type=Path, metavar="DIR", help="write them to a new folder instead")
     completion = add("completion", "print what completes verbs and flags in a shell", _completion)
     completion.add_argument("shell", choices=("bash", "zsh"))
     return parser
@@ -395,6 +398,12 @@ def _settings(arguments: argparse.Namespace) -> None:
     from rsllm.settings import settings
 
     print(settings(arguments.prefix, as_json=arguments.json))
+
+
+def _docs(arguments: argparse.Namespace) -> None:
+    from rsllm.docs import docs
+
+    docs(arguments.out)
 
 
 def _plan(arguments: argparse.Namespace) -> None:

@@ -30,6 +30,7 @@ GOLDEN = {
     "fetch": ["--from", "--json", "NAME"],
     "start": ["--backbone", "--config", "--like", "--set", "--storage", "--yes", "FILE"],
     "completion": ["None"],
+    "docs": ["--out"],
     "synthesize": ["--items", "--length", "--noise", "--seed", "--text-share", "--users", "DIR"],
     "prepare": EXPERIMENT_FLAGS,
     "fit": EXPERIMENT_FLAGS,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import ast
 import re
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from rsllm.cli import build_parser
 from rsllm.config import Experiment
 from rsllm.config.plain import parse_setting, replace_in
+from rsllm.settings import all_settings
 
 ROOT = Path(__file__).parents[1]
 PAGES = [
@@ -19,9 +21,10 @@ PAGES = [
         *("README.md", "CONTRIBUTING.md", "SECURITY.md", "cluster/README.md"),
         *("experiments/README.md", "experiments/results/README.md", "experiments/LOG.md"),
         *("rsllm/README.md", "rsllm/data/README.md", "rsllm/recommenders/README.md"),
-        *("tests/attacks/README.md", "tests/faults/README.md"),
+        *("rsllm/serve/README.md", "tests/attacks/README.md", "tests/faults/README.md"),
     )
 ]
+COMMAND = re.compile(r"(?:^    (?!  )|`)(?:\S*/)?rsllm ([a-z][^`\n]*)", re.MULTILINE)
 WORDS = (
     *("study", "trial", "twin", "claim", "verdict", "cell", "artifact", "key", "stage", "slot"),
     *(
@@ -62,16 +65,38 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_commands_are_there(page: Path) -> None:
-    """Verbs, scripts and settings of the indented lines of a page."""
-    verbs = build_parser().format_help()
-    for line in re.findall(r"^    (?!  )(.+)$", page.read_text(), re.MULTILINE):
+    """Verbs and flags wherever they stand; scripts and settings of the indented lines of a page."""
+    text = page.read_text()
+    for command in COMMAND.findall(text):
+        _check_flags(command.split("  #")[0])
+    for line in re.findall(r"^    (?!  )(.+)$", text, re.MULTILINE):
         command = line.split("   #")[0]
-        if verb := re.match(r"rsllm (\w+)\b(?!:)", command):
-            assert re.search(rf"^    {verb[1]}\b", verbs, re.MULTILINE), line
         for script in re.findall(r"\bexperiments/[\w/]+\.py", command):
             assert (ROOT / script).exists(), line
         for setting in re.findall(r"--set (\S+=\S+)", command):
             replace_in(Experiment(), dict([parse_setting(setting)]))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_settings_are_there(page: Path) -> None:
+    """Paths of settings, or the beginnings of several, in the sentences and tables of a page."""
+    paths = [one.path for one in all_settings()]
+    for path in re.findall(r"`([a-z0-9]+\.[a-z0-9_.]*[a-z0-9_])(?:=[^`]*)?`", page.read_text()):
+        section, _, ending = path.partition(".")
+        if ending != "safetensors" and any(one.startswith(f"{section}.") for one in paths):
+            assert any(f"{one}.".startswith(f"{path}.") for one in paths), path
+
+
+def _check_flags(command: str) -> None:
+    """Its verb is there, and that verb, or the one below it, has its flags."""
+    parser = build_parser()
+    for word in command.split():
+        for action in parser._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                assert word in action.choices, f"rsllm {command}"
+                parser = action.choices[word]
+        if word.startswith("--"):
+            assert word.split("=")[0] in parser._option_string_actions, f"rsllm {command}"
 
 
 @pytest.mark.parametrize(("page", "most"), [("README.md", 150), ("experiments/README.md", 130)])

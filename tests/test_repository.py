@@ -25,7 +25,7 @@ LAYERS = (
     {"start"},
     {"study", "serve", "export", "plan", "recommend"},
     {"flags"},
-    {"pipeline", "doctor", "runs", "settings"},
+    {"pipeline", "docs", "doctor", "runs", "settings"},
     {"train"},
     {"report"},
     {"evaluate"},
