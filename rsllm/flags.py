@@ -53,7 +53,7 @@ class Arguments:
     seeds: int
     seed: int
     search: Mapping[str, Any]
-    """Keywords of `Search`: how it keeps its trials, and what it learns from."""
+    """Keywords of `Search`: where it keeps its trials, and where it logs them too."""
     only: tuple[str, ...]
     """Names of the variants that were asked for; empty leaves the choice to the script."""
 
@@ -71,7 +71,7 @@ FLAGS = {
     "zero_stage": "compute.zero_stage",
 }
 """Flags that stand for a setting."""
-SEARCH = ("optuna_storage", "warm_start", "track")
+SEARCH = ("optuna_storage", "track")
 
 
 def add_setting_flags(parser: argparse.ArgumentParser, data_sets: Sequence[str] = ()) -> None:
@@ -246,7 +246,6 @@ def make_parser(
         parser.add_argument("--trials", type=int, help="number of trials, instead of the budget's")
         parser.add_argument("--seed", type=int, help="seed of the search (default: 0)")
         parser.add_argument("--optuna-storage", metavar="URL", help="database in place of a file")
-        parser.add_argument("--warm-start", metavar="DIR", help="earlier study to learn from")
         parser.add_argument("--track", choices=("mlflow", "wandb"), help="log trials there too")
     if any(budget.seeds for budget in budgets.values()):
         parser.add_argument("--seeds", type=int, help="seeds to train all that is compared on")

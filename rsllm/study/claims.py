@@ -67,7 +67,7 @@ def paired_tests(
     return {metric: asdict(paired(first[metric], second[metric])) for metric in metrics}
 
 
-def tests_by_target(
+def paired_by_target(
     first: Mapping[str, np.ndarray], second: Mapping[str, np.ndarray], groups: Mapping[str, Bools]
 ) -> dict[str, Row]:
     """Compare two methods in each group of rows that has enough users."""

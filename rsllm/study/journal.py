@@ -35,7 +35,7 @@ COST = "device_seconds"
 FILE = "optuna.journal"
 SAMPLES = 20
 STATES = {"RUNNING": "running", "COMPLETE": "finished", "PRUNED": "stopped", "FAIL": "failed"}
-OVERRIDES, VALIDATION, ERROR, ORIGIN = "overrides", "validation", "error", "origin"
+OVERRIDES, VALIDATION, ERROR = "overrides", "validation", "error"
 MADE_BY = "made by"
 
 
@@ -187,29 +187,8 @@ class Journal:
         return {}
 
     def _own(self) -> list[FrozenTrial]:
-        """Trials of this search that were begun; others only teach the sampler."""
+        """Trials that were begun, not those that only wait as first guesses."""
         return [t for t in self.study.get_trials(deepcopy=False) if OVERRIDES in t.user_attrs]
-
-    def learn_from(self, earlier: Path) -> None:
-        """Add the completed trials of an earlier study, in a folder or a journal file.
-
-        Raises:
-            ConfigError: no such journal, or trials that this space could not have drawn.
-        """
-        path = earlier / FILE if earlier.is_dir() else earlier
-        require(path.is_file(), f"--warm-start {earlier} has no {FILE}; give a folder of studies/")
-        known = {trial.user_attrs.get(ORIGIN) for trial in self.study.trials}
-        with as_config_error(f"--warm-start {earlier} does not fit this search"):
-            backend = JournalStorage(JournalFileBackend(str(path)))
-            source = optuna.load_study(study_name=None, storage=backend)
-            require(source.directions == self.study.directions, "it has other objectives")
-            done = source.get_trials(states=(TrialState.COMPLETE,))
-            for trial in done:
-                _, trial.distributions = replay(self.space, trial.params)
-                same = trial.distributions.keys() == trial.params.keys()
-                require(same, f"its trial {trial.number} has values {trial.params}")
-                trial.user_attrs = {ORIGIN: f"trial {trial.number} of {source.study_name}"}
-        self.study.add_trials(trial for trial in done if trial.user_attrs[ORIGIN] not in known)
 
     @property
     def ended(self) -> int:

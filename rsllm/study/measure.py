@@ -27,7 +27,7 @@ from rsllm.prompts.templates import wording
 from rsllm.recommenders.embeddings import FILE as ITEM_TABLE
 from rsllm.store.artifacts import Store, provenance, read_json
 from rsllm.store.versions import deciding_results
-from rsllm.study.claims import paired_tests, tests_by_target
+from rsllm.study.claims import paired_by_target, paired_tests
 from rsllm.study.grid import Dataset, Grid, GridArguments, datasets
 from rsllm.study.results import Cell, Entry, slug
 from rsllm.study.variants import (
@@ -178,7 +178,7 @@ class Runner:
         seeds = [one["seeds"], other["seeds"]]
         found = {"n": one["n"], "seeds": seeds, "tests": tests, "provenance": provenance()}
         groups = target_groups(draws[0], self.data)
-        found["by_target"] = tests_by_target(vectors[0], vectors[1], groups)
+        found["by_target"] = paired_by_target(vectors[0], vectors[1], groups)
         self.dataset.cells.write_comparison(self.dataset.name, one, other, found)
 
     def _train(self, entry: Entry, experiment: Experiment) -> tuple[list[Method], dict[str, Any]]:

@@ -86,8 +86,6 @@ class Search:
     seed: int = 0
     optuna_storage: str = ""
     """URL of a database instead of the journal file."""
-    warm_start: str = ""
-    """Folder or journal of an earlier study, whose trials the sampler learns from."""
     track: str = ""
     """mlflow or wandb, beside TensorBoard."""
 
@@ -102,8 +100,6 @@ class Search:
         with self.pipeline.store.lock(f"search-{self.name}", wait=False):
             for guess in self.first_guesses:
                 self.journal.study.enqueue_trial(dict(guess), skip_if_exists=True)
-            if self.warm_start:
-                self.journal.learn_from(Path(self.warm_start))
 
     @property
     def folder(self) -> Path:

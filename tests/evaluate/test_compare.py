@@ -141,7 +141,9 @@ def test_a_perfect_answer_that_holds_another_title_is_counted(
         next(item for item in answered.candidates_RC[0] if item not in answered.target_R),
     )
     titles[other] = titles[target][:4]
-    renamed = SimpleNamespace(titles=titles, catalogue=data.catalogue)
+    renamed = SimpleNamespace(
+        titles=titles, catalogue=data.catalogue, facts={"counts": {"timed": False}}
+    )
     made_up = replace(outcome("first", rows, [1] * NUM_ROWS), answers={"free": [""] * 4})
     (entry,) = method_table({"first": [made_up]}, [rows], renamed)
     rules = entry["generation"]["free"]

@@ -14,7 +14,7 @@ from rsllm.data.sequences import Rows
 from rsllm.evaluate.compare import by_target
 from rsllm.evaluate.groups import BY_COUNT, BY_TIME, FEWEST_USERS, GROUPS, target_groups
 from rsllm.evaluate.statistics import paired
-from rsllm.study.claims import tests_by_target
+from rsllm.study.claims import paired_by_target
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +73,7 @@ def test_metrics_and_differences_of_a_group_are_of_its_rows() -> None:
     mean = sum(vectors[0]["MRR"][seed, row] for seed in (0, 1) for row in range(0, 12, 2)) / 12
     assert found["some"]["MRR"]["value"] == pytest.approx(mean)
     assert (found["some"]["n"], found["few"], found["none"]) == (6, {"n": 4}, {"n": 0})
-    tests = tests_by_target(vectors[0], vectors[1], groups)
+    tests = paired_by_target(vectors[0], vectors[1], groups)
     own = paired(vectors[0]["HR@1"][:, some_R], vectors[1]["HR@1"][:, some_R])
     assert tests.keys() == {"some"}
     assert tests["some"]["HR@1"]["difference"]["value"] == own.difference.value

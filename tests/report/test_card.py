@@ -66,8 +66,8 @@ def test_a_card_says_what_was_done(tmp_path: Path, data: PreparedData) -> None:
     assert shown in text, "2 of 5 validation users"
     for row in (
         "| MRR | 0.500 [0.250, 0.750] | 5 |",
-        f"| middle | 0.400 [{interval.low:.3f}, {interval.high:.3f}] | 0.625 | 5 |",
-        "| rare | too few users |  | 4 |",
+        f"| 1 to 4 interactions | 0.400 [{interval.low:.3f}, {interval.high:.3f}] | 0.625 | 5 |",
+        "| 5 to 19 interactions | too few users |  | 4 |",
         "| 20 interactions or more | too few users |  | 1 |",
     ):
         assert row in text

@@ -221,21 +221,6 @@ def test_two_objectives_find_a_front(tmp_path: Path) -> None:
     assert {trial.number for trial in study.best_trials} == {row["number"] for row in front}
 
 
-def test_warm_start(tmp_path: Path) -> None:
-    earlier = drive(opened(tmp_path / "earlier"), 12)
-    journal = opened(tmp_path / "new", base="another experiment")
-    for _ in range(2):
-        journal.learn_from(tmp_path / "earlier")
-    journal.learn_from(tmp_path / "earlier" / FILE)
-    assert journal.records() == []
-    assert journal.ended == 0
-    learnt = [trial for trial in journal.study.trials if trial.values]
-    finished = [record for record in earlier if record.state == "finished"]
-    assert [trial.value for trial in learnt] == [record.score for record in finished]
-    records = drive(journal, 3)
-    assert [record.number for record in records] == [len(finished) + i for i in range(3)]
-
-
 def narrow(trial: optuna.Trial) -> dict[str, Any]:
     return {"recommender.dropout": trial.suggest_float("dropout", 0.0, 1e-6)}
 
@@ -246,23 +231,6 @@ def renamed(trial: optuna.Trial) -> dict[str, Any]:
 
 def smaller(trial: optuna.Trial) -> dict[str, Any]:
     return {"recommender.dropout": trial.suggest_float("dropout", 0.0, 0.5)}
-
-
-@pytest.mark.parametrize("other", [narrow, renamed, smaller])
-def test_warm_start_from_another_space(tmp_path: Path, other: Space) -> None:
-    drive(opened(tmp_path / "earlier"), 6)
-    journal = opened(tmp_path / "new", space=other)
-    with pytest.raises(ConfigError, match=r"--warm-start .* does not fit this search: "):
-        journal.learn_from(tmp_path / "earlier")
-    assert journal.study.trials == []
-
-
-def test_warm_start_from_other_objectives_or_nothing(tmp_path: Path) -> None:
-    drive(opened(tmp_path / "earlier", cost=True), 2)
-    with pytest.raises(ConfigError, match="it has other objectives"):
-        opened(tmp_path / "new").learn_from(tmp_path / "earlier")
-    with pytest.raises(ConfigError, match=r"has no optuna\.journal"):
-        opened(tmp_path / "new").learn_from(tmp_path)
 
 
 def other_use(trial: optuna.Trial) -> dict[str, Any]:

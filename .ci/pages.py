@@ -23,7 +23,7 @@ from mkdocs.structure.pages import Page
 from rsllm.cli import build_parser
 from rsllm.settings import Setting, all_settings
 
-ROOT = Path(__file__).parent
+ROOT = Path(__file__).parents[1]
 LINK = re.compile(r"\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)\s:#]+)(#[^)\s]*)?\)")
 CODE = {".py": "python", ".toml": "toml", ".yaml": "yaml"}
 PYTHON = {
