@@ -106,7 +106,7 @@ VALID_RATIO = 0.969
 RSLLM = {
     source: {
         f"RSLLM ({name})": {"HitRatio@1": "unknown", "ValidRatio": f"> {VALID_RATIO}"}
-        for name in MODELS
+        for name in ("GRU4Rec", "Caser", "SASRec")
     }
     for source in SOURCES
 }
@@ -114,10 +114,11 @@ RSLLM = {
 
 
 def gains(first: str, second: str) -> dict[str, float]:
-    """By data source, how far `first` is published above `second`."""
+    """By data source, how far `first` is published above `second`, where both are."""
     hits = {
         source: [found[name]["HitRatio@1"] for name in (first, second)]
         for source, found in LLARA.items()
+        if found.keys() >= {first, second}
     }
     return {source: round(one - other, 4) for source, (one, other) in hits.items()}
 
