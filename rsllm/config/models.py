@@ -12,7 +12,7 @@ RECOMMENDERS = {
     "gru4rec": "rsllm.recommenders.gru4rec:GRU4Rec",
     "caser": "rsllm.recommenders.caser:Caser",
     "sasrec": "rsllm.recommenders.sasrec:SASRec",
-    "esasrec": "rsllm.recommenders.esasrec:ESASRec",
+    "esasrec": "rsllm.recommenders.esasrec:eSASRec",
 }
 """Every recommender's module and class. One of yours comes from a line here, or from an installed
 package with an entry point of the group `rsllm.recommenders`, which all nodes find."""

@@ -49,7 +49,7 @@ class SwiGLU(nn.Module):
         return changed_BQE
 
 
-class ESASRec(SASRec):
+class eSASRec(SASRec):
     """SASRec, whose layers are gated.
 
     The paper also takes the loss at every position, which every prefix being a row of its own

@@ -13,6 +13,7 @@ import pytest
 from made_up import arguments_for, small_grid
 
 from rsllm.config import Experiment
+from rsllm.config.models import recommender_titles
 from rsllm.config.plain import replace_in, to_dict
 from rsllm.errors import ConfigError
 from rsllm.study import paper
@@ -173,7 +174,8 @@ def test_an_experiment_compares_at_equal_samples(name: str, budget: str, tmp_pat
 def test_the_main_table_has_both_losses_and_published_gains() -> None:
     grid = script("reproduce_main_table")
     entries = {entry.name: entry for entry in grid.entries(grid.base)}
-    assert len(grid.names) == 7 + 2 * 8
+    models = len(recommender_titles())
+    assert len(grid.names) == 4 + models + 2 * (2 + 2 * models)
     for name, entry in entries.items():
         if entry.kind == "tuned":
             gamma = entry.settings["stage2.loss.gamma"]
