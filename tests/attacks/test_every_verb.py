@@ -50,6 +50,7 @@ READ_AS_ANYTHING: dict[str, list[str]] = {
     "export": ["export", "FOLDER", "--to", "FOLDER/new", "--as", "peft", "--storage", "FOLDER"],
     "serve": ["serve", "FOLDER", "--storage", "FOLDER"],
     "settings": ["settings", "FOLDER"],
+    "docs": ["docs", "--out", "FOLDER"],
     "runs show": ["runs", "show", "FOLDER", "--storage", "FOLDER"],
     "runs diff": ["runs", "diff", "FOLDER", "FOLDER", "--storage", "FOLDER"],
 }

@@ -6,6 +6,9 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -27,9 +30,15 @@ def start(home: Path, *words: str) -> subprocess.Popen[str]:
 
 
 @pytest.fixture(scope="module")
-def outputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, str, str]]:
+def outputs() -> Iterator[dict[str, tuple[Path, str, str]]]:
     """Home, output and errors of both ways, which run side by side."""
-    homes = {"own": tmp_path_factory.mktemp("h"), "disabled": tmp_path_factory.mktemp("h")}
+    # pytest's own folders have paths that are too long for Ray's sockets.
+    place = partial(tempfile.TemporaryDirectory, ignore_cleanup_errors=True)  # Ray may still write
+    with place() as own, place() as disabled:
+        yield run_both({"own": Path(own), "disabled": Path(disabled)})
+
+
+def run_both(homes: dict[str, Path]) -> dict[str, tuple[Path, str, str]]:
     (homes["own"] / ".ray").mkdir()
     (homes["own"] / ".ray" / "auth_token").touch(0o644)
     running = {"own": start(homes["own"]), "disabled": start(homes["disabled"], "disabled")}
