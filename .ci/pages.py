@@ -7,6 +7,7 @@ Whatever a page links to is in the site too: pictures and results as they are, c
 from __future__ import annotations
 
 import argparse
+import html
 import json
 import os
 import re
@@ -159,7 +160,8 @@ def row(one: Setting) -> str:
     """A setting as a row of a table."""
     default = one.default if isinstance(one.default, str) else json.dumps(one.default)
     shown = f"`{default}`" if default else "empty"
-    return f"| `{one.path}` | {shown} | {one.choices} | {one.about} |"
+    cells = [shown, *(html.escape(text, quote=False) for text in (one.choices, one.about))]
+    return " | ".join([f"| `{one.path}`", *(cell.replace("|", r"\|") for cell in cells), ""])
 
 
 def python() -> str:

@@ -11,7 +11,7 @@ ranking loss by the pointer; --set stage2.loss.gamma=0 is the paper's.
     python experiments/explain_gain.py --budget hour --data "movielens-100k, all users"
     python experiments/explain_gain.py --budget hour --render
 
-The page also breaks every method down by how popular the targets are.
+The page also breaks every method down by groups of targets.
 
 Cost: 2 tuned methods a data set, see --help; the rest is evaluation. Expected: without the right
 slots little is left above chance, as `train_rsllm.py` measured. Last measured:

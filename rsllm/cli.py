@@ -25,7 +25,7 @@ from rsllm.flags import (
     overrides,
     recommend_command,
 )
-from rsllm.terminal import as_json, say
+from rsllm.terminal import as_json, notes_on_stderr, say
 
 SAFE_FROM = {
     "torch": ((2, 10), "install 2.10 or newer (CVE-2025-32434, CVE-2026-24747: weights run code)"),
@@ -320,16 +320,19 @@ def _fetch(arguments: argparse.Namespace) -> None:
     from rsllm.assets import catalogue
     from rsllm.store import artifacts
 
+    fetched = {}
     for name in arguments.names:
         own = catalogue.own_sources(name, arguments.folder) if arguments.folder else ()
-        print(catalogue.fetch(name, sources=own))
-    if not arguments.names:
-        known = catalogue.known_assets()
-        if arguments.json:
-            print(as_json(known))
-        else:
-            print(f"cache: {artifacts.cache_root()} (RSLLM_CACHE)")
-            print(tabulate(known, "keys", "plain", maxcolwidths=[None] * 4 + [24, 40]))
+        fetched[name] = str(catalogue.fetch(name, sources=own))
+        if not arguments.json:
+            print(fetched[name])
+    known = catalogue.known_assets()
+    if arguments.json:
+        print(as_json(fetched or known))
+    elif not fetched:
+        rows = [{**asset, "here": "yes" if asset["here"] else "no"} for asset in known]
+        print(f"cache: {artifacts.cache_root()} (RSLLM_CACHE)")
+        print(tabulate(rows, "keys", "plain", maxcolwidths=[None] * 4 + [24, 40]))
 
 
 def _synthesize(arguments: argparse.Namespace) -> None:
@@ -367,16 +370,23 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
     if not arguments.predictions and not arguments.export:
         raise ConfigError("evaluate needs --predictions FILE, or --export FILE to write the sets")
-    pipeline = Pipeline(replace_in(Experiment(), overrides(arguments)), arguments.storage)
-    data = PreparedData.open(pipeline.prepare())
-    if arguments.export:
-        print(external.export_candidates(data, arguments.split, arguments.export))
-    if arguments.predictions:
-        path: Path = arguments.predictions
-        judged = external.judge(path, data, arguments.split, pipeline.store)
-        results = path.with_name(f"{path.stem}-{arguments.split}.json")
-        write_json(results, judged)
-        print(as_json(judged) if arguments.json else f"{terminal_tables(judged)}\n{results}")
+    found: dict[str, Any] = {}
+    with notes_on_stderr(arguments.json):
+        pipeline = Pipeline(replace_in(Experiment(), overrides(arguments)), arguments.storage)
+        data = PreparedData.open(pipeline.prepare())
+        if arguments.export:
+            sets = external.export_candidates(data, arguments.split, arguments.export)
+            found["candidate sets"] = str(sets)
+            print(sets)
+        if arguments.predictions:
+            path: Path = arguments.predictions
+            judged = external.judge(path, data, arguments.split, pipeline.store)
+            results = path.with_name(f"{path.stem}-{arguments.split}.json")
+            write_json(results, judged)
+            found |= judged
+            print(f"{terminal_tables(judged)}\n{results}")
+    if arguments.json:
+        print(as_json(found))
 
 
 def _start(arguments: argparse.Namespace) -> None:

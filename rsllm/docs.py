@@ -60,5 +60,5 @@ def build(out: Path) -> None:
     logging.getLogger("mkdocs").addHandler(logging.StreamHandler())  # says which page is wrong
     try:
         make(load_config(str(CONFIG), site_dir=str(out.absolute()), strict=True))
-    except MkDocsException as error:
+    except (MkDocsException, OSError) as error:
         raise RsllmError(f"the pages cannot be made: {error}") from error

@@ -56,6 +56,8 @@ def read_cluster(path: Path) -> Machine:
         worker = next(t for name, t in types.items() if name != cluster["head_node_type"])
         gpus, gibibytes, teraflops, price = (float(worker["labels"][label]) for label in LABELS)
         nodes = int(worker["max_workers"])
+        if not (math.isfinite(gpus + gibibytes + teraflops + price) and teraflops > 0):
+            raise ValueError("numbers, and more than 0 of sustained-teraflops")
     except (OSError, yaml.YAMLError, LookupError, TypeError, ValueError, StopIteration) as error:
         raise ConfigError(
             f"{path} does not say what its workers are ({type(error).__name__}: {error}); give the"
@@ -116,7 +118,8 @@ def plan_lists(model: str, storage: str, *, for_programs: bool = False) -> None:
         rows.append([by, len(pasts), passes, total, (peak + more) / GIB, written])
     header = ["ranker", "users", "passes", "seconds", "GiB per worker", "MiB written"]
     if for_programs:
-        print(as_json([dict(zip(header, row, strict=True)) for row in rows]))
+        lists = [dict(zip(header, row, strict=True)) for row in rows]
+        print(as_json({"model": opened.name, "items of a list": K, "rankers": lists}))
         return
     print(
         f"{opened.name}: lists of {K}, {workers} worker(s) of {THREADS} threads, by the rate of"
@@ -154,11 +157,12 @@ def plan(
     if layout.use_gpu:
         ways += [(2, "optimizer"), (3, "optimizer"), (3, "parameters")]
     needs = [step.need(*way) for way in ways]
-    fits = ["no" if need["total"] > machine.memory else "yes" for need in needs]
+    fits = [need["total"] <= machine.memory for need in needs]
     sizes = [[size / GIB for size in need.values()] for need in needs]
     rows = [[*way, *size, fit] for way, size, fit in zip(ways, sizes, fits, strict=True)]
     shape, whole = step.shape, step.whole
     header = ["ZeRO", "offload", *needs[0], "fits"]
+    shown = [[*row[:-1], "yes" if row[-1] else "no"] for row in rows]
     flops = sum(stages[n].samples / s.shape.rows * s.whole["flops"] for n, s in steps.items())
     hours = flops / layout.workers / machine.flops / 3600
     nodes = math.ceil(layout.workers * machine.resources.nodes / max(1, machine.resources.gpus))
@@ -172,6 +176,7 @@ def plan(
         }
         facts |= {"tokens of a row": shape.prompt + shape.branches, "rows": shape.rows}
         facts |= {"operations": flops, "hours": hours, "dollars": dollars}
+        facts["GiB of a worker"] = machine.memory / GIB
         facts["GiB per worker"] = [dict(zip(header, row, strict=True)) for row in rows]
         print(as_json(facts))
     else:
@@ -179,7 +184,7 @@ def plan(
             f"{whole['parameters']:,} parameters, {whole['trained']:,} trained,"
             f" {layout.precision}\n"
             f"{name}, {shape.rows} rows of {shape.prompt + shape.branches} tokens: GiB per worker,"
-            f" of {machine.memory / GIB:.1f}\n{tabulate(rows, header, floatfmt='.2f')}\n"
+            f" of {machine.memory / GIB:.1f}\n{tabulate(shown, header, floatfmt='.2f')}\n"
             f"training steps: {flops:.2e} operations, {hours:.1f} h on {layout.workers} workers"
             f" ({dollars:.2f} dollars)"
         )

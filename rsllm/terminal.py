@@ -2,6 +2,8 @@
 
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from typing import Any
 
 from tqdm import tqdm
@@ -14,13 +16,18 @@ def say(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 
 
+@contextmanager
+def notes_on_stderr(wanted: bool) -> Iterator[None]:
+    """Where programs read standard output, what is said meanwhile goes to stderr."""
+    with redirect_stdout(sys.stderr) if wanted else nullcontext():
+        yield
+
+
 def as_json(value: Any) -> str:
-    """What `--json` prints; sets and numbers of numpy become lists and numbers."""
-    return json.dumps(value, indent=1, ensure_ascii=False, default=_plain)
-
-
-def _plain(value: Any) -> Any:
-    return value.item() if hasattr(value, "item") else sorted(value)
+    """What `--json` prints: sets in order, numbers of numpy as numbers, null for what is none."""
+    text = json.dumps(value, default=lambda v: v.item() if hasattr(v, "item") else sorted(v))
+    # NaN and Infinity, which Python writes and JSON does not know.
+    return json.dumps(json.loads(text, parse_constant=lambda name: None), indent=1)
 
 
 class Progress(tqdm):  # type: ignore[misc]

@@ -15,7 +15,6 @@ import pytest
 from hypothesis import settings
 
 pytest_plugins = ["skips"]
-TESTS = Path(__file__).parent
 ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "OMP_NUM_THREADS": "1",  # the models are too small for two
@@ -39,7 +38,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files with tests of Ray come first: they take longest."""
-    items.sort(key=lambda item: not _asks_ray(item.nodeid))
+    items.sort(key=lambda item: not _asks_ray(item.path))
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -48,18 +47,21 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
     Tests of Ray mostly wait, and share one Ray: two side by side would be in each other's way.
     """
+    if config.getvalue("dist") != "loadscope":
+        return None
     from xdist.scheduler import LoadScopeScheduling
 
     class OneOfRay(LoadScopeScheduling):  # type: ignore[misc]
         def _split_scope(self, nodeid: str) -> str:
-            return "Ray" if _asks_ray(nodeid) else nodeid.partition("::")[0]
+            file = nodeid.partition("::")[0]
+            return "Ray" if _asks_ray(config.rootpath / file) else file
 
     return OneOfRay(config, log)
 
 
 @functools.cache
-def _asks_ray(nodeid: str) -> bool:
-    return "mark.ray" in (TESTS.parent / nodeid.partition("::")[0]).read_text()
+def _asks_ray(path: Path) -> bool:
+    return "mark.ray" in path.read_text()
 
 
 @pytest.fixture(scope="session")

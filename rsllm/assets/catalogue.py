@@ -58,7 +58,7 @@ def known_assets() -> list[dict[str, Any]]:
             "name": name,
             "kind": asset.kind,
             "MB": round(sum(f.bytes for f in getattr(asset.sources[0], "files", ())) / 1e6) or None,
-            "here": "yes" if (cache_root() / name / MANIFEST).exists() else "no",
+            "here": (cache_root() / name / MANIFEST).exists(),
             "from": str(asset.sources[0]),
             "licence": asset.licence,
         }

@@ -257,7 +257,7 @@ def quieten() -> None:
 
 
 def _is_other(record: logging.LogRecord) -> bool:
-    return NO_WARNINGS[record.name] not in record.getMessage()
+    return NO_WARNINGS.get(record.name, "\0") not in record.getMessage()
 
 
 def _free_port() -> int:

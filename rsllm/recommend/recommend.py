@@ -19,7 +19,7 @@ from rsllm.recommend.users import (
     read_names,
     write_out,
 )
-from rsllm.terminal import as_json
+from rsllm.terminal import as_json, notes_on_stderr
 
 SHOWN = ["user_id", "rank", "title", "score", "item_id", "source", "recommender_rank"]
 
@@ -46,24 +46,26 @@ def recommend(arguments: argparse.Namespace) -> None:
         only=read_names(arguments.only, items) if arguments.only else None,
         never=read_names(arguments.never, items) if arguments.never else np.empty(0, np.int32),
     )
-    ranker = chosen(opened, store, arguments.ranker)
-    if not arguments.json:
+    with notes_on_stderr(arguments.json):
+        ranker = chosen(opened, store, arguments.ranker)
         print(f"{ranker.name} ranks by {ranker.by} ({ranker.why})", flush=True)
+    facts = {"model": ranker.name, "ranks by": ranker.by, "why": ranker.why}
     how = {"allowed": allowed, "histories": histories, "precision": arguments.precision}
     task = Task.of(ranker, arguments.k, **how)
     if histories is not None and not arguments.histories and not arguments.out:
         shown = task.table(ranker, histories)[SHOWN]
         shown = shown.drop(columns="user_id") if arguments.history else shown
         if arguments.json:
-            facts = {"model": ranker.name, "ranks by": ranker.by, "why": ranker.why}
             print(as_json({**facts, "lists": shown.to_dict("records")}))
         else:
             print(tabulate(shown.to_dict("list"), headers="keys", floatfmt=".3f"))
         return
-    lists = make_lists(task, ranker, store, arguments.workers)
-    asked = len(ranker.pasts() if histories is None else histories)
-    if short := asked - read_lists(lists)["user_id"].nunique():
-        print(f"{short} of {asked} users get no list: nothing is left to recommend")
-    if arguments.out:
-        write_out(lists, arguments.out)
-    print(arguments.out or lists)
+    with notes_on_stderr(arguments.json):
+        lists = make_lists(task, ranker, store, arguments.workers)
+        asked = len(ranker.pasts() if histories is None else histories)
+        if short := asked - read_lists(lists)["user_id"].nunique():
+            print(f"{short} of {asked} users get no list: nothing is left to recommend")
+        if arguments.out:
+            write_out(lists, arguments.out)
+    place = arguments.out or str(lists)
+    print(as_json({**facts, "users": asked - short, "file": place}) if arguments.json else place)

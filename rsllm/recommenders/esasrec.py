@@ -52,9 +52,10 @@ class SwiGLU(nn.Module):
 class eSASRec(SASRec):
     """SASRec, whose layers are gated.
 
-    The paper also takes the loss at every position, which every prefix being a row of its own
-    amounts to (see `SASRec`), and a sampled softmax (`recommender.loss=sampled-softmax`), which
-    stands in for the softmax over all items where these are too many.
+    Differences from the paper are those of `SASRec`: positions count back, every prefix is a row of
+    its own instead of a loss at every position, and the loss is chosen. By default it is the
+    softmax over all items, for which the paper's sampled one (`recommender.loss=sampled-softmax`)
+    stands in where these are too many.
     """
 
     block = GatedBlock

@@ -166,14 +166,11 @@ def by_target(results: Results) -> Table:
             {"method": method["name"], "targets": group} | found
             for method in results["methods"]
             for group in (*GROUPS, *OLD_GROUPS)
-            if (found := _groups(method).get(group)) and found["n"]
+            for groups in [method.get("by_target") or method.get("by_popularity") or {}]
+            if (found := groups.get(group)) and found["n"]
         ],
         "by_target",
     )
-
-
-def _groups(method: Mapping[str, Any]) -> Mapping[str, Any]:
-    return method.get("by_target") or method.get("by_popularity") or {}
 
 
 def gains(results: Results) -> Table:

@@ -85,6 +85,7 @@ class LanguageTask:
         self._stream = stream
         held_out = data.rows("validation")
         self.validation = fixed_sample(held_out, experiment.evaluation.validation_rows)
+        self.groups = target_groups(self.validation, data)
         self.rows_per_step, self.steps = stage.batch_size, stage.steps
         look_ahead: Callable[[Sequence[Any]], Sequence[Any]] = list
         self.objective: nn.Module
@@ -162,7 +163,7 @@ class LanguageTask:
         """How sure the MRR is, and metrics by groups of targets, for the card."""
         mrr = mean_interval(of_rows["MRR"])
         found = {"targets/all/MRR_low": mrr.low, "targets/all/MRR_high": mrr.high}
-        for name, own_R in target_groups(self.validation, self.data).items():
+        for name, own_R in self.groups.items():
             found[f"targets/{name}/n"] = n = own_R.sum()
             if n >= FEWEST_USERS:
                 for metric in compared_metrics():

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from rsllm.assets.catalogue import ASSETS
 from rsllm.cli import main
 from rsllm.data.audit import audit
+from rsllm.doctor import report
+from rsllm.errors import RsllmError
 from rsllm.recommend.ranker import Ranker
 from rsllm.store.artifacts import Store
+from rsllm.terminal import as_json
 
 Made = tuple[Store, dict[str, str]]
 
@@ -32,7 +37,7 @@ def test_assets(
     found = {asset["name"]: asset for asset in said(capsys, "fetch")}
     assert found.keys() == ASSETS.keys()
     movies = found["movielens-100k"]
-    assert (movies["MB"], movies["here"], movies["kind"]) == (2, "no", "data set")
+    assert (movies["MB"], movies["here"], movies["kind"]) == (2, False, "data set")
     assert movies["from"].startswith("https://files.grouplens.org/")
 
 
@@ -66,12 +71,36 @@ def test_lists(capsys: pytest.CaptureFixture[str], made: Made, history_model: Ra
     assert [each["title"] for each in found["lists"]] == expected["title"].tolist()
 
 
+def test_lists_in_a_file(capsys: pytest.CaptureFixture[str], made: Made, tmp_path: Path) -> None:
+    store, names = made
+    path = tmp_path / "histories.csv"
+    path.write_text("user_id,item_id\nu,i1\nu,i2\nv,i3\n")
+    words = ["recommend", names["recommender"], "--storage", store.location]
+    found = said(capsys, *words, "--histories", str(path), "--out", str(tmp_path / "lists.csv"))
+    assert (found["users"], found["file"]) == (2, str(tmp_path / "lists.csv"))
+    assert (tmp_path / "lists.csv").exists()
+
+
+def test_checks(capsys: pytest.CaptureFixture[str]) -> None:
+    """All of them are there, also where one fails."""
+    checks = [("cache", "full", "fail", "make room"), ("token", "asked for", "ok", "")]
+    with pytest.raises(RsllmError, match="1 of 2 checks failed: cache"):
+        report(checks, for_programs=True)
+    first, second = json.loads(capsys.readouterr().out)
+    assert (first["remedy"], second["verdict"]) == ("make room", "ok")
+
+
+def test_what_is_no_number_is_null() -> None:
+    value = {"a": [math.nan, np.float32(0.5), np.int64(2)], "b": {"y", "x"}, "c": -math.inf}
+    assert json.loads(as_json(value)) == {"a": [None, 0.5, 2], "b": ["x", "y"], "c": None}
+
+
 def test_plans(
     capsys: pytest.CaptureFixture[str], made: Made, history_model: Ranker, random_llm: Path
 ) -> None:
     found = said(capsys, "plan", "--backbone", str(random_llm))
     assert found["parameters"] > found["trained"] > 0
-    assert {way["fits"] for way in found["GiB per worker"]} <= {"yes", "no"}
+    assert {way["fits"] for way in found["GiB per worker"]} <= {True, False}
     store, names = made
     lists = said(capsys, "plan", "--recommend", names["history"], "--storage", store.location)
-    assert {row["ranker"] for row in lists} == {*history_model.rankers}
+    assert {row["ranker"] for row in lists["rankers"]} == {*history_model.rankers}
