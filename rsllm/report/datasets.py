@@ -7,6 +7,7 @@ from typing import Any
 from rsllm.evaluate.metrics import brief_metrics
 from rsllm.report import tables
 from rsllm.report.tables import Table, show
+from rsllm.store.versions import deciding_results
 
 Cell = Mapping[str, Any]
 
@@ -67,6 +68,7 @@ class DatasetTables:
             row |= {"seeds": len(cell["seeds"]) or None}
             row |= {"recommender's weight": cell["predictions"].get("weight")}
             row |= {metric: cell["metrics"].get(metric) for metric in brief_metrics()}
+            row["code"] = "older" if _is_older(cell) else None
             row["HR@10, catalogue"] = (cell.get("catalogue_metrics") or {}).get("HR@10")
             judged = (cell["generation"] or {}).get("free", {}).get("LLaRA", {})
             row |= {"HitRatio@1": judged.get("hits_of_all")}
@@ -114,6 +116,14 @@ class DatasetTables:
         claims = replace(tables.pairs({"pairs": self.pairs}), title=f"Claims, {self.title}")
         titled = [replace(table, title=f"{table.title}, {self.title}") for table in others]
         return [claims, self.methods, *titled]
+
+
+def _is_older(cell: Cell) -> bool:
+    """Whether the code that decides such numbers has changed since they were filed."""
+    code, stages = cell.get("code"), () if cell["backbone"] else ("stage-1", "stage-2")
+    decides = {kind: n for kind, n in deciding_results().items() if kind not in stages}
+    # Files from before a kind was there say nothing of it; the very first ones of no kind.
+    return code is None or any(code.get(kind, n) != n for kind, n in decides.items())
 
 
 def _whole(cell: Cell, name: str) -> int | None:

@@ -9,6 +9,7 @@ from rsllm.config import Experiment
 from rsllm.config.plain import to_dict
 from rsllm.evaluate.metrics import METRICS
 from rsllm.flags import Budget
+from rsllm.store.versions import deciding_results
 from rsllm.study.claims import Claim
 from rsllm.study.grid import Grid, GridArguments, datasets
 from rsllm.study.results import Cells, Entry, slug
@@ -88,6 +89,7 @@ def cell(name: str, key: str, value: float = 0.4, **more: Any) -> dict[str, Any]
         "predictions": {"scores": [slug(name)]},
         "experiment": to_dict(Experiment()),
         "layout": {"precision": "fp32"},
+        "code": deciding_results(),
         "provenance": {"rsllm": "0", "machine": "none", "time": "now"},
     }
     return whole | more

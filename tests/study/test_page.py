@@ -5,11 +5,14 @@ from __future__ import annotations
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
+import pytest
 from made_up import arguments_for, cell, estimate, put_on_file, small_grid
 
 from rsllm.report.page import latex, markdown
 from rsllm.report.tables import Table
+from rsllm.store.versions import deciding_results
 from rsllm.study.grid import datasets, show, tables_on_file
 
 HOSTILE = (
@@ -169,3 +172,26 @@ def test_a_comparison_of_other_predictions_is_not_shown(tmp_path: Path) -> None:
         "better here",
         "not computed",
     ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "shown"),
+    [
+        ({}, None),
+        ({"code": deciding_results() | {"stage-2": 0}}, None),
+        ({"code": deciding_results() | {"stage-2": 0}, "backbone": "beef"}, "older"),
+        ({"code": deciding_results() | {"recommender": 0}}, "older"),
+        ({"code": {"data": deciding_results()["data"]}}, None),
+        ({"code": None}, "older"),
+    ],
+)
+def test_what_other_code_filed_is_marked(
+    changes: dict[str, Any], shown: str | None, tmp_path: Path
+) -> None:
+    """A recommender does not depend on the stages of the language model."""
+    grid = small_grid("a", "b", "c")
+    arguments = arguments_for(grid, tmp_path)
+    (dataset,) = datasets(grid, arguments)
+    dataset.cells.write(dataset.name, dataset.key("a"), "a", cell("a", dataset.key("a"), **changes))
+    (part,) = tables_on_file(grid, arguments)
+    assert [row.get("code") for row in part.methods.rows] == [shown]
