@@ -36,7 +36,7 @@ def test_first_steps(
             names |= small
     said = capsys.readouterr().out
     assert "70 items; " in said
-    assert "the recommender puts the right one of 20 first" in said
+    assert f"the right one of {jobs.SETTINGS['data.num_candidates']} first" in said
     assert "adapter_config.json" in said
     lists = names["model"].recommend(names["history"], k=5)
     assert len(lists) == 5
