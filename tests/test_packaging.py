@@ -8,11 +8,14 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from test_repository import PACKAGE, ROOT, tracked_files
 
 import rsllm
@@ -81,3 +84,13 @@ def test_how_to_cite_names_this_version_and_licence() -> None:
     assert facts["version"] == rsllm.__version__
     assert facts["license"] == "Apache-2.0"
     assert {"cff-version", "message", "title", "authors"} <= facts.keys()
+
+
+def test_constraints_name_a_version_of_every_dependency_that_it_allows() -> None:
+    lines = (ROOT / ".ci" / "constraints.txt").read_text().splitlines()
+    pinned = dict(line.split("==") for line in lines if not line.startswith("#"))
+    versions = {canonicalize_name(name): version for name, version in pinned.items()}
+    needed = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    for requirement in map(Requirement, needed):
+        version = versions[canonicalize_name(requirement.name)]
+        assert requirement.specifier.contains(version), f"{requirement} and {version}"
