@@ -407,7 +407,7 @@ def _completion(arguments: argparse.Namespace) -> None:
 def _settings(arguments: argparse.Namespace) -> None:
     from rsllm.settings import settings
 
-    print(settings(arguments.prefix, as_json=arguments.json))
+    print(settings(arguments.prefix, for_programs=arguments.json))
 
 
 def _docs(arguments: argparse.Namespace) -> None:

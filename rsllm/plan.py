@@ -176,7 +176,7 @@ def plan(
         }
         facts |= {"tokens of a row": shape.prompt + shape.branches, "rows": shape.rows}
         facts |= {"operations": flops, "hours": hours, "dollars": dollars}
-        facts["GiB of a worker"] = machine.memory / GIB
+        facts["memory of a worker, GiB"] = machine.memory / GIB
         facts["GiB per worker"] = [dict(zip(header, row, strict=True)) for row in rows]
         print(as_json(facts))
     else:

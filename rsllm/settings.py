@@ -2,7 +2,6 @@
 
 import ast
 import inspect
-import json
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
@@ -18,6 +17,7 @@ from rsllm.config.plain import flat, to_dict
 from rsllm.errors import ConfigError, did_you_mean, require
 from rsllm.runs import find, read_artifacts
 from rsllm.store.artifacts import MANIFEST, Store, manifest, read_json
+from rsllm.terminal import as_json
 
 WIDTH = 60
 RESULTS = "results.json"
@@ -135,7 +135,7 @@ def _columns(table: Mapping[str, Any]) -> dict[str, str]:
     return {role: column for role, column in columns.items() if hasattr(TableConfig, role)}
 
 
-def settings(prefix: str = "", *, as_json: bool = False) -> str:
+def settings(prefix: str = "", *, for_programs: bool = False) -> str:
     """A table, or JSON, of the settings whose paths begin with a prefix, or else hold it.
 
     Raises:
@@ -147,8 +147,8 @@ def settings(prefix: str = "", *, as_json: bool = False) -> str:
     if not chosen:
         hint = did_you_mean(prefix, [one.path for one in every])
         raise ConfigError(f"no setting is called {prefix!r}{hint}")
-    if as_json:
-        return json.dumps([one._asdict() for one in chosen], indent=1)
+    if for_programs:
+        return as_json([one._asdict() for one in chosen])
     rows = [(one.path, one.default, one.choices, one.about) for one in chosen]
     header, widths = ["--set", "default", "may be", "what it does"], [None, 16, 24, WIDTH]
     return tabulate(rows, header, maxcolwidths=widths, disable_numparse=True)

@@ -26,8 +26,9 @@ PAGES = [
 ]
 COMMAND = re.compile(r"(?:^    (?!  )|`)(?:\S*/)?rsllm ([a-z][^`\n]*)", re.MULTILINE)
 WORDS = (
-    *("study", "trial", "twin", "claim", "verdict", "cell", "artifact", "key", "stage", "slot"),
+    *("study", "trial", "twin", "claim", "verdict", "group", "cell", "artifact", "key", "stage"),
     *(
+        "slot",
         "marker",
         "candidate",
         "draw",
