@@ -53,7 +53,7 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
     413: {"description": "The body is too large."},
     422: {"description": "Something in the body cannot be, or is unknown."},
     429: {"description": "Too much at once; Retry-After says when to try again."},
-    503: {"description": "The language model does not answer, and nobody stands in."},
+    503: {"description": "What was to answer is late or has died, and nobody stands in."},
 }
 K = Annotated[int, Query(ge=1, le=100, description="At most so many items.")]
 
@@ -120,9 +120,8 @@ class Desk:
 
     def most(self, items: int) -> int:
         """How many items can be ranked: all, or as many as a choice prompt lists."""
-        rankers = [arm.ranker for arm in self.arms.values() if arm.ranker.by != "recommender"]
-        sizes = [ranker.language.num_candidates for ranker in rankers if ranker.language]
-        return min([size for size in sizes if size] + [items])
+        asked = [a.ranker.language for a in self.arms.values() if a.ranker.by != "recommender"]
+        return min([items, *(own.num_candidates for own in asked if own and own.num_candidates)])
 
 
 def listed(ranker: Ranker, ranked: Ranked) -> list[Item]:

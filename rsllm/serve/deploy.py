@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -192,8 +192,7 @@ class Api:
             )
         )
         app.add_middleware(Limit, most=endpoint.queue)
-        token = read_token(Path(endpoint.token_file))
-        app.add_middleware(Guard, token=token, hosts=endpoint.hosts)
+        app.add_middleware(Guard, token=read_token(Path(endpoint.token_file)), hosts=endpoint.hosts)
         return app
 
     async def is_ready(self) -> bool:
@@ -208,8 +207,7 @@ class Api:
         """Whether the artifacts on disk are as they were made."""
         if time.monotonic() - self.looked > CHECK_SECONDS:
             self.looked = time.monotonic()
-            names = [name for name, _ in self.endpoint.sides.values()]
-            self.whole = await asyncio.to_thread(_are_whole, names, self.endpoint.storage)
+            self.whole = await asyncio.to_thread(_are_whole, self.endpoint)
         return self.whole
 
     def note(self, side: Side, reply: Reply) -> None:
@@ -232,10 +230,10 @@ async def _ask(model: DeploymentHandle, question: Question) -> Passed:
     return found
 
 
-def _are_whole(names: Sequence[str], storage: str) -> bool:
+def _are_whole(endpoint: Endpoint) -> bool:
     try:
-        for name in names:
-            manifest(locate(name, storage)[1], verify=True)
+        for name, _ in endpoint.sides.values():
+            manifest(locate(name, endpoint.storage)[1], verify=True)
     except RsllmError as error:
         say(f"rsllm: {error}")
         return False

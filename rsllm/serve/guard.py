@@ -49,8 +49,7 @@ class Guard:
             await self.app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        refusal = self._stranger(scope, headers)
-        body = b""
+        refusal, body = self._stranger(scope, headers), b""
         if refusal is None:
             try:
                 body = await _body(headers, receive)
@@ -64,8 +63,7 @@ class Guard:
             await refusal(scope, receive, send)
             return
         # Every body is JSON, whatever curl -d calls it; what pages send is out already.
-        own = MutableHeaders(scope=scope)
-        own["content-type"] = "application/json"
+        MutableHeaders(scope=scope)["content-type"] = "application/json"
         await self._answer(body, scope, receive, send)
 
     def _stranger(self, scope: Scope, headers: Headers) -> Response | None:
@@ -82,29 +80,35 @@ class Guard:
         return problem(401, "no_token", "say Authorization: Bearer TOKEN, as in the token file")
 
     async def _answer(self, body: bytes, scope: Scope, receive: Receive, send: Send) -> None:
-        unread, started = [body], False
+        unread, watched = [body], Watched(send)
 
         async def replay() -> Message:
             if unread:
                 return {"type": "http.request", "body": unread.pop(), "more_body": False}
             return await receive()
 
-        async def watch(message: Message) -> None:
-            nonlocal started
-            started = True
-            await send(message)
-
         try:
-            await self.app(scope, replay, watch)
+            await self.app(scope, replay, watched)
         except Exception:
             logging.getLogger("ray.serve").exception("%s failed", scope["path"])
-            if started:
+            if watched.started:
                 raise
             await problem(500, "failed", "our fault; the log says more")(scope, receive, send)
 
 
+class Watched:
+    """Sends an answer, and knows whether it has begun to."""
+
+    def __init__(self, send: Send) -> None:
+        self.send, self.started = send, False
+
+    async def __call__(self, message: Message) -> None:
+        self.started = True
+        await self.send(message)
+
+
 class Limit:
-    """Refuses what comes while so many requests are answered already."""
+    """Refuses what comes while so many requests are answered already; leaves none unanswered."""
 
     def __init__(
         self, app: ASGIApp, most: int = MOST_AT_ONCE, note: Callable[[], None] = lambda: None
@@ -122,17 +126,20 @@ class Limit:
             busy = problem(429, "busy", "too many requests at once; try again", retry=1)
             await busy(scope, receive, send)
             return
-        self.inside += 1
+        self.inside, watched = self.inside + 1, Watched(send)
         try:
-            await self.app(scope, receive, send)
+            await self.app(scope, receive, watched)
         finally:
             self.inside -= 1
+        if not watched.started:  # Ray's proxy is silent where the replica died under a request
+            lost = problem(503, "lost", "what was to answer has died; try again", retry=1)
+            await lost(scope, receive, send)
 
 
 def at_the_door() -> list[Middleware]:
     """The same limit in Ray's proxy, where a refusal costs no way to the replica and back."""
-    refused = Counter("rsllm_refused", "Requests that were one too many.")
-    return [Middleware(Limit, note=refused.inc)]
+    about = "Requests that were one too many."
+    return [Middleware(Limit, note=Counter("rsllm_refused", about).inc)]
 
 
 def _host(url: str) -> str:

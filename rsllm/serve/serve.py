@@ -49,8 +49,8 @@ def serve(arguments: argparse.Namespace) -> None:
     from rsllm.compute.start import cluster_resources, start_ray
 
     options = http_options(arguments)
-    opened, store = open_ranker(arguments.model, arguments.storage, arguments.precision)
-    main = chosen(opened, store, arguments.ranker)
+    main, store = open_ranker(arguments.model, arguments.storage, arguments.precision)
+    main = chosen(main, store, arguments.ranker)
     print(CHOSEN.format(main.name, main.by, main.why), flush=True)
     facts: dict[str, Any] = {"model": main.exported or main.name, "ranker": main.by}
     rankers = [main]
@@ -78,7 +78,7 @@ def serve(arguments: argparse.Namespace) -> None:
         hosts=LOOPBACK if arguments.host in LOOPBACK else (),
         **facts,
     )
-    del main, rankers
+    del main, rankers  # the replicas have their own
     try:
         own = {"runtime_env": {"env_vars": AT_START}}
         logging.getLogger("ray.serve").setLevel(QUIET["log_level"])

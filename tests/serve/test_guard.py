@@ -98,6 +98,23 @@ def test_pages_from_elsewhere_are_kept_out(given: Any, status: int) -> None:
     with_echo(run)
 
 
+def test_a_request_whose_replica_died_is_told_to_come_again() -> None:
+    """Ray's proxy returns without an answer there, of which its server would make a bare 500."""
+
+    async def silent(scope: Any, receive: Any, send: Any) -> None:
+        pass
+
+    async def run() -> None:
+        limit = Limit(silent)
+        async with client(limit) as own:
+            answer = await own.post(PATH, content=b"{}")
+        assert (answer.status_code, answer.headers["Retry-After"]) == (503, "1")
+        assert answer.json()["error"]["code"] == "lost"
+        assert limit.inside == 0
+
+    asyncio.run(run())
+
+
 def test_behind_a_proxy_any_name_is_taken() -> None:
     async def run(echo: Echo, own: Any) -> None:
         echo.go.set()

@@ -6,6 +6,7 @@ import re
 import shutil
 import signal
 import socket
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +27,7 @@ from rsllm.store.artifacts import Store
 
 PASTS = [[TITLES[i], TITLES[j]] for i in range(4, 10) for j in range(11, 14)]
 DEADLINE_MS = 20_000
+API, MODEL = "ServeReplica:rsllm:Api", "ServeReplica:rsllm:Model"
 
 
 def free_port() -> int:
@@ -33,10 +35,10 @@ def free_port() -> int:
         return int(server.getsockname()[1])
 
 
-def replica(job: Any, name: str) -> psutil.Process:
-    """A process of the server by its deployment."""
+def process(job: Any, name: str) -> psutil.Process:
+    """A process of the server by what Ray calls it."""
     children = psutil.Process(job.pid).children(recursive=True)
-    (found,) = [c for c in children if f"ServeReplica:rsllm:{name}" in " ".join(c.cmdline())]
+    (found,) = [c for c in children if f"ray::{name}" in " ".join(c.cmdline())]
     return found
 
 
@@ -61,34 +63,56 @@ def test_a_server_from_its_start_to_its_end(
     ):
         jobs.wait_until(lambda: "Ctrl-C ends it" in log.read_text(), job, log)
 
+        def post(history: list[str]) -> httpx.Response:
+            return client.post("/v1/recommend", json={"history": history, "k": 5})
+
         def ask(history: list[str]) -> Any:
-            found = client.post("/v1/recommend", json={"history": history, "k": 5})
+            found = post(history)
             assert found.status_code == 200, found.text
             return found.json()
 
+        def assert_right(history: list[str], answer: Any) -> None:
+            table = replace(ranker, by=answer["ranker"]).recommend(history, k=5)
+            assert [i["item_id"] for i in answer["items"]] == table["item_id"].tolist()
+            scores = [item["score"] for item in answer["items"]]
+            np.testing.assert_allclose(scores, table["score"], atol=1e-5)
+
         with ThreadPoolExecutor(len(PASTS)) as threads:  # so that some share a batch
             for history, answer in zip(PASTS, threads.map(ask, PASTS), strict=True):
-                table = ranker.recommend(history, k=5)
-                assert [i["item_id"] for i in answer["items"]] == table["item_id"].tolist()
-                scores = [item["score"] for item in answer["items"]]
-                np.testing.assert_allclose(scores, table["score"], atol=1e-5)
+                assert_right(history, answer)
                 assert (answer["ranker"], answer["degraded"]) == ("catalogue", False)
         assert client.get("/v1/model").json()["model"] == name
         assert client.get("/v1/model", headers={"Authorization": "Bearer no"}).status_code == 401
         too_large = client.post("/v1/rank", content=(b"x" * 1024 for _ in range(65)))
         assert too_large.status_code == 413
 
+        process(job, "ServeController").kill()
+        assert_right(PASTS[0], ask(PASTS[0]))
+
+        model = process(job, MODEL)
+        model.suspend()  # so that what is asked now is under way when the next one dies
+        with ThreadPoolExecutor(4) as threads:
+            asked = [threads.submit(post, history) for history in PASTS[:4]]
+            time.sleep(1.0)
+            process(job, API).kill()
+            model.resume()
+        for history, found in zip(PASTS, (one.result() for one in asked), strict=False):
+            if found.status_code == 200:  # it came too late to be lost
+                assert_right(history, found.json())
+            else:
+                assert (found.status_code, found.json()["error"]["code"]) == (503, "lost")
+        assert_right(PASTS[1], ask(PASTS[1]))
+
         (store.root / name / "training.json").unlink(missing_ok=True)
         (store.root / name / "adapter_model.safetensors").write_bytes(b"")
         assert client.get("/readyz").json() == {"status": "ok", "artifact": "damaged"}
         assert not ask(PASTS[0])["degraded"], "it serves on from memory"
 
-        replica(job, "Model").suspend()
+        process(job, MODEL).suspend()
         slow = ask(PASTS[0])
         assert (slow["ranker"], slow["degraded"]) == ("recommender", True)
-        table = replace(ranker, by="recommender").recommend(PASTS[0], k=5)
-        assert [item["item_id"] for item in slow["items"]] == table["item_id"].tolist()
-        replica(job, "Model").kill()
+        assert_right(PASTS[0], slow)
+        process(job, MODEL).kill()
         assert ask(PASTS[1])["degraded"]
 
         named = [" ".join(p.cmdline()) for p in psutil.Process(job.pid).children(recursive=True)]
