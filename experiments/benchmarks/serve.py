@@ -12,6 +12,9 @@ as busy as the server, its own delay is all that one sees of refusals, so this o
 
     python experiments/benchmarks/serve.py stage-2/KEY --out results.json
 
+With `--ranker recommender --minutes 10` it is asked at one rate for a minute and then ten more, and
+the memory of its processes is written after each of them.
+
 Cost: eight minutes for two rankers on two cores. Last measured: experiments/results/benchmarks/.
 """
 
@@ -195,6 +198,30 @@ def used(process: subprocess.Popen[bytes]) -> dict[str, tuple[float, float]]:
     return {n: (own.memory_info().rss / 2**20, seconds[n]) for n, own in found.items()}
 
 
+async def memory(how: Any, process: Any, histories: Histories, flags: Any) -> dict[str, Any]:
+    """Resident MiB of the server's processes, minute by minute at one rate.
+
+    The first minute, in which libraries are loaded and threads started, counts as the start.
+    """
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), **how) as client:
+        minutes, found = [], []
+        for _ in range(flags.minutes + 1):
+            answered, _ = await open_loop(client, histories, flags.rate, 60.0)
+            found += answered
+            minutes.append({name: own[0] for name, own in used(process).items()})
+            print(minutes[-1], flush=True)
+    first, last = minutes[0], minutes[-1]
+    growth = {name: last[name] / first[name] - 1 for name in first if name != "client"}
+    server = [sum(own[name] for name in growth) for own in (first, last)]
+    return {
+        "rate": flags.rate,
+        "questions": len(found),
+        "mebibytes": minutes,
+        "growth": growth | {"server": server[1] / server[0] - 1},
+        **summary(found, 60.0 * len(minutes)),
+    }
+
+
 async def measure(
     process: Any, how: Any, ranker: Ranker, histories: Histories, seconds: float
 ) -> dict[str, Any]:
@@ -262,6 +289,8 @@ def main() -> None:
     parser.add_argument("--storage", default="rsllm-store", metavar="DIR")
     parser.add_argument("--ranker", action="append", help="(default: recommender, catalogue)")
     parser.add_argument("--seconds", type=float, default=30.0, help="of a level")
+    parser.add_argument("--minutes", type=int, default=0, help="of one rate, to see memory grow")
+    parser.add_argument("--rate", type=float, default=20.0, help="a second, with --minutes")
     parser.add_argument("--deadline-ms", type=int, default=2000)
     parser.add_argument("--port", type=int, default=8765)
     parser.add_argument("--out", type=Path, required=True)
@@ -273,12 +302,19 @@ def main() -> None:
         pasts = [past[-own.window :] for past in [*own.pasts().values()][:400]]
         pasts = [past for past in pasts if unambiguous(own, past)]
         histories = [[own.data.source_ids[item] for item in past] for past in pasts]
+        log = flags.out.with_suffix(".log")
+        if flags.minutes:
+            with server(own.name, by, flags, log) as (process, how, _):
+                results[by] = asyncio.run(memory(how, process, histories, flags))
+            continue
         bare = bare_rate(own, pasts, flags.seconds / 2)
-        with server(own.name, by, flags, flags.out.with_suffix(".log")) as (process, how, wait):
+        with server(own.name, by, flags, log) as (process, how, wait):
             found = asyncio.run(measure(process, how, own, histories, flags.seconds))
         ratio = {"bare_rate": bare, "ratio_to_bare": found["capacity"] / bare}
         results[by] = {"seconds_until_ready": wait, **ratio, **found}
-    rows = [{"ranker": by, **level} for by, own in results.items() for level in own["levels"]]
+    rows = [
+        {"ranker": by, **level} for by, own in results.items() for level in own.get("levels", [own])
+    ]
     write_json(
         flags.out,
         {
@@ -293,7 +329,7 @@ def main() -> None:
             "provenance": provenance(),
         },
     )
-    print(tabulate([[row[name] for name in SHOWN] for row in rows], SHOWN, floatfmt=".2f"))
+    print(tabulate([[row.get(name) for name in SHOWN] for row in rows], SHOWN, floatfmt=".2f"))
 
 
 if __name__ == "__main__":
