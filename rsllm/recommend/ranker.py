@@ -146,6 +146,8 @@ class Ranker:
             ConfigError: an item or a user that the data do not have, an empty history, or no k.
         """
         require((history is None) != (users is None), "give either a history or users")
+        asked = history if users is None else users
+        require(not isinstance(asked, str), f"{asked!r} is one name; give a list, even of one")
         require(k > 0, f"k is {k}; ask for at least 1 item")
         if users is not None:
             pasts = self.pasts(users)
@@ -154,11 +156,8 @@ class Ranker:
             pasts = {user: self.items.find_all(names) for user, names in several.items()}
         kept = None if only is None else self.items.find_all(only)
         allowed = Filter(include_seen, kept, self.items.find_all(never))
-        found = self.lists([*pasts.values()], k, allowed)
-        frames = [
-            self.table(ranked).assign(user_id=user)
-            for user, ranked in zip(pasts, found, strict=True)
-        ]
+        found = zip(pasts, self.lists([*pasts.values()], k, allowed), strict=True)
+        frames = [self.table(ranked).assign(user_id=user) for user, ranked in found]
         whole = pd.concat(frames, ignore_index=True)
         alone = users is None and not isinstance(history, Mapping)
         whole.insert(0, "user_id", whole.pop("user_id"))

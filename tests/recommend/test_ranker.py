@@ -196,6 +196,8 @@ def test_items_that_are_not_there(history_model: Ranker) -> None:
     ("asked", "message"),
     [
         ({"history": []}, "history is empty"),
+        ({"history": "Quiet Matrix"}, "'Quiet Matrix' is one name; give a list"),
+        ({"users": "u12"}, "'u12' is one name; give a list"),
         ({"history": ["i1"], "k": 0}, "k is 0"),
         ({}, "either a history or users"),
         ({"history": ["i1"], "users": ["u1"]}, "either a history or users"),
