@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shutil
 import signal
@@ -27,6 +28,7 @@ from rsllm.store.artifacts import Store
 
 PASTS = [[TITLES[i], TITLES[j]] for i in range(4, 10) for j in range(11, 14)]
 DEADLINE_MS = 20_000
+RAYS_TOKEN = "0123456789abcdef" * 4
 API, MODEL = "ServeReplica:rsllm:Api", "ServeReplica:rsllm:Model"
 
 
@@ -35,11 +37,37 @@ def free_port() -> int:
         return int(server.getsockname()[1])
 
 
+def processes(job: Any) -> dict[psutil.Process, str]:
+    """The processes of the server with their command lines, without those that are dead."""
+    found = {}
+    for child in psutil.Process(job.pid).children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            found[child] = " ".join(child.cmdline())
+    return found
+
+
 def process(job: Any, name: str) -> psutil.Process:
     """A process of the server by what Ray calls it."""
-    children = psutil.Process(job.pid).children(recursive=True)
-    (found,) = [c for c in children if f"ray::{name}" in " ".join(c.cmdline())]
+    (found,) = [own for own, line in processes(job).items() if f"ray::{name}" in line]
     return found
+
+
+def shown_by_ray(job: Any, said: str) -> dict[str, str]:
+    """What others may read: the terminal, command lines, Ray's logs and pages of its dashboard."""
+    lines = "\n".join(processes(job).values())
+    shown = {"terminal": said, "command lines": lines}
+    (session,) = set(re.findall(r"--session_dir=(\S+)", lines))
+    for file in Path(session, "logs").rglob("*"):
+        if file.is_file():
+            shown[file.name] = file.read_text(errors="replace")
+    (dashboard,) = re.findall(r"(\S+) shows what happens", said)
+    allowed = {"Authorization": f"Bearer {RAYS_TOKEN}"}
+    for page in ("/api/serve/applications/", "/api/v0/actors?detail=1", "/api/v0/tasks?detail=1"):
+        found = httpx.get(f"{dashboard}{page}", headers=allowed, timeout=120)
+        assert found.status_code == 200, found.text
+        shown[page] = found.text
+    assert '"rsllm"' in shown["/api/serve/applications/"]
+    return shown
 
 
 @pytest.mark.ray
@@ -58,7 +86,7 @@ def test_a_server_from_its_start_to_its_end(
     command += ["--deadline-ms", str(DEADLINE_MS)]
     headers = {"Authorization": f"Bearer {TOKEN}"}
     with (
-        jobs.started(command, log) as job,
+        jobs.started(command, log, RAY_AUTH_TOKEN=RAYS_TOKEN) as job,
         httpx.Client(base_url=f"http://127.0.0.1:{port}", headers=headers, timeout=120) as client,
     ):
         jobs.wait_until(lambda: "Ctrl-C ends it" in log.read_text(), job, log)
@@ -115,8 +143,9 @@ def test_a_server_from_its_start_to_its_end(
         process(job, MODEL).kill()
         assert ask(PASTS[1])["degraded"]
 
-        named = [" ".join(p.cmdline()) for p in psutil.Process(job.pid).children(recursive=True)]
-        assert not any(TOKEN in line for line in [*named, log.read_text()])
+        shown = shown_by_ray(job, log.read_text())
+        assert len(shown) > 20
+        assert [name for name, text in shown.items() if TOKEN in text] == []
         job.send_signal(signal.SIGTERM)
         assert job.wait(300) == 0, log.read_text()
         with pytest.raises(httpx.ConnectError):
