@@ -42,7 +42,7 @@ BASE = replace_in(
 )
 BUDGETS = {
     "quick": Budget(
-        summary="96 samples: 2 min a training of 12 layers on 2 cores that did other work",
+        summary="96 samples: 1 to 2 min a training of 12 layers on 2 cores that did other work",
         seeds=5,
         overrides={"stage2.samples": 96, "evaluation.validation_rows": 96},
     ),
@@ -68,7 +68,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     },
     "history prompts": {**HISTORIES, "stage2.loss.gamma": 0.0},
 }
-"""Free slots are the default; a step of AdamW is 30 % of their projector's weights."""
+"""Free slots are the default on choice prompts: AdamW moves their projector by 30 % a step."""
 
 
 def main() -> None:
