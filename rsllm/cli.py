@@ -475,12 +475,13 @@ def _runs(arguments: argparse.Namespace) -> None:
     store = Store.at(arguments.storage)
     match arguments.action:
         case "ls" if arguments.json:
-            print(as_json(list(map(asdict, runs.read_artifacts(store)))))
+            found = runs.contents(store)
+            print(as_json({**found, "artifacts": [*map(asdict, found["artifacts"])]}))
         case "ls":
             print(runs.listing(store))
         case "show" if arguments.json:
-            found = runs.find(runs.read_artifacts(store), arguments.names[0], store)
-            print(as_json(asdict(found)))
+            artifact = runs.find(runs.read_artifacts(store), arguments.names[0], store)
+            print(as_json(asdict(artifact)))
         case "show":
             print(runs.details(store, *arguments.names))
         case "diff":

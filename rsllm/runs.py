@@ -94,11 +94,25 @@ def read_artifacts(store: Store) -> list[Artifact]:
     )
 
 
+def contents(store: Store) -> dict[str, Any]:
+    """Artifacts, the state of each run that has not ended, and whether studies have results."""
+    artifacts, runs = read_artifacts(store), {}
+    for name in sorted({*_names(store, "running")} - {*_runs(artifacts)}):
+        steps = [s for s in _names(store, f"running/{name}") if s.startswith("step-")]
+        reached = f"checkpoint {max(steps)}" if steps else "no checkpoint"
+        runs[name] = f"{reached}, {store.holder(name) or 'nobody at it'}"
+    studies = {
+        name: "there" if OUTCOMES & {*_names(store, f"studies/{name}")} else "none yet"
+        for name in _names(store, "studies")
+    }
+    return {"artifacts": artifacts, "unfinished": runs, "studies": studies}
+
+
 def listing(store: Store) -> str:
     """Return tables of artifacts, of runs that have not ended, and of studies."""
-    artifacts, rows = read_artifacts(store), []
-    for _, group in itertools.groupby(artifacts, lambda artifact: artifact.kind):
-        kind = list(group)
+    found, rows = contents(store), []
+    groups = itertools.groupby(found["artifacts"], lambda artifact: artifact.kind)
+    for kind in (list(group) for _, group in groups):
         varies = _varying([artifact.settings for artifact in kind])
         for artifact in kind:
             words = [f"{path}={_word(artifact.settings.get(path), 4)}" for path in varies[:MOST]]
@@ -106,22 +120,12 @@ def listing(store: Store) -> str:
             differs = " ".join(words) if artifact.files else "damaged"
             time_made, mrr = artifact.provenance.get("time"), artifact.validation.get("MRR")
             rows.append([artifact.name, time_made, artifact.mebibytes, mrr, differs])
-    ended, runs = _runs(artifacts), []
-    for name in _names(store, "running"):
-        if name not in ended:
-            steps = [s for s in _names(store, f"running/{name}") if s.startswith("step-")]
-            reached = f"checkpoint {max(steps)}" if steps else "no checkpoint"
-            runs.append((name, f"{reached}, {store.holder(name) or 'nobody at it'}"))
-    studies = [
-        (name, "there" if OUTCOMES & {*_names(store, f"studies/{name}")} else "none yet")
-        for name in _names(store, "studies")
-    ]
     header = ["artifact", "made (UTC)", "MiB", "MRR", "differs from its kind in"]
-    return _for_terminal(
-        tabulate(rows, header, floatfmt=("", "", ".1f", ".3f", "")) if rows else "no artifacts",
-        tabulate(runs, ["run that has not ended", "state"], disable_numparse=True) if runs else "",
-        tabulate(studies, ["study", "results"], disable_numparse=True) if studies else "",
-    )
+    heads = {"unfinished": ["run that has not ended", "state"], "studies": ["study", "results"]}
+    pairs = ((found[kind].items(), head) for kind, head in heads.items() if found[kind])
+    tables = (tabulate(facts, head, disable_numparse=True) for facts, head in pairs)
+    usual = tabulate(rows, header, floatfmt=("", "", ".1f", ".3f", "")) if rows else "no artifacts"
+    return _for_terminal(usual, *tables)
 
 
 def details(store: Store, name: str) -> str:

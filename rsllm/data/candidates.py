@@ -99,7 +99,8 @@ class _Pool:
         history = self.excluded_RX.shape[1] - 1
         num_draws = 2 * size + history + SPARE_DRAWS
         drawn_RJ = self._places(stream(self.keys_R, 0, num_draws))
-        good_RJ = ~(_repeats(drawn_RJ) | _is_in(drawn_RJ, self.excluded_RX))
+        seen_RJ = np.logical_or.reduce([drawn_RJ == x_R[:, None] for x_R in self.excluded_RX.T])
+        good_RJ = ~(_repeats(drawn_RJ) | seen_RJ)
         number_RJ = good_RJ.cumsum(axis=1)
         good_RJ &= number_RJ <= size
         missing_R = number_RJ[:, -1] < size
@@ -152,7 +153,3 @@ def _repeats(drawn_RJ: Ints) -> Bools:
     repeated_RJ = np.zeros(drawn_RJ.shape, bool)
     np.put_along_axis(repeated_RJ, order_RJ[:, 1:], sorted_RJ[:, 1:] == sorted_RJ[:, :-1], axis=1)
     return repeated_RJ
-
-
-def _is_in(values_RJ: Ints, sets_RX: Ints) -> Bools:
-    return np.asarray(np.logical_or.reduce([values_RJ == x_R[:, None] for x_R in sets_RX.T]))

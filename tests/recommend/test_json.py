@@ -52,12 +52,25 @@ def test_audit(capsys: pytest.CaptureFixture[str], made: Made) -> None:
 def test_runs(capsys: pytest.CaptureFixture[str], made: Made) -> None:
     store, names = made
     storage = ("--storage", store.location)
-    listed = said(capsys, "runs", "ls", *storage)
+    listed = said(capsys, "runs", "ls", *storage)["artifacts"]
     assert {*names.values()} <= {each["name"] for each in listed}
     shown = said(capsys, "runs", "show", names["history"], *storage)
     (line,) = (each for each in listed if each["name"] == names["history"])
     assert shown | {"days": line["days"]} == line  # it has aged
     assert shown["settings"]["stage.prompts"] == "history"
+
+
+def test_runs_that_have_not_ended_and_studies(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    for folder in ("running/stage-2-0123/step-3", "studies/asked", "studies/begun"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "studies/asked/results.json").write_text("{}")
+    assert said(capsys, "runs", "ls", "--storage", str(tmp_path)) == {
+        "artifacts": [],
+        "unfinished": {"stage-2-0123": "checkpoint step-3, nobody at it"},
+        "studies": {"asked": "there", "begun": "none yet"},
+    }
 
 
 def test_lists(capsys: pytest.CaptureFixture[str], made: Made, history_model: Ranker) -> None:
