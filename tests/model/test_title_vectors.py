@@ -3,13 +3,16 @@
 # Axes: I items, T tokens, D language-model width.
 from __future__ import annotations
 
+import runpy
 from pathlib import Path
+from types import SimpleNamespace
 
+import jobs
 import pytest
 import torch
 from small_models import TITLES
 
-from rsllm.config import PromptConfig
+from rsllm.config import Experiment, PromptConfig
 from rsllm.model import title_vectors as titles
 from rsllm.model.title_vectors import title_vectors
 
@@ -66,3 +69,15 @@ def test_order_and_chunks_do_not_matter(
     monkeypatch.setattr(titles, "TITLES_AT_ONCE", 7)
     reversed_ID = title_vectors(random_llm, MANY[::-1], PromptConfig(), 0)
     torch.testing.assert_close(reversed_ID.flip(0), vectors_ID, atol=1e-5, rtol=1e-5)
+
+
+def test_the_probe_of_titles_reads_the_same_states(
+    random_llm: Path, vectors_ID: torch.Tensor
+) -> None:
+    probe = runpy.run_path(str(jobs.ROOT / "experiments" / "probe_titles.py"))
+    data, last = SimpleNamespace(titles=MANY), [-1]
+    (states_ID,) = probe["states"](str(random_llm), data, Experiment(), last)
+    torch.testing.assert_close(states_ID, vectors_ID, atol=1e-5, rtol=1e-5)
+    white_IW = probe["whitened"](states_ID, 4).double()
+    torch.testing.assert_close(white_IW.T @ white_IW, torch.eye(4).double(), atol=1e-4, rtol=0)
+    assert white_IW.mean(0).abs().max() < 1e-5
