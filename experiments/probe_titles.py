@@ -79,7 +79,7 @@ def states(
 
 
 def whitened(vectors_ID: Tensor, width: int) -> Tensor:
-    """Their principal components at equal variance. [I, width]."""
+    """Principal components, at equal variance, of rows of unit length. [I, width]."""
     centred_ID = vectors_ID.double() - vectors_ID.double().mean(0)
     centred_ID = F.normalize(centred_ID, dim=1)
     left_ID, _, _ = torch.linalg.svd(centred_ID - centred_ID.mean(0), full_matrices=False)

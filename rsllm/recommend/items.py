@@ -12,7 +12,7 @@ import numpy as np
 from rsllm.data.prepared import PreparedData
 from rsllm.data.sequences import Ints
 from rsllm.data.titles import clean_title
-from rsllm.errors import ConfigError
+from rsllm.errors import ConfigError, require
 
 NEAREST = 3
 """Titles that an error proposes."""
@@ -85,4 +85,5 @@ class Items:
 
     def find_all(self, texts: Iterable[str | int]) -> Ints:
         """The items of several titles or ids, in their order."""
+        require(not isinstance(texts, str), f"{texts!r} is one name; give a list, even of one")
         return np.array([self.find(text) for text in texts], np.int32)

@@ -146,8 +146,6 @@ class Ranker:
             ConfigError: an item or a user that the data do not have, an empty history, or no k.
         """
         require((history is None) != (users is None), "give either a history or users")
-        asked = history if users is None else users
-        require(not isinstance(asked, str), f"{asked!r} is one name; give a list, even of one")
         require(k > 0, f"k is {k}; ask for at least 1 item")
         if users is not None:
             pasts = self.pasts(users)
@@ -218,6 +216,7 @@ class Ranker:
         Raises:
             ConfigError: a user that the data do not have.
         """
+        require(not isinstance(users, str), f"{users!r} is one user; give a list, even of one")
         numbers = self._user_numbers
         asked = [*numbers] if users is None else [str(user) for user in users]
         if unknown := [user for user in asked if user not in numbers]:

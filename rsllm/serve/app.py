@@ -53,7 +53,7 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
     413: {"description": "The body is too large."},
     422: {"description": "Something in the body cannot be, or is unknown."},
     429: {"description": "Too much at once; Retry-After says when to try again."},
-    503: {"description": "What was to answer is late or has died, and nobody stands in."},
+    503: {"description": "No answer came in time, and nobody stands in."},
 }
 K = Annotated[int, Query(ge=1, le=100, description="At most so many items.")]
 

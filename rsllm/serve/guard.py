@@ -108,7 +108,7 @@ class Watched:
 
 
 class Limit:
-    """Refuses what comes while so many requests are answered already; leaves none unanswered."""
+    """Refuses what comes while so many requests are answered; answers where Ray is silent."""
 
     def __init__(
         self, app: ASGIApp, most: int = MOST_AT_ONCE, note: Callable[[], None] = lambda: None
@@ -132,7 +132,7 @@ class Limit:
         finally:
             self.inside -= 1
         if not watched.started:  # Ray's proxy is silent where the replica died under a request
-            lost = problem(503, "lost", "what was to answer has died; try again", retry=1)
+            lost = problem(503, "lost", "no answer came; try again", retry=1)
             await lost(scope, receive, send)
 
 

@@ -197,7 +197,9 @@ def test_items_that_are_not_there(history_model: Ranker) -> None:
     [
         ({"history": []}, "history is empty"),
         ({"history": "Quiet Matrix"}, "'Quiet Matrix' is one name; give a list"),
-        ({"users": "u12"}, "'u12' is one name; give a list"),
+        ({"history": {"me": "Quiet Matrix"}}, "'Quiet Matrix' is one name; give a list"),
+        ({"history": ["i1"], "never": "i12"}, "'i12' is one name; give a list"),
+        ({"users": "u12"}, "'u12' is one user; give a list"),
         ({"history": ["i1"], "k": 0}, "k is 0"),
         ({}, "either a history or users"),
         ({"history": ["i1"], "users": ["u1"]}, "either a history or users"),

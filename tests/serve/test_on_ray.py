@@ -58,8 +58,8 @@ def shown_by_ray(job: Any, said: str) -> dict[str, str]:
     shown = {"terminal": said, "command lines": lines}
     (session,) = set(re.findall(r"--session_dir=(\S+)", lines))
     for file in Path(session, "logs").rglob("*"):
-        if file.is_file():
-            shown[file.name] = file.read_text(errors="replace")
+        with contextlib.suppress(OSError):  # a folder, or a log that is put away
+            shown[str(file)] = file.read_text(errors="replace")
     (dashboard,) = re.findall(r"(\S+) shows what happens", said)
     allowed = {"Authorization": f"Bearer {RAYS_TOKEN}"}
     for page in ("/api/serve/applications/", "/api/v0/actors?detail=1", "/api/v0/tasks?detail=1"):
@@ -124,11 +124,12 @@ def test_a_server_from_its_start_to_its_end(
             time.sleep(1.0)
             process(job, API).kill()
             model.resume()
-        for history, found in zip(PASTS, (one.result() for one in asked), strict=False):
-            if found.status_code == 200:  # it came too late to be lost
+        for history, found in zip(PASTS[:4], (one.result() for one in asked), strict=True):
+            # What came too late to be lost is answered; of what is lost test_guard.py says more.
+            assert found.status_code in (200, 503), found.text
+            if found.status_code == 200:
                 assert_right(history, found.json())
-            else:
-                assert (found.status_code, found.json()["error"]["code"]) == (503, "lost")
+        jobs.wait_until(lambda: client.get("/readyz").status_code == 200, job, log)
         assert_right(PASTS[1], ask(PASTS[1]))
 
         (store.root / name / "training.json").unlink(missing_ok=True)
