@@ -129,7 +129,7 @@ def test_a_server_from_its_start_to_its_end(
             assert found.status_code in (200, 503), found.text
             if found.status_code == 200:
                 assert_right(history, found.json())
-        jobs.wait_until(lambda: client.get("/readyz").status_code == 200, job, log)
+        jobs.wait_until(lambda: post(PASTS[1]).status_code == 200, job, log)
         assert_right(PASTS[1], ask(PASTS[1]))
 
         (store.root / name / "training.json").unlink(missing_ok=True)
