@@ -8,8 +8,8 @@ gain of theirs would be one of wider keys, and not of the language model's.
 
     python experiments/probe_titles.py --data toys --set recommender.folds=4 --out probe.json
 
-Cost: 20 to 50 min on 2 cores beside the recommenders, as other work leaves them. Last measured:
-nothing that wider letters would not say, too; see experiments/results/probe_titles/.
+Cost: 45 min on 2 cores that other work shared, beside the recommenders. Expected: above letters.
+Last measured: wider letters gain as much, see experiments/results/probe_titles/.
 """
 
 from __future__ import annotations
