@@ -63,10 +63,12 @@ def ranks_in_one_pass(llm: Any, encoder: PromptEncoder, backbone: str | Path) ->
 
 @torch.no_grad()
 def _looks_ahead(llm: Any, ids: list[int]) -> bool:
-    """Whether what is said of a token changes with one that comes later."""
-    whole_TV, part_TV = (llm(torch.tensor([part])).logits[0].float() for part in (ids, ids[:-1]))
+    """Whether what is said of a token changes when the last one becomes another."""
+    # As many tokens both times, since with their number bf16 rounds sums otherwise.
+    other = [*ids[:-1], (ids[-1] + 1) % llm.config.vocab_size]
+    said_TV, again_TV = (llm(torch.tensor([own])).logits[0, :-1].float() for own in (ids, other))
     tolerance = TOLERANCE[llm.dtype]
-    return not torch.allclose(whole_TV[:-1], part_TV, rtol=tolerance, atol=tolerance)
+    return not torch.allclose(said_TV, again_TV, rtol=tolerance, atol=tolerance)
 
 
 def _misfit(

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,7 +22,7 @@ from rsllm.config.plain import replace_in
 from rsllm.errors import ConfigError
 from rsllm.model import tuned
 from rsllm.model.backbone import check_backbone, load_backbone, load_tokenizer
-from rsllm.model.one_pass import CHECK_TITLES, ranks_in_one_pass
+from rsllm.model.one_pass import CHECK_TITLES, _looks_ahead, ranks_in_one_pass
 from rsllm.pipeline import Pipeline
 from rsllm.prompts.encode import PromptEncoder
 
@@ -263,3 +264,19 @@ def test_a_model_that_looks_ahead_is_found_out(
         return
     with pytest.raises(ConfigError, match="not causal, so the answer would be seen; choose"):
         ranks_in_one_pass(llm, encoder, tmp_path)
+
+
+@pytest.mark.parametrize("peeks", [False, True])
+def test_what_rounding_does_with_a_length_is_no_look_ahead(peeks: bool) -> None:
+    """SmolLM2's logits in bf16 differ by 0.56 where one more token is read, on a CPU with AMX."""
+
+    class Rounded:
+        config, dtype = SimpleNamespace(vocab_size=50), torch.bfloat16
+
+        def __call__(self, ids_BT: torch.Tensor) -> Any:
+            seen_BT = ids_BT.float().cumsum(1) + 9.0 * ids_BT.shape[1]
+            if peeks:
+                seen_BT = seen_BT + 999.0 * (ids_BT[:, -1:] % 2)
+            return SimpleNamespace(logits=seen_BT[..., None].bfloat16())
+
+    assert _looks_ahead(Rounded(), [3, 1, 4, 1, 5]) is peeks
