@@ -47,11 +47,11 @@ BUDGETS = {
         },
     ),
     "hour": Budget(
-        summary="not yet timed: half an epoch a twin, every test user",
+        summary="not yet timed: a third of an epoch a twin, every test user",
         trials=4,
         seeds=1,
         overrides={"stage2.samples": 640, "evaluation.validation_rows": 400},
-        twin_overrides={"stage2.samples": 2048},
+        twin_overrides={"stage2.samples": 1280},
     ),
     "full": Budget(
         summary="for GPUs, not yet measured: all layers, five epochs, three seeds",

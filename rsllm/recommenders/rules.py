@@ -42,7 +42,7 @@ def markov(data: PreparedData) -> Rule:
 
 def item_knn(data: PreparedData) -> Rule:
     """Summed cosine similarity to the items of the history (Sarwar et al., WWW 2001, 3.1.1)."""
-    from implicit.nearest_neighbours import ItemItemRecommender, normalize
+    from sklearn.neighbors import NearestNeighbors  # slow to import
 
     share_I, users = _share(data), data.rows("train")
     item_RX = np.column_stack([users.history_RH, users.target_R])
@@ -50,9 +50,10 @@ def item_knn(data: PreparedData) -> Rule:
     user, height = users.user_R[row], int(users.user_R.max()) + 1
     watched_UI = _counts(user, item_RX[row, place], height, len(data.titles))
     watched_UI.data[:] = 1.0
-    model = ItemItemRecommender(K=NEIGHBOURS, num_threads=1)
-    model.fit(csr_matrix(normalize(watched_UI.T).T), show_progress=False)
-    similar_II = csr_matrix(model.similarity)
+    nearest = NearestNeighbors(n_neighbors=min(NEIGHBOURS, len(data.titles)), metric="cosine")
+    watchers_IU = watched_UI.T.tocsr()
+    similar_II = nearest.fit(watchers_IU).kneighbors_graph(watchers_IU, mode="distance")
+    similar_II.data = 1.0 - similar_II.data
     return lambda rows: (_bags(rows, len(data.titles)) @ similar_II).toarray() + 1e-6 * share_I
 
 

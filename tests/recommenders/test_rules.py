@@ -71,20 +71,27 @@ def cosine(first: set[int], second: set[int]) -> float:
     return len(first & second) / size if size else 0.0
 
 
-def test_item_knn(data: PreparedData) -> None:
+@pytest.mark.parametrize("kept", [3, 100])
+def test_item_knn(data: PreparedData, kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rsllm.recommenders.rules.NEIGHBOURS", kept)
     users = defaultdict(set)
     for user, items in watched(data).items():
         for item in items:
             users[item].add(user)
-    rows, popular = data.rows("validation"), share(data)
-    scores_RI = item_knn(data)(rows)
+    rows, popular_I = data.rows("validation"), 1e-6 * np.array(share(data))
+    scores_RI = item_knn(data)(rows) - popular_I
     for row in range(len(rows)):
-        history = rows.histories(row).tolist()
-        expected = [
-            sum(cosine(users[item], users[seen]) for seen in history) + 1e-6 * popular[item]
-            for item in range(len(TITLES))
-        ]
-        np.testing.assert_allclose(scores_RI[row], expected, rtol=1e-9, atol=1e-12)
+        alike_HI = np.array(
+            [
+                [cosine(users[item], users[seen]) for item in range(len(TITLES))]
+                for seen in rows.histories(row).tolist()
+            ]
+        )
+        if kept >= len(TITLES):
+            np.testing.assert_allclose(scores_RI[row], alike_HI.sum(0), rtol=1e-9, atol=1e-12)
+        # Which of two that are equally alike is kept is not said, but what they count is.
+        total = np.sort(alike_HI)[:, -kept:].sum()
+        np.testing.assert_allclose(scores_RI[row].sum(), total, rtol=1e-9)
 
 
 @pytest.mark.parametrize("recency", [1.0, 0.5])
