@@ -95,14 +95,13 @@ def read_artifacts(store: Store) -> list[Artifact]:
 
 
 def contents(store: Store) -> dict[str, Any]:
-    """Artifacts, the state of each run that has not ended, and whether studies have results."""
+    """Artifacts; of each run that has not ended, its checkpoint and who is at it; ended studies."""
     artifacts, runs = read_artifacts(store), {}
     for name in sorted({*_names(store, "running")} - {*_runs(artifacts)}):
         steps = [s for s in _names(store, f"running/{name}") if s.startswith("step-")]
-        reached = f"checkpoint {max(steps)}" if steps else "no checkpoint"
-        runs[name] = f"{reached}, {store.holder(name) or 'nobody at it'}"
+        runs[name] = {"checkpoint": max(steps, default=None), "holder": store.holder(name) or None}
     studies = {
-        name: "there" if OUTCOMES & {*_names(store, f"studies/{name}")} else "none yet"
+        name: {"ended": bool(OUTCOMES & {*_names(store, f"studies/{name}")})}
         for name in _names(store, "studies")
     }
     return {"artifacts": artifacts, "unfinished": runs, "studies": studies}
@@ -121,11 +120,19 @@ def listing(store: Store) -> str:
             time_made, mrr = artifact.provenance.get("time"), artifact.validation.get("MRR")
             rows.append([artifact.name, time_made, artifact.mebibytes, mrr, differs])
     header = ["artifact", "made (UTC)", "MiB", "MRR", "differs from its kind in"]
-    heads = {"unfinished": ["run that has not ended", "state"], "studies": ["study", "results"]}
-    pairs = ((found[kind].items(), head) for kind, head in heads.items() if found[kind])
-    tables = (tabulate(facts, head, disable_numparse=True) for facts, head in pairs)
     usual = tabulate(rows, header, floatfmt=("", "", ".1f", ".3f", "")) if rows else "no artifacts"
-    return _for_terminal(usual, *tables)
+    states = {
+        name: f"{run['checkpoint'] or 'no checkpoint'}, {run['holder'] or 'nobody at it'}"
+        for name, run in found["unfinished"].items()
+    }
+    studies = {
+        n: "there" if study["ended"] else "none yet" for n, study in found["studies"].items()
+    }
+    others = ((states, ["run that has not ended", "state"]), (studies, ["study", "results"]))
+    return _for_terminal(
+        usual,
+        *(tabulate(told.items(), head, disable_numparse=True) for told, head in others if told),
+    )
 
 
 def details(store: Store, name: str) -> str:

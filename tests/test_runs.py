@@ -97,10 +97,10 @@ def test_list_of_what_has_not_ended(store: Store, chain: list[str]) -> None:
     store.share("studies/search")
     with store.lock("stage-2-abc", wait=False):
         (run,) = lines(runs.listing(store), "stage-2-abc")
-        assert f"checkpoint step-000012, process {os.getpid()} on " in run
+        assert f"  step-000012, process {os.getpid()} on " in run
     (store.root / "locks" / "stage-2-abc.holder").write_text("process 1, which was killed")
     (run,) = lines(runs.listing(store), "stage-2-abc")
-    assert run.endswith("checkpoint step-000012, nobody at it")
+    assert run.endswith("  step-000012, nobody at it")
     assert lines(runs.listing(store), "search") == ["search   there"]
 
 

@@ -68,8 +68,8 @@ def test_runs_that_have_not_ended_and_studies(
     (tmp_path / "studies/asked/results.json").write_text("{}")
     assert said(capsys, "runs", "ls", "--storage", str(tmp_path)) == {
         "artifacts": [],
-        "unfinished": {"stage-2-0123": "checkpoint step-3, nobody at it"},
-        "studies": {"asked": "there", "begun": "none yet"},
+        "unfinished": {"stage-2-0123": {"checkpoint": "step-3", "holder": None}},
+        "studies": {"asked": {"ended": True}, "begun": {"ended": False}},
     }
 
 
