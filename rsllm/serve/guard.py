@@ -21,6 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rsllm.serve.bodies import problem
 
+LOG = logging.getLogger("ray.serve")
 MOST_BYTES = 64 << 10
 MOST_AT_ONCE = 64
 BODY_SECONDS = 10.0
@@ -90,7 +91,7 @@ class Guard:
         try:
             await self.app(scope, replay, watched)
         except Exception:
-            logging.getLogger("ray.serve").exception("%s failed", scope["path"])
+            LOG.exception("%s failed", scope["path"])
             if watched.started:
                 raise
             await problem(500, "failed", "our fault; the log says more")(scope, receive, send)
@@ -108,7 +109,7 @@ class Watched:
 
 
 class Limit:
-    """Refuses what comes while so many requests are answered; answers where Ray is silent."""
+    """Refuses what comes while so many requests are answered; answers where Ray cannot."""
 
     def __init__(
         self, app: ASGIApp, most: int = MOST_AT_ONCE, note: Callable[[], None] = lambda: None
@@ -117,20 +118,25 @@ class Limit:
         self.app, self.most, self.note, self.inside = app, most, note, 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request, or refuse it."""
-        if scope["type"] != "http" or scope["path"] in OPEN:
+        """Answer one request, or refuse it; what watches the endpoint is never refused."""
+        if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        if self.inside >= self.most:
+        counts = scope["path"] not in OPEN
+        if counts and self.inside >= self.most:
             self.note()
             busy = problem(429, "busy", "too many requests at once; try again", retry=1)
             await busy(scope, receive, send)
             return
-        self.inside, watched = self.inside + 1, Watched(send)
+        self.inside, watched = self.inside + counts, Watched(send)
         try:
             await self.app(scope, receive, watched)
+        except Exception:
+            LOG.exception("%s failed at the door", scope["path"])
+            if watched.started:
+                raise
         finally:
-            self.inside -= 1
+            self.inside -= counts
         if not watched.started:  # Ray's proxy is silent where the replica died under a request
             lost = problem(503, "lost", "no answer came; try again", retry=1)
             await lost(scope, receive, send)

@@ -98,18 +98,38 @@ def test_pages_from_elsewhere_are_kept_out(given: Any, status: int) -> None:
     with_echo(run)
 
 
-def test_a_request_whose_replica_died_is_told_to_come_again() -> None:
-    """Ray's proxy returns without an answer there, of which its server would make a bare 500."""
+@pytest.mark.parametrize("path", [PATH, "/healthz", "/readyz", "/docs"])
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_request_whose_replica_died_is_told_to_come_again(path: str, fails: bool) -> None:
+    """Ray's proxy fails, or returns without an answer; its server makes a bare 500 of both."""
 
-    async def silent(scope: Any, receive: Any, send: Any) -> None:
-        pass
+    async def lost(scope: Any, receive: Any, send: Any) -> None:
+        if fails:
+            raise ConnectionError("it is gone")
 
     async def run() -> None:
-        limit = Limit(silent)
+        limit = Limit(lost)
         async with client(limit) as own:
-            answer = await own.post(PATH, content=b"{}")
+            answer = await own.post(path, content=b"{}")
         assert (answer.status_code, answer.headers["Retry-After"]) == (503, "1")
         assert answer.json()["error"]["code"] == "lost"
+        assert limit.inside == 0
+
+    asyncio.run(run())
+
+
+def test_who_watches_is_answered_where_others_are_too_many() -> None:
+    async def run() -> None:
+        echo = Echo()
+        limit = Limit(echo, most=1)
+        async with client(limit) as own:
+            first = asyncio.create_task(own.post(PATH, content=b"{}"))
+            while not echo.read:
+                await asyncio.sleep(0)
+            assert (await own.post(PATH, content=b"{}")).status_code == 429
+            probe = asyncio.create_task(own.get("/healthz"))
+            echo.go.set()
+            assert [(await each).status_code for each in (first, probe)] == [200, 200]
         assert limit.inside == 0
 
     asyncio.run(run())
