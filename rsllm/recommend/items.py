@@ -22,6 +22,13 @@ class UnknownItem(ConfigError):
     """A title or an id that the data do not have."""
 
 
+def as_names(names: Iterable[str | int]) -> list[str | int]:
+    """Several names as a list; one name is refused, which Python would read letter by letter."""
+    several = isinstance(names, Iterable) and not isinstance(names, str | bytes)
+    require(several, f"{names!r} is one name; give a list, even of one")
+    return [*names]
+
+
 @dataclass(frozen=True)
 class Items:
     """The items of prepared data, by title and by id."""
@@ -85,5 +92,4 @@ class Items:
 
     def find_all(self, texts: Iterable[str | int]) -> Ints:
         """The items of several titles or ids, in their order."""
-        require(not isinstance(texts, str), f"{texts!r} is one name; give a list, even of one")
-        return np.array([self.find(text) for text in texts], np.int32)
+        return np.array([self.find(text) for text in as_names(texts)], np.int32)

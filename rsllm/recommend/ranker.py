@@ -20,7 +20,7 @@ from rsllm.data.sequences import NO_ITEM, Ints, Rows
 from rsllm.errors import ConfigError, require
 from rsllm.evaluate.deployed import top, unseen
 from rsllm.evaluate.metrics import Floats
-from rsllm.recommend.items import Items
+from rsllm.recommend.items import Items, as_names
 
 Names = Sequence[str | int]
 """Items by their titles or ids; of a history the oldest first."""
@@ -147,11 +147,13 @@ class Ranker:
         """
         require((history is None) != (users is None), "give either a history or users")
         require(k > 0, f"k is {k}; ask for at least 1 item")
+        pasts: dict[str, Ints] = {}
         if users is not None:
             pasts = self.pasts(users)
-        else:
-            several = history if isinstance(history, Mapping) else {"": history or ()}
-            pasts = {user: self.items.find_all(names) for user, names in several.items()}
+        elif isinstance(history, Mapping):
+            pasts = {user: self.items.find_all(names) for user, names in history.items()}
+        elif history is not None:
+            pasts[""] = self.items.find_all(history)
         kept = None if only is None else self.items.find_all(only)
         allowed = Filter(include_seen, kept, self.items.find_all(never))
         found = zip(pasts, self.lists([*pasts.values()], k, allowed), strict=True)
@@ -216,9 +218,8 @@ class Ranker:
         Raises:
             ConfigError: a user that the data do not have.
         """
-        require(not isinstance(users, str), f"{users!r} is one user; give a list, even of one")
         numbers = self._user_numbers
-        asked = [*numbers] if users is None else [str(user) for user in users]
+        asked = [*numbers] if users is None else [str(user) for user in as_names(users)]
         if unknown := [user for user in asked if user not in numbers]:
             raise ConfigError(
                 f"no user is called {unknown[0]!r}; the data have {len(numbers):,}, such as"

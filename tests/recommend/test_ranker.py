@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy.special import log_softmax
 from small_data import NUM_CANDIDATES, TITLES
@@ -182,6 +183,14 @@ def test_items_are_found(history_model: Ranker, text: str, item: int) -> None:
     assert history_model.items.find(text) == item
 
 
+def test_a_history_may_be_a_column(history_model: Ranker) -> None:
+    history = history_model.data.titles[:2]
+    for column in (pd.Series(history), np.array(history)):
+        pd.testing.assert_frame_equal(
+            history_model.recommend(column, k=3), history_model.recommend(history, k=3)
+        )
+
+
 def test_items_that_are_not_there(history_model: Ranker) -> None:
     with pytest.raises(UnknownItem, match=r"'Last Matricks'; the nearest titles are 'Last Matrix'"):
         history_model.items.find("Last Matricks")
@@ -199,7 +208,10 @@ def test_items_that_are_not_there(history_model: Ranker) -> None:
         ({"history": "Quiet Matrix"}, "'Quiet Matrix' is one name; give a list"),
         ({"history": {"me": "Quiet Matrix"}}, "'Quiet Matrix' is one name; give a list"),
         ({"history": ["i1"], "never": "i12"}, "'i12' is one name; give a list"),
-        ({"users": "u12"}, "'u12' is one user; give a list"),
+        ({"users": "u12"}, "'u12' is one name; give a list"),
+        ({"users": 12}, "12 is one name; give a list"),
+        ({"history": Path("i1")}, r"PosixPath\('i1'\) is one name; give a list"),
+        ({"history": ["i1"], "only": b"i2"}, "b'i2' is one name; give a list"),
         ({"history": ["i1"], "k": 0}, "k is 0"),
         ({}, "either a history or users"),
         ({"history": ["i1"], "users": ["u1"]}, "either a history or users"),
