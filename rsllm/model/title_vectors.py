@@ -12,6 +12,7 @@ from rsllm.model.backbone import load_backbone, load_tokenizer
 from rsllm.model.hybrid import HybridLM
 from rsllm.prompts.collate import items_alone
 from rsllm.prompts.encode import PromptEncoder
+from rsllm.terminal import Progress
 
 TITLES_AT_ONCE = 64
 
@@ -31,6 +32,11 @@ def title_vectors(
     model = HybridLM(load_backbone(backbone, torch.float32), slots=None).eval()
     encoder = PromptEncoder(load_tokenizer(backbone), titles, config, "text", "item")
     items = [encoder.item(item) for item in range(len(titles))]
-    chunks = (items[i : i + TITLES_AT_ONCE] for i in range(0, len(items), TITLES_AT_ONCE))
-    found = [model.item_states(items_alone(chunk, encoder)) for chunk in chunks]
-    return torch.cat(found).float()
+    order = sorted(range(len(items)), key=lambda item: len(items[item]))  # so that little is padded
+    found = []
+    with Progress(total=len(items), desc="titles", unit=" titles") as shown:
+        for start in range(0, len(items), TITLES_AT_ONCE):
+            chunk = [items[item] for item in order[start : start + TITLES_AT_ONCE]]
+            found.append(model.item_states(items_alone(chunk, encoder)))
+            shown.update(len(chunk))
+    return torch.cat(found).float()[torch.tensor(order).argsort()]
