@@ -24,7 +24,7 @@ from rsllm.compute.layout import Layout, Resources, cpu_has_bf16, lay_out
 from rsllm.config import ComputeConfig
 from rsllm.errors import ConfigError, require
 from rsllm.store.artifacts import cache_root
-from rsllm.terminal import say
+from rsllm.terminal import LIVE, say
 
 WORKER_ENVIRONMENT = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
@@ -87,8 +87,9 @@ def start_ray() -> str:
         if not sys.stdout.isatty():  # Ray would colour what workers say in a file too
             os.environ.setdefault("RAY_COLOR_PREFIX", "0")
         say(f"rsllm: joining the Ray at {running}" if running else "rsllm: starting Ray here")
+        live = {LIVE: "1"} if sys.stdout.isatty() and sys.stderr.isatty() else {}
         hooks = {
-            "env_vars": WORKER_ENVIRONMENT,
+            "env_vars": WORKER_ENVIRONMENT | live,
             "worker_process_setup_hook": prepare_worker,
         }
         with _start_lock():

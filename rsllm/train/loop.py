@@ -1,6 +1,7 @@
 """The train loop: one screen, for the recommender and both language-model stages."""
 
 import contextlib
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -12,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from rsllm.terminal import LIVE
 from rsllm.train.checkpoints import Checkpoints, State
 from rsllm.train.engine import Engine, Optimization
 from rsllm.train.watch import Watch
@@ -139,10 +141,10 @@ class Progress:
         }
 
     def show(self, state: State, losses: dict[str, float]) -> None:
-        """Note the step's loss, and print a line if the last one was long ago."""
+        """Note the step's loss; where there is no bar, print a line if the last was long ago."""
         self.losses.append(losses["loss"])
         now = time.monotonic()
-        if dist.get_rank() or now - self.last < PROGRESS_SECONDS:
+        if dist.get_rank() or LIVE in os.environ or now - self.last < PROGRESS_SECONDS:
             return
         self.last = now
         rates = self.rates(state, 0.0)

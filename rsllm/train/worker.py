@@ -16,6 +16,7 @@ from rsllm.assets.catalogue import backbone_here
 from rsllm.compute.layout import Layout
 from rsllm.errors import CheckpointError, ConfigError
 from rsllm.store.artifacts import not_on_storage, write_json
+from rsllm.terminal import LIVE
 from rsllm.train.assignment import Assignment
 
 
@@ -51,7 +52,7 @@ def work(config: dict[str, Assignment]) -> None:
     )
     checkpoints = Checkpoints(assignment.checkpoints)
     watch = Watch(compute.checkpoint_seconds, compute.timeout_seconds)
-    with _memory_explained(assignment), _log(assignment) as log:
+    with _memory_explained(assignment), _log(assignment, task.steps) as log:
         state = train(task, engine, checkpoints, watch, ray.train.report, log)
     tensors = engine.trainable()
     if dist.get_rank() == 0:
@@ -171,10 +172,12 @@ def out_of_memory(assignment: Assignment) -> str:
 
 
 @contextlib.contextmanager
-def _log(assignment: Assignment) -> Iterator[Callable[[int, dict[str, float]], None]]:
+def _log(
+    assignment: Assignment, num_steps: int
+) -> Iterator[Callable[[int, dict[str, float]], None]]:
     """Yield what takes a step's numbers: rank 0's go to Ray's metrics and to TensorBoard.
 
-    TensorBoard's files reach a URI when training ends.
+    TensorBoard's files reach a URI when training ends. On a terminal there is a bar, too.
     """
     import torch.distributed as dist
     from tensorboardX import SummaryWriter
@@ -185,6 +188,7 @@ def _log(assignment: Assignment) -> Iterator[Callable[[int, dict[str, float]], N
     store, curves = assignment.store, f"tensorboard/{assignment.name}"
     writer = SummaryWriter(str(store.root / curves), flush_secs=10)
     tags = {"run": assignment.name}
+    bar = _bar(num_steps) if LIVE in os.environ else None
 
     def log(step: int, values: dict[str, float]) -> None:
         if "seconds" in values:
@@ -192,13 +196,26 @@ def _log(assignment: Assignment) -> Iterator[Callable[[int, dict[str, float]], N
         for name, value in values.items():
             writer.add_scalar(name, value, step)
             _gauge(name).set(value, tags)
+        if bar:
+            bar.n = step
+            bar.refresh()
 
     try:
         yield log
     finally:
+        if bar:
+            bar.close()
         writer.close()
         with contextlib.suppress(CheckpointError):  # curves are not worth a run
             store.share(curves)
+
+
+def _bar(num_steps: int) -> Any:
+    """A bar that Ray draws on the driver's terminal, by the name of the run, such as a trial's."""
+    from ray.experimental.tqdm_ray import tqdm
+    from ray.train import get_context
+
+    return tqdm(total=num_steps, desc=get_context().get_experiment_name(), unit=" steps")
 
 
 def _spent(seconds: float, layout: Layout) -> dict[str, float]:

@@ -35,7 +35,7 @@ def main(store: str, measured: dict[str, float]) -> None:
         inputs={"test": store},
         data="",
     )
-    with _log(assignment) as log:
+    with _log(assignment, num_steps=3) as log:
         log(3, measured)
     names = {re.sub(r"\W+", "_", name).lower() for name in (*measured, "memory_gibibytes")}
     deadline = time.monotonic() + 150
