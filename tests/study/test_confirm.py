@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -245,9 +243,8 @@ def test_a_mistake_is_told_as_such_where_trainings_run_side_by_side(
 class Finished:
     """A study that ran to its end, and what it left."""
 
-    def __init__(self, done: subprocess.CompletedProcess[str], store: Path) -> None:
-        assert done.returncode == 0, done.stdout + done.stderr
-        self.output, self.store = done.stdout, store
+    def __init__(self, output: str, store: Path) -> None:
+        self.output, self.store = output, store
         (self.file,) = store.glob("studies/*/results.json")
         self.results: dict[str, Any] = json.loads(self.file.read_text())
 
@@ -257,15 +254,18 @@ class Finished:
 
 
 @pytest.fixture(scope="module")
-def command(tiny_llm: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+def words(
+    tiny_llm: Path, tmp_path_factory: pytest.TempPathFactory, trained_here: None
+) -> list[str]:
     script = Path(__file__).with_name("small_study.py")
     store = tmp_path_factory.mktemp("confirm") / "store"
-    return [sys.executable, str(script), str(tiny_llm), str(store)]
+    return [str(script), str(tiny_llm), str(store)]
 
 
 @pytest.fixture(scope="module")
-def study(command: list[str]) -> Finished:
-    return Finished(jobs.run(command, seconds=900), Path(command[-1]))
+def study(words: list[str]) -> Finished:
+    """The search's own trainings run under Ray Tune, all after it in this process."""
+    return Finished(jobs.run_here(*words), Path(words[-1]))
 
 
 @pytest.fixture(scope="module")
@@ -302,7 +302,8 @@ def metrics(study: Finished, split: Any, artifact: str, **inputs: Any) -> np.nda
     return np.array([1 / np.array(ranks_DR), np.array(ranks_DR) == 1.0]).mean(axis=1)
 
 
-@pytest.mark.timeout(1800)
+@pytest.mark.ray
+@pytest.mark.timeout(900)
 def test_every_configuration_is_trained_on_the_same_seeds(
     study: Finished, trainings: dict[tuple[float, int], Path]
 ) -> None:
@@ -318,7 +319,8 @@ def test_every_configuration_is_trained_on_the_same_seeds(
     assert study.results["seeds"] == SEEDS
 
 
-@pytest.mark.timeout(1800)
+@pytest.mark.ray
+@pytest.mark.timeout(900)
 def test_the_best_mean_on_validation_wins(
     study: Finished, trainings: dict[tuple[float, int], Path]
 ) -> None:
@@ -342,7 +344,8 @@ def test_the_best_mean_on_validation_wins(
         assert 0 < score <= 1
 
 
-@pytest.mark.timeout(1800)
+@pytest.mark.ray
+@pytest.mark.timeout(900)
 def test_numbers_equal_those_recomputed_from_stored_scores(
     study: Finished, trainings: dict[tuple[float, int], Path]
 ) -> None:
@@ -382,7 +385,8 @@ def vars_of(estimate: Any) -> dict[str, float]:
     return {name: getattr(estimate, name) for name in ("value", "low", "high", "n")}
 
 
-@pytest.mark.timeout(1800)
+@pytest.mark.ray
+@pytest.mark.timeout(900)
 def test_the_outcome_shows_costs_and_opens_the_test_split_once(study: Finished) -> None:
     assert study.output.count("opening the test split") == 1
     assert study.output.index("twins of trial") < study.output.index("opening the test split")
@@ -398,13 +402,12 @@ def test_the_outcome_shows_costs_and_opens_the_test_split_once(study: Finished) 
     assert {WINNER, PLAIN, "zero-shot"} <= answered
 
 
-@pytest.mark.timeout(1800)
-def test_the_same_study_again_trains_and_changes_nothing(
-    study: Finished, command: list[str]
-) -> None:
+@pytest.mark.ray
+@pytest.mark.timeout(900)
+def test_the_same_study_again_trains_and_changes_nothing(study: Finished, words: list[str]) -> None:
     kinds = ("stage-2", "evaluation", "recommender", "data")
     before = [study.artifacts(kind) for kind in kinds]
-    again = Finished(jobs.run(command, seconds=600), study.store)
+    again = Finished(jobs.run_here(*words), study.store)
     assert [again.artifacts(kind) for kind in kinds] == before
     for results in (study.results, again.results):
         del results["provenance"], results["budget"]
