@@ -12,10 +12,9 @@ empty.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, cast
+from dataclasses import dataclass, fields
+from typing import Self
 
 import numpy as np
 import torch
@@ -43,7 +42,20 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
-class ItemTexts:
+class OnDevice:
+    """What holds tensors, all of them on one device."""
+
+    def to(self, device: torch.device) -> Self:
+        """The same on another device, with all that it holds."""
+        held = {field.name: getattr(self, field.name) for field in fields(self)}
+        for name, value in held.items():
+            if isinstance(value, Tensor | OnDevice):
+                held[name] = value.to(device)
+        return type(self)(**held)
+
+
+@dataclass(frozen=True, slots=True)
+class ItemTexts(OnDevice):
     """Items alone, each as it stands in a history, behind what opens a text."""
 
     ids_GL: Tensor
@@ -54,7 +66,7 @@ class ItemTexts:
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
+class Batch(OnDevice):
     """What one forward pass needs, for one representation."""
 
     ids_BT: Tensor
@@ -107,20 +119,6 @@ class Batch:
     def num_tokens(self) -> int:
         """Of prompts and branches, without padding."""
         return int(self.real_BT.sum())
-
-    def to(self, device: torch.device) -> Batch:
-        """The same batch on another device."""
-        return cast(Batch, moved(self, device))
-
-
-def moved(value: Any, device: torch.device) -> Any:
-    """A tensor, or a dataclass with all of its tensors, on another device."""
-    if isinstance(value, Tensor):
-        return value.to(device)
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = dataclasses.fields(value)
-        return type(value)(**{f.name: moved(getattr(value, f.name), device) for f in fields})
-    return value
 
 
 def collate(

@@ -10,18 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from rsllm.prompts.collate import PADDING, Row, moved, padded
+from rsllm.prompts.collate import PADDING, OnDevice, Row, padded
 from rsllm.prompts.encode import NO_ITEM, History, PromptEncoder
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class Asked(OnDevice):
     """Which items came when, and what the next one has to be told from."""
 
     past_BM: Tensor
@@ -42,10 +41,6 @@ class Asked:
         """Items that something is made of, where no language model reads any."""
         return int((self.past_BM != PADDING).sum())
 
-    def to(self, device: torch.device) -> Asked:
-        """The same on another device."""
-        return cast(Asked, moved(self, device))
-
     @property
     def last_B(self) -> Tensor:
         """Place of each history's last item."""
@@ -53,7 +48,7 @@ class Asked:
 
 
 @dataclass(frozen=True, slots=True)
-class HistoryBatch:
+class HistoryBatch(OnDevice):
     """What one forward pass over histories needs, for one representation."""
 
     asked: Asked
@@ -84,10 +79,6 @@ class HistoryBatch:
     def num_targets(self) -> int:
         """Next items that are asked for."""
         return int((self.asked.next_BM != PADDING).sum())
-
-    def to(self, device: torch.device) -> HistoryBatch:
-        """The same batch on another device."""
-        return cast(HistoryBatch, moved(self, device))
 
 
 @dataclass(frozen=True, slots=True)
