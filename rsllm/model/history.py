@@ -39,7 +39,9 @@ class HistoryObjective(Objective):
         terms: Parts = {}
         facts: Parts = {}
         if "next_item" in weights:
-            next_item = self._next_item(states_BTD, batch)
+            logits_NV = self.model.logits(states_BTD.flatten(0, 1)[batch.label_state_N])
+            summed = F.cross_entropy(logits_NV, batch.label_N, reduction="sum")
+            next_item = summed / batch.tokens_per_batch
             terms["next_item"] = weights["next_item"] * next_item
             facts["loss/next_item"] = next_item
         if self.loss.contrasts:
@@ -61,12 +63,6 @@ class HistoryObjective(Objective):
     def _states(self, batch: HistoryBatch) -> Tensor:
         with self.precision(batch):
             return self.model.history_states(batch)
-
-    def _next_item(self, states_BTD: Tensor, batch: HistoryBatch) -> Tensor:
-        """L_NIP: negative log-likelihood of the names in the sequence."""
-        logits_NV = self.model.logits(states_BTD.flatten(0, 1)[batch.label_state_N])
-        summed = F.cross_entropy(logits_NV, batch.label_N, reduction="sum")
-        return summed / batch.tokens_per_batch
 
     def _users(self, states_BTD: Tensor, batch: HistoryBatch, keys_XK: Tensor) -> Tensor:
         """The user's vector after each item. [B, M, K]."""
