@@ -151,11 +151,12 @@ def collate(
     offset_B = np.arange(len(rows)) * layout.width
     target_B = np.array(places if all_branches else [0] * len(rows))
     targets, target_item_B = _targets(rows, encoder, len(title_keys))
+    first_B = torch.tensor([row.table * len(title_keys) for row in rows])
     branch_BT, position_BT = layout.tokens()
     state_U, label_state_N, label_branch_N = layout.links()
     return Batch(
         ids_BT=padded(inputs, layout.width, encoder.terminator),
-        item_BT=_slots(prompts, [row.table * len(title_keys) for row in rows], layout.width),
+        item_BT=table_rows([prompt.tokens for prompt in prompts], first_B, layout.width),
         branch_BT=branch_BT,
         position_BT=position_BT,
         state_U=state_U,
@@ -172,7 +173,7 @@ def collate(
         answer_BT=_spans(layout.spans(1 + target_B), layout.width),
         targets=targets,
         target_item_B=target_item_B,
-        slot_B=torch.tensor([row.table * len(title_keys) + row.target for row in rows]),
+        slot_B=first_B + torch.tensor([row.target for row in rows]),
         user_B=torch.tensor([row.user for row in rows]),
         title_B=torch.as_tensor(title_keys[[row.target for row in rows]], dtype=torch.long),
         past_BH=padded(past, max(map(len, past)), PADDING),
@@ -268,10 +269,10 @@ def _targets(rows: Sequence[Row], encoder: PromptEncoder, size: int) -> tuple[It
     return items_alone(alone, encoder), torch.from_numpy(place_B.ravel())
 
 
-def _slots(prompts: Sequence[Prompt], first: Sequence[int], width: int) -> Tensor:
+def table_rows(texts: Sequence[Tokens], first_B: Tensor, width: int) -> Tensor:
     """Items at their slots, counted from where each row's item table starts."""
-    item_BT = padded([prompt.tokens.items for prompt in prompts], width, NO_ITEM)
-    return torch.where(item_BT >= 0, item_BT + torch.tensor(first)[:, None], item_BT)
+    item_BT = padded([text.items for text in texts], width, NO_ITEM)
+    return torch.where(item_BT >= 0, item_BT + first_B[:, None], item_BT)
 
 
 def _spans(bounds: Sequence[tuple[int, int]] | Ints, width: int) -> Tensor:

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rsllm.prompts.collate import PADDING, OnDevice, Row, padded
-from rsllm.prompts.encode import NO_ITEM, History, PromptEncoder
+from rsllm.prompts.collate import PADDING, OnDevice, Row, padded, table_rows
+from rsllm.prompts.encode import History, PromptEncoder
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,12 +153,10 @@ def collate_histories(
     asked = whole.asked(rows, encoder)
     length, width = max(len(p.tokens) for p in prompts), asked.past_BM.shape[1]
     labels, places = zip(*map(_labels, prompts, rows, [encoder] * len(rows)), strict=True)
-    item_BT = padded([p.tokens.items for p in prompts], length, NO_ITEM)
-    first_B1 = asked.table_B[:, None] * num_items
     return HistoryBatch(
         asked=asked,
         ids_BT=padded([p.tokens.ids for p in prompts], length, encoder.terminator),
-        item_BT=torch.where(item_BT >= 0, item_BT + first_B1, item_BT),
+        item_BT=table_rows([p.tokens for p in prompts], asked.table_B * num_items, length),
         real_BT=torch.arange(length) < torch.tensor([[len(p.tokens)] for p in prompts]),
         start_BM=padded([p.starts for p in prompts], width, 0),
         end_BM=padded([p.ends for p in prompts], width, 0),
