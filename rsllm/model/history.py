@@ -54,9 +54,7 @@ class HistoryObjective(Objective):
         for name, sides in pairs.items():
             part = self.head.keys.contrast(*sides, keys_XK, asked)
             terms[f"{name}_contrast"] = weights[f"{name}_contrast"] * part.loss
-            facts[f"loss/{name}_contrast"] = part.loss
-            facts[f"contrast/{name}_accuracy"] = part.accuracy
-            facts[f"contrast/{name}_negatives"] = part.num_negatives
+            facts |= part.facts(name)
         facts["loss"] = loss = total(terms)
         return loss, {name: value.detach().float() for name, value in facts.items()}
 
