@@ -6,7 +6,7 @@ import re
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NoReturn, get_args
@@ -306,8 +306,8 @@ def _add_start_flags(parser: argparse.ArgumentParser) -> None:
 
 def _add_world_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=Path, metavar="DIR", help="where to write it")
-    parser.add_argument("--users", type=int, default=1000, metavar="N")
-    parser.add_argument("--items", type=int, default=500, metavar="N")
+    parser.add_argument("--users", dest="num_users", type=int, default=1000, metavar="N")
+    parser.add_argument("--items", dest="num_items", type=int, default=500, metavar="N")
     parser.add_argument("--length", type=int, default=20, metavar="N", help="steps per user")
     parser.add_argument("--noise", help="share of random steps", **SHARE)
     parser.add_argument("--text-share", help="share of users titles explain", **SHARE)
@@ -336,17 +336,10 @@ def _fetch(arguments: argparse.Namespace) -> None:
 
 
 def _synthesize(arguments: argparse.Namespace) -> None:
-    from rsllm.data.synthetic import write_world
+    from rsllm.data.synthetic import World, write_world
 
-    write_world(
-        arguments.folder,
-        num_users=arguments.users,
-        num_items=arguments.items,
-        length=arguments.length,
-        noise=arguments.noise,
-        text_share=arguments.text_share,
-        seed=arguments.seed,
-    )
+    how = {field.name: getattr(arguments, field.name) for field in fields(World)}
+    write_world(arguments.folder, **how)
     print((arguments.folder / "world.json").read_text().strip())
     print(arguments.folder)
 

@@ -11,7 +11,7 @@ Zipf popularity instead, and the walk goes on as if it had not.
 
 from itertools import islice, product
 from pathlib import Path
-from typing import IO, Annotated, Any
+from typing import Annotated, Any
 
 import numpy as np
 import pyarrow as pa
@@ -102,7 +102,14 @@ def write_world(folder: Path, **how: Any) -> Longs:
                 drawn_US = rng.random(item_US.shape) * popularity_I[-1]
                 random_US = popularity_I.searchsorted(drawn_US, "right") + 1
                 item_US = np.where(rng.random(item_US.shape) < world.noise, random_US, item_US)
-            _write_steps(file, user_U, item_US)
+            step_US = user_U[:, None] + np.arange(length)
+            columns = {
+                "user": np.repeat(user_U + 1, length),
+                "item": item_US.ravel(),
+                "rating": np.full(item_US.size, _RATING),
+                "time": (_START + _MINUTE * step_US).ravel(),
+            }
+            pa_csv.write_csv(pa.table(columns), file, pa_csv.WriteOptions(include_header=False))
     known = {"num_candidates": NUM_CANDIDATES, "best_HR@1": best_scores(world)}
     write_json(folder / "world.json", to_dict(world) | known)
     return cycle
@@ -135,15 +142,3 @@ def _sagas(rng: np.random.Generator, user_U: Longs, world: World, num_sagas: int
     saga_U = first_U + rng.integers(np.where(late_U, num_sagas - half, half))
     entry_U = rng.integers(length + 1, size=len(user_U))
     return (saga_U * 2 * length + entry_U)[:, None] + np.arange(length)
-
-
-def _write_steps(file: IO[bytes], user_U: Longs, item_US: Longs) -> None:
-    num_users, length = item_US.shape
-    step_US = user_U[:, None] + np.arange(length)
-    columns = {
-        "user": np.repeat(user_U + 1, length),
-        "item": item_US.ravel(),
-        "rating": np.full(num_users * length, _RATING),
-        "time": (_START + _MINUTE * step_US).ravel(),
-    }
-    pa_csv.write_csv(pa.table(columns), file, pa_csv.WriteOptions(include_header=False))

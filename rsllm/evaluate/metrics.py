@@ -4,6 +4,7 @@
 # above the target.
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -133,32 +134,24 @@ class Verdict(NamedTuple):
     hit: bool
 
 
-def verdict(answer: str, titles: Sequence[str], target: int) -> Verdict:
+def verdict(answer: str, titles: Sequence[str], target: int, *, strict: bool = False) -> Verdict:
     """LLaRA's rule (arXiv 2312.02445): exactly one candidate title is part of the first line.
 
     Case and outer blanks are ignored. A perfect answer is invalid when another candidate's title
-    is contained in it, which caps the hit ratio a little below 1.
+    is contained in it, which caps the hit ratio a little below 1. Under the `strict` rule the first
+    line has to be the title.
     """
-    line = _first_line(answer)
-    return _judge([title.lower().strip() in line for title in titles], target)
-
-
-def strict_verdict(answer: str, titles: Sequence[str], target: int) -> Verdict:
-    """The first line equals exactly one candidate title; case and outer blanks are ignored."""
-    line = _first_line(answer)
-    return _judge([title.lower().strip() == line for title in titles], target)
-
-
-def _first_line(answer: str) -> str:
-    return answer.strip().split("\n", 1)[0].strip().lower()
-
-
-def _judge(matches: Sequence[bool], target: int) -> Verdict:
+    line = answer.strip().split("\n", 1)[0].strip().lower()
+    names = [title.lower().strip() for title in titles]
+    matches = [name == line if strict else name in line for name in names]
     valid = sum(matches) == 1
     return Verdict(valid=valid, hit=valid and matches[target])
 
 
-RULES = {"LLaRA": verdict, "strict": strict_verdict, "catalogue": strict_verdict}
+Rule = Callable[[str, Sequence[str], int], Verdict]
+strict_verdict: Rule = partial(verdict, strict=True)
+
+RULES: dict[str, Rule] = {"LLaRA": verdict, "strict": strict_verdict, "catalogue": strict_verdict}
 """When an answer is valid: its text, the candidates' titles and the target's place -> verdict. The
 last is asked with the titles of all items: a history prompt lists no candidates to choose from."""
 

@@ -11,7 +11,6 @@ of a key, K key width, I items, J rivals, X rows of the stacked item tables (tab
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -21,6 +20,7 @@ from torch.nn import functional as F
 from rsllm.config import CatalogueConfig
 from rsllm.data.sequences import Catalogue
 from rsllm.errors import CheckpointError
+from rsllm.model.losses import Contrast
 from rsllm.prompts.collate import PADDING
 from rsllm.prompts.histories import Asked
 
@@ -28,17 +28,6 @@ SCALARS = 10.0
 """How much faster the few scalars move than entries of a matrix, in one group of parameters."""
 STATE_SHARE = 0.1
 """Length of what a state adds to a user's vector at the start, where the shortcut has length 1."""
-
-
-@dataclass(frozen=True, slots=True)
-class EveryContrast:
-    """One contrastive loss over all positions, and what tells whether it has leverage."""
-
-    loss: Tensor
-    accuracy: Tensor
-    """Share of positions whose own item scores highest."""
-    num_negatives: Tensor
-    """Mean number of negatives per position."""
 
 
 class Gain(nn.Module):
@@ -111,12 +100,11 @@ class ItemKeys(nn.Module):
             )
         self.widths = [part.shape[1] for part in parts]
         base_XK = torch.cat([F.normalize(part.float(), dim=-1) for part in parts], 1)
-        for name, value in (
-            ("base_XK", base_XK),
-            ("popularity_I", torch.tensor(catalogue.counts_I).float().log1p()),
-            ("title_keys_I", torch.tensor(catalogue.title_keys_I).long()),
-        ):
-            self.register_buffer(name, value, persistent=False)
+        popularity_I = torch.tensor(catalogue.counts_I).float().log1p()
+        title_keys_I = torch.tensor(catalogue.title_keys_I).long()
+        self.register_buffer("base_XK", base_XK, persistent=False)
+        self.register_buffer("popularity_I", popularity_I, persistent=False)
+        self.register_buffer("title_keys_I", title_keys_I, persistent=False)
         self.turn_KK = nn.Parameter(torch.zeros(self.width, self.width))
         self.log_gain_P = nn.Parameter(torch.zeros(len(parts)))
         self.score = Score(config.temperature)
@@ -167,7 +155,7 @@ class ItemKeys(nn.Module):
 
     def contrast(
         self, vectors_BMK: Tensor, target_BM: Tensor, keys_XK: Tensor, asked: Asked
-    ) -> EveryContrast:
+    ) -> Contrast:
         """Cross-entropy of each position's item among the rivals; its sum / `asked.per_batch`.
 
         Rivals that are drawn count for as many items as they stand for; the target is there with
@@ -185,7 +173,7 @@ class ItemKeys(nn.Module):
         with torch.no_grad():
             hits = (logits_NJ.argmax(1) == own_N).float().mean()
             num_negatives = (~excluded_NJ).sum(1).float().mean() - 1
-        return EveryContrast(loss, hits, num_negatives)
+        return Contrast(loss, hits, num_negatives)
 
     def excluded(self, asked: Asked, prompt_N: Tensor, place_N: Tensor, target_N: Tensor) -> Tensor:
         """Which rivals are no negatives. [N, J].

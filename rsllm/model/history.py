@@ -39,7 +39,9 @@ class HistoryObjective(Objective):
         terms: Parts = {}
         facts: Parts = {}
         if "next_item" in weights:
-            next_item = self._next_item(states_BTD, batch)
+            logits_NV = self.model.logits(states_BTD.flatten(0, 1)[batch.label_state_N])
+            summed = F.cross_entropy(logits_NV, batch.label_N, reduction="sum")
+            next_item = summed / batch.tokens_per_batch
             terms["next_item"] = weights["next_item"] * next_item
             facts["loss/next_item"] = next_item
         if self.loss.contrasts:
@@ -52,21 +54,13 @@ class HistoryObjective(Objective):
         for name, sides in pairs.items():
             part = self.head.keys.contrast(*sides, keys_XK, asked)
             terms[f"{name}_contrast"] = weights[f"{name}_contrast"] * part.loss
-            facts[f"loss/{name}_contrast"] = part.loss
-            facts[f"contrast/{name}_accuracy"] = part.accuracy
-            facts[f"contrast/{name}_negatives"] = part.num_negatives
+            facts |= part.facts(name)
         facts["loss"] = loss = total(terms)
         return loss, {name: value.detach().float() for name, value in facts.items()}
 
     def _states(self, batch: HistoryBatch) -> Tensor:
         with self.precision(batch):
             return self.model.history_states(batch)
-
-    def _next_item(self, states_BTD: Tensor, batch: HistoryBatch) -> Tensor:
-        """L_NIP: negative log-likelihood of the names in the sequence."""
-        logits_NV = self.model.logits(states_BTD.flatten(0, 1)[batch.label_state_N])
-        summed = F.cross_entropy(logits_NV, batch.label_N, reduction="sum")
-        return summed / batch.tokens_per_batch
 
     def _users(self, states_BTD: Tensor, batch: HistoryBatch, keys_XK: Tensor) -> Tensor:
         """The user's vector after each item. [B, M, K]."""

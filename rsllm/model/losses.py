@@ -39,15 +39,24 @@ def ranking_loss(scores_BK: Tensor, target_B: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Contrast:
-    """One contrastive loss and what tells whether it has leverage."""
+    """One contrastive loss over rows, or positions, and what tells whether it has leverage."""
 
     loss: Tensor
     accuracy: Tensor
-    """Share of rows whose own vector is the nearest to their target's."""
-    cosine: Tensor
-    """Mean cosine with the negatives."""
+    """Share of rows whose own vector (positions whose own item) is nearer than all negatives."""
     num_negatives: Tensor
     """Mean number of negatives per row."""
+    cosine: Tensor | None = None
+    """Mean cosine with the negatives, of rows."""
+
+    def facts(self, name: str) -> dict[str, Tensor]:
+        """What logs say of it."""
+        of_negatives = {} if self.cosine is None else {f"contrast/{name}_cosine": self.cosine}
+        return of_negatives | {
+            f"loss/{name}_contrast": self.loss.detach(),
+            f"contrast/{name}_accuracy": self.accuracy,
+            f"contrast/{name}_negatives": self.num_negatives,
+        }
 
 
 def contrast(
@@ -81,7 +90,7 @@ def contrast(
     loss = F.cross_entropy(logits_MM, own_M, reduction="sum") / num_rows
     if symmetric:
         loss = (loss + F.cross_entropy(logits_MM.T, own_M, reduction="sum") / num_rows) / 2
-    return Contrast(loss, nearest_M.sum() / num_rows, off_diagonal, num_negatives / num_rows)
+    return Contrast(loss, nearest_M.sum() / num_rows, num_negatives / num_rows, off_diagonal)
 
 
 def negatives(batches: Sequence[Batch]) -> tuple[Tensor, Tensor]:

@@ -148,14 +148,12 @@ class LanguageObjective(Objective):
             assert self.model.slots is not None
             first_G, other_GG = losses.distinct_targets(batches, self.model.slots.items_IE)
             pairs["alignment"] = all_MD["slot"][first_G], all_MD["title"][first_G], other_GG
-        terms, facts = {}, {}
+        terms: Parts = {}
+        facts: Parts = {}
         for name, sides in pairs.items():
             part = losses.contrast(*sides, config.temperature, symmetric=config.symmetric)
             terms[f"{name}_contrast"] = config.weights[f"{name}_contrast"] * part.loss
-            facts[f"loss/{name}_contrast"] = part.loss.detach()
-            facts[f"contrast/{name}_accuracy"] = part.accuracy
-            facts[f"contrast/{name}_cosine"] = part.cosine
-            facts[f"contrast/{name}_negatives"] = part.num_negatives
+            facts |= part.facts(name)
         return terms, facts
 
     @torch.inference_mode()

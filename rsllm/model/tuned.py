@@ -30,8 +30,6 @@ from rsllm.recommenders.embeddings import ItemEmbeddings
 PROJECTOR = "projector.safetensors"
 CATALOGUE = "catalogue.safetensors"
 ADAPTER = "adapter_model.safetensors"
-_LLM_PREFIX, _SLOTS_PREFIX, _CATALOGUE_PREFIX = "llm.", "slots.", "catalogue."
-_KEYS_PREFIX = "keys."
 ROUNDING = 1e-2
 """Of keys, whose entries are below 1, where they were made in bf16."""
 KEYS, TITLES = "keys", "titles"
@@ -117,7 +115,7 @@ def _fresh_slots(
 def save(model: LanguageModel, tensors: Mapping[str, Tensor], folder: Path) -> None:
     """Write what was tuned, and the projector, from gathered tensors named as in `HybridLM`."""
     llm: Any = model.hybrid.llm
-    weights = _without_prefix(tensors, _LLM_PREFIX)
+    weights = _without_prefix(tensors, "llm.")
     if model.source.tuning == "lora":
         llm.peft_config["default"].base_model_name_or_path = model.source.source
         llm.save_pretrained(folder, state_dict=weights, save_embedding_layers=False)
@@ -126,12 +124,12 @@ def save(model: LanguageModel, tensors: Mapping[str, Tensor], folder: Path) -> N
         weights = {name: tensor.to(llm.dtype) for name, tensor in weights.items()}
         llm.save_pretrained(folder, state_dict=weights)
         model.encoder.tokenizer.save_pretrained(folder)
-    slots = _without_prefix(tensors, _SLOTS_PREFIX)
+    slots = _without_prefix(tensors, "slots.")
     if model.items is not None:
         save_file(slots, folder / PROJECTOR)
         model.items.save(folder)
     if (head := model.hybrid.catalogue) is not None and model.titles_IF is not None:
-        trained = _without_prefix(tensors, _CATALOGUE_PREFIX)
+        trained = _without_prefix(tensors, "catalogue.")
         save_catalogue(head.keys, trained, model.titles_IF, folder)
 
 
@@ -142,7 +140,7 @@ def save_catalogue(
 
     The weights are whole ones; those of `keys` itself may be parted by ZeRO.
     """
-    named = {name.removeprefix(_KEYS_PREFIX): tensor for name, tensor in trained.items()}
+    named = {name.removeprefix("keys."): tensor for name, tensor in trained.items()}
     keys_XK = keys.made_by(named["turn_KK"], named["log_gain_P"])
     keys_IK = keys_XK[: keys.num_items].contiguous()
     save_file({**trained, KEYS: keys_IK, TITLES: titles_IF}, folder / CATALOGUE)

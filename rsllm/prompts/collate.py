@@ -12,10 +12,9 @@ empty.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, cast
+from dataclasses import dataclass, fields
+from typing import Self
 
 import numpy as np
 import torch
@@ -43,7 +42,20 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
-class ItemTexts:
+class OnDevice:
+    """What holds tensors, all of them on one device."""
+
+    def to(self, device: torch.device) -> Self:
+        """The same on another device, with all that it holds."""
+        held = {field.name: getattr(self, field.name) for field in fields(self)}
+        for name, value in held.items():
+            if isinstance(value, Tensor | OnDevice):
+                held[name] = value.to(device)
+        return type(self)(**held)
+
+
+@dataclass(frozen=True, slots=True)
+class ItemTexts(OnDevice):
     """Items alone, each as it stands in a history, behind what opens a text."""
 
     ids_GL: Tensor
@@ -54,7 +66,7 @@ class ItemTexts:
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
+class Batch(OnDevice):
     """What one forward pass needs, for one representation."""
 
     ids_BT: Tensor
@@ -108,20 +120,6 @@ class Batch:
         """Of prompts and branches, without padding."""
         return int(self.real_BT.sum())
 
-    def to(self, device: torch.device) -> Batch:
-        """The same batch on another device."""
-        return cast(Batch, moved(self, device))
-
-
-def moved(value: Any, device: torch.device) -> Any:
-    """A tensor, or a dataclass with all of its tensors, on another device."""
-    if isinstance(value, Tensor):
-        return value.to(device)
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = dataclasses.fields(value)
-        return type(value)(**{f.name: moved(getattr(value, f.name), device) for f in fields})
-    return value
-
 
 def collate(
     rows: Sequence[Row],
@@ -153,11 +151,12 @@ def collate(
     offset_B = np.arange(len(rows)) * layout.width
     target_B = np.array(places if all_branches else [0] * len(rows))
     targets, target_item_B = _targets(rows, encoder, len(title_keys))
+    first_B = torch.tensor([row.table * len(title_keys) for row in rows])
     branch_BT, position_BT = layout.tokens()
     state_U, label_state_N, label_branch_N = layout.links()
     return Batch(
         ids_BT=padded(inputs, layout.width, encoder.terminator),
-        item_BT=_slots(prompts, [row.table * len(title_keys) for row in rows], layout.width),
+        item_BT=table_rows([prompt.tokens for prompt in prompts], first_B, layout.width),
         branch_BT=branch_BT,
         position_BT=position_BT,
         state_U=state_U,
@@ -174,7 +173,7 @@ def collate(
         answer_BT=_spans(layout.spans(1 + target_B), layout.width),
         targets=targets,
         target_item_B=target_item_B,
-        slot_B=torch.tensor([row.table * len(title_keys) + row.target for row in rows]),
+        slot_B=first_B + torch.tensor([row.target for row in rows]),
         user_B=torch.tensor([row.user for row in rows]),
         title_B=torch.as_tensor(title_keys[[row.target for row in rows]], dtype=torch.long),
         past_BH=padded(past, max(map(len, past)), PADDING),
@@ -270,10 +269,10 @@ def _targets(rows: Sequence[Row], encoder: PromptEncoder, size: int) -> tuple[It
     return items_alone(alone, encoder), torch.from_numpy(place_B.ravel())
 
 
-def _slots(prompts: Sequence[Prompt], first: Sequence[int], width: int) -> Tensor:
+def table_rows(texts: Sequence[Tokens], first_B: Tensor, width: int) -> Tensor:
     """Items at their slots, counted from where each row's item table starts."""
-    item_BT = padded([prompt.tokens.items for prompt in prompts], width, NO_ITEM)
-    return torch.where(item_BT >= 0, item_BT + torch.tensor(first)[:, None], item_BT)
+    item_BT = padded([text.items for text in texts], width, NO_ITEM)
+    return torch.where(item_BT >= 0, item_BT + first_B[:, None], item_BT)
 
 
 def _spans(bounds: Sequence[tuple[int, int]] | Ints, width: int) -> Tensor:

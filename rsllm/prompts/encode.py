@@ -45,11 +45,6 @@ class Tokens:
     def __add__(self, other: Tokens) -> Tokens:
         return Tokens(self.ids + other.ids, self.items + other.items)
 
-    def __iadd__(self, other: Tokens) -> Tokens:
-        self.ids += other.ids
-        self.items += other.items
-        return self
-
 
 @dataclass(frozen=True, slots=True)
 class Prompt:

@@ -10,18 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from rsllm.prompts.collate import PADDING, Row, moved, padded
-from rsllm.prompts.encode import NO_ITEM, History, PromptEncoder
+from rsllm.prompts.collate import PADDING, OnDevice, Row, padded, table_rows
+from rsllm.prompts.encode import History, PromptEncoder
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class Asked(OnDevice):
     """Which items came when, and what the next one has to be told from."""
 
     past_BM: Tensor
@@ -42,10 +41,6 @@ class Asked:
         """Items that something is made of, where no language model reads any."""
         return int((self.past_BM != PADDING).sum())
 
-    def to(self, device: torch.device) -> Asked:
-        """The same on another device."""
-        return cast(Asked, moved(self, device))
-
     @property
     def last_B(self) -> Tensor:
         """Place of each history's last item."""
@@ -53,7 +48,7 @@ class Asked:
 
 
 @dataclass(frozen=True, slots=True)
-class HistoryBatch:
+class HistoryBatch(OnDevice):
     """What one forward pass over histories needs, for one representation."""
 
     asked: Asked
@@ -84,10 +79,6 @@ class HistoryBatch:
     def num_targets(self) -> int:
         """Next items that are asked for."""
         return int((self.asked.next_BM != PADDING).sum())
-
-    def to(self, device: torch.device) -> HistoryBatch:
-        """The same batch on another device."""
-        return cast(HistoryBatch, moved(self, device))
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,12 +153,10 @@ def collate_histories(
     asked = whole.asked(rows, encoder)
     length, width = max(len(p.tokens) for p in prompts), asked.past_BM.shape[1]
     labels, places = zip(*map(_labels, prompts, rows, [encoder] * len(rows)), strict=True)
-    item_BT = padded([p.tokens.items for p in prompts], length, NO_ITEM)
-    first_B1 = asked.table_B[:, None] * num_items
     return HistoryBatch(
         asked=asked,
         ids_BT=padded([p.tokens.ids for p in prompts], length, encoder.terminator),
-        item_BT=torch.where(item_BT >= 0, item_BT + first_B1, item_BT),
+        item_BT=table_rows([p.tokens for p in prompts], asked.table_B * num_items, length),
         real_BT=torch.arange(length) < torch.tensor([[len(p.tokens)] for p in prompts]),
         start_BM=padded([p.starts for p in prompts], width, 0),
         end_BM=padded([p.ends for p in prompts], width, 0),

@@ -53,10 +53,14 @@ def fill(grid: Grid, arguments: GridArguments) -> dict[str, str]:
     left_out = {}
 
     def missing(name: str, experiment: Experiment) -> bool:
-        if reason := _absent(experiment, arguments.storage):
-            left_out[name] = reason
+        """Whether raw data are not at hand, which is noted in one line."""
+        try:
+            Pipeline(experiment, arguments.storage, watched="recommender").check()
+        except RsllmError as error:
+            left_out[name] = reason = str(error).splitlines()[-1].strip()
             print(f"{name} is left out: {reason}", flush=True)
-        return bool(reason)
+            return True
+        return False
 
     for dataset in datasets(grid, arguments):
         if dataset.name in grid.data and missing(dataset.name, dataset.experiment):
@@ -73,15 +77,6 @@ def fill(grid: Grid, arguments: GridArguments) -> dict[str, str]:
             for claim in grid.claims:
                 runner.compare(claim.first, claim.second)
     return left_out
-
-
-def _absent(experiment: Experiment, storage: str) -> str:
-    """Why raw data are not at hand, in one line; empty if they are."""
-    try:
-        Pipeline(experiment, storage, watched="recommender").check()
-    except RsllmError as error:
-        return str(error).splitlines()[-1].strip()
-    return ""
 
 
 @dataclass(frozen=True)
@@ -116,7 +111,9 @@ class Runner:
     def measure(self, entry: Entry, experiment: Experiment) -> Cell:
         """Train an entry on all seeds and judge it on the test rows."""
         methods, cost = self._train(entry, experiment)
-        changed = [_under(method, entry.judged) for method in methods]
+        paths = {name: value for name, value in entry.judged.items() if "." in name}
+        fields = {name: value for name, value in entry.judged.items() if "." not in name}
+        changed = [replace(method.under(paths), **fields) for method in methods]
         methods = generate_on_first_seed_only(changed)
         outcomes = judge(methods, "test", self.pipeline, self.data)
         predictions: dict[str, Any] = {"scores": [outcome.name for outcome in outcomes]}
@@ -212,13 +209,6 @@ def stored_scores(predictions: Mapping[str, Any], store: Store) -> list[np.ndarr
         return scores
     alone_DRC = scores.pop()
     return [combine_scores(own_DRC, alone_DRC, predictions["weight"]) for own_DRC in scores]
-
-
-def _under(method: Method, changes: Mapping[str, Any]) -> Method:
-    """A method under what holds in evaluation alone: settings by paths, and fields of `Method`."""
-    paths = {name: value for name, value in changes.items() if "." in name}
-    fields = {name: value for name, value in changes.items() if "." not in name}
-    return replace(method.under(paths), **fields)
 
 
 def training_cost(trained: Sequence[Pipeline]) -> dict[str, Any]:

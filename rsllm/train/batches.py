@@ -180,14 +180,14 @@ class StepBatches:
 
     def __call__(self, step: int) -> list[Batch | HistoryBatch]:
         """The worker's micro-batches of a step."""
-        accumulation = self.stage.accumulation
         number, own_step = mixed_step(self.seed, step, [part.weight for part in self.sets])
         part, (pool, place) = self.sets[number], divmod(own_step, POOL_STEPS)
         rows = _pool(self, number, pool)[place]
         if self.text and text_only(self.seed, step, self.stage.steps):
             part = replace(part, encoder=self.text)
-        own = shares(rows, self.rank, self.world, accumulation)
-        return part.micro_batches(rows, own, self.all_branches, self.world)
+        own, accumulation = rows[self.rank :: self.world], self.stage.accumulation
+        parts = [own[i::accumulation] for i in range(accumulation)]
+        return part.micro_batches(rows, parts, self.all_branches, self.world)
 
     def in_turn(self, start: int) -> Iterator[list[Batch | HistoryBatch]]:
         """The batches of a step and of all after it, each made when it is asked for."""
@@ -254,14 +254,3 @@ def mixed_step(seed: int, step: int, weights: Sequence[float]) -> tuple[int, int
     place_S = (start + np.arange(step + 1) * GOLDEN_RATIO) % 1.0
     set_S = np.searchsorted(bounds[:-1], place_S, "right")
     return int(set_S[-1]), int((set_S[:-1] == set_S[-1]).sum())
-
-
-def shares(rows: Sequence[Any], rank: int, world: int, accumulation: int) -> list[Sequence[Any]]:
-    """One worker's micro-batches of a global batch."""
-    own = rows[rank::world]
-    return [own[i::accumulation] for i in range(accumulation)]
-
-
-def evenly(step: int, steps: int, times: int) -> bool:
-    """Whether `step` is one of `times` evenly spaced steps, the last of which is `steps`."""
-    return step in {round(steps * (i + 1) / times) for i in range(times)}

@@ -5,8 +5,7 @@ Axes: B rows, T tokens, D language-model width, H heads.
 
 import math
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -90,7 +89,9 @@ def directions(rows_ND: Tensor) -> float:
 
 def _slot_attention(objective: LanguageObjective, batch: Batch) -> float:
     model, width = objective.model, batch.ids_BT.shape[1]
-    with _eager(model.backbone):
+    before = model.backbone.config._attn_implementation
+    model.backbone.set_attn_implementation("eager")  # the one that gives its weights away
+    try:
         decoder: Any = model.backbone.get_decoder()
         layers: tuple[Tensor, ...] = decoder(
             inputs_embeds=model.embed(batch.ids_BT, batch.item_BT),
@@ -98,20 +99,11 @@ def _slot_attention(objective: LanguageObjective, batch: Batch) -> float:
             output_attentions=True,
             use_cache=False,
         ).attentions
+    finally:
+        model.backbone.set_attn_implementation(before)
     row_B = torch.arange(len(batch.last_B), device=batch.last_B.device)
     last_B = batch.last_B - row_B * width
     weight_BT = torch.stack([a_BHTT[row_B, :, last_B].float().mean(1) for a_BHTT in layers]).mean(0)
     slot_BT = (batch.item_BT >= 0).float()
     paid_B = (weight_BT * slot_BT).sum(1) / weight_BT.sum(1)
     return float((paid_B * (last_B + 1) / slot_BT.sum(1)).mean())
-
-
-@contextmanager
-def _eager(llm: Any) -> Iterator[None]:
-    """Attention that gives its weights away."""
-    before = llm.config._attn_implementation
-    llm.set_attn_implementation("eager")
-    try:
-        yield
-    finally:
-        llm.set_attn_implementation(before)

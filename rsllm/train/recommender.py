@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from rsllm.config import Experiment, RecommenderConfig
 from rsllm.data.prepared import PreparedData
 from rsllm.data.sequences import NO_ITEM, Rows
 from rsllm.evaluate import rank
-from rsllm.prompts.collate import moved
+from rsllm.prompts.collate import OnDevice
 from rsllm.recommenders.base import Recommender
 from rsllm.recommenders.embeddings import ItemEmbeddings
 from rsllm.store.artifacts import write_json
@@ -34,7 +34,7 @@ SEEN_ROWS = 2000
 
 
 @dataclass(frozen=True, slots=True)
-class RecommenderBatch:
+class RecommenderBatch(OnDevice):
     """Histories, what came next, and the negatives of the sampled losses."""
 
     history_BH: Tensor
@@ -48,10 +48,6 @@ class RecommenderBatch:
     def num_tokens(self) -> int:
         """Items of the histories."""
         return int(self.length_B.sum())
-
-    def to(self, device: torch.device) -> RecommenderBatch:
-        """The same batch on another device."""
-        return cast(RecommenderBatch, moved(self, device))
 
 
 class NextItem(nn.Module):

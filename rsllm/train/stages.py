@@ -40,7 +40,7 @@ from rsllm.model.objective import LanguageObjective
 from rsllm.prompts.collate import Batch, collate
 from rsllm.prompts.encode import PromptEncoder
 from rsllm.prompts.histories import HistoryBatch, Whole, collate_histories
-from rsllm.train.batches import HistorySet, StepBatches, TrainingSet, evenly, text_only
+from rsllm.train.batches import HistorySet, StepBatches, TrainingSet, text_only
 from rsllm.train.engine import Optimization, ParameterGroup, warmup_then_cosine
 from rsllm.train.health import PROBE_ROWS, health, slots_health, warnings
 
@@ -120,7 +120,8 @@ class LanguageTask:
 
     def due(self, step: int) -> bool:
         """Evenly spaced, the last at the end."""
-        return evenly(step, self.steps, self.stage.validations)
+        times = self.stage.validations
+        return step in {round(self.steps * (i + 1) / times) for i in range(times)}
 
     def validate(self, objective: nn.Module) -> dict[str, float]:
         """Mean metrics over the validation rows, which are spread over the workers.

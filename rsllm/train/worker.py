@@ -6,7 +6,7 @@ import os
 import re
 import resource
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from functools import cache, partial
 from pathlib import Path
@@ -60,7 +60,21 @@ def work(config: dict[str, Assignment]) -> None:
             task.export(tensors, staging)
             write_json(staging / "training.json", asdict(state))
             if stage.is_language_model:
-                write_card(staging, **_card_facts(assignment, task, state, tensors))
+                start = Path(assignment.start).name
+                write_card(
+                    staging,
+                    name=store.name(store.path(stage.kind, assignment.inputs)),
+                    experiment=assignment.experiment,
+                    stage=assignment.stage,
+                    inputs=assignment.inputs,
+                    start=f"artifact {start}" if start else "the backbone",
+                    data=[(part.data, part.num_users) for part in task.batches.sets],
+                    validation=state.curve[-1],
+                    num_validated=len(task.validation),
+                    num_trained=sum(tensor.numel() for tensor in tensors.values()),
+                    seconds=state.seconds,
+                    precision=layout.precision,
+                )
     dist.barrier()
     if store.remote:
         shutil.rmtree(checkpoints.folder, ignore_errors=True)
@@ -242,23 +256,3 @@ def _gauge(name: str) -> Any:
     from ray.util.metrics import Gauge
 
     return Gauge("rsllm_" + re.sub(r"\W+", "_", name), name, tag_keys=("run",))
-
-
-def _card_facts(
-    assignment: Assignment, task: Any, state: Any, tensors: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Collect what the model card says, as plain values."""
-    path = assignment.store.path(assignment.facts.kind, assignment.inputs)
-    return {
-        "name": assignment.store.name(path),
-        "experiment": assignment.experiment,
-        "stage": assignment.stage,
-        "inputs": assignment.inputs,
-        "start": f"artifact {Path(assignment.start).name}" if assignment.start else "the backbone",
-        "data": [(part.data, part.num_users) for part in task.batches.sets],
-        "validation": state.curve[-1],
-        "num_validated": len(task.validation),
-        "num_trained": sum(tensor.numel() for tensor in tensors.values()),
-        "seconds": state.seconds,
-        "precision": assignment.layout.precision,
-    }
