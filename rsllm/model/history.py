@@ -48,7 +48,9 @@ class HistoryObjective(Objective):
             keys_XK, asked = self.head.keys(), batch.asked
         pairs = {}
         if self.loss.alpha:
-            pairs["target"] = self.head.answers(name_means(states_BTD, batch)), asked.past_BM
+            # Not over an item's slot, which would tell whose key is asked for.
+            names_BMD = means(states_BTD, batch.start_BM, batch.name_end_BM)
+            pairs["target"] = self.head.answers(names_BMD), asked.past_BM
         if self.loss.beta:
             pairs["user"] = self._users(states_BTD, batch, keys_XK), asked.next_BM
         for name, sides in pairs.items():
@@ -65,7 +67,7 @@ class HistoryObjective(Objective):
     def _users(self, states_BTD: Tensor, batch: HistoryBatch, keys_XK: Tensor) -> Tensor:
         """The user's vector after each item. [B, M, K]."""
         if self.head.keys.config.user_state == "mean":
-            states_BMD = prefix_means(states_BTD, batch)
+            states_BMD = means(states_BTD, batch.start_BM[:, :1], batch.end_BM)
         else:
             states_BMD = at(states_BTD, batch.end_BM)
         return self.head.users(states_BMD, batch.asked, keys_XK)
@@ -82,22 +84,9 @@ def at(states_BTD: Tensor, place_BM: Tensor) -> Tensor:
     return states_BTD.gather(1, place_BM[..., None].expand(-1, -1, states_BTD.shape[2]))
 
 
-def name_means(states_BTD: Tensor, batch: HistoryBatch) -> Tensor:
-    """Mean state over each item's name, in fp32. [B, M, D].
-
-    Not over its slot, which would tell whose key is asked for.
-    """
+def means(states_BTD: Tensor, start_BM: Tensor, end_BM: Tensor) -> Tensor:
+    """Mean state over places of each row, the ends included, in fp32; starts may be one a row."""
     sums_BTD = states_BTD.float().cumsum(1)
-    before_BMD = at(sums_BTD, (batch.start_BM - 1).clamp(min=0))
-    before_BMD = before_BMD * (batch.start_BM > 0)[..., None]
-    size_BM1 = (batch.name_end_BM + 1 - batch.start_BM).clamp(min=1)[..., None]
-    return (at(sums_BTD, batch.name_end_BM) - before_BMD) / size_BM1
-
-
-def prefix_means(states_BTD: Tensor, batch: HistoryBatch) -> Tensor:
-    """Mean state over the history up to each item, in fp32. [B, M, D]."""
-    sums_BTD = states_BTD.float().cumsum(1)
-    first_B1 = batch.start_BM[:, :1]
-    before_B1D = at(sums_BTD, (first_B1 - 1).clamp(min=0)) * (first_B1 > 0)[..., None]
-    size_BM1 = (batch.end_BM + 1 - first_B1).clamp(min=1)[..., None]
-    return (at(sums_BTD, batch.end_BM) - before_B1D) / size_BM1
+    before_BMD = at(sums_BTD, (start_BM - 1).clamp(min=0)) * (start_BM > 0)[..., None]
+    size_BM1 = (end_BM + 1 - start_BM).clamp(min=1)[..., None]
+    return (at(sums_BTD, end_BM) - before_BMD) / size_BM1
