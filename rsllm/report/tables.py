@@ -134,15 +134,8 @@ def methods(results: Results, only: Iterable[str] = ()) -> Table:
 
 def deployed(results: Results) -> Table:
     """What each method's lists are worth to users who choose from the whole catalogue."""
-    return Table(
-        "As deployed: lists of ten from the whole catalogue, without what was seen",
-        [
-            {"method": method["name"], **method["deployed"]}
-            for method in results["methods"]
-            if method.get("deployed")
-        ],
-        "deployed",
-    )
+    title = "As deployed: lists of ten from the whole catalogue, without what was seen"
+    return Table(title, _part(results, "deployed"), "deployed")
 
 
 def by_seed(results: Results) -> Table:
@@ -224,12 +217,12 @@ def generated(results: Results) -> Table:
 
 def orders(results: Results) -> Table:
     """How much the order of the candidates decides."""
-    rows = [
-        {"method": method["name"], **method["candidate_orders"]}
-        for method in results["methods"]
-        if method.get("candidate_orders")
-    ]
-    return Table("Order of the candidates", rows, "orders")
+    return Table("Order of the candidates", _part(results, "candidate_orders"), "orders")
+
+
+def _part(results: Results, name: str) -> list[Mapping[str, Any]]:
+    """One part of what is known of each method, where it is."""
+    return [{"method": m["name"], **m[name]} for m in results["methods"] if m.get(name)]
 
 
 def claimed(pairs: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
