@@ -144,7 +144,7 @@ class Progress:
         """Note the step's loss; where there is no bar, print a line if the last was long ago."""
         self.losses.append(losses["loss"])
         now = time.monotonic()
-        if dist.get_rank() or LIVE in os.environ or now - self.last < PROGRESS_SECONDS:
+        if dist.get_rank() or os.environ.get(LIVE) or now - self.last < PROGRESS_SECONDS:
             return
         self.last = now
         rates = self.rates(state, 0.0)

@@ -202,7 +202,7 @@ def _log(
     store, curves = assignment.store, f"tensorboard/{assignment.name}"
     writer = SummaryWriter(str(store.root / curves), flush_secs=10)
     tags = {"run": assignment.name}
-    bar = _bar(num_steps) if LIVE in os.environ else None
+    bar = _bar(num_steps) if os.environ.get(LIVE) else None
 
     def log(step: int, values: dict[str, float]) -> None:
         if "seconds" in values:
