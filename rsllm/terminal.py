@@ -9,6 +9,8 @@ from typing import Any
 from tqdm import tqdm
 
 LINE_SECONDS, BAR_SECONDS = 10.0, 0.5
+DELAY = 1.0
+"""Seconds after which a step that may be short says how far it is."""
 LIVE = "RSLLM_LIVE"
 """Set in Ray's processes where who waits for them sits at a terminal."""
 

@@ -23,6 +23,7 @@ from rsllm.evaluate.rank import candidate_sets, decision
 from rsllm.model.objective import LanguageObjective
 from rsllm.prompts.collate import Row
 from rsllm.prompts.encode import NO_ITEM, PromptEncoder, Tokens
+from rsllm.terminal import DELAY, Progress
 
 
 @torch.inference_mode()
@@ -56,7 +57,8 @@ def greedy_answers(
     objective.eval()
     device = next(objective.parameters()).device
     answers: list[str] = []
-    for start in range(0, len(rows), batch_size):
+    starts = range(0, len(rows), batch_size)
+    for start in Progress(starts, desc="answering", unit=" batches", delay=DELAY):
         chosen = [decision(rows, i) for i in range(start, min(start + batch_size, len(rows)))]
         options = [_options(row, data, decoding) for row in chosen]
         choices = [encoder.answers(items) for items in options]

@@ -22,14 +22,12 @@ from rsllm.evaluate.rank import fixed_sample
 from rsllm.evaluate.statistics import paired
 from rsllm.recommend.ranker import Ranker
 from rsllm.store.artifacts import Store, read_json, write_json
-from rsllm.terminal import Progress
+from rsllm.terminal import DELAY, Progress
 
 DECIDES = f"NDCG@{SIZE}"
 USERS = {"catalogue": 400, "pointer": 100, "likelihood": 100}
 """Validation users that decide; choice prompts cost some twenty times a history prompt."""
 AT_ONCE = 32
-DELAY = 1.0
-"""Seconds without progress before it is shown."""
 FILE = "deployed.json"
 
 
