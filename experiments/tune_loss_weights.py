@@ -47,7 +47,7 @@ BUDGETS = {
         },
     ),
     "hour": Budget(
-        summary="not yet timed: a third of an epoch a twin, every test user",
+        summary="75 min on 2 busy cores: a third of an epoch a twin, all test users",
         trials=4,
         seeds=1,
         overrides={"stage2.samples": 640, "evaluation.validation_rows": 400},
