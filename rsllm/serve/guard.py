@@ -131,10 +131,6 @@ class Limit:
         self.inside, watched = self.inside + counts, Watched(send)
         try:
             await self.app(scope, receive, watched)
-        except Exception:
-            LOG.exception("%s failed at the door", scope["path"])
-            if watched.started:
-                raise
         finally:
             self.inside -= counts
         if not watched.started:  # Ray's proxy is silent where the replica died under a request

@@ -99,16 +99,14 @@ def test_pages_from_elsewhere_are_kept_out(given: Any, status: int) -> None:
 
 
 @pytest.mark.parametrize("path", [PATH, "/healthz", "/readyz", "/docs"])
-@pytest.mark.parametrize("fails", [False, True])
-def test_a_request_whose_replica_died_is_told_to_come_again(path: str, fails: bool) -> None:
-    """Ray's proxy fails, or returns without an answer; its server makes a bare 500 of both."""
+def test_a_request_whose_replica_died_is_told_to_come_again(path: str) -> None:
+    """Ray's proxy returns without an answer there, of which its server would make a bare 500."""
 
-    async def lost(scope: Any, receive: Any, send: Any) -> None:
-        if fails:
-            raise ConnectionError("it is gone")
+    async def silent(scope: Any, receive: Any, send: Any) -> None:
+        pass
 
     async def run() -> None:
-        limit = Limit(lost)
+        limit = Limit(silent)
         async with client(limit) as own:
             answer = await own.post(path, content=b"{}")
         assert (answer.status_code, answer.headers["Retry-After"]) == (503, "1")
