@@ -28,7 +28,7 @@ from rsllm.store.artifacts import Store, cache_root, require_writable
 from rsllm.terminal import as_json
 
 LIBRARIES = ["rsllm", "torch", "ray", "transformers", "deepspeed"]
-WAIT_SECONDS = 60
+WAIT_SECONDS = 120
 """A node that does not answer for so long counts as lost."""
 Check = tuple[str, str, str, str]
 """A name, the finding, "ok", "warn" or "fail", and what to do about it."""
