@@ -282,7 +282,7 @@ def test_package_stays_small() -> None:
     """It has grown by what real files, backbones and history prompts ask for; it is to shrink."""
     count = sum(map(code_lines, SOURCES))
     print(f"{count} lines of code in {len(SOURCES)} files")
-    assert count <= 14751
+    assert count <= 14747
 
 
 def test_imports_point_downwards() -> None:
