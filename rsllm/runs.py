@@ -95,7 +95,7 @@ def read_artifacts(store: Store) -> list[Artifact]:
 
 
 def contents(store: Store) -> dict[str, Any]:
-    """Artifacts; of each run that has not ended, its checkpoint and who is at it; ended studies."""
+    """Artifacts, where each run that has not ended is and who is at it, and which studies ended."""
     artifacts, runs = read_artifacts(store), {}
     for name in sorted({*_names(store, "running")} - {*_runs(artifacts)}):
         steps = [s for s in _names(store, f"running/{name}") if s.startswith("step-")]

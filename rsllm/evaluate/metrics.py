@@ -148,10 +148,13 @@ def verdict(answer: str, titles: Sequence[str], target: int, *, strict: bool = F
     return Verdict(valid=valid, hit=valid and matches[target])
 
 
-Rule = Callable[[str, Sequence[str], int], Verdict]
-strict_verdict: Rule = partial(verdict, strict=True)
+strict_verdict = partial(verdict, strict=True)
 
-RULES: dict[str, Rule] = {"LLaRA": verdict, "strict": strict_verdict, "catalogue": strict_verdict}
+RULES: dict[str, Callable[[str, Sequence[str], int], Verdict]] = {
+    "LLaRA": verdict,
+    "strict": strict_verdict,
+    "catalogue": strict_verdict,
+}
 """When an answer is valid: its text, the candidates' titles and the target's place -> verdict. The
 last is asked with the titles of all items: a history prompt lists no candidates to choose from."""
 

@@ -214,8 +214,7 @@ def score_candidates(
     lengths = [encoder.length(row.history, row.candidates, row.template) for row in decisions]
     order = np.argsort(lengths, kind="stable")
     parts = []
-    starts = range(0, len(rows), batch_size)
-    for start in Progress(starts, desc="ranking", unit=" batches", delay=DELAY):
+    for start in Progress(range(0, len(rows), batch_size), "ranking", unit=" batches", delay=DELAY):
         chosen = [decisions[index] for index in order[start : start + batch_size]]
         if separate:
             alone = [[replace(row, target=item) for item in row.candidates] for row in chosen]
@@ -235,8 +234,7 @@ def score_catalogue(
     histories = history_rows(rows)
     order = np.argsort([encoder.length(row.history, (), 0) for row in histories], kind="stable")
     parts, keys_XK = [np.empty((0, num_items))], objective.head.keys()  # once for all batches
-    starts = range(0, len(rows), batch_size)
-    for start in Progress(starts, desc="ranking", unit=" batches", delay=DELAY):
+    for start in Progress(range(0, len(rows), batch_size), "ranking", unit=" batches", delay=DELAY):
         chosen = [histories[index] for index in order[start : start + batch_size]]
         whole = Whole.of(chosen, encoder, np.ones(num_items))
         batch = collate_histories(chosen, encoder, num_items, whole).to(device)

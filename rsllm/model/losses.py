@@ -43,7 +43,7 @@ class Contrast:
 
     loss: Tensor
     accuracy: Tensor
-    """Share of rows whose own vector (positions whose own item) is nearer than all negatives."""
+    """Share of rows, or positions, whose own answer is nearer than every negative."""
     num_negatives: Tensor
     """Mean number of negatives per row."""
     cosine: Tensor | None = None

@@ -52,6 +52,7 @@ def item_knn(data: PreparedData) -> Rule:
     watched_UI.data[:] = 1.0
     nearest = NearestNeighbors(n_neighbors=min(NEIGHBOURS, len(data.titles)), metric="cosine")
     watchers_IU = watched_UI.T.tocsr()
+    # Named again, since without it an item would be no neighbour of its own.
     similar_II = nearest.fit(watchers_IU).kneighbors_graph(watchers_IU, mode="distance")
     similar_II.data = 1.0 - similar_II.data
     return lambda rows: (_bags(rows, len(data.titles)) @ similar_II).toarray() + 1e-6 * share_I

@@ -21,7 +21,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rsllm.serve.bodies import problem
 
-LOG = logging.getLogger("ray.serve")
 MOST_BYTES = 64 << 10
 MOST_AT_ONCE = 64
 BODY_SECONDS = 10.0
@@ -91,7 +90,7 @@ class Guard:
         try:
             await self.app(scope, replay, watched)
         except Exception:
-            LOG.exception("%s failed", scope["path"])
+            logging.getLogger("ray.serve").exception("%s failed", scope["path"])
             if watched.started:
                 raise
             await problem(500, "failed", "our fault; the log says more")(scope, receive, send)

@@ -1,7 +1,4 @@
-"""A whole study at the smallest scale: two trials, both confirmed on two seeds, one twin.
-
-python small_study.py BACKBONE STORAGE
-"""
+"""A whole study at the smallest scale: two trials, both confirmed on two seeds, one twin."""
 
 from __future__ import annotations
 
@@ -11,7 +8,6 @@ from typing import Any
 
 import optuna
 
-from rsllm.cli import run_script
 from rsllm.config import Experiment
 from rsllm.config.plain import replace_in
 from rsllm.study.claims import Claim
@@ -48,7 +44,7 @@ def twins(best: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def main() -> None:
-    """Run the study, or continue it."""
+    """Run the study on a backbone, in a storage, or continue it."""
     backbone, storage = sys.argv[1:]
     study = Study(
         title="Small study",
@@ -63,7 +59,3 @@ def main() -> None:
         confirm_top=2,
     )
     run(study, storage)
-
-
-if __name__ == "__main__":
-    run_script(main)
